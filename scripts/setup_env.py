@@ -47,7 +47,18 @@ def main() -> int:
 
 
 def _install(extra: str) -> int:
-    install = [PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", PYTHON, "-e", f".[{extra},dev]"]
+    install: list[str | Path] = [
+        PYTHON,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        PYTHON,
+        "-e",
+        f".[{extra},dev]",
+    ]
     attempts = [[*install, *_find_links()]]
     if extra == "cpu":
         attempts = [[*attempt, "torch==2.13.0+cpu"] for attempt in attempts]
@@ -67,9 +78,7 @@ def _find_links() -> list[str]:
     """pip's configured find-links, as uv options: uv does not read pip's configuration."""
     places = []
     for key in (":env:.find-links", "global.find-links", "user.find-links", "site.find-links"):
-        found = subprocess.run(
-            [PYTHON, "-m", "pip", "config", "get", key], capture_output=True, text=True, check=False
-        )
+        found = subprocess.run([PYTHON, "-m", "pip", "config", "get", key], capture_output=True, text=True, check=False)
         places += found.stdout.split()
     return [option for place in dict.fromkeys(places) for option in ("--find-links", place)]
 

@@ -1,4 +1,12 @@
-"""placeholder"""
+"""Repairs to vLLM's speculative decoding, applied by vLLM itself as a general plugin; see docs/patches.md.
 
-def register() -> None:
-    pass
+Importing this package imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from vllm_patches.apply import register
+from vllm_patches.ledger import LEDGER, Patch
+from vllm_patches.state import PatchStatus, missing, status
+
+__all__ = ["LEDGER", "Patch", "PatchStatus", "missing", "register", "status"]

@@ -1,0 +1,388 @@
+"""Acceptance lengths and acceptance rates per position, from the step and turn tables of a run.
+
+Pure functions on data frames; no engine is imported. Formulas with their sources: docs/statistics.md.
+
+steps: one row per verify step: suite, conversation, seed, turn, step, drafted, accepted, committed.
+turns: one row per request: suite, conversation, seed, turn, category, prompt_tokens, output_tokens,
+       finish_reason, steps, undrafted_steps, drafted, accepted, excess.
+
+A step without drafts (drafted = 0) is an ordinary decoding step: every estimator leaves it out, and it is
+counted beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from speceval.errors import UserError
+from speceval.statistics import (
+    Interval,
+    PairedDifference,
+    cluster_warnings,
+    paired_ratio_difference,
+    proportion_interval,
+    ratio_interval,
+)
+
+REQUEST = ["suite", "conversation", "seed", "turn"]
+STEP_COLUMNS = [*REQUEST, "step", "drafted", "accepted", "committed"]
+TURN_COLUMNS = [
+    *REQUEST,
+    "output_tokens",
+    "finish_reason",
+    "steps",
+    "undrafted_steps",
+    "drafted",
+    "accepted",
+    "excess",
+]
+FINISH_REASONS = ("stop", "length")
+
+
+def drafted_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have drafts: what "steps" means in every estimator."""
+    return steps[steps["drafted"] > 0]
+
+
+def tau(steps: pd.DataFrame) -> float | None:
+    """1 + ΣA / #steps, vLLM's acceptance length; None without drafted steps."""
+    rows = drafted_steps(steps)
+    return _divide(len(rows) + rows["accepted"].sum(), len(rows))
+
+
+def tau_paper(steps: pd.DataFrame, k: int) -> float | None:
+    """1 + K · ΣA / Σdrafted (LK Losses paper); `tau` when every step drafts K. None without drafted steps."""
+    rows = drafted_steps(steps)
+    return _divide(rows["drafted"].sum() + k * rows["accepted"].sum(), rows["drafted"].sum())
+
+
+def tau_committed(steps: pd.DataFrame) -> float | None:
+    """Committed tokens of drafted steps per drafted step, as in DeepSpec. None without drafted steps."""
+    rows = drafted_steps(steps)
+    return _divide(rows["committed"].sum(), len(rows))
+
+
+def tau_request_mean(turns: pd.DataFrame) -> float | None:
+    """Unweighted mean over requests of the request's own tau; requests without drafted steps have none."""
+    rows = turns[turns["steps"] > 0]
+    return _divide((1 + rows["accepted"] / rows["steps"]).sum(), len(rows))
+
+
+def positions(steps: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Counts and rates per draft position, one row per position 1 … K.
+
+    Columns: position; accepted = #(A >= j); drafted = #(drafted >= j); reached = #(A >= j-1 and drafted
+    >= j); unconditional u_j = accepted / drafted; conditional c_j = accepted / reached (NaN for 0 / 0).
+    """
+    rows = [[j, *(int(mask.sum()) for mask in _position_masks(steps, j))] for j in range(1, k + 1)]
+    counts = pd.DataFrame(rows, columns=["position", "accepted", "drafted", "reached"])
+    counts["unconditional"] = counts["accepted"] / counts["drafted"].where(counts["drafted"] > 0)
+    counts["conditional"] = counts["accepted"] / counts["reached"].where(counts["reached"] > 0)
+    return counts
+
+
+def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
+    """Drafted steps, and tokens drafted, accepted and committed in them, per conversation.
+
+    Columns: steps, drafted, accepted, committed; index: conversation (all its seeds and turns), where it
+    has drafted steps.
+    """
+    grouped = drafted_steps(steps).groupby("conversation", sort=False)
+    totals = grouped[["drafted", "accepted", "committed"]].sum()
+    totals.insert(0, "steps", grouped.size())
+    return totals
+
+
+def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float = 0.95) -> dict[str, Any]:
+    """Every estimator of one suite of one run with its conversation-clustered interval, as JSON-ready values.
+
+    steps, turns: the two tables of one suite; k: the run's K; confidence: of all intervals. What the data
+    leave undefined is None. Raises UserError when columns or values are missing, the tables hold several
+    suites, or a step drafts more than k.
+    """
+    _check(steps, turns)
+    _one_suite(steps, turns)
+    most = int(steps["drafted"].max()) if len(steps) else 0
+    if most > k:
+        raise UserError(f"a step drafts {most} tokens but K is {k}: pass the K that the run used")
+    intervals = _tau_intervals(steps, turns, k, confidence)
+    return {
+        "conversations": int(turns["conversation"].nunique()),
+        "samples": len(turns[["conversation", "seed"]].drop_duplicates()),
+        "turns": len(turns),
+        "steps": len(drafted_steps(steps)),
+        "undrafted_steps": int((steps["drafted"] == 0).sum()),
+        "drafted": int(steps["drafted"].sum()),
+        "accepted": int(steps["accepted"].sum()),
+        "committed": int(turns["output_tokens"].sum()),
+        "excess": int(turns["excess"].sum()),
+        "finish": {reason: int((turns["finish_reason"] == reason).sum()) for reason in FINISH_REASONS},
+        **{name: interval.as_dict() for name, interval in intervals.items()},
+        "positions": _position_intervals(steps, k, confidence),
+        "warnings": _warnings(intervals["tau"], turns),
+    }
+
+
+def compare(
+    steps_a: pd.DataFrame,
+    turns_a: pd.DataFrame,
+    steps_b: pd.DataFrame,
+    turns_b: pd.DataFrame,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """tau of run b against run a on one suite, paired by conversation, over the requests that both runs have.
+
+    A request is (conversation, seed, turn). Returns plain values: `conversations` (clusters of the test:
+    those with drafted steps in both runs), `samples` and `turns` in both, `only_a` and `only_b` (requests
+    left out); `tau_a`, `tau_b`, `difference` (b - a) and `relative_percent` (100 (b/a - 1)), each {value,
+    low, high, se}; `p_value` of no difference, two-sided; `confidence`; `warnings`. Raises UserError when
+    columns are missing, there are several suites, or no request is in both runs.
+    """
+    _check(steps_a, turns_a)
+    _check(steps_b, turns_b)
+    _one_suite(steps_a, turns_a, steps_b, turns_b)
+    index_a, index_b = _request_index(turns_a), _request_index(turns_b)
+    common = index_a.intersection(index_b)
+    if common.empty:
+        raise UserError(
+            "the two runs share no (conversation, seed, turn): run both on the same conversations and seeds"
+        )
+    totals_a = conversation_totals(steps_a[_request_index(steps_a).isin(common)])
+    totals_b = conversation_totals(steps_b[_request_index(steps_b).isin(common)])
+    totals_a, totals_b = totals_a.align(totals_b, join="inner")
+    terms = [_tau_terms(totals) for totals in (totals_a, totals_b)]
+    paired = paired_ratio_difference(*terms[0], *terms[1], confidence=confidence)
+    shared = common.to_frame(index=False)
+    return {
+        "conversations": paired.difference.clusters,
+        "samples": len(shared[["conversation", "seed"]].drop_duplicates()),
+        "turns": len(shared),
+        "only_a": len(index_a) - len(shared),
+        "only_b": len(index_b) - len(shared),
+        "tau_a": ratio_interval(*terms[0], confidence, bounds=(1, np.inf)).as_dict(),
+        "tau_b": ratio_interval(*terms[1], confidence, bounds=(1, np.inf)).as_dict(),
+        "difference": paired.difference.as_dict(),
+        "relative_percent": paired.relative_percent.as_dict(),
+        "p_value": paired.p_value,
+        "confidence": confidence,
+        "warnings": _compare_warnings(paired, shared),
+    }
+
+
+def reconcile(steps: pd.DataFrame, turns: pd.DataFrame) -> list[str]:
+    """Identities that hold exactly for every request; returns the violations, one line each.
+
+    A line names the request, e.g. "mt_bench 81 seed 0 turn 2: ...". Empty list: everything agrees.
+    Checked: the turn's steps, undrafted_steps, drafted and accepted are sums over its step rows; 0 <=
+    accepted <= drafted; every step commits 1 + accepted, only the last may commit fewer, at least 1;
+    output_tokens = 1 (the prefill's) + Σ committed; excess = Σ (1 + accepted - committed); the counts per
+    position add up to accepted; steps are numbered 1 … n; finish_reason is known; each step row has one
+    turn row. Raises UserError when columns or values are missing.
+    """
+    _check(steps, turns)
+    duplicates = turns[turns.duplicated(REQUEST)]
+    if len(duplicates):  # the other identities need one turn row per request
+        return [f"{_name(row)}: more than one turn row" for row in duplicates.to_dict("records")]
+    request = _request_index(turns).get_indexer(_request_index(steps))
+    orphans = steps[request < 0].drop_duplicates(REQUEST)
+    found = [f"{_name(row)}: step rows without a turn row" for row in orphans.to_dict("records")]
+    steps, request = steps[request >= 0], request[request >= 0]
+    return found + _step_violations(steps, request) + _turn_violations(steps, turns, request)
+
+
+def check_counters(steps: pd.DataFrame, counters: Mapping[str, Any]) -> list[str]:
+    """Compare the table's totals with the engine's own counters, exactly; returns one line per difference.
+
+    counters: num_drafts, num_draft_tokens, num_accepted_tokens (int) and num_accepted_tokens_per_pos
+    (list of int, entry j-1 for position j), as vLLM's SpecDecodingStats names them
+    (vllm/v1/spec_decode/metrics.py). Raises UserError on a missing counter.
+    """
+    ours: dict[str, int] = {
+        "num_drafts": len(drafted_steps(steps)),
+        "num_draft_tokens": int(steps["drafted"].sum()),
+        "num_accepted_tokens": int(steps["accepted"].sum()),
+    }
+    missing = [name for name in (*ours, "num_accepted_tokens_per_pos") if name not in counters]
+    if missing:
+        raise UserError(f"the engine's counters lack {', '.join(missing)}: record them with the run's statistics on")
+    theirs = {name: int(counters[name]) for name in ours}
+    per_position = [int(n) for n in counters["num_accepted_tokens_per_pos"]]
+    most = int(steps["accepted"].max()) if len(steps) else 0
+    for j in range(1, max(most, len(per_position)) + 1):
+        name = f"num_accepted_tokens_per_pos[{j - 1}]"
+        ours[name] = int((steps["accepted"] >= j).sum())
+        theirs[name] = per_position[j - 1] if j <= len(per_position) else 0
+    return [
+        f"{name}: step rows give {ours[name]}, the engine counted {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name]
+    ]
+
+
+def _tau_terms(totals: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Numerator and denominator of `tau` per conversation."""
+    return (totals["steps"] + totals["accepted"]).to_numpy(), totals["steps"].to_numpy()
+
+
+def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float) -> dict[str, Interval]:
+    """The four acceptance lengths; a step emits 1 … K+1 tokens, which bounds them all."""
+    totals = conversation_totals(steps)
+    requests = turns[turns["steps"] > 0]
+    own_tau = (1 + requests["accepted"] / requests["steps"]).groupby(requests["conversation"], sort=False)
+    terms = {
+        "tau": _tau_terms(totals),
+        "tau_paper": (totals["drafted"] + k * totals["accepted"], totals["drafted"]),
+        "tau_committed": (totals["committed"], totals["steps"]),
+        "tau_request_mean": (own_tau.sum(), own_tau.size()),
+    }
+    return {
+        name: ratio_interval(x, y, confidence, bounds=(1, k + 1))  # type: ignore[arg-type]
+        for name, (x, y) in terms.items()
+    }
+
+
+def _position_masks(steps: pd.DataFrame, j: int) -> tuple[NDArray[np.bool_], ...]:
+    """Which steps accept position j, draft it, and reach it."""
+    accepted, drafted = steps["accepted"].to_numpy(), steps["drafted"].to_numpy()
+    return accepted >= j, drafted >= j, (accepted >= j - 1) & (drafted >= j)
+
+
+def _position_intervals(steps: pd.DataFrame, k: int, confidence: float) -> list[dict[str, Any]]:
+    cluster, ids = pd.factorize(steps["conversation"])
+    rows = []
+    for j in range(1, k + 1):
+        accepted, drafted, reached = (
+            np.bincount(cluster[mask], minlength=len(ids)) for mask in _position_masks(steps, j)
+        )
+        unconditional = proportion_interval(accepted, drafted, confidence)
+        conditional = proportion_interval(accepted, reached, confidence)
+        rows.append(
+            {
+                "position": j,
+                "accepted": int(accepted.sum()),
+                "drafted": int(drafted.sum()),
+                "reached": int(reached.sum()),
+                "unconditional": unconditional.value,
+                "conditional": conditional.value,
+                "unconditional_low": unconditional.low,
+                "unconditional_high": unconditional.high,
+                "conditional_low": conditional.low,
+                "conditional_high": conditional.high,
+            }
+        )
+    return rows
+
+
+def _warnings(pooled: Interval, turns: pd.DataFrame) -> list[str]:
+    found = cluster_warnings(pooled.clusters)
+    if pooled.se is not None and pooled.se <= 1e-12:
+        found.append("every conversation has the same tau: the interval's zero width is no proof of certainty")
+    without = int((turns["steps"] == 0).sum())
+    if without and pooled.clusters:
+        found.append(f"{without} of {len(turns)} requests have no drafted step and no tau of their own")
+    return found
+
+
+def _compare_warnings(paired: PairedDifference, shared: pd.DataFrame) -> list[str]:
+    clusters = paired.difference.clusters
+    found = cluster_warnings(clusters)
+    if clusters > 1 and paired.p_value is None:
+        found.append("every conversation shows the same difference: without spread there is no p-value")
+    without = shared["conversation"].nunique() - clusters
+    if without and clusters:
+        found.append(f"{without} conversations have no drafted step in one of the runs and are left out")
+    return found
+
+
+def _step_violations(steps: pd.DataFrame, request: NDArray[np.intp]) -> list[str]:
+    """Identities inside one step row, or between a step and its place in the request."""
+    drafted, accepted, committed = (steps[name].to_numpy() for name in ("drafted", "accepted", "committed"))
+    number = steps["step"].to_numpy()
+    last_number = np.zeros(request.max(initial=-1) + 1, number.dtype)
+    np.maximum.at(last_number, request, number)
+    last = number == last_number[request]
+    emitted = 1 + accepted
+    failures = [
+        ((accepted < 0) | (accepted > drafted), "accepts {accepted} of {drafted} drafted tokens"),
+        (
+            ~last & (committed != emitted),
+            "commits {committed} tokens, not 1 + {accepted} accepted, and is not the last",
+        ),
+        (
+            last & ((committed < 1) | (committed > emitted)),
+            "is the last and commits {committed} tokens, outside 1 … 1 + {accepted} accepted",
+        ),
+        (steps.duplicated([*REQUEST, "step"]).to_numpy(), "appears twice"),
+    ]
+    return [
+        f"{_name(row)}: step {row['step']} " + text.format(**row)
+        for mask, text in failures
+        for row in steps[mask].to_dict("records")
+    ]
+
+
+def _turn_violations(steps: pd.DataFrame, turns: pd.DataFrame, request: NDArray[np.intp]) -> list[str]:
+    """Identities between a turn row and the sums over its step rows."""
+    drafted, accepted, committed = (steps[name].to_numpy() for name in ("drafted", "accepted", "committed"))
+
+    def total(values: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(request, weights=values, minlength=len(turns)).astype(np.int64)
+
+    rows = total(np.ones(len(steps)))
+    most = int(drafted.max()) if len(steps) else 0
+    by_position = sum((total(accepted >= j) for j in range(1, most + 1)), start=np.zeros_like(rows))
+    last_number = np.zeros(len(turns), np.int64)
+    np.maximum.at(last_number, request, steps["step"].to_numpy())
+    identities = [  # what is recorded, the same from the step rows
+        ("steps", turns["steps"], "#(drafted > 0)", total(drafted > 0)),
+        ("undrafted_steps", turns["undrafted_steps"], "#(drafted = 0)", total(drafted == 0)),
+        ("drafted", turns["drafted"], "Σ drafted", total(drafted)),
+        ("accepted", turns["accepted"], "Σ accepted", total(accepted)),
+        ("Σ accepted", total(accepted), "Σ_j #(accepted >= j)", by_position),
+        ("output_tokens", turns["output_tokens"], "1 + Σ committed", 1 + total(committed)),
+        ("excess", turns["excess"], "Σ (1 + accepted - committed)", total(1 + accepted - committed)),
+        ("the last step's number", last_number, "#(step rows)", rows),
+    ]
+    found = [
+        f"{_name(turns.iloc[i])}: {name} is {np.asarray(recorded)[i]} but {formula} is {counted[i]}"
+        for name, recorded, formula, counted in identities
+        for i in np.flatnonzero(np.asarray(recorded) != counted)
+    ]
+    unknown = turns[~turns["finish_reason"].isin(FINISH_REASONS)]
+    return found + [
+        f"{_name(row)}: finish_reason {row['finish_reason']!r} is none of {', '.join(FINISH_REASONS)}"
+        for row in unknown.to_dict("records")
+    ]
+
+
+def _name(row: Mapping[Any, Any] | pd.Series) -> str:
+    return f"{row['suite']} {row['conversation']} seed {row['seed']} turn {row['turn']}"
+
+
+def _request_index(frame: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(frame[REQUEST])
+
+
+def _divide(numerator: float, denominator: float) -> float | None:
+    return float(numerator / denominator) if denominator else None
+
+
+def _check(steps: pd.DataFrame, turns: pd.DataFrame) -> None:
+    for name, frame, columns in (("steps", steps, STEP_COLUMNS), ("turns", turns, TURN_COLUMNS)):
+        absent = [column for column in columns if column not in frame]
+        if absent:
+            raise UserError(f"the {name} table lacks the column(s) {', '.join(absent)}: record the run again")
+        empty = [column for column in columns if frame[column].isna().any()]
+        if empty:
+            raise UserError(f"the {name} table has empty values in {', '.join(empty)}: record the run again")
+
+
+def _one_suite(*frames: pd.DataFrame) -> None:
+    suites = sorted({str(suite) for frame in frames for suite in frame["suite"].unique()})
+    if len(suites) > 1:
+        raise UserError(f"one suite at a time: the tables hold {', '.join(suites)}; select one")

@@ -1,0 +1,66 @@
+"""Give a resolved pair what only the checkpoints know: zoo directories, hub commits, K limits and sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .fit import check_fit
+from .hub import hub_config, local_config
+from .recognise import recognise, sizes
+from .schema import Draft, Pair, Target
+
+
+def fetch(pair: Pair) -> Pair:
+    """The pair with everything known that can be known before the engine starts.
+
+    Zoo members are built if need be and become directories. Hub checkpoints keep their id; their revision becomes the
+    commit (config.json alone is downloaded, the engine gets the weights). K limits and sizes are read from config.json,
+    and `check_fit` is applied to them. Raises UserError as `resolve` does.
+    """
+    if pair.target.source == "zoo":
+        pair = _build_zoo(pair)
+    target = _read_target(pair.target)
+    if pair.draft is None:
+        return Pair(target=target, draft=None)
+    draft = _read_draft(pair.draft)
+    check_fit(target, draft)
+    return Pair(target=target, draft=draft)
+
+
+def _build_zoo(pair: Pair) -> Pair:
+    from speceval import zoo
+
+    names = [pair.draft.name] if pair.draft is not None and pair.draft.source == "zoo" else []
+    paths = zoo.ensure(names)
+    target = pair.target.model_copy(update={"model": str(paths["target"])})
+    if not names:
+        return Pair(target=target, draft=pair.draft)
+    assert pair.draft is not None
+    return Pair(target=target, draft=pair.draft.model_copy(update={"model": str(paths[names[0]])}))
+
+
+def _read_target(target: Target) -> Target:
+    if target.source == "hub":
+        config, commit = hub_config(target.model, target.revision)
+        return target.model_copy(update={"revision": commit, "sizes": sizes(config)})
+    return target.model_copy(update={"sizes": sizes(local_config(Path(target.model)))})
+
+
+def _read_draft(draft: Draft) -> Draft:
+    if draft.model is None:
+        return draft
+    revision = draft.revision
+    if draft.source == "hub":
+        config, revision = hub_config(draft.model, draft.revision)
+    else:
+        config = local_config(Path(draft.model))
+    facts = recognise(config, draft.model)
+    update = {
+        "revision": revision,
+        "default_k": draft.default_k or facts.default_k,
+        "max_k": facts.max_k,
+        "k_unit": facts.k_unit,
+        "engine_args": facts.engine_args,
+        "sizes": facts.sizes,
+    }
+    return draft.model_copy(update=update)

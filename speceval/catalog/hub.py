@@ -1,0 +1,81 @@
+"""The model hub: is it reachable, and a checkpoint's config.json from it."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from speceval.errors import UserError
+
+_TIMEOUT_SECONDS = 5.0
+
+
+@lru_cache(maxsize=1)
+def online() -> bool:
+    """True if the hub answers within five seconds; asked once per process.
+
+    One short question instead of the client's own retries, which take minutes on a machine without network.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS)
+    except Exception:  # whatever the transport raises means the same: no hub
+        return False
+    return True
+
+
+def hub_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    """config.json of a hub checkpoint and the commit it is from; from the local cache when offline.
+
+    Downloads nothing but config.json. Raises UserError: offline and not cached, no such or no access to the repository.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        path = hf_hub_download(model, "config.json", revision=revision, local_files_only=not online())
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"'{model}': the model hub cannot be reached and the checkpoint is not in its cache: "
+            "give a local directory or go online"
+        ) from None
+    except GatedRepoError:
+        raise UserError(f"'{model}': gated on the hub: accept its licence there and log in (hf auth login)") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"'{model}': no such model on the hub, or a private one: check the name or log in") from None
+    except RevisionNotFoundError:
+        raise UserError(f"'{model}': no revision '{revision}' on the hub") from None
+    except EntryNotFoundError:
+        raise UserError(f"'{model}': has no config.json on the hub, so it is not a checkpoint vLLM loads") from None
+    config = parse_config(Path(path), model)
+    return config, Path(path).parent.name
+
+
+def local_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory. Raises UserError if there is none or it is not a JSON object."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory}: no config.json in it, so it is not a checkpoint directory")
+    return parse_config(path, str(path))
+
+
+def parse_config(path: Path, shown: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError, naming it `shown`."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{shown}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{shown}: not a JSON object")
+    return config

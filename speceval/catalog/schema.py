@@ -1,0 +1,139 @@
+"""What the YAML files hold (`TargetEntry`, `DraftEntry`) and what `resolve` returns (`Pair`)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speceval.errors import UserError
+
+Source = Literal["hub", "local", "zoo", "none"]
+"""Where a checkpoint is: model hub, directory, the embedded zoo, or nowhere (n-gram and suffix drafting)."""
+
+Method = Literal[
+    "eagle", "eagle3", "medusa", "mlp_speculator", "mtp", "draft_model", "dflash", "dspark", "ngram", "suffix"
+]
+"""vLLM's `speculative_config["method"]`."""
+
+TARGETS_DIR = Path(__file__).parent / "targets"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sizes(_Frozen):
+    """The sizes of a config.json that say whether a drafter belongs to a target. None = not stated."""
+
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    num_hidden_layers: int | None = None
+    draft_vocab_size: int | None = None
+    """EAGLE-3: how many of the target's tokens the drafter can propose."""
+    target_hidden_size: int | None = None
+    """EAGLE-3: hidden size of the target the drafter was trained on, where it differs from its own."""
+    aux_layers: tuple[int, ...] = ()
+    """EAGLE-3: target layers whose hidden states the drafter reads."""
+    mtp_layers: int | None = None
+    verifier: str | None = None
+    """speculators format: the hub id of the target."""
+
+
+class DraftEntry(_Frozen):
+    """One drafter of a target in the catalog."""
+
+    model: str
+    method: Method
+    k: int = Field(gt=0)
+    """K of the paper's measurement."""
+    max_k: int | None = Field(default=None, gt=0)
+    """Largest K the checkpoint can draft (MEDUSA: heads; MLP speculator: n_predict)."""
+    revision: str | None = None
+    aliases: tuple[str, ...] = ()
+    paper_setup: str | None = None
+    """The `setup` of its rows in the LK Losses paper's tables."""
+    confirmed: bool = True
+    """False: the hub id follows the authors' naming but was not seen in any source."""
+    seen: str
+    """Where the hub id was seen."""
+    note: str | None = None
+
+
+class TargetEntry(_Frozen):
+    """One file of `targets/`."""
+
+    name: str
+    model: str
+    source: Literal["hub", "zoo"] = "hub"
+    revision: str | None = None
+    aliases: tuple[str, ...] = ()
+    model_type: str | None = None
+    sizes: Sizes = Sizes()
+    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_note: str | None = None
+    """Why `chat_template_kwargs` are needed, or what the template does by itself."""
+    answer_marker: str | None = None
+    hardware: str | None = None
+    drafters: dict[str, DraftEntry] = {}
+
+
+class Target(_Frozen):
+    """A target model, ready for an engine. `model` is a hub id, a directory, or (before `fetch`) "zoo"."""
+
+    name: str
+    source: Source
+    model: str
+    revision: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    answer_marker: str | None = None
+    """A turn's visible answer is the text after the last marker; None: the whole text."""
+    note: str | None = None
+    sizes: Sizes = Sizes()
+
+
+class Draft(_Frozen):
+    """A drafter, ready for an engine. `model` is None for n-gram and suffix drafting."""
+
+    name: str
+    source: Source
+    model: str | None
+    method: Method
+    revision: str | None = None
+    default_k: int | None = None
+    max_k: int | None = None
+    k_unit: int = 1
+    """A K above this must be a multiple of it (MTP with several trained layers)."""
+    engine_args: dict[str, Any] = {}
+    """Further keys of vLLM's speculative_config that the checkpoint needs, such as `parallel_drafting`."""
+    confirmed: bool = True
+    note: str | None = None
+    sizes: Sizes = Sizes()
+
+
+class Pair(_Frozen):
+    """What `resolve` returns. `draft` is None for a run without speculation."""
+
+    target: Target
+    draft: Draft | None
+
+
+@lru_cache(maxsize=1)
+def load_entries() -> dict[str, TargetEntry]:
+    """All catalog targets by name, in file order. Raises UserError naming file and field."""
+    entries = [_load_entry(path) for path in sorted(TARGETS_DIR.glob("*.yaml"))]
+    return {entry.name: entry for entry in entries}
+
+
+def _load_entry(path: Path) -> TargetEntry:
+    try:
+        return TargetEntry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: field '{where}': {first['msg']}") from None

@@ -1,0 +1,96 @@
+"""`make demo`: the zoo's two EAGLE-3 drafters at T=0 and T=1, with sampled and with greedy drafts, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from speceval import acceptance, launch
+from speceval.store import StoredRun
+from speceval.tables import plus_minus, run_json
+
+DRAFTERS = ("kl-eagle3", "lk-eagle3")
+SUITE = "demo"
+SEEDS = tuple(range(24))
+BATCH = 64
+
+CONDITIONS: tuple[tuple[str, float, str, tuple[int, ...]], ...] = (
+    ("T=0", 0.0, "greedy", (0,)),
+    ("T=1", 1.0, "probabilistic", SEEDS),
+    ("T=1, greedy drafts", 1.0, "greedy", SEEDS),
+)
+"""Heading, temperature, drafting and seeds of each column; at T=0 every seed gives the same text."""
+
+
+def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console) -> None:
+    """Measure every drafter under every condition below `out`, print the tables, draw the figure."""
+    from speceval import plots
+
+    runs: dict[tuple[str, str], StoredRun] = {}
+    for heading, temperature, drafting, seeds in CONDITIONS:
+        for draft in DRAFTERS:
+            job = launch.prepare(
+                target="zoo",
+                draft=draft,
+                temperature=temperature,
+                drafting=drafting,
+                suite_names=[SUITE],
+                seeds=seeds,
+                batch=BATCH,
+                out=out / f"{draft}-T{temperature:g}-{drafting}",
+            )
+            runs[draft, heading] = measure(job)
+    console.print(lengths_table(runs))
+    console.print(positions_table(runs))
+    for run in runs.values():
+        for problem in run.meta["problems"]:
+            console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
+    console.print(
+        "tau = 1 + accepted draft tokens per verify step, ± half a 95 % interval (unit: the conversation). Δ% and its "
+        "interval are paired by conversation. Sampled drafts are accepted with Σ min(p, q), greedy drafts at T=1 with "
+        "p(argmax q): two quantities."
+    )
+    figure = out / "positions.png"
+    plots.positions([runs[draft, heading] for draft in DRAFTERS for heading, *_ in CONDITIONS[1:]], figure)
+    console.print(f"figure: {figure}; every run: speceval show {out}/<run>", markup=False)
+
+
+def lengths_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
+    """tau of each drafter under each condition, and the paired relative difference."""
+    table = Table(title="Acceptance length tau on the demo prompts (target: zoo)", title_justify="left")
+    table.add_column("drafter")
+    for heading, *_ in CONDITIONS:
+        table.add_column(heading, justify="right")
+    for draft in DRAFTERS:
+        summaries = (run_json(runs[draft, heading])["suites"][SUITE] for heading, *_ in CONDITIONS)
+        table.add_row(draft, *(plus_minus(summary["tau"]) for summary in summaries))
+    table.add_section()
+    compared = (difference(*(runs[draft, heading] for draft in DRAFTERS)) for heading, *_ in CONDITIONS)
+    table.add_row("Δ% of lk over kl", *(f"{c['value']:+.1f} % [{c['low']:+.1f}, {c['high']:+.1f}]" for c in compared))
+    return table
+
+
+def positions_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
+    """P(position j accepted) of each run."""
+    table = Table(title="P(draft position j accepted), unconditional", title_justify="left")
+    table.add_column("drafter")
+    table.add_column("condition")
+    k = max(run.meta["spec"]["k"] for run in runs.values())
+    for position in range(1, k + 1):
+        table.add_column(str(position), justify="right")
+    for heading, *_ in CONDITIONS:
+        for draft in DRAFTERS:
+            rows = run_json(runs[draft, heading])["suites"][SUITE]["positions"]
+            table.add_row(draft, heading, *(f"{row['unconditional']:.3f}" for row in rows))
+    return table
+
+
+def difference(a: StoredRun, b: StoredRun) -> dict[str, Any]:
+    """Relative difference of b's tau over a's in percent, paired by conversation: value, low, high."""
+    compared = acceptance.compare(a.steps, a.turns, b.steps, b.turns)
+    relative: dict[str, Any] = compared["relative_percent"]
+    return relative

@@ -1,0 +1,134 @@
+"""What a person sees while a run goes on: progress, and the engine's own output kept out of the way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from speceval.protocol import RunSpec
+from speceval.runner import Progress
+
+Watch = Callable[[Progress, RunSpec], AbstractContextManager[Callable[[], None]]]
+"""Makes a progress display: a context manager that yields a function to call after each engine step."""
+
+REFRESH = 0.25
+"""Seconds between two updates of the display."""
+PLAIN_REFRESH = 10.0
+"""Seconds between two lines when the output is no terminal."""
+
+
+def watcher(console: Console) -> Watch:
+    """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere."""
+    return _bar(console) if console.is_terminal else _lines(console)
+
+
+def running_tau(progress: Progress) -> str:
+    """tau ± half-width of its 95 % interval over the conversations so far."""
+    from speceval.statistics import ratio_interval
+
+    counts: dict[tuple[str, str], list[int]] = {}
+    for (suite, conversation, _), (accepted, steps) in progress.accepted_by_conversation.items():
+        total = counts.setdefault((suite, conversation), [0, 0])
+        total[0] += accepted + steps
+        total[1] += steps
+    if not any(steps for _, steps in counts.values()):
+        return "tau –"
+    tau = ratio_interval([a for a, _ in counts.values()], [s for _, s in counts.values()])
+    if tau.value is None or tau.high is None:
+        return f"tau {tau.value:.3f}"
+    return f"tau {tau.value:.3f} ± {tau.high - tau.value:.3f}"
+
+
+def _status(progress: Progress) -> str:
+    speed = progress.tokens / max(time.monotonic() - progress.started, 1e-9)
+    return f"{speed:,.0f} tokens/s  {running_tau(progress)}"
+
+
+def _bar(console: Console) -> Watch:
+    @contextmanager
+    def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("conversations  {task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        # Refreshed by hand: a refresh thread would take the engine's time.
+        with Bar(*columns, console=console, auto_refresh=False) as bar:
+            task = bar.add_task(
+                f"{spec.draft} T={spec.temperature:g}",
+                total=progress.conversations,
+                completed=progress.done,
+                status="",
+            )
+            due = _every(REFRESH)
+
+            def changed() -> None:
+                if due() or progress.done == progress.conversations:
+                    bar.update(task, completed=progress.done, status=_status(progress), refresh=True)
+
+            yield changed
+
+    return watch
+
+
+def _lines(console: Console) -> Watch:
+    @contextmanager
+    def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
+        due = _every(PLAIN_REFRESH)
+
+        def changed() -> None:
+            if due():
+                console.print(
+                    f"{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} conversations, "
+                    f"{_status(progress)}",
+                    soft_wrap=True,
+                )
+
+        yield changed
+
+    return watch
+
+
+def _every(seconds: float) -> Callable[[], bool]:
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < seconds:
+            return False
+        last = now
+        return True
+
+    return due
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Send everything written to file descriptors 1 and 2 meanwhile (C++ and child processes too) to `path`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in zip((1, 2), kept, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)

@@ -1,0 +1,113 @@
+"""Engines generate tokens and report their verify steps. Only this package knows vLLM.
+
+This module holds the plain data that every engine speaks; it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vllm_patches import PatchStatus
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters of one request: all of them, so that no checkpoint's defaults can leak in."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a request after its prefill. `drafted` 0: a step that verified no draft tokens."""
+
+    drafted: int
+    accepted: int
+    committed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request that is done. `token_ids` are the committed tokens, the prefill's first one included."""
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: str | int | None
+    steps: list[Step]
+    cached_tokens: int
+
+
+@dataclass
+class Counters:
+    """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics)."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    preemptions: int = 0
+
+    def minus(self, other: Counters) -> Counters:
+        """What was counted since `other`."""
+        before = other.num_accepted_tokens_per_pos or [0] * len(self.num_accepted_tokens_per_pos)
+        return Counters(
+            self.num_drafts - other.num_drafts,
+            self.num_draft_tokens - other.num_draft_tokens,
+            self.num_accepted_tokens - other.num_accepted_tokens,
+            [a - b for a, b in zip(self.num_accepted_tokens_per_pos, before, strict=True)],
+            self.preemptions - other.preemptions,
+        )
+
+
+class Engine(Protocol):
+    """What the runner needs of an engine."""
+
+    tokenizer: Any
+    max_model_len: int
+
+    def facts(self) -> dict[str, Any]:
+        """The settings as the engine resolved them, for the fingerprint."""
+
+    def patches(self) -> list[PatchStatus]:
+        """The patches' states where the engine samples."""
+
+    def warm_up(self) -> None:
+        """Pay the start-up's costs now."""
+
+    def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
+        """Queue a request."""
+
+    def step(self) -> tuple[int, list[Finished]]:
+        """Advance once: the number of tokens committed, and the requests that finished."""
+
+    def counters(self) -> Counters:
+        """The engine's own totals."""
+
+
+def align_steps(commits: list[int], drafted: list[int], accepted: list[int]) -> list[Step]:
+    """Join what a request received, step by step, with the engine's record of its drafts.
+
+    `commits`: tokens received at each engine step, the prefill's first; `drafted`, `accepted`: one entry for each step
+    that verified drafts, in order. A step that fits the next entry takes it; any other must be a step without drafts,
+    which commits one token. Entries that fit nowhere are kept as steps with 0 committed tokens, for
+    `acceptance.reconcile` to name.
+    """
+    steps: list[Step] = []
+    record = 0
+    for index, committed in enumerate(commits[1:], start=1):
+        last = index == len(commits) - 1
+        left = len(drafted) - record
+        fits = left > 0 and (committed == 1 + accepted[record] or (last and committed <= accepted[record]))
+        if fits:
+            steps.append(Step(drafted[record], accepted[record], committed))
+            record += 1
+        else:
+            steps.append(Step(0, 0, committed))
+    steps.extend(Step(d, a, 0) for d, a in zip(drafted[record:], accepted[record:], strict=True))
+    return steps

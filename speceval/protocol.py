@@ -1,0 +1,147 @@
+"""What a run is: the request (`RunSpec`) and the fingerprint of everything that moves the acceptance length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from speceval.errors import UserError
+
+Drafting = Literal["probabilistic", "greedy", "deterministic"]
+
+DETERMINISTIC_METHODS = ("ngram", "ngram_gpu", "suffix")
+"""Methods that propose tokens without a distribution: q is one-hot whatever the temperature."""
+
+
+SECRETS = frozenset({"hf_token", "api_key"})
+"""Engine arguments that must not reach run.json."""
+
+
+class RunSpec(BaseModel):
+    """One measurement: a target, a drafter, a temperature and the suites, as the user asked for it.
+
+    Two runs with equal specs are the same run: the run's directory and its resumption go by `identity`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: str = Field(min_length=1)
+    draft: str = Field(min_length=1)
+    k: int = Field(ge=1, description="num_speculative_tokens: the most draft tokens of one verify step")
+    temperature: float = Field(ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 = off")
+    drafting: Drafting
+    suites: tuple[str, ...] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1, description="conversations of each suite")
+    shuffle_seed: int | None = None
+    max_tokens: int | None = Field(default=None, ge=1, description="of one turn; None = the suite's own")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    batch: int = Field(default=32, ge=1, description="requests that the engine runs at once")
+    prefix_caching: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @field_validator("suites", "seeds")
+    @classmethod
+    def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"names {list(value)}: the same one twice")
+        return value
+
+    @field_validator("engine_args")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(value.keys() & SECRETS):
+            raise ValueError(f"{name} would be stored with the run: set it in the environment (HF_TOKEN)")
+        return value
+
+    @model_validator(mode="after")
+    def _sampled_drafts_need_temperature(self) -> RunSpec:
+        if self.temperature == 0 and self.drafting == "probabilistic":
+            raise ValueError("probabilistic drafting needs a temperature above 0")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Hash of the whole request (12 hex digits)."""
+        return digest(self.model_dump(mode="json"))[:12]
+
+    @property
+    def name(self) -> str:
+        """Directory name: readable, then the identity."""
+        parts = [_slug(self.target), _slug(self.draft), f"T{self.temperature:g}", self.drafting, f"k{self.k}"]
+        return "-".join([*parts, self.identity])
+
+
+FLAGS = {
+    "temperature": "--temp",
+    "suites": "--suite",
+    "engine_args": "--engine-arg",
+    "chat_template_kwargs": "--template-arg",
+}
+"""Fields that have another name on the command line."""
+
+
+def make_spec(**fields: Any) -> RunSpec:
+    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag."""
+    try:
+        return RunSpec(**fields)
+    except ValidationError as error:
+        raise UserError("; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def _one_line(problem: Any) -> str:
+    place = str(problem["loc"][0]) if problem["loc"] else ""
+    flag = FLAGS.get(place, f"--{place.replace('_', '-')}" if place else "run")
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = problem.get("input")
+    shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    return f"{flag}: {message}{shown}"
+
+
+def default_drafting(method: str, temperature: float) -> Drafting:
+    """The drafting mode when the user names none: sampled drafts whenever the target samples."""
+    if method in DETERMINISTIC_METHODS:
+        return "deterministic"
+    return "probabilistic" if temperature > 0 else "greedy"
+
+
+def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:
+    """Seed of one request: independent between requests, the same for every drafter (63 bits)."""
+    text = f"{seed}\x1f{suite}\x1f{conversation}\x1f{turn}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Fields (dotted) in which two fingerprints differ, each with both values."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    return [
+        f"{key}: {flat_a.get(key, 'absent')} -> {flat_b.get(key, 'absent')}"
+        for key in sorted(flat_a.keys() | flat_b.keys())
+        if flat_a.get(key) != flat_b.get(key)
+    ]
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(item, f"{name}.") if isinstance(item, dict) and item else {name: item})
+    return flat
+
+
+def _slug(name: str) -> str:
+    tail = name.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "._" else "_" for c in tail)[:40]

@@ -1,0 +1,199 @@
+"""The run itself: conversations in, verify steps out.
+
+`measure` keeps the engine fed: a conversation's next turn is submitted as soon as the last one is done, and a new
+conversation as soon as there is room, so that the batch stays full. A finished conversation goes to the store at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from speceval import chat
+from speceval.engines import Counters, Engine, Finished, Sampling
+from speceval.protocol import RunSpec, digest, request_seed
+from speceval.store import Key, Store
+from speceval.suites import Conversation, Suite
+
+QUEUE_AHEAD = 2
+"""Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the target reads a conversation: template arguments, and where an answer's visible part starts."""
+
+    kwargs: dict[str, Any]
+    answer_marker: str | None
+
+
+@dataclass
+class Progress:
+    """What a progress display needs; the runner updates it in place and calls `changed` after every engine step."""
+
+    conversations: int
+    done: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    accepted_by_conversation: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    """For each finished conversation: accepted draft tokens, verify steps."""
+
+
+@dataclass
+class Segment:
+    """One uninterrupted stretch of a run, for run.json."""
+
+    conversations: int
+    tokens: int
+    seconds: float
+    counters: Counters
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "seconds": round(self.seconds, 4)}
+
+
+class _Live:
+    """A conversation in flight."""
+
+    def __init__(self, suite: Suite, conversation: Conversation, seed: int) -> None:
+        self.suite, self.conversation, self.seed = suite, conversation, seed
+        self.messages: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        self.turns: list[dict[str, Any]] = []
+        self.skipped: str | None = None
+        self._prompt_tokens = 0
+
+    @property
+    def key(self) -> Key:
+        return self.suite.name, self.conversation.id, self.seed
+
+    @property
+    def turn(self) -> int:
+        """The turn that is due, from 1."""
+        return len(self.turns) + 1
+
+    @property
+    def over(self) -> bool:
+        return self.skipped is not None or len(self.turns) == len(self.conversation.turns)
+
+    def submit(self, engine: Engine, spec: RunSpec, template: Template) -> None:
+        """Submit the next turn, or mark the conversation as skipped when the turn does not fit the context."""
+        self.messages.append({"role": "user", "content": self.conversation.turns[self.turn - 1]})
+        prompt = chat.render(engine.tokenizer, self.messages, template.kwargs)
+        max_tokens = spec.max_tokens or self.suite.max_tokens
+        needed = len(prompt) + max_tokens + spec.k + 1
+        if needed > engine.max_model_len:
+            # Near the end of the context vLLM drafts nothing for the whole batch: such a turn would spoil the others.
+            self.skipped = (
+                f"turn {self.turn} needs {needed} tokens (prompt {len(prompt)} + max_tokens {max_tokens} + K + 1), "
+                f"the context has {engine.max_model_len}"
+            )
+            return
+        seed = None
+        if spec.temperature > 0:
+            seed = request_seed(self.seed, self.suite.name, self.conversation.id, self.turn)
+        self._prompt_tokens = len(prompt)
+        engine.submit(self.request_id, prompt, Sampling(spec.temperature, spec.top_p, spec.top_k, max_tokens, seed))
+
+    @property
+    def request_id(self) -> str:
+        return "\x1f".join((self.suite.name, self.conversation.id, str(self.seed)))
+
+    def receive(self, result: Finished, tokenizer: Any, answer_marker: str | None) -> None:
+        """Take a finished turn; its visible answer becomes part of the conversation."""
+        answer = chat.visible_answer(tokenizer, result.token_ids, answer_marker)
+        self.turns.append(
+            {
+                "turn": self.turn,
+                "user": self.messages[-1]["content"],
+                "output": answer if answer_marker is None else tokenizer.decode(result.token_ids),
+                "token_ids": result.token_ids,
+                "prompt_tokens": self._prompt_tokens,
+                "cached_tokens": result.cached_tokens,
+                "finish_reason": result.finish_reason,
+                "stop_reason": result.stop_reason,
+                "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],
+            }
+        )
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def record(self) -> dict[str, Any]:
+        """The journal line."""
+        line: dict[str, Any] = {
+            "suite": self.suite.name,
+            "conversation": self.conversation.id,
+            "seed": self.seed,
+            "category": self.conversation.category,
+            "turns": self.turns,
+        }
+        return {**line, "skipped": self.skipped} if self.skipped else line
+
+
+def plan(suites: Iterable[Suite], seeds: Iterable[int]) -> list[tuple[Suite, Conversation, int]]:
+    """Every conversation of the run, in order: seed by seed, suite by suite."""
+    seeds, suites = tuple(seeds), tuple(suites)
+    return [(suite, conversation, seed) for seed in seeds for suite in suites for conversation in suite.conversations]
+
+
+def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) -> str:
+    """SHA-256 of the first turn's rendered prompt tokens of every conversation."""
+    rendered = []
+    for suite in suites:
+        system: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        for conversation in suite.conversations:
+            messages = [*system, {"role": "user", "content": conversation.turns[0]}]
+            rendered.append(chat.render(engine.tokenizer, messages, template.kwargs))
+    return digest(rendered)
+
+
+def measure(
+    engine: Engine,
+    spec: RunSpec,
+    suites: list[Suite],
+    template: Template,
+    store: Store,
+    progress: Progress,
+    changed: Callable[[], None],
+) -> Segment:
+    """Generate every conversation that the store does not hold yet and append each as it finishes.
+
+    Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
+    """
+    due = [_Live(*item) for item in plan(suites, spec.seeds)]
+    pending = [live for live in due if live.key not in store.done]
+    pending.reverse()
+    active: dict[str, _Live] = {}
+    before, start, tokens = engine.counters(), time.perf_counter(), 0
+    count = len(pending)
+
+    def settle(live: _Live) -> None:
+        store.append(live.record())
+        rows = [step for turn in live.turns for step in turn["steps"] if step[0]]
+        progress.accepted_by_conversation[live.key] = (sum(accepted for _, accepted, _ in rows), len(rows))
+        progress.done += 1
+
+    def advance(live: _Live) -> None:
+        if not live.over:
+            live.submit(engine, spec, template)
+        if live.over:
+            active.pop(live.request_id, None)
+            settle(live)
+        else:
+            active[live.request_id] = live
+
+    while pending or active:
+        while pending and len(active) < QUEUE_AHEAD * spec.batch:
+            advance(pending.pop())
+        if not active:
+            continue
+        committed, finished = engine.step()
+        tokens += committed
+        progress.tokens += committed
+        for result in finished:
+            live = active[result.request_id]
+            live.receive(result, engine.tokenizer, template.answer_marker)
+            advance(live)
+        changed()
+    return Segment(count, tokens, time.perf_counter() - start, engine.counters().minus(before))

@@ -1,0 +1,252 @@
+"""The store of one run: `run.json`, `turns.parquet`, `steps.parquet`, `outputs.jsonl`.
+
+While a run goes on, each finished conversation is one line of `journal.jsonl`, flushed to disk before the next is
+taken; nothing else is written. So a killed run loses the conversations in flight and nothing more: the next start
+drops a torn last line and goes on. When all are in, the tables are made from the journal, each under a temporary name
+and then renamed, and the journal goes last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from speceval.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
+    "run.json",
+    "journal.jsonl",
+    "turns.parquet",
+    "steps.parquet",
+    "outputs.jsonl",
+)
+
+Key = tuple[str, str, int]
+"""A conversation of a run: suite, conversation id, seed."""
+
+TURN_COLUMNS = {
+    "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
+    "prompt_tokens": "int64", "cached_tokens": "int64", "output_tokens": "int64", "finish_reason": "string",
+    "steps": "int64", "undrafted_steps": "int64", "drafted": "int64", "accepted": "int64", "excess": "int64",
+}  # fmt: skip
+STEP_COLUMNS = {
+    "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "step": "int64",
+    "drafted": "int32", "accepted": "int32", "committed": "int32",
+}  # fmt: skip
+
+
+@dataclass
+class StoredRun:
+    """A run read back. `turns` and `steps` as the estimators take them (see `speceval.acceptance`)."""
+
+    directory: Path
+    meta: dict[str, Any]
+    turns: pd.DataFrame
+    steps: pd.DataFrame
+
+    @property
+    def complete(self) -> bool:
+        """Whether every conversation of the run is in."""
+        return bool(self.meta["status"] != "running")
+
+    @property
+    def suites(self) -> list[str]:
+        """Names of the suites, in the order in which they were asked for."""
+        return list(self.meta["fingerprint"]["suites"])
+
+    @property
+    def conversations(self) -> int:
+        """Conversations that are in, each seed counted."""
+        return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
+
+
+class Store:
+    """A run's directory, open for writing. Use as a context manager: it holds a lock against a second writer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._journal: IO[bytes] | None = None
+        self.done: set[Key] = set()
+
+    def __enter__(self) -> Store:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--out {self.directory}: not a directory: name one, or a new one") from None
+        self._journal = (self.directory / JOURNAL).open("ab+")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._journal.close()
+            raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
+        _drop_torn_line(self._journal)
+        self.done = {_key(line) for line in _read_lines(self.directory / JOURNAL)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._journal is not None
+        self._journal.close()
+        if not self.done and not (self.directory / RUN).exists():  # nothing was measured: leave nothing behind
+            (self.directory / JOURNAL).unlink()
+            if not any(self.directory.iterdir()):
+                self.directory.rmdir()
+
+    def read_meta(self) -> dict[str, Any] | None:
+        """run.json, or None for a run that has none yet."""
+        return read_meta(self.directory) if (self.directory / RUN).exists() else None
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        """Replace run.json."""
+        with _replacing(self.directory / RUN) as temporary:
+            temporary.write_text(json.dumps({"schema": SCHEMA_VERSION, **meta}, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, conversation: dict[str, Any]) -> None:
+        """Store one finished conversation; on return it survives kill -9 and power loss."""
+        assert self._journal is not None
+        key = _key(conversation)
+        if key in self.done:
+            raise ValueError(f"conversation {key} is in the store already")
+        self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
+        self._journal.flush()
+        os.fdatasync(self._journal.fileno())
+        self.done.add(key)
+
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The turns and steps so far."""
+        return frames(_read_lines(self.directory / JOURNAL))
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Turn the journal into the tables and mark the run as over."""
+        turns, steps = self.frames()
+        with _replacing(self.directory / OUTPUTS) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for line in sorted(_read_lines(self.directory / JOURNAL), key=_key):
+                for turn in line["turns"]:
+                    kept = {name: value for name, value in turn.items() if name != "steps"}
+                    row = {name: line[name] for name in ("suite", "conversation", "seed", "category")} | kept
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for name, frame in ((TURNS, turns), (STEPS, steps)):
+            with _replacing(self.directory / name) as temporary:
+                frame.to_parquet(temporary, index=False)
+        self.write_meta({**meta, "skipped": self.skipped()})
+        (self.directory / JOURNAL).unlink()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Conversations that ended before their last turn, and why."""
+        lines = (line for line in _read_lines(self.directory / JOURNAL) if "skipped" in line)
+        return [{name: line[name] for name in ("suite", "conversation", "seed", "skipped")} for line in lines]
+
+
+def read_meta(directory: Path) -> dict[str, Any]:
+    """run.json of a run's directory. Raises `UserError` when there is none or it is not ours."""
+    path = directory / RUN
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("schema"), int):
+        raise UserError(f"{path}: no schema version: not a speceval run")
+    if meta["schema"] != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema {meta['schema']}, this speceval reads {SCHEMA_VERSION}: use another version")
+    return meta
+
+
+def read_run(directory: Path) -> StoredRun:
+    """Read a run, finished or not. Raises `UserError` when the directory holds none or it is damaged."""
+    import pandas as pd
+
+    meta = read_meta(directory)
+    if meta["status"] == "running":
+        turns, steps = frames(_read_lines(directory / JOURNAL, ignore_torn=True))
+    else:
+        try:
+            turns, steps = (pd.read_parquet(directory / name) for name in (TURNS, STEPS))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory}: {TURNS} or {STEPS} cannot be read ({error}): run it again") from None
+    return StoredRun(directory, meta, turns, steps)
+
+
+def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Journal lines as the data frames `turns` (a row per request) and `steps` (a row per step), sorted."""
+    import pandas as pd
+
+    turns: list[tuple[Any, ...]] = []
+    steps: list[tuple[Any, ...]] = []
+    for line in conversations:
+        key = _key(line)
+        for turn in line["turns"]:
+            rows = turn["steps"]
+            verified = [(drafted, accepted, committed) for drafted, accepted, committed in rows if drafted]
+            turns.append(
+                (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
+                 len(turn["token_ids"]), turn["finish_reason"], len(verified), len(rows) - len(verified),
+                 sum(d for d, _, _ in verified), sum(a for _, a, _ in verified),
+                 sum(1 + a - c for _, a, c in rows))
+            )  # fmt: skip
+            steps.extend((*key, turn["turn"], index, *row) for index, row in enumerate(rows, start=1))
+    order = ["suite", "conversation", "seed", "turn"]
+    return (
+        pd.DataFrame(turns, columns=list(TURN_COLUMNS)).astype(TURN_COLUMNS).sort_values(order, ignore_index=True),
+        pd.DataFrame(steps, columns=list(STEP_COLUMNS))
+        .astype(STEP_COLUMNS)
+        .sort_values([*order, "step"], ignore_index=True),
+    )
+
+
+def list_runs(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs below `root`, newest first."""
+    found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
+    return sorted(found, key=lambda run: str(run[1].get("created")), reverse=True)
+
+
+def _key(line: dict[str, Any]) -> Key:
+    return line["suite"], line["conversation"], line["seed"]
+
+
+def _read_lines(path: Path, ignore_torn: bool = False) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if ignore_torn and not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                raise UserError(f"{path}: line {number} is damaged: remove it and run the same command") from None
+
+
+def _drop_torn_line(journal: IO[bytes]) -> None:
+    """Cut what a kill left behind the last newline."""
+    journal.seek(0)
+    whole = 0
+    for line in journal:
+        if line.endswith(b"\n"):
+            whole += len(line)
+    journal.truncate(whole)
+    journal.seek(0, os.SEEK_END)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

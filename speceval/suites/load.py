@@ -1,0 +1,120 @@
+"""`load`: a suite's name or file -> conversations."""
+
+from __future__ import annotations
+
+import hashlib
+from difflib import get_close_matches
+from pathlib import Path
+
+from speceval.errors import UserError
+
+from .read import hub_rows, local_rows
+from .rows import Row, check_pins, dataset_hash, normalise
+from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
+
+SUITES_DIR = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Names of the built-in suites."""
+    return sorted(path.stem for path in SUITES_DIR.glob("*.yaml"))
+
+
+def listing() -> list[dict[str, str]]:
+    """Rows for `speceval ls suites`. Reads no data: only pinned suites know their number of conversations."""
+    rows = []
+    for name in names():
+        suite = read_suite_file(SUITES_DIR / f"{name}.yaml")
+        pinned = SUITES_DIR / suite.pinned.rows if suite.pinned else None
+        count = len(pinned.read_text(encoding="ascii").splitlines()) if pinned else "?"
+        rows.append(
+            {
+                "suite": name,
+                "version": str(suite.version),
+                "conversations": str(count),
+                "max_tokens": str(suite.max_tokens),
+                "data file": suite.data.file[0],
+                "hub": suite.data.hub.id if suite.data.hub else "",
+                "prompt": suite.prompt_note or "",
+            }
+        )
+    return rows
+
+
+def load(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+) -> Suite:
+    """A built-in suite by name, or a user's `.yaml` (same schema) or `.jsonl` (`turns` or `prompt` in each row).
+
+    Rows come from beside the YAML, else from `data_dir`, else (no `data_dir` given) from the dataset hub. Pinned suites
+    are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id, so that a shorter `limit` is a
+    prefix of a longer one; then the first `limit` are kept (all, if there are fewer).
+
+    Raises UserError in one line: unknown suite, missing file, hub out of reach, or file, row and field of a bad row.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, not {limit}")
+    suite, directory = _describe(name_or_path)
+    path = _find_file(suite, directory, data_dir)
+    if path is not None:
+        shown, raw = str(path), local_rows(path, suite)
+    else:
+        assert suite.data.hub is not None
+        shown = f"hub dataset {suite.data.hub.id}"
+        raw = hub_rows(suite.data.hub, suite.data.file, suite.name)
+    rows = normalise(raw, suite, shown)
+    check_pins(rows, suite, directory, shown)
+    return Suite(
+        name=suite.name,
+        version=suite.version,
+        dataset_hash=dataset_hash(rows),
+        conversations=[_conversation(row, suite.template) for row in _choose(rows, limit, shuffle_seed)],
+        max_tokens=suite.max_tokens,
+        system=suite.system,
+        template=suite.template,
+        source=shown,
+    )
+
+
+def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
+    """The suite's description and the directory its data and pins are relative to."""
+    if name_or_path.lower() in names():
+        return read_suite_file(SUITES_DIR / f"{name_or_path.lower()}.yaml"), SUITES_DIR
+    path = Path(name_or_path).expanduser()
+    is_yaml, is_rows = path.suffix in (".yaml", ".yml"), path.name.endswith((".jsonl", ".jsonl.gz"))
+    if not is_yaml and not is_rows:
+        close = get_close_matches(name_or_path.lower(), names(), n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml or .jsonl file")
+    if not path.is_file():
+        raise UserError(f"suite '{name_or_path}': no such file")
+    if is_yaml:
+        return read_suite_file(path), path.parent
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return SuiteFile(name=stem, version=1, data=Data(file=(path.name,))), path.parent
+
+
+def _find_file(suite: SuiteFile, directory: Path, data_dir: Path | None) -> Path | None:
+    """The data file, or None if the rows are to come from the hub."""
+    places = [directory] if data_dir is None else [directory, Path(data_dir).expanduser()]
+    for place in places:
+        for file in suite.data.file:
+            if (place / file).is_file():
+                return place / file
+    if data_dir is None and suite.data.hub is not None:
+        return None
+    raise UserError(f"suite {suite.name}: no file {' or '.join(suite.data.file)} in {places[-1]}")
+
+
+def _choose(rows: list[Row], limit: int | None, shuffle_seed: int | None) -> list[Row]:
+    if shuffle_seed is not None:
+        rows = sorted(rows, key=lambda row: hashlib.sha256(f"{shuffle_seed}:{row.id}".encode()).digest())
+    return rows[:limit]
+
+
+def _conversation(row: Row, template: str) -> Conversation:
+    turns = [template.replace("{prompt}", turn) for turn in row.turns]
+    return Conversation(id=row.id, category=row.category, turns=turns)

@@ -1,0 +1,123 @@
+"""Tables of stored runs, for people (rich) and for machines (one JSON object)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from speceval import acceptance
+from speceval.store import StoredRun
+
+TAUS = {
+    "tau": "tau",
+    "tau_committed": "tau committed",
+    "tau_paper": "tau paper",
+    "tau_request_mean": "tau request mean",
+}
+"""Acceptance lengths by column name, with the label under which people read them."""
+
+
+def run_json(run: StoredRun) -> dict[str, Any]:
+    """A run as one JSON-ready object; its shape is described in docs/store.md."""
+    spec = run.meta["spec"]
+    return {
+        "run": str(run.directory),
+        "status": run.meta["status"],
+        "target": spec["target"],
+        "draft": spec["draft"],
+        "temperature": spec["temperature"],
+        "k": spec["k"],
+        "drafting": spec["drafting"],
+        "seeds": spec["seeds"],
+        "fingerprint": run.meta["fingerprint_hash"],
+        "problems": run.meta["problems"],
+        "suites": {name: suite_summary(run, name) for name in run.suites},
+    }
+
+
+def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
+    """`acceptance.summarise` of one suite of a run."""
+    return acceptance.summarise(
+        run.steps[run.steps["suite"] == suite], run.turns[run.turns["suite"] == suite], run.meta["spec"]["k"]
+    )
+
+
+def run_tables(run: StoredRun) -> RenderableType:
+    """What `speceval show` prints: lengths, positions, and what a reader must know to trust them."""
+    shown = run_json(run)
+    suites = shown["suites"]
+    table = Table("")
+    for name in suites:
+        table.add_column(Text(name), justify="right")
+    for tau, label in TAUS.items():
+        table.add_row(label, *(plus_minus(suite[tau]) for suite in suites.values()))
+    table.add_section()
+    for index in range(shown["k"]):
+        rates = (rate_cell(suite["positions"][index]) for suite in suites.values())
+        table.add_row(f"position {index + 1}", *rates)
+    table.add_section()
+    samples = f" x {len(shown['seeds'])}" if len(shown["seeds"]) > 1 else ""
+    table.add_row("conversations", *(f"{suite['conversations']}{samples}" for suite in suites.values()))
+    table.add_row("steps", *(f"{suite['steps']:,}" for suite in suites.values()))
+    table.add_row("tokens", *(f"{suite['committed']:,}" for suite in suites.values()))
+    return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in _notes(run, shown)))
+
+
+def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
+    """A value with the half-width of its interval: "2.314 ± 0.018"; "n/a" without a value."""
+    if interval["value"] is None:
+        return "n/a"
+    if interval["low"] is None:
+        return f"{interval['value']:.{digits}f}"
+    half = (interval["high"] - interval["low"]) / 2
+    return f"{interval['value']:.{digits}f} ± {half:.{digits}f}"
+
+
+def rate_cell(position: dict[str, Any]) -> str:
+    """One position's unconditional rate and, in brackets, the conditional one: "0.351 (0.646)"."""
+    rates = (position["unconditional"], position["conditional"])
+    unconditional, conditional = ("n/a" if rate is None else f"{rate:.3f}" for rate in rates)
+    return f"{unconditional} ({conditional})"
+
+
+def _title(shown: dict[str, Any]) -> str:
+    drafting = f"{shown['drafting']} drafting"
+    unfinished = " · UNFINISHED" if shown["status"] == "running" else ""
+    return (
+        f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{unfinished}"
+    )
+
+
+def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
+    notes = [
+        "± is half a 95 % interval over new prompts like these and new samples of each; unit: the conversation.",
+        "position j: share of steps that accept draft token j (in brackets: of the steps that reach it).",
+    ]
+    for name, suite in shown["suites"].items():
+        parts = [f"{suite['finish'].get('length', 0)} of {suite['turns']} turns ended at max_tokens"]
+        if suite["undrafted_steps"]:
+            parts.append(f"{suite['undrafted_steps']} steps without drafts left out")
+        if suite["excess"]:
+            parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
+        notes.append(f"{name}: {'; '.join(parts)}.")
+        notes += [f"{name}: {warning}" for warning in suite["warnings"]]
+    notes += _skipped(run.meta.get("skipped", []))
+    notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
+    notes.append(f"run: {escape(str(run.directory))}")
+    return notes
+
+
+def _skipped(rows: list[dict[str, Any]]) -> list[str]:
+    """One line for each suite that lost turns, with the first reason."""
+    lines = []
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        mine = [row for row in rows if row["suite"] == suite]
+        first = f"{mine[0]['conversation']}: {mine[0]['skipped']}"
+        lines.append(
+            f"{suite}: {len(mine)} conversations cut short, the turn does not fit the context (first: {first})."
+        )
+    return lines

@@ -1,0 +1,110 @@
+"""A user's own suites: .jsonl and .yaml, and the one line for each way they can be wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speceval import suites
+from speceval.errors import UserError
+
+
+def jsonl(tmp_path: Path, content: str | bytes) -> str:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_rows_with_turns_or_prompt_make_conversations(tmp_path: Path) -> None:
+    suite = suites.load(
+        jsonl(tmp_path, '{"turns": ["a {x}", "b"], "id": "p", "category": "c"}\n{"prompt": "q {prompt}"}\n')
+    )
+    first, second = suite.conversations
+    assert (first.id, first.category, first.turns) == ("p", "c", ["a {x}", "b"])
+    assert (second.id, second.category, second.turns) == ("0001", None, ["q {prompt}"])
+    assert (suite.name, suite.version) == ("mine", 1)
+
+
+def test_the_hash_is_of_content_not_of_spelling(tmp_path: Path) -> None:
+    one = suites.load(jsonl(tmp_path, '{"prompt": "\\u00e9", "id": 1}\n')).dataset_hash
+    assert suites.load(jsonl(tmp_path, '{"id":"1","turns":["é"],"more":2}\r\n\n')).dataset_hash == one
+    assert suites.load(jsonl(tmp_path, '{"prompt": "e", "id": 1}\n')).dataset_hash != one
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "empty: no rows"),
+        ("\n\n", "empty: no rows"),
+        ('{"prompt": "x"}\n{"prompt": "y"\n', r"row 2: not JSON \(.*column"),
+        ('{"prompt": "x"}\n[1]\n', "row 2: not a JSON object"),
+        ('{"prompt": "x"}\n{"q": "y"}\n', "row 2, field 'turns or prompt': missing"),
+        ('{"prompt": "x"}\n{"prompt": 3}\n', "row 2, field 'prompt': int instead of text"),
+        ('{"turns": ["x"]}\n{"turns": ["x", 3]}\n', "row 2, field 'turns': turn 2 is int"),
+        ('{"turns": ["x"]}\n{"turns": []}\n', "row 2, field 'turns': an empty list"),
+        ('{"turns": ["x", " "]}\n', "row 1, field 'turns': turn 2 is empty"),
+        ('{"prompt": "x", "id": 1}\n{"prompt": "y", "id": 1}\n', "row 2, field 'id': '1' is already row 1"),
+        ('{"prompt": "x", "category": 4}\n', "row 1, field 'category': int instead of text"),
+        ('{"prompt": "x", "id": 1.5}\n', "row 1, field 'id': float"),
+        (b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
+    ],
+)
+def test_bad_rows_get_one_line_with_file_row_and_field(
+    tmp_path: Path, content: str | bytes, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = jsonl(tmp_path, content)
+    with pytest.raises(UserError, match=told) as caught:
+        suites.load(path)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+YAML = "name: mine\nversion: 3\ndata: {file: rows.jsonl}\nfields: {text: ask}\ncategory: math\nmax_tokens: 32\n"
+
+
+def test_an_own_yaml_reads_its_data_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"ask": "1+1"}\n')
+    (tmp_path / "mine.yaml").write_text(YAML + 'template: "Say {prompt} {now}"\nsystem: Be brief.\n')
+    suite = suites.load(str(tmp_path / "mine.yaml"))
+    assert (suite.name, suite.version, suite.max_tokens, suite.system) == ("mine", 3, 32, "Be brief.")
+    assert suite.conversations == [suites.Conversation("0000", "math", ["Say 1+1 {now}"])]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (YAML + "maxtokens: 3\n", "field 'maxtokens'"),
+        (YAML + "template: no place\n", "field 'template': holds no {prompt}"),
+        (YAML.replace("version: 3", "version: 0"), "field 'version'"),
+        (YAML, "no file rows.jsonl"),
+        ("- 1\n", "not a suite"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_bad_yaml_gets_one_line(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=told) as caught:
+        suites.load(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    with pytest.raises(UserError, match=r"did you mean gsm8k.*known: demo, gsm8k, humaneval, mt_bench"):
+        suites.load("gsm8")
+    with pytest.raises(UserError, match="no such file"):
+        suites.load("nowhere.jsonl")
+
+
+def test_the_listing_shows_every_suite_without_reading_data() -> None:
+    rows = {row["suite"]: row["conversations"] for row in suites.listing()}
+    assert rows.keys() == set(suites.names())
+    assert (rows["mt_bench"], rows["humaneval"], rows["gsm8k"]) == ("80", "164", "1319")
+
+
+def test_importing_the_package_does_not_import_datasets() -> None:
+    code = "import sys, speceval.suites; print('datasets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

