@@ -28,20 +28,9 @@ def drafters() -> Table:
 
 def suites() -> Table:
     """The built-in suites."""
-    from speceval.suites import names
-    from speceval.suites.load import SUITES_DIR
-    from speceval.suites.schema import read_suite_file
+    from speceval.suites.load import listing
 
-    files = [read_suite_file(SUITES_DIR / f"{name}.yaml") for name in names()]
-    return table(
-        {
-            "suite": suite.name,
-            "version": suite.version,
-            "max_tokens": suite.max_tokens,
-            "data": " or ".join([*suite.data.file, *([f"hub {suite.data.hub.id}"] if suite.data.hub else [])]),
-        }
-        for suite in files
-    )
+    return table(listing())
 
 
 def patches() -> Group:

@@ -68,13 +68,16 @@ def run_tables(run: StoredRun) -> RenderableType:
 
 
 def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
-    """A value with the half-width of its interval: "2.314 ± 0.018"; "n/a" without a value."""
+    """A value with its interval: "2.314 ± 0.018", "1.020 [1.000, 1.051]" when lopsided, "n/a" without a value."""
     if interval["value"] is None:
         return "n/a"
     if interval["low"] is None:
         return f"{interval['value']:.{digits}f}"
-    half = (interval["high"] - interval["low"]) / 2
-    return f"{interval['value']:.{digits}f} ± {half:.{digits}f}"
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    half = (high - low) / 2
+    if abs(low + half - value) > 0.5 * 10**-digits:
+        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def rate_cell(position: dict[str, Any]) -> str:

@@ -172,6 +172,10 @@ class TestSummarise:
         assert found["high"] == pytest.approx(7 / 3 + 12.706204736 / 9)
         assert found["low"] == 1.0  # 7/3 - 1.41 < 1, which tau cannot be
 
+    def test_request_mean_interval_by_hand(self, steps: pd.DataFrame, turns: pd.DataFrame) -> None:
+        """81: taus 8/3 and 1; 82: 5/2. R = 37/18; e = (11/3 - 2 R)/3 = -4/27 and +4/27; se² = 2 · 2 (4/27)²."""
+        assert summarise(steps, turns, K)["tau_request_mean"]["se"] == pytest.approx(8 / 27)
+
     def test_values_are_those_of_the_estimators(self) -> None:
         steps, turns = simulated_run(1)
         found = summarise(steps, turns, 4)
@@ -447,6 +451,9 @@ class TestCompare:
         assert (found["only_a"], found["only_b"]) == (66, 0)
         assert found["tau_a"]["value"] == pytest.approx(tau(partial_a[0]))
         assert found["difference"] == compare(*partial_a, *partial_b)["difference"]
+        back = compare(*partial_b, *a)
+        assert (back["only_a"], back["only_b"]) == (0, 66)
+        assert back["difference"] == compare(*partial_b, *partial_a)["difference"]
 
     def test_conversations_without_drafted_steps_in_one_run_are_left_out_of_both_taus_and_named(self) -> None:
         (a_steps, a_turns), b = simulated_run(14), simulated_run(15)

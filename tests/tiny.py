@@ -201,9 +201,7 @@ def joint_law(target: Weights, prompt: list[int], length: int, temperature: floa
     return law.reshape([vocab] * length)
 
 
-def acceptance_law(
-    target: Weights, drafter: Weights, prompt: list[int], k: int, temperature: float
-) -> list[float]:
+def acceptance_law(target: Weights, drafter: Weights, prompt: list[int], k: int, temperature: float) -> list[float]:
     """P(A >= j), j = 1 ... k, of the first verify step after `prompt` and one sampled token, probabilistic drafts.
 
     With x_1 ~ p: P(A >= j) = E[ sum over d_1 ... d_j of prod_i min(p_i(d_i), q_i(d_i)) ].

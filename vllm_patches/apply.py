@@ -23,7 +23,7 @@ logger = logging.getLogger("vllm.vllm_patches")  # below vLLM's logger, so that 
 def register() -> None:
     """Entry point of the vLLM plugin: idempotent in a process, and never raises (`state.status` tells)."""
     if off := switched_off():
-        logger.info("vllm_patches: switched off (%s)", off)
+        logger.warning("vllm_patches: switched off (%s)", off)
         return
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())

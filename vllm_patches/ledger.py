@@ -29,7 +29,7 @@ class Patch:
     parameters: tuple[str, ...]
     """The symbol's parameters, `name` or `name=default`, in order."""
     sources: Mapping[str, str]
-    """vLLM version -> `source_hash` of the unpatched symbol; any of the hashes is accepted within `versions`."""
+    """vLLM version -> `source_hash` of the unpatched symbol; any of them is accepted within `versions`."""
     upstream: tuple[str, ...]
     tested_by: str
     until: str

@@ -36,7 +36,7 @@ class PatchStatus:
 
     `state` is one of "active", "switched off", "not needed" (no vLLM, or another platform), "refused" (the
     installed vLLM is not what the row expects), "not loaded" (the symbol's module is not imported in this
-    process) and "not applied" (imported, fits, but the plugin has not run). `reason` says why, empty when active.
+    process) and "not applied" (imported, fits, but the plugin has not run). `reason` is empty when active.
     """
 
     id: str

@@ -21,12 +21,12 @@ def names() -> list[str]:
 
 
 def listing() -> list[dict[str, str]]:
-    """Rows for `speceval ls suites`. Reads no data: only pinned suites know their number of conversations."""
+    """Rows for `speceval ls suites`. Conversations are counted in the pins, or in data that ship with the suite."""
     rows = []
     for name in names():
         suite = read_suite_file(SUITES_DIR / f"{name}.yaml")
-        pinned = SUITES_DIR / suite.pinned.rows if suite.pinned else None
-        count = len(pinned.read_text(encoding="ascii").splitlines()) if pinned else "?"
+        counted = SUITES_DIR / (suite.pinned.rows if suite.pinned else suite.data.file[0])
+        count = counted.read_bytes().count(b"\n")
         rows.append(
             {
                 "suite": name,
@@ -35,7 +35,6 @@ def listing() -> list[dict[str, str]]:
                 "max_tokens": str(suite.max_tokens),
                 "data file": suite.data.file[0],
                 "hub": suite.data.hub.id if suite.data.hub else "",
-                "prompt": suite.prompt_note or "",
             }
         )
     return rows

@@ -49,41 +49,54 @@ class Eagle3(nn.Module):
         self.norm = RMSNorm(hidden)
         self.lm_head = nn.Linear(hidden, recipe.draft_vocab_size, bias=False)
 
-    def forward(self, embedded: Tensor, streams: Tensor, depth: int) -> Tensor:
-        """Logits [depth, batch, time - depth, draft vocabulary] of `depth` draft positions from every anchor.
+    def forward(self, embedded: Tensor, streams: Tensor, anchors: Tensor, depth: int) -> Tensor:
+        """Logits [depth, batch, n, draft vocabulary] of `depth` draft positions from each of `anchors` [batch, n].
 
         `embedded` [batch, time, hidden]: the target's embedding of each token; `streams` [batch, time, 3 hidden].
-        Entry [j - 1, :, i] predicts token i + j + 1.
+        Entry [j - 1] at anchor i predicts token i + j + 1; time must exceed every anchor by `depth`.
         """
-        anchors = embedded.shape[1] - depth
-        layer = self.midlayer
-        state = self.fc(streams[:, :anchors])
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+        layer, attention = self.midlayer, self.midlayer.self_attn
+        time = streams.shape[1] - 1
+        state = self.fc(streams[:, :-1])
+        tokens = layer.input_layernorm(embedded[:, 1:])
+        turn = rotation(torch.arange(time), self.head_dim)
+        _, *position_1 = attention.split(torch.cat((tokens, layer.hidden_norm(state)), dim=-1), turn)
+        visible = torch.arange(time) <= anchors[:, None, :, None]
+        state = _pick(state, anchors)
+        later: list[tuple[Tensor, Tensor]] = []
         logits = []
         for j in range(1, depth + 1):
-            turn = rotation(torch.arange(j - 1, j - 1 + anchors), self.head_dim)
-            inputs = (layer.input_layernorm(embedded[:, j : j + anchors]), layer.hidden_norm(state))
-            q, k, v = layer.self_attn.split(torch.cat(inputs, dim=-1), turn)
-            keys.append(k)
-            values.append(v)
-            x = state + layer.self_attn.join(_attend(q, keys, values))
+            turn = rotation(anchors[:, None] + j - 1, self.head_dim)
+            inputs = torch.cat((_pick(tokens, anchors + j - 1), layer.hidden_norm(state)), dim=-1)
+            q, k, v = attention.split(inputs, turn)
+            if j > 1:  # an anchor's own position-1 key is among those of all anchors
+                later.append((k, v))
+            x = state + attention.join(_attend(q, position_1, visible, later))
             state = x + layer.mlp(layer.post_attention_layernorm(x))
             logits.append(self.lm_head(self.norm(state)))
         return torch.stack(logits)
 
 
-def _attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Attention of the newest draft position: causal over keys[0], and each later key of the same anchor only."""
-    anchors = q.shape[2]
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """x [batch, time, size] at index [batch, n]: [batch, n, size]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _attend(q: Tensor, shared: list[Tensor], visible: Tensor, later: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention of one draft position, q [batch, heads, n, head_dim].
+
+    `shared`: keys and values [batch, heads, time, head_dim] of position 1, of which an anchor sees `visible`
+    [batch, 1, n, time]; `later`: keys and values [batch, heads, n, head_dim] of each later position, seen by its own chain.
+    """
+    keys, values = shared
     q = q * q.shape[-1] ** -0.5
-    future = torch.ones(anchors, anchors, dtype=torch.bool).triu(1)
-    scores = [(q @ keys[0].mT).masked_fill(future, float("-inf"))]
-    scores += [(q * k).sum(-1, keepdim=True) for k in keys[1:]]
+    scores = [(q @ keys.mT).masked_fill(~visible, float("-inf"))]
+    scores += [(q * k).sum(-1, keepdim=True) for k, _ in later]
     weights = torch.cat(scores, dim=-1).softmax(-1)
-    out = weights[..., :anchors] @ values[0]
-    for index, v in enumerate(values[1:]):
-        out = out + weights[..., anchors + index, None] * v
+    time = keys.shape[2]
+    out = weights[..., :time] @ values
+    for index, (_, v) in enumerate(later):
+        out = out + weights[..., time + index, None] * v
     return out
 
 
@@ -121,16 +134,20 @@ def train(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     total = recipe.warmup_steps + recipe.loss_steps
+    weights = recipe.position_decay ** torch.arange(recipe.max_k, dtype=torch.float32)
+    weights /= weights.sum()
     for step in range(total):
         rows = torch.randint(len(tokens), (recipe.draft_batch,), generator=generator)
+        anchors = _draw_anchors(sampled[rows], recipe.anchors, recipe.max_k, generator)
         with torch.no_grad():
             embedded = target.model.embed_tokens(tokens[rows])
-            p = target.lm_head(final[rows]).softmax(-1)
-        log_q = drafter(embedded, streams[rows], recipe.max_k).log_softmax(-1)
-        measure = losses.LOSSES["kl" if step < recipe.warmup_steps else loss]
-        _weighted(measure, p, log_q, draft_ids, sampled[rows], recipe.position_decay).backward()
-        scale = 1.0 if step < recipe.warmup_steps else cooldown(step - recipe.warmup_steps, recipe.loss_steps, 1.0)
-        optimiser.step(scale)
+            p = torch.stack([_pick(final[rows], anchors + j) for j in range(1, recipe.max_k + 1)])
+            p = target.lm_head(p).softmax(-1)
+        log_q = drafter(embedded, streams[rows], anchors, recipe.max_k).log_softmax(-1)
+        warm = step < recipe.warmup_steps
+        value = losses.LOSSES["kl" if warm else loss](p, log_q, draft_ids).mean(dim=(1, 2))
+        (value * weights).sum().backward()
+        optimiser.step(1.0 if warm else cooldown(step - recipe.warmup_steps, recipe.loss_steps, 1.0))
         report(step + 1, total)
     return drafter, draft_ids
 
@@ -141,16 +158,10 @@ def _features(target: Target, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([streams[layer - 1] for layer in AUX_LAYERS], dim=-1), target.model.norm(streams[-1])
 
 
-def _weighted(
-    measure: losses.Loss, p: Tensor, log_q: Tensor, draft_ids: Tensor, sampled: Tensor, decay: float
-) -> Tensor:
-    """Mean loss over the anchors that drafting can start from, draft position j weighing decay ** (j - 1).
+def _draw_anchors(sampled: Tensor, count: int, depth: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` anchors [rows, count] of each row from those where drafting can start.
 
-    Drafting starts where the newest token is the target's own, never inside a prompt.
+    That is where the newest token, i + 1, is the target's own: never inside a prompt.
     """
-    depth, _, anchors, _ = log_q.shape
-    starts = sampled[:, 1 : 1 + anchors]
-    wanted = torch.stack([p[:, j : j + anchors][starts] for j in range(1, depth + 1)])
-    value = measure(wanted, log_q[:, starts], draft_ids).mean(dim=1)
-    weights = decay ** torch.arange(depth, dtype=torch.float32)
-    return (value * weights).sum() / weights.sum()
+    starts = sampled[:, 1 : sampled.shape[1] - depth].float()
+    return torch.multinomial(starts + 1e-6, count, generator=generator)

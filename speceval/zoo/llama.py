@@ -59,9 +59,9 @@ class Projections(nn.Module):
 
 
 def rotation(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [time, head_dim / 2] of the rotary position embedding."""
+    """Cosines and sines [..., head_dim / 2] of the rotary position embedding at `positions` [...]."""
     rates = ROPE_THETA ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = positions.float()[:, None] * rates
+    angles = positions.float()[..., None] * rates
     return angles.cos(), angles.sin()
 
 

@@ -43,5 +43,6 @@ class Recipe:
     warmup_steps: int = 100  # with KL, whatever the loss
     loss_steps: int = 200  # with the drafter's own loss
     draft_batch: int = 8
+    anchors: int = 48  # of each row and batch
     draft_matrix_rate: float = 0.1
     draft_rate: float = 1e-2

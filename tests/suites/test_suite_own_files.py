@@ -52,14 +52,18 @@ def test_the_hash_is_of_content_not_of_spelling(tmp_path: Path) -> None:
         (b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
     ],
 )
-def test_bad_rows_get_one_line_with_file_row_and_field(
-    tmp_path: Path, content: str | bytes, told: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_rows_get_one_line_with_file_row_and_field(tmp_path: Path, content: str | bytes, told: str) -> None:
     path = jsonl(tmp_path, content)
     with pytest.raises(UserError, match=told) as caught:
         suites.load(path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
-    assert capfd.readouterr().err == ""
+
+
+def test_nothing_but_our_line_is_printed_for_a_bad_row(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, '{"prompt": "x"}\n{"prompt": "y"\n')
+    code = f"from speceval import errors, suites\ntry: suites.load({path!r})\nexcept errors.UserError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.startswith(f"{path}: row 2: not JSON")
 
 
 YAML = "name: mine\nversion: 3\ndata: {file: rows.jsonl}\nfields: {text: ask}\ncategory: math\nmax_tokens: 32\n"

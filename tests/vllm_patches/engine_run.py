@@ -1,8 +1,9 @@
-"""Run one engine in a process of its own: `python engine_run.py job.json result.json`.
+"""Run one vLLM engine in a process of its own: `python engine_run.py job.json result.json`.
 
-Job: target, drafter, k, prompt, max_tokens, and batches, a list of {n, temperature, ...} (SamplingParams fields
-beside n, the number of requests). Result: statuses of the worker's and this process's patches; for each batch the
-tokens [n][max_tokens] and the accepted counts of the first verify step [n].
+Job: target, drafter, prompt, k, max_tokens, max_num_seqs, requests (how many, at each temperature), temperatures.
+Result: `worker` and `frontend`, the patch statuses there; `score`, the target's log-probabilities of every token
+after each prefix of the prompt [T - 1][V]; `runs`, one per temperature: tokens [n][max_tokens] and the accepted
+drafts of each request's first verify step [n].
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vllm import LLM, SamplingParams
+
+from vllm_patches import status
+from vllm_patches.worker import EXTENSION, ask
+
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    from vllm import LLM, SamplingParams
-
-    from vllm_patches import status
-    from vllm_patches.worker import EXTENSION, ask
-
     llm = LLM(
         job["target"],
         skip_tokenizer_init=True,
@@ -34,31 +35,39 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         enforce_eager=True,
         enable_prefix_caching=False,
         max_model_len=64,
-        max_num_seqs=job.get("max_num_seqs", 512),
+        max_num_seqs=job["max_num_seqs"],
         max_num_batched_tokens=8192,
+        max_logprobs=-1,
         generation_config="vllm",
         per_request_spec_decode_metrics="detailed",
         disable_log_stats=False,
-        seed=job.get("seed", 0),
+        seed=0,
     )
-    result: dict[str, Any] = {
+    return {
         "worker": [asdict(row) for row in ask(llm)],
         "frontend": [asdict(row) for row in status()],
-        "batches": [],
+        "score": score(llm, job["prompt"]),
+        "runs": [sample(llm, job, temperature) for temperature in job["temperatures"]],
     }
-    for batch in job["batches"]:
-        params = SamplingParams(
-            max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False, **{k: v for k, v in batch.items() if k != "n"}
-        )
-        prompts = [{"prompt_token_ids": job["prompt"]}] * batch["n"]
-        outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
-        result["batches"].append(
-            {
-                "tokens": [list(output.token_ids) for output in outputs],
-                "accepted": [output.spec_decode_metrics.per_step_accepted[0] for output in outputs],
-            }
-        )
-    return result
+
+
+def score(llm: LLM, prompt: list[int]) -> list[list[float]]:
+    params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=-1, detokenize=False)
+    output = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0]
+    rows = [row for row in output.prompt_logprobs or [] if row is not None]
+    return [[row[token].logprob for token in sorted(row)] for row in rows]
+
+
+def sample(llm: LLM, job: dict[str, Any], temperature: float) -> dict[str, Any]:
+    params = SamplingParams(
+        temperature=temperature, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False
+    )
+    prompts = [{"prompt_token_ids": job["prompt"]}] * job["requests"]
+    outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
+    return {
+        "tokens": [list(output.token_ids) for output in outputs],
+        "accepted": [output.spec_decode_metrics.per_step_accepted[0] for output in outputs],
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+"""The whole path on real vLLM: the commands that users type, with the zoo."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speceval import acceptance
+from speceval.store import StoredRun, read_run
+from speceval.suites import load
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+ZOO = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1")
+
+
+def speceval(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "speceval", *arguments]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def run(directory: Path, *arguments: str, **environment: str) -> StoredRun:
+    done = speceval(*ZOO, *arguments, "--out", str(directory), cwd=directory.parent, **environment)
+    assert done.returncode == 0, done.stderr
+    return read_run(directory)
+
+
+def tokens(stored: StoredRun) -> dict[tuple[str, int, int], list[int]]:
+    rows = [json.loads(line) for line in (stored.directory / "outputs.jsonl").open(encoding="utf-8")]
+    return {(row["conversation"], row["seed"], row["turn"]): row["token_ids"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def sampled(zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
+    """The demo suite at T=1 with sampled drafts, four samples of each prompt."""
+    return run(tmp_path_factory.mktemp("runs") / "sampled", "--seeds", "0-3", "--batch", "64")
+
+
+def test_sampled_drafts_are_accepted_and_the_books_balance(sampled: StoredRun) -> None:
+    assert sampled.meta["status"] == "complete" and sampled.meta["problems"] == []
+    assert sampled.conversations == 24 * 4
+    assert acceptance.reconcile(sampled.steps, sampled.turns) == []
+    assert acceptance.tau(sampled.steps) > 1.5
+
+
+def test_the_settings_in_the_fingerprint_are_the_engine_s_own(sampled: StoredRun) -> None:
+    engine = sampled.meta["fingerprint"]["engine"]
+    expected = {"method": "eagle3", "draft_sample_method": "probabilistic", "rejection_sample_method": "standard"}
+    assert engine.items() >= expected.items()
+    assert engine["generation_config"] == "vllm" and engine["prefix_caching"] is False
+    assert "cpu-expand" in sampled.meta["fingerprint"]["patches"]
+
+
+def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
+    """The cross-check with vLLM's own counters can fail: one accepted token more is seen at its position."""
+    counters = sampled.meta["segments"][0]["counters"]
+    assert acceptance.check_counters(sampled.steps, counters) == []
+    steps = sampled.steps.copy()
+    row = steps.index[(steps["drafted"] > 0) & (steps["accepted"] == 1)][0]
+    steps.loc[row, "accepted"] = 2
+    assert len(acceptance.check_counters(steps, counters)) == 2
+
+
+def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) -> None:
+    """Sampled and greedy drafting differ by more than six standard errors on the same prompts."""
+    greedy = run(tmp_path / "greedy", "--seeds", "0-3", "--batch", "64", "--drafting", "greedy")
+    assert greedy.meta["fingerprint"]["engine"]["draft_sample_method"] == "greedy"
+    difference = acceptance.compare(greedy.steps, greedy.turns, sampled.steps, sampled.turns)["difference"]
+    assert abs(difference["value"]) > 6 * difference["se"]
+
+
+def test_the_same_seed_at_batch_1_gives_the_same_tokens_and_the_same_tau(zoo: dict[str, Path], tmp_path: Path) -> None:
+    options = ("--limit", "6", "--max-tokens", "32", "--batch", "1")
+    first, second = run(tmp_path / "a", *options), run(tmp_path / "b", *options)
+    assert tokens(first) == tokens(second)
+    assert first.steps.equals(second.steps) and first.turns.equals(second.turns)
+    other = run(tmp_path / "c", *options, "--seeds", "1")
+    assert list(tokens(other).values()) != list(tokens(first).values())
+
+
+def test_no_sampling_default_of_the_checkpoint_leaks_in(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """A generation_config that would make every run greedy changes nothing."""
+    options = ("--limit", "4", "--max-tokens", "32", "--batch", "1", "--k", "5", "--suite", "demo")
+    options += ("--engine-arg", "dtype=float32", "--engine-arg", "enforce_eager=true")
+    outputs = []
+    for name, trap in (("plain", {}), ("trap", {"temperature": 0.01, "top_k": 1, "top_p": 0.1, "do_sample": True})):
+        target = tmp_path / name / "target"
+        shutil.copytree(zoo["target"], target)
+        (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **trap}))
+        arguments = ("run", "--target", "target", "--draft", str(zoo["lk-eagle3"]), "--temp", "1", *options)
+        done = speceval(*arguments, "--out", "run", cwd=tmp_path / name, VLLM_CPU_KVCACHE_SPACE="1")
+        assert done.returncode == 0, done.stderr
+        outputs.append(tokens(read_run(tmp_path / name / "run")))
+    assert outputs[0] == outputs[1]
+
+
+def test_without_the_patch_a_sampled_run_on_a_cpu_is_refused(zoo: dict[str, Path], tmp_path: Path) -> None:
+    done = speceval(*ZOO, "--limit", "1", "--out", "run", cwd=tmp_path, SPECEVAL_PATCHES="0")
+    assert done.returncode == 4
+    assert "cpu-expand: switched off" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_setting_that_vllm_refuses_is_one_line_that_names_the_log(zoo: dict[str, Path], tmp_path: Path) -> None:
+    done = speceval(*ZOO, "--limit", "1", "--engine-arg", "no_such_argument=1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 4 and "no_such_argument" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_real_prompts_run_with_both_turns_of_mt_bench(zoo: dict[str, Path], data_dir: Path, tmp_path: Path) -> None:
+    suites = ("--suite", "mt_bench,humaneval,gsm8k", "--data-dir", str(data_dir), "--limit", "3")
+    stored = run(tmp_path / "real", *suites, "--max-tokens", "48")
+    assert stored.turns.groupby("suite").size().to_dict() == {"mt_bench": 6, "humaneval": 3, "gsm8k": 3}
+    assert sorted(stored.turns.query("suite == 'mt_bench'")["turn"]) == [1, 1, 1, 2, 2, 2]
+    rows = [json.loads(line) for line in (stored.directory / "outputs.jsonl").open(encoding="utf-8")]
+    assert {row["turn"] for row in rows if row["suite"] == "mt_bench"} == {1, 2}
+    assert stored.meta["problems"] == [] and stored.meta["skipped"] == []
+
+
+def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """Random moments, fixed seed: each kill comes once a few more conversations are in the journal."""
+    chance = random.Random(20)
+    options = ("--seeds", "0-5", "--batch", "8")
+    command = [sys.executable, "-m", "speceval", *ZOO, *options, "--out", "run"]
+    journal = tmp_path / "run" / "journal.jsonl"
+    for _ in range(3):
+        wanted = _lines(journal) + chance.randint(1, 25)
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while _lines(journal) < wanted and process.poll() is None:
+                time.sleep(0.02)
+            assert process.poll() is None, "the run ended before it could be killed"
+            process.send_signal(signal.SIGKILL)
+    resumed = run(tmp_path / "run", *options)
+    stored = [(conversation, seed) for conversation, seed, _ in tokens(resumed)]
+    assert sorted(stored) == sorted((c.id, seed) for c in load("demo").conversations for seed in range(6))
+    assert resumed.meta["problems"] == []
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
