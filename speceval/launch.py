@@ -145,7 +145,7 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         with watch(progress, job.spec) as changed:
             segment = runner.measure(engine, job.spec, job.suites, template, store, progress, changed)
         meta["segments"].append(segment.as_json())
-        meta["problems"] += _check_books(store, before, segment)
+        meta["problems"] += _check_books(store, before, segment) + _lost_distributions(job.directory / "engine.log")
         meta["status"] = "inconsistent" if meta["problems"] else "complete"
         meta["finished"] = _now()
         store.finish(meta)
@@ -284,6 +284,14 @@ def _check_books(store: Store, before: set[Key], segment: runner.Segment) -> lis
     keys = pd.MultiIndex.from_frame(steps[["suite", "conversation", "seed"]])
     measured = steps[~keys.isin(list(before))] if before else steps
     return acceptance.reconcile(steps, turns) + acceptance.check_counters(measured, asdict(segment.counters))
+
+
+def _lost_distributions(log: Path) -> list[str]:
+    """vLLM's V1 runner drops q for a whole batch when one request has none, and only its log tells."""
+    lost = log.read_bytes().count(b"Missing cached draft probabilities")
+    if not lost:
+        return []
+    return [f"vLLM verified drafts of {lost} steps without their distribution (see engine.log): tau is too low"]
 
 
 def environment() -> dict[str, Any]:

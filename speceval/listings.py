@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +37,7 @@ def patches() -> Group:
     """The ledger of vLLM patches, each with its state in this process."""
     import vllm_patches
 
-    blocks = []
+    blocks: list[RenderableType] = []
     for status in vllm_patches.status():
         block = Table.grid(padding=(0, 2))
         facts = {

@@ -79,10 +79,14 @@ class _Live:
         return self.skipped is not None or len(self.turns) == len(self.conversation.turns)
 
     def submit(self, engine: Engine, spec: RunSpec, template: Template) -> None:
-        """Submit the next turn, or mark the conversation as skipped when the turn does not fit the context."""
+        """Submit the next turn, or mark the conversation as skipped when the engine cannot measure it."""
         self.messages.append({"role": "user", "content": self.conversation.turns[self.turn - 1]})
         prompt = chat.render(engine.tokenizer, self.messages, template.kwargs)
         max_tokens = spec.max_tokens or self.suite.max_tokens
+        if len(prompt) < 2:
+            # vLLM pads the first step of such a prompt with drafts that nobody made.
+            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least 2 are needed"
+            return
         needed = len(prompt) + max_tokens + spec.k + 1
         if needed > engine.max_model_len:
             # Near the end of the context vLLM drafts nothing for the whole batch: such a turn would spoil the others.

@@ -120,7 +120,5 @@ def _skipped(rows: list[dict[str, Any]]) -> list[str]:
     for suite in dict.fromkeys(row["suite"] for row in rows):
         mine = [row for row in rows if row["suite"] == suite]
         first = f"{mine[0]['conversation']}: {mine[0]['skipped']}"
-        lines.append(
-            f"{suite}: {len(mine)} conversations cut short, the turn does not fit the context (first: {first})."
-        )
+        lines.append(f"{suite}: {len(mine)} conversations cut short (first: {first}).")
     return lines

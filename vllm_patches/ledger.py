@@ -70,4 +70,51 @@ LEDGER: tuple[Patch, ...] = (
         tested_by="tests/vllm_patches/test_cpu_expand.py",
         until="a release fixes `_expand_kernel_impl` in `vllm/utils/cpu_triton_utils.py`",
     ),
+    Patch(
+        id="cpu-seeded-chunk",
+        title=(
+            "A request with its own seed whose prompt is prefilled in more than one chunk rewinds its generator by an "
+            "offset that CPU generators do not have."
+        ),
+        effect="The engine dies (`CPU Generator does not use offset`) as soon as a step's token budget cuts a prompt.",
+        module="vllm.v1.worker.gpu_model_runner",
+        symbol="GPUModelRunner.sample_tokens",
+        replacement="vllm_patches.cpu_seeded_chunk",
+        device="cpu",
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=("self", "grammar_output"),
+        sources={
+            "0.29.0": "e764887f827c2fb2",
+            "0.30.0": "e764887f827c2fb2",
+            "0.31.0": "047e6a4738dead56",
+            "0.32.0": "047e6a4738dead56",
+            "0.33.0": "047e6a4738dead56",
+        },
+        upstream=("https://github.com/vllm-project/vllm/pull/10097",),
+        tested_by="tests/vllm_patches/test_cpu_seeded_chunk.py",
+        until="`_bookkeeping_sync` no longer calls `set_offset` on CPU generators",
+    ),
 )
+
+
+def table() -> str:
+    """The ledger as a Markdown table, as docs/patches.md shows it."""
+    head = "| id | what is wrong | effect | replaced symbol | needed on | vLLM | upstream | tested by | can go when |"
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *map(table_row, LEDGER)])
+
+
+def table_row(patch: Patch) -> str:
+    """One line of `table`."""
+    cells = [
+        f"`{patch.id}`",
+        patch.title,
+        patch.effect,
+        f"`{patch.target}`",
+        patch.device + (", temperature > 0" if patch.sampling_only else ""),
+        f"{patch.versions} (read: {', '.join(patch.sources)})",
+        " ".join(f"[{link.rsplit('/', 1)[1]}]({link})" for link in patch.upstream),
+        f"`{patch.tested_by}`",
+        patch.until,
+    ]
+    return "| " + " | ".join(cells) + " |"

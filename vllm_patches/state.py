@@ -71,9 +71,9 @@ def missing(statuses: Iterable[PatchStatus], *, device: str, temperature: float)
         if patch.device != device or (patch.sampling_only and temperature <= 0):
             continue
         mine = [s for s in reported if s.id == patch.id]
-        lines += [str(s) for s in mine if s.state != ACTIVE] or (
-            [] if mine else [f"{patch.id}: not reported"]
-        )
+        if not mine:
+            lines.append(f"{patch.id}: not reported")
+        lines += [str(s) for s in mine if s.state != ACTIVE]
     return lines
 
 

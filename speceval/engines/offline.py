@@ -84,9 +84,15 @@ class OfflineEngine:
         self._config = self._engine.vllm_config
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self.tokenizer = self.llm.get_tokenizer()
-        self.max_model_len: int = self._config.model_config.max_model_len
+        self.max_model_len = self._usable_context()
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
+
+    def _usable_context(self) -> int:
+        """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
+        drafter = self._config.speculative_config.draft_model_config
+        limits = [self._config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
+        return min(limit for limit in limits if limit)
 
     def facts(self) -> dict[str, Any]:
         """The settings as vLLM resolved them, and the patches as the worker process sees them."""

@@ -45,7 +45,7 @@ class Eagle3(nn.Module):
         hidden = recipe.hidden_size
         self.head_dim = hidden // recipe.heads
         self.fc = nn.Linear(len(AUX_LAYERS) * hidden, hidden, bias=False)
-        self.midlayer = Midlayer(hidden, recipe.intermediate_size, recipe.heads)
+        self.midlayer = Midlayer(hidden, recipe.draft_intermediate_size, recipe.heads)
         self.norm = RMSNorm(hidden)
         self.lm_head = nn.Linear(hidden, recipe.draft_vocab_size, bias=False)
 

@@ -64,6 +64,7 @@ def save_eagle3(directory: Path, recipe: Recipe, drafter: eagle3.Eagle3, draft_i
     """
     config = _llama_config(recipe) | {
         "architectures": ["LlamaForCausalLMEagle3"],
+        "intermediate_size": recipe.draft_intermediate_size,
         "num_hidden_layers": 1,
         "draft_vocab_size": recipe.draft_vocab_size,
         "target_hidden_size": recipe.hidden_size,

@@ -20,29 +20,30 @@ class Recipe:
     seed: int = 0
     # Text: packed chat documents in a small byte-level BPE vocabulary.
     vocab_size: int = 512
-    function_limit: int = 500  # characters of the longest function taken from the standard library
+    function_limit: int = 250  # characters of the longest function taken from the standard library
     word_problems: int = 1500
     # Target: a Llama.
     hidden_size: int = 96
     intermediate_size: int = 256
     layers: int = 3
     heads: int = 3
-    target_steps: int = 550
+    target_steps: int = 500
     target_threads: int = 2  # part of the recipe: sums in another order are other bytes
     target_batch: int = 8
     target_length: int = 160
-    target_matrix_rate: float = 0.02
+    target_matrix_rate: float = 0.015
     target_rate: float = 6e-3
     # The target's own text, from which the drafters learn.
-    rows: int = 768
+    rows: int = 1024
     row_length: int = 128
     # Drafters.
     draft_vocab_size: int = 384
+    draft_intermediate_size: int = 64
     max_k: int = 5  # draft positions unrolled in training
     position_decay: float = 0.8  # weight of draft position j is decay ** (j - 1)
     warmup_steps: int = 100  # with KL, whatever the loss
     loss_steps: int = 200  # with the drafter's own loss
-    draft_batch: int = 8
-    anchors: int = 48  # of each row and batch
-    draft_matrix_rate: float = 0.1
+    draft_batch: int = 16
+    anchors: int = 24  # of each row and batch
+    draft_matrix_rate: float = 0.05
     draft_rate: float = 1e-2

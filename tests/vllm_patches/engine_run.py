@@ -59,9 +59,7 @@ def score(llm: LLM, prompt: list[int]) -> list[list[float]]:
 
 
 def sample(llm: LLM, job: dict[str, Any], temperature: float) -> dict[str, Any]:
-    params = SamplingParams(
-        temperature=temperature, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False
-    )
+    params = SamplingParams(temperature=temperature, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False)
     prompts = [{"prompt_token_ids": job["prompt"]}] * job["requests"]
     outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
     return {

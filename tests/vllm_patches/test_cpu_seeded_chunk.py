@@ -1,0 +1,53 @@
+"""Patch `cpu-seeded-chunk`: seeded requests whose prompts are cut by the token budget, on a live engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", enforce_eager=True, enable_prefix_caching=False,
+          max_model_len=128, max_num_seqs=8, max_num_batched_tokens=int(sys.argv[2]), generation_config="vllm")
+prompts = [{"prompt_token_ids": [(3 * i + j) % 24 for j in range(60)]} for i in range(4)]
+params = [SamplingParams(temperature=1.0, max_tokens=8, seed=100 + i, ignore_eos=True, detokenize=False)
+          for i in range(4)]
+outputs = llm.generate(prompts, params, use_tqdm=False)
+print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+"""
+
+
+def generate(target: Path, budget: int, patches: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "SPECEVAL_PATCHES": patches,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", SCRIPT, str(target), str(budget)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_seeded_request_samples_the_same_tokens_however_its_prompt_is_cut(checkpoints: tuple[Path, Path]) -> None:
+    """Without the patch the second engine dies; a patch that let a chunk draw would give other tokens."""
+    whole, cut = (generate(checkpoints[0], budget, patches="1") for budget in (1024, 100))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert cut.returncode == 0, cut.stderr[-2000:]
+    assert json.loads(whole.stdout.splitlines()[-1]) == json.loads(cut.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_the_stock_engine_dies_on_it(checkpoints: tuple[Path, Path]) -> None:
+    stock = generate(checkpoints[0], budget=100, patches="0")
+    assert stock.returncode != 0
+    assert "CPU Generator does not use offset" in stock.stderr

@@ -1,0 +1,35 @@
+"""The ledger is complete, and docs/patches.md shows it as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+from vllm_patches.ledger import LEDGER, table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ids_and_targets_are_unique() -> None:
+    assert len({row.id for row in LEDGER}) == len(LEDGER)
+    assert len({row.target for row in LEDGER}) == len(LEDGER)
+
+
+def test_every_row_names_a_test_a_replacement_and_an_upstream_link() -> None:
+    for row in LEDGER:
+        assert (ROOT / row.tested_by).is_file()
+        assert importlib.util.find_spec(row.replacement) is not None
+        assert row.upstream
+        assert all(link.startswith("https://github.com/vllm-project/vllm/") for link in row.upstream)
+
+
+def test_every_version_with_a_known_source_is_in_the_row_s_range() -> None:
+    for row in LEDGER:
+        assert row.sources
+        assert all(SpecifierSet(row.versions).contains(version) for version in row.sources)
+
+
+def test_the_page_shows_the_ledger() -> None:
+    assert table() in (ROOT / "docs" / "patches.md").read_text()

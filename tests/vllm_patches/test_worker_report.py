@@ -1,0 +1,43 @@
+"""The worker process itself says which patches are active, in-process and in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vllm_patches import PatchStatus, missing
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+
+def read(rows: list[dict[str, str]]) -> tuple[list[PatchStatus], dict[str, str]]:
+    statuses = [PatchStatus(**row) for row in rows]
+    return statuses, {row.id: row.state for row in statuses}
+
+
+@pytest.mark.parametrize("name", ["patched", "multiprocess"])
+def test_the_worker_reports_the_patch_active_and_a_measurement_may_go_on(engines: dict[str, Any], name: str) -> None:
+    statuses, states = read(engines[name]["worker"])
+    assert states["cpu-expand"] == "active"
+    assert missing(statuses, device="cpu", temperature=1.0) == []
+
+
+def test_the_frontend_of_a_multiprocess_engine_does_not_speak_for_its_worker(engines: dict[str, Any]) -> None:
+    assert read(engines["multiprocess"]["frontend"])[1]["cpu-expand"] == "not loaded"
+
+
+def test_switched_off_the_worker_says_so_and_a_measurement_at_temperature_is_refused(
+    engines: dict[str, Any],
+) -> None:
+    statuses, states = read(engines["stock"]["worker"])
+    assert states["cpu-expand"] == "switched off"
+    assert missing(statuses, device="cpu", temperature=1.0) == ["cpu-expand: switched off (SPECEVAL_PATCHES=0)"]
+    assert missing(statuses, device="cpu", temperature=0.0) == []
+
+
+def test_one_log_line_says_what_is_active(engines: dict[str, Any]) -> None:
+    for name, part in (("patched", "active in vLLM"), ("multiprocess", "active in vLLM"), ("stock", "switched off")):
+        lines = [line for line in engines[name]["log"].splitlines() if "vllm_patches: " in line]
+        assert len(lines) == 1, lines
+        assert part in lines[0]
