@@ -23,7 +23,6 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -166,7 +165,7 @@ def measure(job: Any) -> Any:
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or 0)
     except UserError as error:

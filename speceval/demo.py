@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from speceval import acceptance, launch
+from speceval import acceptance, launch, zoo
 from speceval.store import StoredRun
 from speceval.tables import plus_minus, run_json
 
@@ -30,6 +30,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
     """Measure every drafter under every condition below `out`, print the tables, draw the figure."""
     from speceval import plots
 
+    zoo.ensure(DRAFTERS)  # both at once: they train side by side
     runs: dict[tuple[str, str], StoredRun] = {}
     for heading, temperature, drafting, seeds in CONDITIONS:
         for draft in DRAFTERS:

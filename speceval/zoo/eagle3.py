@@ -126,17 +126,18 @@ def train(
         drafter.norm.weight.copy_(target.model.norm.weight)
     head = [drafter.lm_head.weight]
     body = [p for name, p in drafter.named_parameters() if name != "lm_head.weight"]
-    optimiser = Optimiser(
-        [p for p in body if p.ndim == 2],
-        [p for p in body if p.ndim == 1] + head,
-        recipe.draft_matrix_rate,
-        recipe.draft_rate,
-    )
     generator = torch.Generator().manual_seed(recipe.seed)
     total = recipe.warmup_steps + recipe.loss_steps
     weights = recipe.position_decay ** torch.arange(recipe.max_k, dtype=torch.float32)
     weights /= weights.sum()
     for step in range(total):
+        if step in (0, recipe.warmup_steps):
+            optimiser = Optimiser(
+                [p for p in body if p.ndim == 2],
+                [p for p in body if p.ndim == 1] + head,
+                recipe.draft_matrix_rate,
+                recipe.draft_rate,
+            )
         rows = torch.randint(len(tokens), (recipe.draft_batch,), generator=generator)
         anchors = _draw_anchors(sampled[rows], recipe.anchors, recipe.max_k, generator)
         with torch.no_grad():

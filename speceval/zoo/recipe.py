@@ -38,12 +38,12 @@ class Recipe:
     row_length: int = 128
     # Drafters.
     draft_vocab_size: int = 384
-    draft_intermediate_size: int = 64
+    draft_intermediate_size: int = 128
     max_k: int = 5  # draft positions unrolled in training
     position_decay: float = 0.8  # weight of draft position j is decay ** (j - 1)
     warmup_steps: int = 100  # with KL, whatever the loss
     loss_steps: int = 200  # with the drafter's own loss
     draft_batch: int = 16
     anchors: int = 24  # of each row and batch
-    draft_matrix_rate: float = 0.05
+    draft_matrix_rate: float = 0.04
     draft_rate: float = 1e-2
