@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,8 +154,13 @@ def measure(job: Any) -> Any:
     # Own copies of the terminal: the engine's output goes to a file meanwhile.
     with os.fdopen(os.dup(2), "w") as terminal:
         console = Console(file=terminal)
+
+        def log(path: Path) -> AbstractContextManager[None]:
+            console.print(f"starting vLLM; its log: {path}", markup=False, soft_wrap=True)
+            return display.output_to(path)
+
         try:
-            return launch.run(job, display.watcher(console), display.output_to)
+            return launch.run(job, display.watcher(console), log)
         except KeyboardInterrupt:
             partial = launch.stored(job)
             count = 0 if partial is None else partial.conversations
