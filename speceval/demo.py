@@ -15,15 +15,18 @@ from speceval.tables import plus_minus, run_json
 
 DRAFTERS = ("kl-eagle3", "lk-eagle3")
 SUITE = "demo"
-SEEDS = tuple(range(24))
-BATCH = 64
+BATCH = 256
+MAX_TOKENS = 64
 
 CONDITIONS: tuple[tuple[str, float, str, tuple[int, ...]], ...] = (
     ("T=0", 0.0, "greedy", (0,)),
-    ("T=1", 1.0, "probabilistic", SEEDS),
-    ("T=1, greedy drafts", 1.0, "greedy", SEEDS),
+    ("T=1", 1.0, "probabilistic", tuple(range(100))),
+    ("T=1, greedy drafts", 1.0, "greedy", tuple(range(25))),
 )
-"""Heading, temperature, drafting and seeds of each column; at T=0 every seed gives the same text."""
+"""Heading, temperature, drafting and seeds of each column; at T=0 every seed gives the same text.
+
+The sampled runs are the ones that compare the losses: 100 samples of each prompt make their difference visible.
+"""
 
 
 def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console) -> None:
@@ -42,6 +45,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
                 suite_names=[SUITE],
                 seeds=seeds,
                 batch=BATCH,
+                max_tokens=MAX_TOKENS,
                 out=out / f"{draft}-T{temperature:g}-{drafting}",
             )
             runs[draft, heading] = measure(job)

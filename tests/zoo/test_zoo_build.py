@@ -10,15 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
-from speceval.errors import UserError
-from speceval.zoo import DRAFTERS, build, ensure
-from speceval.zoo.recipe import Recipe
 from zoo_miniature import MINIATURE
+
+from speceval.errors import UserError
+from speceval.zoo import DRAFTERS, build, ensure, text
+from speceval.zoo.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECEVAL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read a handful of modules only: parsing the whole library would take most of a test's time."""
+    files = [path for path in text.library_files() if path.stem in ("textwrap", "shlex", "calendar")]
+    monkeypatch.setattr(text, "library_files", lambda: files)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -27,6 +35,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def train(name: str, recipe: Recipe, root: Path) -> dict[str, bytes]:
     import torch
+
     from speceval.zoo.worker import train_part
 
     threads = torch.get_num_threads()
@@ -39,6 +48,7 @@ def train(name: str, recipe: Recipe, root: Path) -> dict[str, bytes]:
     return contents(root / name)
 
 
+@pytest.mark.usefixtures("few_files")
 def test_training_twice_gives_identical_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     for name in ("target", *DRAFTERS):
         assert train(name, MINIATURE, tmp_path / "a") == train(name, MINIATURE, tmp_path / "b")
@@ -48,6 +58,7 @@ def test_training_twice_gives_identical_bytes_and_another_seed_does_not(tmp_path
     assert kl != lk
 
 
+@pytest.mark.usefixtures("few_files")
 def test_losses_share_their_warm_up(tmp_path: Path) -> None:
     warm = dataclasses.replace(MINIATURE, loss_steps=0)
     train("target", warm, tmp_path)
@@ -80,9 +91,7 @@ def test_killed_build_leaves_no_half_checkpoint_and_resumes_after_the_target() -
         "import sys; sys.path.insert(0, sys.argv[1]); from zoo_miniature import MINIATURE;"
         "from speceval.zoo import ensure; ensure(['kl-eagle3'], MINIATURE)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, str(Path(__file__).parent)], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", command, str(Path(__file__).parent)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not ((root / "target").is_dir() and list(root.glob(".part-*"))):
         assert process.poll() is None, "the build ended before it could be killed"

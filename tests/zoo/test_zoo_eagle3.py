@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from zoo_miniature import MINIATURE
+
 from speceval.zoo import eagle3
 from speceval.zoo.llama import initialise, rotate, rotation
-from zoo_miniature import MINIATURE
 
 DEPTH, TIME = 3, 12
 

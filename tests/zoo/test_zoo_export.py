@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from zoo_miniature import MINIATURE
+
 from speceval.zoo import eagle3, export
 from speceval.zoo.llama import initialise
 from speceval.zoo.target import Target, sample
-from zoo_miniature import MINIATURE
 
 
 def a_target() -> Target:
@@ -31,10 +32,10 @@ def test_target_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
 def test_cached_decoding_of_the_target_equals_its_training_forward() -> None:
     target = a_target()
     tokens = torch.arange(12).view(2, 6)
-    whole, _, _ = target(tokens)
-    cache, parts = None, []
+    whole, _ = target(tokens)
+    caches, parts = target.empty_caches(2, 6), []
     for at in range(6):
-        logits, _, cache = target(tokens[:, at : at + 1], cache)
+        logits, _ = target(tokens[:, at : at + 1], caches, at)
         parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
 

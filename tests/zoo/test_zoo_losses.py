@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from speceval.zoo import losses
 
 approx = partial(pytest.approx, abs=1e-6)
@@ -54,4 +55,3 @@ def test_lk_lambda_sends_no_gradient_through_lambda() -> None:
     weight = math.exp(-3 * 0.55)
     tv = gradient(lambda *inputs: 1 - losses.acceptance(*inputs))
     torch.testing.assert_close(gradient(losses.lk_lambda), weight * gradient(losses.kl) + (1 - weight) * tv)
-

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from speceval.zoo.optimiser import Optimiser, cooldown, orthogonalise
 from torch import nn
+
+from speceval.zoo.optimiser import Optimiser, cooldown, orthogonalise
 
 
 def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values() -> None:
@@ -34,8 +35,10 @@ def test_matrices_of_equal_shape_are_updated_as_if_alone() -> None:
 
     def updated(which: list[int]) -> list[torch.Tensor]:
         parameters = [nn.Parameter(start[i].clone()) for i in which]
-        optimiser = Optimiser(parameters, [], matrix_rate=0.1, rate=0.0)
+        vector = nn.Parameter(torch.zeros(1))
+        optimiser = Optimiser(parameters, [vector], matrix_rate=0.1, rate=0.1)
         for _ in range(2):
+            vector.grad = torch.ones(1)
             for parameter, i in zip(parameters, which, strict=True):
                 parameter.grad = gradients[i].clone()
             optimiser.step(1.0)

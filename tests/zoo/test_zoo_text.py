@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import jinja2.sandbox
+import pytest
+
 import speceval
 from speceval.zoo import text
 from speceval.zoo.recipe import Recipe
@@ -16,6 +18,11 @@ DEMO = Path(speceval.__file__).parent / "suites" / "demo.jsonl"
 
 def demo_rows() -> list[dict]:
     return [json.loads(line) for line in DEMO.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, list[text.Exchange]]:
+    return text.exchanges(Recipe())
 
 
 def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -32,8 +39,7 @@ def test_demo_suite_has_eight_prompts_of_each_category() -> None:
     assert Counter(row["category"] for row in demo_rows()) == {"code": 8, "chat": 8, "math": 8}
 
 
-def test_demo_prompts_are_held_out_of_the_training_text() -> None:
-    groups = text.exchanges(Recipe())
+def test_demo_prompts_are_held_out_of_the_training_text(groups: dict[str, list[text.Exchange]]) -> None:
     asked = {exchange.question for group in groups.values() for exchange in group}
     prompts = {turn for row in demo_rows() for turn in row["turns"]}
     assert len(prompts) == 24
@@ -41,10 +47,12 @@ def test_demo_prompts_are_held_out_of_the_training_text() -> None:
     assert all(len(group) > 500 for group in groups.values())
 
 
-def test_word_problems_give_right_answers() -> None:
-    for exchange in text.exchanges(Recipe())["math"]:
+def test_word_problems_give_right_answers(groups: dict[str, list[text.Exchange]]) -> None:
+    for exchange in groups["math"]:
         numbers = exchange.answer.rsplit("=", 1)
-        left = numbers[0].replace("That is", "has").replace("Each gets", "has").replace("have", "has").rsplit("has", 1)[1]
+        left = (
+            numbers[0].replace("That is", "has").replace("Each gets", "has").replace("have", "has").rsplit("has", 1)[1]
+        )
         first, operator, second = left.split()
         a, b = int(first), int(second)
         expected = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]

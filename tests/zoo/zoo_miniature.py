@@ -6,12 +6,13 @@ from speceval.zoo.recipe import Recipe
 
 MINIATURE = Recipe(
     vocab_size=300,
-    function_limit=80,
+    function_limit=300,
     word_problems=40,
     hidden_size=16,
     intermediate_size=24,
     heads=2,
     target_steps=6,
+    target_threads=1,
     target_batch=2,
     target_length=32,
     rows=8,
