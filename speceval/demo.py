@@ -46,7 +46,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
                 seeds=seeds,
                 batch=BATCH,
                 max_tokens=MAX_TOKENS,
-                out=out / f"{draft}-T{temperature:g}-{drafting}",
+                out=out / run_name(draft, temperature, drafting),
             )
             runs[draft, heading] = measure(job)
     console.print(lengths_table(runs))
@@ -75,7 +75,7 @@ def lengths_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
         table.add_row(draft, *(plus_minus(summary["tau"]) for summary in summaries))
     table.add_section()
     compared = (difference(*(runs[draft, heading] for draft in DRAFTERS)) for heading, *_ in CONDITIONS)
-    table.add_row("Δ% of lk over kl", *(f"{c['value']:+.1f} % [{c['low']:+.1f}, {c['high']:+.1f}]" for c in compared))
+    table.add_row("Δ% of lk over kl", *map(shown_difference, compared))
     return table
 
 
@@ -92,6 +92,16 @@ def positions_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
             rows = run_json(runs[draft, heading])["suites"][SUITE]["positions"]
             table.add_row(draft, heading, *(f"{row['unconditional']:.3f}" for row in rows))
     return table
+
+
+def run_name(draft: str, temperature: float, drafting: str) -> str:
+    """Directory of one of the demo's runs."""
+    return f"{draft}-T{temperature:g}-{drafting}"
+
+
+def shown_difference(relative: dict[str, Any]) -> str:
+    """A relative difference with its interval: "+3.1 % [+1.6, +4.6]"."""
+    return f"{relative['value']:+.1f} % [{relative['low']:+.1f}, {relative['high']:+.1f}]"
 
 
 def difference(a: StoredRun, b: StoredRun) -> dict[str, Any]:
