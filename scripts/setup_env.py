@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -78,17 +79,25 @@ def _install(extra: str) -> int:
 
 def _pip_options() -> list[str]:
     """pip's configured index and find-links, as uv options: uv does not read pip's configuration."""
-    options = []
-    for setting, option in (("index-url", "--default-index"), ("find-links", "--find-links")):
-        values: list[str] = []
-        for key in (f":env:.{setting}", f"global.{setting}", f"user.{setting}", f"site.{setting}"):
+    index, links = _pip_setting("index-url"), _pip_setting("find-links")
+    options = ["--default-index", index[0]] if index else []
+    return options + [option for place in links for option in ("--find-links", place)]
+
+
+def _pip_setting(name: str) -> list[str]:
+    """Values of one pip setting, without repeats. The account's own configuration counts even if HOME points elsewhere."""
+    values: list[str] = []
+    for home in dict.fromkeys((os.environ.get("HOME", ""), pwd.getpwuid(os.getuid()).pw_dir)):
+        for level in (":env:.", "global."):
             found = subprocess.run(
-                [PYTHON, "-m", "pip", "config", "get", key], capture_output=True, text=True, check=False
+                [PYTHON, "-m", "pip", "config", "get", level + name],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "HOME": home},
             )
             values += found.stdout.split()
-        for value in dict.fromkeys(values if setting == "find-links" else values[:1]):
-            options += [option, value]
-    return options
+    return list(dict.fromkeys(values))
 
 
 def _fingerprint(extra: str) -> str:
