@@ -85,7 +85,7 @@ def _pip_options() -> list[str]:
 
 
 def _pip_setting(name: str) -> list[str]:
-    """Values of one pip setting, without repeats. The account's own configuration counts even if HOME points elsewhere."""
+    """Values of one pip setting. The account's own configuration counts even if HOME points elsewhere."""
     values: list[str] = []
     for home in dict.fromkeys((os.environ.get("HOME", ""), pwd.getpwuid(os.getuid()).pw_dir)):
         for level in (":env:.", "global."):
