@@ -95,6 +95,28 @@ LEDGER: tuple[Patch, ...] = (
         tested_by="tests/vllm_patches/test_cpu_seeded_chunk.py",
         until="`_bookkeeping_sync` no longer calls `set_offset` on CPU generators",
     ),
+    Patch(
+        id="empty-top-k",
+        title="A verify step without any draft token takes the maximum of an empty top-k tensor.",
+        effect="With top-k and without top-p the engine dies (`max(): Expected reduction dim`) at its first such step.",
+        module="vllm.v1.sample.rejection_sampler",
+        symbol="apply_sampling_constraints",
+        replacement="vllm_patches.empty_top_k",
+        device="cpu",
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=("logits", "cu_num_draft_tokens", "sampling_metadata"),
+        sources={
+            "0.29.0": "07477e9bd0a88efc",
+            "0.30.0": "07477e9bd0a88efc",
+            "0.31.0": "795f8ae5d3f2ab57",
+            "0.32.0": "795f8ae5d3f2ab57",
+            "0.33.0": "795f8ae5d3f2ab57",
+        },
+        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/ops/topk_topp_sampler.py",),
+        tested_by="tests/vllm_patches/test_empty_top_k.py",
+        until="`apply_top_k_only` in `vllm/v1/sample/ops/topk_topp_sampler.py` accepts no rows",
+    ),
 )
 
 
