@@ -28,7 +28,7 @@ from speceval.protocol import request_seed
 from speceval.store import Store
 
 ROUNDS = 5
-SEEDS = tuple(range(8))
+SEEDS = tuple(range(16))
 RESULT = Path("results/bench/harness.json")
 
 
@@ -44,9 +44,8 @@ def main() -> None:
 
 
 def _ratios(temperature: float) -> dict[str, Any]:
-    seeds = SEEDS if temperature else SEEDS[:1]
     job = launch.prepare(
-        target="zoo", draft="lk-eagle3", temperature=temperature, suite_names=["demo"], seeds=seeds, batch=64
+        target="zoo", draft="lk-eagle3", temperature=temperature, suite_names=["demo"], seeds=SEEDS, batch=64
     )
     pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
     assert pair.draft is not None

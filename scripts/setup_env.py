@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".speceval-setup"
+# The machine's own certificates, as pip uses them (the setting has had two names).
+UV_ENVIRONMENT = {"UV_NO_PROGRESS": "1", "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 
 
@@ -59,7 +62,7 @@ def _install(extra: str) -> int:
         "-e",
         f".[{extra},dev]",
     ]
-    attempts = [[*install, *_find_links()]]
+    attempts = [[*install, *_pip_options()]]
     if extra == "cpu":
         attempts = [[*attempt, "torch==2.13.0+cpu"] for attempt in attempts]
         attempts.append([*install, "--torch-backend", "cpu"])
@@ -74,13 +77,27 @@ def _install(extra: str) -> int:
     return _fail("could not install vLLM (uv's own lines are above)")
 
 
-def _find_links() -> list[str]:
-    """pip's configured find-links, as uv options: uv does not read pip's configuration."""
-    places = []
-    for key in (":env:.find-links", "global.find-links", "user.find-links", "site.find-links"):
-        found = subprocess.run([PYTHON, "-m", "pip", "config", "get", key], capture_output=True, text=True, check=False)
-        places += found.stdout.split()
-    return [option for place in dict.fromkeys(places) for option in ("--find-links", place)]
+def _pip_options() -> list[str]:
+    """pip's configured index and find-links, as uv options: uv does not read pip's configuration."""
+    index, links = _pip_setting("index-url"), _pip_setting("find-links")
+    options = ["--default-index", index[0]] if index else []
+    return options + [option for place in links for option in ("--find-links", place)]
+
+
+def _pip_setting(name: str) -> list[str]:
+    """Values of one pip setting. The account's own configuration counts even if HOME points elsewhere."""
+    values: list[str] = []
+    for home in dict.fromkeys((os.environ.get("HOME", ""), pwd.getpwuid(os.getuid()).pw_dir)):
+        for level in (":env:.", "global."):
+            found = subprocess.run(
+                [PYTHON, "-m", "pip", "config", "get", level + name],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "HOME": home},
+            )
+            values += found.stdout.split()
+    return list(dict.fromkeys(values))
 
 
 def _fingerprint(extra: str) -> str:
@@ -89,7 +106,7 @@ def _fingerprint(extra: str) -> str:
 
 
 def _run(command: list[str | Path]) -> int:
-    return subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "UV_NO_PROGRESS": "1"}).returncode
+    return subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **UV_ENVIRONMENT}).returncode
 
 
 def _fail(message: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,6 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -238,8 +238,13 @@ def measure(job: Any) -> Any:
     # Own copies of the terminal: the engine's output goes to a file meanwhile.
     with os.fdopen(os.dup(2), "w") as terminal:
         console = Console(file=terminal)
+
+        def log(path: Path) -> AbstractContextManager[None]:
+            console.print(f"starting vLLM; its log: {path}", markup=False, soft_wrap=True)
+            return display.output_to(path)
+
         try:
-            return launch.run(job, display.watcher(console), display.output_to)
+            return launch.run(job, display.watcher(console), log)
         except KeyboardInterrupt:
             partial = launch.stored(job)
             count = 0 if partial is None else partial.conversations
@@ -250,7 +255,7 @@ def measure(job: Any) -> Any:
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or 0)
     except UserError as error:

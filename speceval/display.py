@@ -19,7 +19,7 @@ from speceval.runner import Progress
 Watch = Callable[[Progress, RunSpec], AbstractContextManager[Callable[[], None]]]
 """Makes a progress display: a context manager that yields a function to call after each engine step."""
 
-REFRESH = 0.25
+REFRESH = 0.5
 """Seconds between two updates of the display."""
 PLAIN_REFRESH = 10.0
 """Seconds between two lines when the output is no terminal."""

@@ -1,9 +1,9 @@
 """The store of one run: `run.json`, `turns.parquet`, `steps.parquet`, `outputs.jsonl`.
 
-While a run goes on, each finished conversation is one line of `journal.jsonl`, flushed to disk before the next is
-taken; nothing else is written. So a killed run loses the conversations in flight and nothing more: the next start
-drops a torn last line and goes on. When all are in, the tables are made from the journal, each under a temporary name
-and then renamed, and the journal goes last.
+While a run goes on, each finished conversation is one line of `journal.jsonl`, written before the next is taken. So a
+killed run loses the conversations in flight and nothing more: the next start drops a torn last line and goes on. When
+all are in, the tables are made from the journal, each under a temporary name and then renamed, and the journal goes
+last.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
     "steps.parquet",
     "outputs.jsonl",
 )
+
+SYNC_SECONDS = 1.0
+"""Time between two flushes of the journal to the disk itself."""
 
 Key = tuple[str, str, int]
 """A conversation of a run: suite, conversation id, seed."""
@@ -77,6 +81,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._journal: IO[bytes] | None = None
+        self._synced = 0.0
         self.done: set[Key] = set()
 
     def __enter__(self) -> Store:
@@ -112,14 +117,16 @@ class Store:
             temporary.write_text(json.dumps({"schema": SCHEMA_VERSION, **meta}, indent=2, ensure_ascii=False) + "\n")
 
     def append(self, conversation: dict[str, Any]) -> None:
-        """Store one finished conversation; on return it survives kill -9 and power loss."""
+        """Store one finished conversation: safe from kill -9 on return, from a power cut about a second later."""
         assert self._journal is not None
         key = _key(conversation)
         if key in self.done:
             raise ValueError(f"conversation {key} is in the store already")
         self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
-        self._journal.flush()
-        os.fdatasync(self._journal.fileno())
+        self._journal.flush()  # survives a kill of this process from here on
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fdatasync(self._journal.fileno())
+            self._synced = time.monotonic()
         self.done.add(key)
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -107,11 +107,19 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
         if suite["excess"]:
             parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
         notes.append(f"{name}: {'; '.join(parts)}.")
-        notes += [f"{name}: {warning}" for warning in suite["warnings"]]
-    notes += _skipped(run.meta.get("skipped", []))
+    notes += _warnings(shown["suites"]) + _skipped(run.meta.get("skipped", []))
     notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
+
+
+def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """Each warning once, after the suites that it holds for."""
+    holders: dict[str, list[str]] = {}
+    for name, suite in suites.items():
+        for warning in suite["warnings"]:
+            holders.setdefault(warning, []).append(name)
+    return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
 
 
 def _skipped(rows: list[dict[str, Any]]) -> list[str]:

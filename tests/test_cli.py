@@ -26,8 +26,9 @@ class Outcome:
     def line(self) -> str:
         """The complaint, which must be a single line without a traceback."""
         assert self.code == cli.EXIT_BAD_INPUT, (self.code, self.out, self.err)
-        assert self.err.count("\n") == 1 and self.err.startswith("error: "), self.err
-        return self.err
+        lines = [line for line in self.err.splitlines() if not line.startswith("starting vLLM; its log: ")]
+        assert len(lines) == 1 and lines[0].startswith("error: "), self.err
+        return lines[0]
 
 
 @pytest.fixture

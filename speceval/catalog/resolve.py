@@ -281,7 +281,7 @@ def _split_revision(typed: str) -> tuple[str, str | None]:
 def _near(typed: str, known: list[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = get_close_matches(typed.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""
+    return f"; did you mean {' or '.join(by_lower[name] for name in close)}" if close else ""
 
 
 def _looks_like_path(typed: str) -> bool:

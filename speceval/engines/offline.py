@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import traceback
 from dataclasses import asdict
 from typing import Any
 
@@ -158,7 +159,15 @@ class OfflineEngine:
     def step(self) -> tuple[int, list[Finished]]:
         """One engine step: tokens committed by all requests, and those that finished."""
         committed, finished = 0, []
-        for output in self._engine.step():
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            traceback.print_exc()  # into the engine's log
+            raise UserError(
+                f"vLLM failed while generating: {_reason(error)} (details in engine.log); what was finished is stored, "
+                "the same command resumes"
+            ) from error
+        for output in outputs:
             completion, name = output.outputs[0], output.request_id
             if completion.token_ids:
                 committed += len(completion.token_ids)

@@ -111,9 +111,11 @@ def _build_part(name: str, recipe: Recipe, root: Path, progress: Progress) -> No
 
 def _run_worker(job: dict, report: Callable[[int, int], None]) -> None:
     command = [sys.executable, "-m", "speceval.zoo.worker", json.dumps(job)]
+    # Threads that wait for each other spin for a short while only: unlimited, a busy machine takes many times as long.
+    environment = {**os.environ, "GOMP_SPINCOUNT": "20000"}
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
     ):
         try:
             assert process.stdout is not None

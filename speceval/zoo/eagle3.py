@@ -6,15 +6,14 @@ Definitions, with x the tokens and g_i the target's residual stream at token i a
 * draft position j reads token x_{i+j} and the layer's own output at position j - 1, and predicts x_{i+j+1};
 * it attends to the position-1 keys of all anchors up to i, and to the later keys of its own chain.
 
-Training unrolls the same chain ("training-time test", section 3.2 of the paper): a drafter that has seen only the target's
-states in training collapses from position 2 on.
+Training unrolls the same chain ("training-time test", section 3.2 of the paper): a drafter that has seen only the
+target's states in training collapses from position 2 on.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speceval.zoo import losses
 from speceval.zoo.llama import MLP, Projections, RMSNorm, initialise, rotation
@@ -86,7 +85,7 @@ def _attend(q: Tensor, shared: list[Tensor], visible: Tensor, later: list[tuple[
     """Attention of one draft position, q [batch, heads, n, head_dim].
 
     `shared`: keys and values [batch, heads, time, head_dim] of position 1, of which an anchor sees `visible`
-    [batch, 1, n, time]; `later`: keys and values [batch, heads, n, head_dim] of each later position, seen by its own chain.
+    [batch, 1, n, time]; `later`: those [batch, heads, n, head_dim] of each later position, seen by its own chain.
     """
     keys, values = shared
     q = q * q.shape[-1] ** -0.5
@@ -111,57 +110,72 @@ def train(
 ) -> tuple[Eagle3, Tensor]:
     """Train on the target's own text; returns the drafter and its vocabulary (target ids [draft vocabulary]).
 
-    `tokens`, `sampled` [rows, length] as target.sample gives them. All losses share their first `warmup_steps`, which are
-    KL: from scratch, total variation has next to no gradient (LK Losses, arXiv 2602.23881). Same steps, same batches.
+    `tokens`, `sampled` [rows, length] as `target.sample` gives them; `loss` is a key of `losses.LOSSES`. All losses
+    share start, batches and the first `warmup_steps`, which are KL: from scratch, total variation has next to no
+    gradient (LK Losses, arXiv 2602.23881). Then the optimiser starts afresh, for each loss alike: running averages
+    of KL's gradients, which are larger, would hold the next loss back.
     """
     draft_ids = draft_vocabulary(tokens, sampled, recipe.vocab_size, recipe.draft_vocab_size)
-    with torch.no_grad():
-        features = [_features(target, chunk) for chunk in tokens.split(64)]
-    streams = torch.cat([f[0] for f in features])
-    final = torch.cat([f[1] for f in features])
-    drafter = Eagle3(recipe)
-    initialise(drafter, recipe.seed)
-    with torch.no_grad():  # as good a start as any, and a quick one
-        drafter.lm_head.weight.copy_(target.lm_head.weight[draft_ids])
-        drafter.norm.weight.copy_(target.model.norm.weight)
-    head = [drafter.lm_head.weight]
-    body = [p for name, p in drafter.named_parameters() if name != "lm_head.weight"]
-    optimiser = Optimiser(
-        [p for p in body if p.ndim == 2],
-        [p for p in body if p.ndim == 1] + head,
-        recipe.draft_matrix_rate,
-        recipe.draft_rate,
-    )
-    generator = torch.Generator().manual_seed(recipe.seed)
-    total = recipe.warmup_steps + recipe.loss_steps
+    drafter = _start(recipe, target, draft_ids)
+    streams, final = _features(target, tokens)
     weights = recipe.position_decay ** torch.arange(recipe.max_k, dtype=torch.float32)
     weights /= weights.sum()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    total = recipe.warmup_steps + recipe.loss_steps
     for step in range(total):
+        if step in (0, recipe.warmup_steps):
+            optimiser = _optimiser(recipe, drafter)
+        warm = step < recipe.warmup_steps
+        measure = losses.LOSSES["kl" if warm else loss]
         rows = torch.randint(len(tokens), (recipe.draft_batch,), generator=generator)
         anchors = _draw_anchors(sampled[rows], recipe.anchors, recipe.max_k, generator)
         with torch.no_grad():
             embedded = target.model.embed_tokens(tokens[rows])
-            p = torch.stack([_pick(final[rows], anchors + j) for j in range(1, recipe.max_k + 1)])
-            p = target.lm_head(p).softmax(-1)
+            states = torch.stack([_pick(final[rows], anchors + j) for j in range(1, recipe.max_k + 1)])
+            p = target.lm_head(states).softmax(-1)
         log_q = drafter(embedded, streams[rows], anchors, recipe.max_k).log_softmax(-1)
-        warm = step < recipe.warmup_steps
-        value = losses.LOSSES["kl" if warm else loss](p, log_q, draft_ids).mean(dim=(1, 2))
-        (value * weights).sum().backward()
+        of_position = measure(p, log_q, draft_ids).mean(dim=(1, 2))
+        (of_position * weights).sum().backward()
         optimiser.step(1.0 if warm else cooldown(step - recipe.warmup_steps, recipe.loss_steps, 1.0))
         report(step + 1, total)
     return drafter, draft_ids
 
 
+def _start(recipe: Recipe, target: Target, draft_ids: Tensor) -> Eagle3:
+    """An untrained drafter; output map and last norm are the target's, which saves steps."""
+    drafter = Eagle3(recipe)
+    initialise(drafter, recipe.seed)
+    with torch.no_grad():
+        drafter.lm_head.weight.copy_(target.lm_head.weight[draft_ids])
+        drafter.norm.weight.copy_(target.model.norm.weight)
+    return drafter
+
+
+def _optimiser(recipe: Recipe, drafter: Eagle3) -> Optimiser:
+    body = [p for name, p in drafter.named_parameters() if name != "lm_head.weight"]
+    return Optimiser(
+        matrices=[p for p in body if p.ndim == 2],
+        others=[p for p in body if p.ndim == 1] + [drafter.lm_head.weight],
+        matrix_rate=recipe.draft_matrix_rate,
+        rate=recipe.draft_rate,
+    )
+
+
+@torch.no_grad()
 def _features(target: Target, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Streams [rows, length, 3 hidden] that the drafter reads, and the target's normed last state."""
-    _, streams, _ = target(tokens)
-    return torch.cat([streams[layer - 1] for layer in AUX_LAYERS], dim=-1), target.model.norm(streams[-1])
+    """What the drafter reads, [rows, length, 3 hidden], and the target's normed last state, [rows, length, hidden]."""
+    streams, final = [], []
+    for chunk in tokens.split(64):  # bounds the logits' memory
+        layers = target(chunk)[1]
+        streams.append(torch.cat([layers[index - 1] for index in AUX_LAYERS], dim=-1))
+        final.append(target.model.norm(layers[-1]))
+    return torch.cat(streams), torch.cat(final)
 
 
 def _draw_anchors(sampled: Tensor, count: int, depth: int, generator: torch.Generator) -> Tensor:
     """Draw `count` anchors [rows, count] of each row from those where drafting can start.
 
-    That is where the newest token, i + 1, is the target's own: never inside a prompt.
+    That is where the newest token, i + 1, is the target's own: not inside a prompt, unless a row has too few others.
     """
     starts = sampled[:, 1 : sampled.shape[1] - depth].float()
     return torch.multinomial(starts + 1e-6, count, generator=generator)

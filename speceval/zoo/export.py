@@ -16,7 +16,7 @@ from speceval.zoo.llama import NORM_EPS, ROPE_THETA
 from speceval.zoo.recipe import Recipe
 from speceval.zoo.target import Target
 
-MAX_POSITIONS = 1024
+MAX_POSITIONS = 8192  # long prompts run; what is said there is beyond the training text
 OWN_TEXT = "own_text.npz"
 
 # DeepSeek-style MTP drafters read these fields from the target's config; a Llama has no use for them.

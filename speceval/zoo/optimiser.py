@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-BETAS = (0.9, 0.99)
+BETAS = (0.9, 0.95)
 EPS = 1e-8
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 3

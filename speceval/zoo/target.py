@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from speceval.zoo.recipe import Recipe
 from speceval.zoo.text import EOS_ID
 
 Report = Callable[[int, int], None]  # (done, total)
-Cache = list[tuple[Tensor, Tensor]]  # keys and values [batch, heads, time, head_dim] of each layer
 
 
 class Layer(nn.Module):
@@ -27,17 +27,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden)
         self.mlp = MLP(hidden, intermediate)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None) -> tuple:
-        """Residual stream x [batch, time, hidden] after this layer, and the layer's keys and values.
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Tensor | None, start: int) -> Tensor:
+        """The residual stream x [batch, time, hidden] after this layer.
 
-        `past` holds keys and values to attend to besides; then x is one token, without it attention is causal.
+        With `cache` x is one token, at `start`: its key and value are put there, and it attends to all up to them.
         """
         q, k, v = self.self_attn.split(self.input_layernorm(x), turn)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
-        x = x + self.self_attn.join(attended)
-        return x + self.mlp(self.post_attention_layernorm(x)), (k, v)
+        if cache is not None:
+            cache[0, :, :, start], cache[1, :, :, start] = k[:, :, 0], v[:, :, 0]
+            k, v = cache[:, :, :, : start + 1]
+        x = x + self.self_attn.join(F.scaled_dot_product_attention(q, k, v, is_causal=cache is None))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Target(nn.Module):
@@ -55,17 +55,25 @@ class Target(nn.Module):
         self.model.norm = RMSNorm(hidden)
         self.lm_head = nn.Linear(hidden, recipe.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, past: Cache | None = None) -> tuple[Tensor, list[Tensor], Cache]:
-        """Logits [batch, time, vocab], residual stream [batch, time, hidden] after each layer, and the cache."""
-        start = past[0][0].shape[2] if past else 0
+    def forward(
+        self, tokens: Tensor, caches: list[Tensor] | None = None, start: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits [batch, time, vocab] of tokens [batch, time], and the residual stream after each layer.
+
+        To decode a token at a time, give `empty_caches` and the token's position `start`.
+        """
         turn = rotation(torch.arange(start, start + tokens.shape[1]), self.head_dim)
         x = self.model.embed_tokens(tokens)
-        streams, cache = [], []
+        streams = []
         for index, layer in enumerate(self.model.layers):
-            x, keys_values = layer(x, turn, past[index] if past else None)
+            x = layer(x, turn, caches[index] if caches else None, start)
             streams.append(x)
-            cache.append(keys_values)
-        return self.lm_head(self.model.norm(x)), streams, cache
+        return self.lm_head(self.model.norm(x)), streams
+
+    def empty_caches(self, batch: int, time: int) -> list[Tensor]:
+        """Room for the keys and values [2, batch, heads, time, head_dim] of each layer."""
+        heads = self.model.layers[0].self_attn.heads
+        return [torch.empty(2, batch, heads, time, self.head_dim) for _ in self.model.layers]
 
 
 def train(recipe: Recipe, stream: Tensor, report: Report) -> Target:
@@ -79,11 +87,9 @@ def train(recipe: Recipe, stream: Tensor, report: Report) -> Target:
     optimiser = Optimiser(matrices, others, recipe.target_matrix_rate, recipe.target_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
     for step in range(recipe.target_steps):
-        starts = torch.randint(
-            len(stream) - recipe.target_length, (recipe.target_batch, 1), generator=generator
-        )
+        starts = torch.randint(len(stream) - recipe.target_length, (recipe.target_batch, 1), generator=generator)
         rows = stream[starts + torch.arange(recipe.target_length + 1)]
-        logits, _, _ = target(rows[:, :-1])
+        logits, _ = target(rows[:, :-1])
         F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
         optimiser.step(cooldown(step, recipe.target_steps, 0.5))
         report(step + 1, recipe.target_steps)
@@ -97,7 +103,7 @@ def sample(target: Target, prompts: list[list[int]], rows: int, length: int, see
     A row starts with a prompt; when its answer ends, the next prompt follows, so that no position is idle.
     """
     generator = torch.Generator().manual_seed(seed)
-    queue = iter(prompts[i] for _ in range(1 + rows * length // len(prompts)) for i in range(len(prompts)))
+    queue = cycle(prompts)
     tokens = torch.full((rows, length), -1)
 
     def place(row: int, at: int) -> None:
@@ -107,9 +113,9 @@ def sample(target: Target, prompts: list[list[int]], rows: int, length: int, see
     for row in range(rows):
         place(row, 0)
     sampled = torch.zeros(rows, length, dtype=torch.bool)
-    cache: Cache | None = None
+    caches = target.empty_caches(rows, length)
     for at in range(length - 1):
-        logits, _, cache = target(tokens[:, at : at + 1], cache)
+        logits, _ = target(tokens[:, at : at + 1], caches, at)
         drawn = torch.multinomial(logits[:, -1].softmax(-1), 1, generator=generator)[:, 0]
         free = tokens[:, at + 1] < 0
         tokens[free, at + 1] = drawn[free]

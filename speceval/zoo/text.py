@@ -71,13 +71,12 @@ def exchanges(recipe: Recipe) -> dict[str, list[Exchange]]:
     return found
 
 
-def documents(recipe: Recipe) -> list[str]:
-    """Training conversations as text: mostly one turn, some with a system message or a second turn; shuffled."""
-    rng = random.Random(recipe.seed + 1)
+def documents(groups: dict[str, list[Exchange]], seed: int) -> list[str]:
+    """Conversations as text: mostly one turn, some with a system message or a second turn; shuffled."""
+    rng = random.Random(seed)
     texts = []
-    for group in exchanges(recipe).values():
-        pending = list(group)
-        rng.shuffle(pending)
+    for group in groups.values():
+        pending = rng.sample(group, len(group))
         while pending:
             turns = [pending.pop() for _ in range(min(len(pending), 2 if rng.random() < 0.1 else 1))]
             system = SYSTEM + rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.1 else ""
@@ -86,13 +85,11 @@ def documents(recipe: Recipe) -> list[str]:
     return texts
 
 
-def prompts(recipe: Recipe) -> list[str]:
-    """First-turn prompts of the training exchanges, rendered; the categories take turns."""
-    rng = random.Random(recipe.seed + 2)
-    groups = list(exchanges(recipe).values())
-    for group in groups:
-        rng.shuffle(group)
-    return [BOS + USER + t.question + ASSISTANT for triple in zip(*groups, strict=False) for t in triple]
+def prompts(groups: dict[str, list[Exchange]], seed: int) -> list[str]:
+    """The questions as rendered prompts, shuffled; the categories take turns."""
+    rng = random.Random(seed)
+    shuffled = [rng.sample(group, len(group)) for group in groups.values()]
+    return [BOS + USER + t.question + ASSISTANT for triple in zip(*shuffled, strict=False) for t in triple]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> str:
@@ -176,11 +173,17 @@ def _word_problem(rng: random.Random) -> Exchange:
         result = a
     elif kind == 2:
         question = f"{name} has {small} {places} with {few} {things} in each. How many {things} are there in all?"
-        answer = f"There are {small} {places} with {few} {things} each. That is {small} * {few} = {small * few} {things}."
+        answer = (
+            f"There are {small} {places} with {few} {things} each. That is {small} * {few} = {small * few} {things}."
+        )
         result = small * few
     elif kind == 3:
-        question = f"{name} shares {small * few} {things} equally among {small} friends. How many {things} does each get?"
-        answer = f"There are {small * few} {things} for {small} friends. Each gets {small * few} / {small} = {few} {things}."
+        question = (
+            f"{name} shares {small * few} {things} equally among {small} friends. How many {things} does each get?"
+        )
+        answer = (
+            f"There are {small * few} {things} for {small} friends. Each gets {small * few} / {small} = {few} {things}."
+        )
         result = few
     else:
         question = f"{name} has {a} {things} and {friend} has {b} {things}. How many {things} do they have together?"

@@ -18,6 +18,8 @@ from speceval.zoo import target as target_module
 from speceval.zoo.recipe import PLANS, TARGET, Recipe
 from speceval.zoo.target import Report
 
+ARCHITECTURES = {"eagle3": (eagle3.train, export.save_eagle3)}  # how to train it, how to write what that returns
+
 
 def train_part(name: str, recipe: Recipe, target_dir: Path, out: Path, report: Report) -> None:
     """Train `name` (the target or a drafter) and write its checkpoint into the existing directory `out`.
@@ -34,11 +36,12 @@ def train_part(name: str, recipe: Recipe, target_dir: Path, out: Path, report: R
 
 
 def _train_target(recipe: Recipe, out: Path, report: Report) -> None:
-    documents = text.documents(recipe)
+    groups = text.exchanges(recipe)
+    documents = text.documents(groups, recipe.seed + 1)
     tokenizer = text.train_tokenizer(documents, recipe.vocab_size)
     stream = torch.tensor([token for ids in text.encode(tokenizer, documents) for token in ids])
     target = target_module.train(recipe, stream, report)
-    prompts = text.encode(tokenizer, text.prompts(recipe))
+    prompts = text.encode(tokenizer, text.prompts(groups, recipe.seed + 2))
     tokens, sampled = target_module.sample(target, prompts, recipe.rows, recipe.row_length, recipe.seed + 3)
     export.save_target(out, recipe, target, tokenizer)
     export.save_own_text(out, tokens, sampled)
@@ -46,11 +49,10 @@ def _train_target(recipe: Recipe, out: Path, report: Report) -> None:
 
 def _train_drafter(name: str, recipe: Recipe, target_dir: Path, out: Path, report: Report) -> None:
     architecture, loss = PLANS[name]
-    assert architecture == "eagle3"
+    train, save = ARCHITECTURES[architecture]
     target = export.load_target(target_dir, recipe)
     tokens, sampled = export.load_own_text(target_dir)
-    drafter, draft_ids = eagle3.train(recipe, loss, target, tokens, sampled, report)
-    export.save_eagle3(out, recipe, drafter, draft_ids)
+    save(out, recipe, *train(recipe, loss, target, tokens, sampled, report))
 
 
 def main() -> None:

@@ -1,0 +1,80 @@
+"""Checkpoints: what is written is what was trained, under the names vLLM reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from zoo_miniature import MINIATURE
+
+from speceval.zoo import eagle3, export
+from speceval.zoo.llama import initialise
+from speceval.zoo.target import Target, sample
+
+
+def a_target() -> Target:
+    target = Target(MINIATURE)
+    initialise(target, seed=3)
+    return target.eval()
+
+
+def test_target_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
+    target = a_target()
+    export.save_target(tmp_path, MINIATURE, target, "{}")
+    tokens = torch.arange(12).view(2, 6)
+    loaded = export.load_target(tmp_path, MINIATURE)
+    assert torch.equal(loaded(tokens)[0], target(tokens)[0])
+    assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] not in (0, 1)
+
+
+def test_cached_decoding_of_the_target_equals_its_training_forward() -> None:
+    target = a_target()
+    tokens = torch.arange(12).view(2, 6)
+    whole, _ = target(tokens)
+    caches, parts = target.empty_caches(2, 6), []
+    for at in range(6):
+        logits, _ = target(tokens[:, at : at + 1], caches, at)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_own_text_round_trip_and_its_shape(tmp_path: Path) -> None:
+    tokens, sampled = sample(a_target(), [[0, 2, 7, 3], [0, 2, 8, 9, 3]], rows=5, length=30, seed=0)
+    export.save_own_text(tmp_path, tokens, sampled)
+    again = export.load_own_text(tmp_path)
+    assert torch.equal(again[0], tokens)
+    assert torch.equal(again[1], sampled)
+    assert tokens[0, :4].tolist() == [0, 2, 7, 3]
+    assert not sampled[0, :4].any()
+    assert sampled[0, 4]
+    assert tokens.min() >= 0
+
+
+def test_next_prompt_follows_an_answer_that_ended() -> None:
+    target = a_target()
+    prompt = [0, 2, 9, 3]
+    tokens, sampled = sample(target, [prompt], rows=40, length=60, seed=0)
+    ends = (sampled & (tokens == 1))[:, :-4].nonzero().tolist()
+    assert ends, "no answer ended: the test shows nothing"
+    for row, at in ends:
+        assert tokens[row, at + 1 : at + 5].tolist() == prompt
+        assert not sampled[row, at + 1 : at + 5].any()
+
+
+def test_eagle3_checkpoint_has_vllms_names_and_maps_draft_ids_to_target_ids(tmp_path: Path) -> None:
+    drafter = eagle3.Eagle3(MINIATURE)
+    draft_ids = torch.arange(MINIATURE.draft_vocab_size) * 2 + 1
+    export.save_eagle3(tmp_path, MINIATURE, drafter, draft_ids)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(tensors["d2t"] + torch.arange(MINIATURE.draft_vocab_size), draft_ids)
+    assert tensors["t2d"].nonzero()[:, 0].tolist() == draft_ids.tolist()
+    hidden = MINIATURE.hidden_size
+    assert tensors["fc.weight"].shape == (hidden, 3 * hidden)
+    assert tensors["midlayer.self_attn.q_proj.weight"].shape == (hidden, 2 * hidden)
+    assert tensors["lm_head.weight"].shape == (MINIATURE.draft_vocab_size, hidden)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
+    assert config["intermediate_size"] == tensors["midlayer.mlp.up_proj.weight"].shape[0]
+    assert config["draft_vocab_size"] == MINIATURE.draft_vocab_size
