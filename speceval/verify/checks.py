@@ -64,7 +64,7 @@ def exact_checks(plan: Plan, found: Continuations, reference: Reference, k: int,
         joint.append(tree(plan, [found.tokens[i] for i in sampled], prompt, reference, filter_))
         wrong += _not_greedy(reference, plan.prompts[prompt], [found.tokens[i] for i in mine if plan.greedy(i)])
     expected, observed = (np.concatenate(cells) for cells in zip(*joint, strict=True))
-    checks = [_of_fit(JOINT, "first tokens", int(expected.sum()), law.pearson(expected, observed, alpha, len(joint)))]
+    checks = [_of_fit(JOINT, "first tokens", round(expected.sum()), law.pearson(expected, observed, alpha, len(joint)))]
     checks += pool.checks(alpha)
     if plan.greedy_share:
         number = sum(plan.greedy(i) for i in range(plan.samples))
