@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from speceval import acceptance
+from speceval.launch import ZOO_ENVIRONMENT
 from speceval.store import StoredRun, read_run
 from speceval.suites import load
 
@@ -95,7 +96,7 @@ def test_no_sampling_default_of_the_checkpoint_leaks_in(zoo: dict[str, Path], tm
         shutil.copytree(zoo["target"], target)
         (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **trap}))
         arguments = ("run", "--target", "target", "--draft", str(zoo["lk-eagle3"]), "--temp", "1", *options)
-        done = speceval(*arguments, "--out", "run", cwd=tmp_path / name, VLLM_CPU_KVCACHE_SPACE="1")
+        done = speceval(*arguments, "--out", "run", cwd=tmp_path / name, **ZOO_ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         outputs.append(tokens(read_run(tmp_path / name / "run")))
     assert outputs[0] == outputs[1]
