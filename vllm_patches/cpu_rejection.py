@@ -66,7 +66,7 @@ def rejection_sample(
     last = bonus_token_ids.squeeze(1).long().clone()
     last[rejecting] = best[rows]
     if not sampling_metadata.all_greedy:
-        noise = exponential_noise(num_draft_tokens, target_probs, generators, use_fp64_gumbel)[rejecting]
+        noise = exponential_noise(rejecting, target_probs, generators, use_fp64_gumbel)
         recovered = recover(target_probs[rows], None if draft_probs is None else draft_probs[rows], drafts[rows], noise)
         last[rejecting] = torch.where(greedy[rejecting], last[rejecting], recovered)
     output = torch.full((len(counts), max_spec_len + 1), PADDING)
@@ -95,12 +95,12 @@ def recover(p: torch.Tensor, q: torch.Tensor | None, drafts: torch.Tensor, noise
 
 
 def exponential_noise(
-    num_draft_tokens: list[int], like: torch.Tensor, generators: dict[int, torch.Generator], double: bool
+    requests: torch.Tensor, like: torch.Tensor, generators: dict[int, torch.Generator], double: bool
 ) -> torch.Tensor:
-    """One vector for each request [batch, V], from its own generator if it has one and drafts."""
+    """One vector for each of `requests` [n] (their rows in the batch): [n, V], from the request's generator if any."""
     dtype = torch.float64 if double else like.dtype
-    noise = torch.empty(len(num_draft_tokens), like.shape[-1], dtype=dtype).exponential_()
-    for index, generator in generators.items():
-        if num_draft_tokens[index] > 0:
-            noise[index].exponential_(generator=generator)
-    return noise.clamp_(min=torch.finfo(dtype).tiny)
+    noise = torch.empty(len(requests), like.shape[-1], dtype=dtype).exponential_()
+    for row, request in enumerate(requests.tolist()):
+        if request in generators:
+            noise[row].exponential_(generator=generators[request])
+    return noise.clamp_(min=torch.finfo(dtype).tiny)  # a noise of 0 would make 0 / 0

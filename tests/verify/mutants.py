@@ -17,6 +17,7 @@ Edit = tuple[str, str, str, str]
 """Module, function, a piece of its source that occurs once, and what stands there instead."""
 
 REJECT, DRAFT = "vllm_patches.cpu_rejection", "vllm_patches.v1_draft_sampling"
+ACCEPT = "random = accept(drafts, target_probs, draft_probs, uniform)"
 DRAW = "drafts = draw(q, metadata.generators, each, use_fp64_gumbel)"
 KEEP_NOISE: Edit = (DRAFT, "draw", "return (q /", 'globals().setdefault("NOISE", []).append(noise)\n    return (q /')
 NOISE = f'torch.stack(__import__("sys").modules["{DRAFT}"].NOISE[-max_spec_len:], 1)'
@@ -126,12 +127,11 @@ MUTANTS = (
             (
                 REJECT,
                 "rejection_sample",
-                "p = target_probs.gather(1, chosen)",
+                ACCEPT,
                 f"owner = torch.repeat_interleave(counts)\n        if len(owner):\n            shared = {NOISE}"
                 "\n            place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]"
-                "\n            own = shared[owner % len(shared), place].gather(1, chosen).squeeze(1)"
-                "\n            uniform = 1 - torch.exp(-own)"
-                "\n        p = target_probs.gather(1, chosen)",
+                "\n            own = shared[owner % len(shared), place].gather(1, drafts.clamp(min=0)[:, None])[:, 0]"
+                f"\n            uniform = 1 - torch.exp(-own)\n        {ACCEPT}",
             ),
         ),
     ),
@@ -191,7 +191,9 @@ MUTANTS = (
             ),
         ),
     ),
-    Mutant("accepted 10 % too easily", 0, ((REJECT, "rejection_sample", "p > uniform * q", "p > 0.9 * uniform * q"),)),
+    Mutant(
+        "accepted 10 % too easily", 0, ((REJECT, "accept", "at_p > uniform * at_q", "at_p > 0.9 * uniform * at_q"),)
+    ),
     Mutant(
         "drafts kept after a rejected one", 0, ((REJECT, "rejection_sample", "by_request.cumprod(1)", "by_request"),)
     ),

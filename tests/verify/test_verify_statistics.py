@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from mutants import MUTANTS, Mutant, mutated
 from scipy import stats
 from simulated import Chain, plan, simulate, softmax
 
@@ -154,3 +155,16 @@ def test_greedy_requests_are_spread_over_prompts_and_make_up_their_share() -> No
     assert {asked.prompt(i) for i in range(400) if greedy[i]} == {0, 1}
     assert all((asked.sampling(i).temperature == 0) == greedy[i] for i in range(400))
     assert len({asked.sampling(i).seed for i in range(400)}) == 400
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_fits_the_code_it_edits_and_leaves_nothing_behind(mutant: Mutant) -> None:
+    """An edit that no longer applies would be a mutant that is never caught."""
+    import importlib
+    from operator import attrgetter
+
+    functions = [attrgetter(name)(importlib.import_module(module)) for module, name, _, _ in mutant.edits]
+    before = [function.__code__ for function in functions]
+    with mutated(mutant):
+        assert all(function.__code__ is not code for function, code in zip(functions, before, strict=True))
+    assert [function.__code__ for function in functions] == before
