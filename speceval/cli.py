@@ -37,6 +37,14 @@ class DraftingChoice(StrEnum):
     greedy = "greedy"
 
 
+class ReferenceChoice(StrEnum):
+    """What `speceval verify` compares an engine's continuations with."""
+
+    auto = "auto"
+    exact = "exact"
+    two_sample = "two-sample"
+
+
 class Listing(StrEnum):
     """What `speceval ls` can list."""
 
@@ -108,6 +116,82 @@ def run(
     _print_run(finished, as_json)
     if finished.meta["problems"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    target: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the target.")] = "",
+    draft: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the drafter; ngram, suffix.")] = "",
+    temp: Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")] = 1.0,
+    k: Annotated[int | None, typer.Option(help="Draft tokens of a step [default: the drafter's own].")] = None,
+    top_k: Annotated[int, typer.Option(help="Top-k of the target; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Nucleus of the target; 1 is off.")] = 1.0,
+    drafting: Annotated[DraftingChoice | None, typer.Option(help="[default: probabilistic]")] = None,
+    samples: Annotated[int, typer.Option(help="Continuations to draw.")] = 20000,
+    n_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation [default: K + 4, at least 8].")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt to continue; may be repeated.")] = None,
+    batch: Annotated[int, typer.Option(help="Requests that the engine runs at once.")] = 256,
+    seeded: Annotated[bool, typer.Option(help="Give every request a seed of its own.")] = False,
+    greedy_share: Annotated[float, typer.Option(help="Share of requests sent greedy, among the others.")] = 0.0,
+    reference: Annotated[
+        ReferenceChoice, typer.Option(help="The target's own probabilities, or a sample without speculation.")
+    ] = ReferenceChoice.auto,
+    bias: Annotated[float, typer.Option(help="Bias (total variation) that must be seen to call it exact.")] = 0.02,
+    prefix_caching: Annotated[bool, typer.Option(help="Let the engine reuse prefixes.")] = False,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="Argument of vllm.LLM, key=value; may be repeated.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a checkpoint.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of the report [default: results/verify/<name>].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    kernels: Annotated[bool, typer.Option(help="Test a version's sampling code alone, without an engine.")] = False,
+    vllm: Annotated[
+        list[str] | None, typer.Option(help="With --kernels: a vLLM wheel or source directory; may be repeated.")
+    ] = None,
+) -> None:
+    """Verify that speculative decoding samples what the target alone would: exact, biased or not enough samples.
+
+    Exit code 0 if exact, 1 if biased, 2 if there were not enough samples.
+    """
+    if kernels:
+        # Both are optional parts of one command; each imports what it needs.
+        from speceval.kernels import main as kernels_main
+
+        raise typer.Exit(kernels_main(vllm or []))
+    for flag, value in (("--target", target), ("--draft", draft)):
+        if not value:
+            raise UserError(f"{flag} is needed (or --kernels, which needs neither)")
+    if vllm:
+        raise UserError("--vllm: goes with --kernels; an engine is the installed vLLM")
+    from speceval.verify import EXIT_CODES, run
+    from speceval.verify.command import execute
+
+    settings = run.Settings(
+        samples=samples,
+        tokens=n_tokens,
+        prompts=tuple(prompt or run.PROMPTS),
+        seeded=seeded,
+        greedy_share=greedy_share,
+        reference=reference.value,
+        bias=bias,
+    )
+    report = execute(
+        settings,
+        out,
+        _output() if not as_json else None,
+        target=target,
+        draft=draft,
+        temperature=temp,
+        k=k,
+        top_k=top_k,
+        top_p=top_p,
+        drafting=drafting.value if drafting else None,
+        batch=batch,
+        prefix_caching=prefix_caching,
+        engine_args=_pairs(engine_arg, "--engine-arg"),
+        trust_remote_code=trust_remote_code,
+    )
+    raise typer.Exit(EXIT_CODES[report.verdict])
 
 
 @app.command()

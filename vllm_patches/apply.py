@@ -35,7 +35,8 @@ def apply(patch: Patch) -> None:
     """Put the replacement in place if the row fits what is loaded here; one log line says what was done."""
     state, reason = judge(patch)
     if state == REFUSED:
-        logger.error("vllm_patches: %s refused: %s", patch.id, reason)
+        # A row of one method need not bother the others; whoever asks for the method is told by `state.missing`.
+        logger.log(logging.INFO if patch.methods else logging.ERROR, "vllm_patches: %s refused: %s", patch.id, reason)
     if state != NOT_APPLIED:
         return
     try:

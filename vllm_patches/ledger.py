@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+ANY = "any"
+"""`Patch.device` of a row that every platform needs."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -21,19 +24,26 @@ class Patch:
     replacement: str
     """Module of this package whose `replace(original)` returns the callable to put in place of the symbol."""
     device: str
-    """`Platform.device_type` that needs the patch; any other platform is left alone."""
+    """`Platform.device_type` that needs the patch, or ANY; any other platform is left alone."""
     sampling_only: bool
     """True if only temperature > 0 is wrong without the patch."""
     versions: str
     """Versions of vLLM the row was checked for (PEP 440)."""
     parameters: tuple[str, ...]
-    """The symbol's parameters, `name` or `name=default`, in order."""
+    """The symbol's parameters, `name` or `name=default`, in order; a version may add some with defaults after them."""
     sources: Mapping[str, str]
     """vLLM version -> `source_hash` of the unpatched symbol; any of them is accepted within `versions`."""
     upstream: tuple[str, ...]
+    """Links to issues and pull requests; where there are none, our report under docs/upstream/."""
     tested_by: str
     until: str
     """When the row can go."""
+    runner: str = "V1"
+    """Model runner that uses the symbol: "V1" or "V2"."""
+    methods: tuple[str, ...] = ()
+    """Drafting methods (vLLM's `speculative_config.method`) that need the patch; empty: all of them."""
+    native: str = ""
+    """Versions of vLLM that do it right themselves (PEP 440); they are left alone."""
 
     @property
     def target(self) -> str:
@@ -96,6 +106,176 @@ LEDGER: tuple[Patch, ...] = (
         until="`_bookkeeping_sync` no longer calls `set_offset` on CPU generators",
     ),
     Patch(
+        id="cpu-rejection",
+        title=(
+            "The CPU kernels of the rejection step do not know padded drafts (id -1): they read and write out of "
+            "bounds at that index and accept such drafts."
+        ),
+        effect="The first token after a prefix-cache hit of the whole prompt is biased.",
+        module="vllm.v1.sample.rejection_sampler",
+        symbol="rejection_sample",
+        replacement="vllm_patches.cpu_rejection",
+        device="cpu",
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=(
+            "draft_token_ids",
+            "num_draft_tokens",
+            "max_spec_len",
+            "cu_num_draft_tokens",
+            "draft_probs",
+            "target_logits",
+            "bonus_token_ids",
+            "sampling_metadata",
+            "synthetic_mode=False",
+            "synthetic_conditional_rates=None",
+            "use_fp64_gumbel=False",
+        ),
+        sources={
+            "0.29.0": "72e71d9b92b78bab",
+            "0.30.0": "dd7297cb744d9a77",
+            "0.31.0": "dd7297cb744d9a77",
+            "0.32.0": "dd7297cb744d9a77",
+            "0.33.0": "10358c381d84f8fd",
+        },
+        upstream=("https://github.com/vllm-project/vllm/pull/46533",),
+        tested_by="tests/vllm_patches/test_cpu_rejection.py",
+        until="`rejection_random_sample` and `sample_recovered_tokens` of the CPU backend reject id -1",
+    ),
+    Patch(
+        id="v1-missing-q",
+        title=(
+            "If one request of a batch has no cached draft distribution, the V1 runner verifies the whole batch as if "
+            "its drafts were certain."
+        ),
+        effect="Lossless, but acceptance falls from sum min(p, q) to sum p q, for most steps under prefix caching.",
+        module="vllm.v1.worker.gpu_model_runner",
+        symbol="GPUModelRunner._get_spec_decode_draft_probs",
+        replacement="vllm_patches.v1_missing_q",
+        device=ANY,
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=("self", "spec_decode_metadata"),
+        sources={
+            "0.29.0": "944db527e0dd2e82",
+            "0.30.0": "944db527e0dd2e82",
+            "0.31.0": "944db527e0dd2e82",
+            "0.32.0": "944db527e0dd2e82",
+            "0.33.0": "944db527e0dd2e82",
+        },
+        upstream=("https://github.com/vllm-project/vllm/pull/44869",),
+        tested_by="tests/vllm_patches/test_missing_q.py",
+        until="a release keeps q by request",
+    ),
+    Patch(
+        id="v1-draft-streams",
+        title=(
+            "Drafts of seeded requests come from the global random state, and requests with a grammar draft from q "
+            "although the scheduler cuts their drafts at the first forbidden one."
+        ),
+        effect="Seeded runs differ from one another; structured outputs are biased at temperature > 0.",
+        module="vllm.v1.worker.gpu_model_runner",
+        symbol="GPUModelRunner.propose_draft_token_ids",
+        replacement="vllm_patches.v1_drafting",
+        device=ANY,
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=(
+            "self",
+            "scheduler_output",
+            "sampled_token_ids",
+            "sampling_metadata",
+            "hidden_states",
+            "sample_hidden_states",
+            "aux_hidden_states",
+            "spec_decode_metadata",
+            "common_attn_metadata",
+            "slot_mappings",
+        ),
+        sources={
+            "0.29.0": "a60269aca9de4e25",
+            "0.30.0": "a60269aca9de4e25",
+            "0.31.0": "a60269aca9de4e25",
+            "0.32.0": "a60269aca9de4e25",
+            "0.33.0": "9db461529ab7e17c",
+        },
+        upstream=("docs/upstream/v1-draft-seeds.md", "docs/upstream/v1-structured-drafts.md"),
+        tested_by="tests/vllm_patches/test_draft_streams.py",
+        until="the proposers take per-request generators, and the scheduler keeps a forbidden draft for the verifier",
+    ),
+    Patch(
+        id="v1-draft-sampling",
+        title="Drafts are drawn with the request's temperature alone: without its top-k, its top-p and its seed.",
+        effect="Lossless, but acceptance is up to 16 % too low at small top-k, and seeded runs differ.",
+        module="vllm.v1.spec_decode.llm_base_proposer",
+        symbol="SpecDecodeBaseProposer._sample_from_logits",
+        replacement="vllm_patches.v1_draft_sampling",
+        device=ANY,
+        sampling_only=True,
+        versions=">=0.29,<=0.33.0",
+        parameters=("self", "logits", "sampling_metadata"),
+        sources={
+            "0.29.0": "37f15d2a34491b50",
+            "0.30.0": "37f15d2a34491b50",
+            "0.31.0": "37f15d2a34491b50",
+            "0.32.0": "37f15d2a34491b50",
+            "0.33.0": "37f15d2a34491b50",
+        },
+        upstream=("https://github.com/vllm-project/vllm/issues/56724",),
+        tested_by="tests/vllm_patches/test_draft_streams.py",
+        until="drafts are drawn with all of the request's sampling parameters",
+    ),
+    Patch(
+        id="v1-medusa",
+        title="MEDUSA's drafts are the heads' argmaxes at any temperature, and the drafting option is ignored.",
+        effect="Lossless, but measures p(argmax q) in place of sum min(p, q).",
+        module="vllm.v1.spec_decode.medusa",
+        symbol="MedusaProposer.propose",
+        replacement="vllm_patches.v1_medusa",
+        device=ANY,
+        sampling_only=True,
+        versions=">=0.29,<0.33",
+        parameters=(
+            "self",
+            "num_speculative_tokens",
+            "target_hidden_states",
+            "sampling_metadata",
+            "slot_mappings=None",
+        ),
+        sources={
+            "0.29.0": "29ab949a2aee0f87",
+            "0.30.0": "29ab949a2aee0f87",
+            "0.31.0": "29ab949a2aee0f87",
+            "0.32.0": "29ab949a2aee0f87",
+        },
+        upstream=("https://github.com/vllm-project/vllm/issues/20459",),
+        tested_by="tests/vllm_patches/test_heads.py",
+        until="0.29 to 0.32 are no longer supported: 0.33 has no MEDUSA, there `vllm_patches.heads` drafts",
+        methods=("medusa",),
+    ),
+    Patch(
+        id="cpu-rotary",
+        title="The CPU kernel rotates queries of shape [tokens, heads, size] wrongly when there are several heads.",
+        effect="DeepSeek models and their MTP layers compute something else at any temperature: tau 1.14 for 2.5.",
+        module="vllm.model_executor.layers.rotary_embedding.base",
+        symbol="RotaryEmbedding.forward_cpu",
+        replacement="vllm_patches.cpu_rotary",
+        device="cpu",
+        sampling_only=False,
+        versions=">=0.29,<=0.33.0",
+        parameters=("self", "positions", "query", "key=None"),
+        sources={
+            "0.29.0": "b749c83b4c38da1e",
+            "0.30.0": "b749c83b4c38da1e",
+            "0.31.0": "b749c83b4c38da1e",
+            "0.32.0": "b749c83b4c38da1e",
+            "0.33.0": "b749c83b4c38da1e",
+        },
+        upstream=("docs/upstream/cpu-rotary.md",),
+        tested_by="tests/vllm_patches/test_mtp.py",
+        until="`rotary_embedding` of the CPU extension agrees with `forward_native` for 3-D queries",
+    ),
+    Patch(
         id="empty-top-k",
         title="A verify step without any draft token takes the maximum of an empty top-k tensor.",
         effect="With top-k and without top-p the engine dies (`max(): Expected reduction dim`) at its first such step.",
@@ -133,10 +313,19 @@ def table_row(patch: Patch) -> str:
         patch.title,
         patch.effect,
         f"`{patch.target}`",
-        patch.device + (", temperature > 0" if patch.sampling_only else ""),
-        f"{patch.versions} (read: {', '.join(patch.sources)})",
-        " ".join(f"[{link.rsplit('/', 1)[1]}]({link})" for link in patch.upstream),
+        needed_on(patch),
+        f"{patch.versions} (read: {', '.join(patch.sources)})"
+        + (f"; native in {patch.native}" if patch.native else ""),
+        " ".join(f"[{link.rsplit('/', 1)[1]}]({link.removeprefix('docs/')})" for link in patch.upstream),
         f"`{patch.tested_by}`",
         patch.until,
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def needed_on(patch: Patch) -> str:
+    """Who needs the row, e.g. "V1, cpu, temperature > 0, medusa"."""
+    conditions = [patch.runner, patch.device if patch.device != ANY else "", *patch.methods]
+    if patch.sampling_only:
+        conditions.insert(2, "temperature > 0")
+    return ", ".join(condition for condition in conditions if condition)

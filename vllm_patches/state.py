@@ -13,12 +13,16 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from vllm_patches.ledger import LEDGER, Patch
+from vllm_patches.ledger import ANY, LEDGER, Patch
 
 PLUGIN = "speceval_patches"
 """Name of the entry point, as vLLM's VLLM_PLUGINS lists it."""
 SWITCH = "SPECEVAL_PATCHES"
 """Environment variable; "0" leaves vLLM as it is."""
+SKIP = "SPECEVAL_PATCHES_SKIP"
+"""Environment variable: ids of rows to leave out, separated by commas."""
+TRUNCATION_SWITCH = "SPECEVAL_DRAFT_TRUNCATION"
+"""Environment variable; "0" draws drafts with the temperature alone, as stock vLLM does."""
 MARK = "__vllm_patch__"
 """Attribute of a replacement that holds its row's id."""
 
@@ -28,15 +32,17 @@ NOT_NEEDED = "not needed"
 REFUSED = "refused"
 NOT_APPLIED = "not applied"
 NOT_LOADED = "not loaded"
+NATIVE = "native"
 
 
 @dataclass(frozen=True)
 class PatchStatus:
     """State of one ledger row in one process.
 
-    `state` is one of "active", "switched off", "not needed" (no vLLM, or another platform), "refused" (the
-    installed vLLM is not what the row expects), "not loaded" (the symbol's module is not imported in this
-    process) and "not applied" (imported, fits, but the plugin has not run). `reason` is empty when active.
+    `state` is one of "active", "native" (this vLLM does it right itself), "switched off", "not needed" (no vLLM, or
+    another platform), "refused" (the installed vLLM is not what the row expects), "not loaded" (the symbol's module is
+    not imported in this process) and "not applied" (imported, fits, but the plugin has not run). `reason` is empty
+    when active.
     """
 
     id: str
@@ -59,22 +65,40 @@ def status() -> list[PatchStatus]:
     return [PatchStatus(p.id, p.title, p.target, p.versions, " ".join(p.upstream), *judge(p)) for p in LEDGER]
 
 
-def missing(statuses: Iterable[PatchStatus], *, device: str, temperature: float) -> list[str]:
+def missing(
+    statuses: Iterable[PatchStatus],
+    *,
+    device: str,
+    temperature: float,
+    method: str | None = None,
+    runner: str = "V1",
+) -> list[str]:
     """One line for each patch that a run needs and that is not active in every process that reported.
 
-    `device` is vLLM's platform ("cpu", "cuda", ...), `temperature` the largest of the run. A needed row that
-    nobody reported counts as missing. An empty list means: go.
+    `device` is vLLM's platform ("cpu", "cuda", ...), `temperature` the largest of the run, `method` vLLM's
+    `speculative_config.method` (None: whichever), `runner` its model runner ("V1" or "V2"). A needed row that nobody
+    reported counts as missing. An empty list means: go.
     """
     lines = []
     reported = list(statuses)
     for patch in LEDGER:
-        if patch.device != device or (patch.sampling_only and temperature <= 0):
+        if not needed(patch, device, temperature, method, runner):
             continue
         mine = [s for s in reported if s.id == patch.id]
         if not mine:
             lines.append(f"{patch.id}: not reported")
-        lines += [str(s) for s in mine if s.state != ACTIVE]
+        lines += [str(s) for s in mine if s.state not in (ACTIVE, NATIVE)]
     return lines
+
+
+def needed(patch: Patch, device: str, temperature: float, method: str | None, runner: str) -> bool:
+    """Whether a run with these settings (see `missing`) depends on the row."""
+    return (
+        patch.device in (ANY, device)
+        and patch.runner == runner
+        and (temperature > 0 or not patch.sampling_only)
+        and (method is None or not patch.methods or method in patch.methods)
+    )
 
 
 def judge(patch: Patch) -> tuple[str, str]:
@@ -85,9 +109,11 @@ def judge(patch: Patch) -> tuple[str, str]:
     live = live_symbol(patch)
     if getattr(live, MARK, None) == patch.id:
         return ACTIVE, ""
-    if device() != patch.device:
+    if patch.native and SpecifierSet(patch.native).contains(installed, prereleases=True):
+        return NATIVE, f"vLLM {installed} needs no patch"
+    if patch.device not in (ANY, device()):
         return NOT_NEEDED, f"vLLM {installed} does not run on the {patch.device} platform here"
-    if off := switched_off():
+    if off := switched_off() or skipped(patch):
         return OFF, off
     if not SpecifierSet(patch.versions).contains(installed, prereleases=True):
         return REFUSED, f"vLLM {installed} is outside {patch.versions}"
@@ -108,7 +134,8 @@ def mismatch(patch: Patch, live: Any) -> str:
         found, digest = parameters(live), source_hash(live)
     except (OSError, TypeError, ValueError) as error:
         return f"cannot be inspected: {error}"
-    if found != patch.parameters:
+    common = len(patch.parameters)
+    if found[:common] != patch.parameters or not all("=" in added for added in found[common:]):
         return f"takes ({', '.join(found)}), expected ({', '.join(patch.parameters)})"
     if digest not in patch.sources.values():
         return f"has an unknown source (hash {digest})"
@@ -164,3 +191,14 @@ def switched_off() -> str:
     if plugins is not None and PLUGIN not in [name.strip() for name in plugins.split(",")]:
         return f"VLLM_PLUGINS={plugins} leaves out {PLUGIN}"
     return ""
+
+
+def skipped(patch: Patch) -> str:
+    """The environment setting that leaves out this row; empty if none does."""
+    ids = [name.strip() for name in os.environ.get(SKIP, "").split(",")]
+    return f"{SKIP} names it" if patch.id in ids else ""
+
+
+def draft_truncation() -> bool:
+    """Whether drafts are drawn from the distribution that the request's top-k and top-p leave."""
+    return os.environ.get(TRUNCATION_SWITCH, "").strip() != "0"

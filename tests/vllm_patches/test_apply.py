@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Patch]:
     monkeypatch.setattr(state, "vllm_version", lambda: "1.2.3+cpu")
     monkeypatch.setattr(state, "device", lambda: "cpu")
     monkeypatch.delenv(state.SWITCH, raising=False)
+    monkeypatch.delenv(state.SKIP, raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     template = ledger.LEDGER[0]
@@ -188,6 +190,55 @@ def test_a_run_needs_the_patch_only_on_its_platform_and_above_temperature_zero(r
     active = state.status()
     assert state.missing(active, device="cpu", temperature=0.7) == []
     assert state.missing(active + inactive, device="cpu", temperature=0.7) == [str(inactive[0])]
+
+
+@pytest.mark.parametrize(
+    ("fields", "run", "needed"),
+    [
+        ({"device": "any"}, {"device": "cuda"}, True),
+        ({"device": "any", "runner": "V2"}, {"device": "cuda"}, False),
+        ({"device": "any", "runner": "V2"}, {"device": "cuda", "runner": "V2"}, True),
+        ({"methods": ("medusa",)}, {"method": "eagle3"}, False),
+        ({"methods": ("medusa",)}, {"method": "medusa"}, True),
+        ({"methods": ("medusa",)}, {}, True),
+        ({"sampling_only": False}, {"temperature": 0.0}, True),
+    ],
+)
+def test_a_run_needs_only_the_rows_of_its_runner_and_method(
+    row: Patch,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    needed: bool,
+) -> None:
+    use(monkeypatch, replace(row, **fields))
+    engine()
+    settings: dict[str, Any] = {"device": "cpu", "temperature": 1.0} | run
+    assert bool(state.missing(state.status(), **settings)) is needed
+
+
+def test_a_version_that_is_right_itself_is_left_alone_and_may_measure(
+    row: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, replace(row, native=">=1.2.3"))
+    apply.register()
+    assert engine().double(3) == 7
+    assert only().state == "native"
+    assert state.missing(state.status(), device="cpu", temperature=1.0) == []
+
+
+def test_a_single_row_can_be_left_out(row: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(state.SKIP, "other, double")
+    apply.register()
+    assert engine().double(3) == 7
+    assert (only().state, only().reason) == ("switched off", "SPECEVAL_PATCHES_SKIP names it")
+
+
+def test_a_parameter_with_a_default_may_have_been_added_at_the_end(row: Patch, tmp_path: Path) -> None:
+    (tmp_path / "madeup_engine.py").write_text(SOURCE.replace("times=2)", "times=2, more=None)"))
+    apply.register()
+    engine()
+    assert "unknown source" in only().reason  # the signature passes, the source does not
 
 
 def test_a_patch_that_no_worker_reports_is_missing(row: Patch) -> None:

@@ -15,9 +15,9 @@ import tiny
 import torch
 from engine_jobs import PROMPT, TEMPERATURES
 from expand_cases import wrong
-from law_fit import fit
 from scipy import stats
 
+from speceval.law import fit
 from vllm_patches.cpu_expand import expand_batch_to_tokens
 
 ALPHA = 1e-8

@@ -1,0 +1,193 @@
+"""Regenerates the known-bad matrix: `python scripts/known_bad.py SOURCE...` (wheels, source trees, "installed").
+
+Runs `speceval verify --kernels` on every source, as it is and with the patches, and writes results/verify/kernels.csv
+and kernels.json (versions, seeds, command), the table in docs/known_bad.md and the picture docs/images/known_bad.png.
+Without sources it only redraws table and picture from the stored results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from packaging.version import Version
+
+from speceval.errors import UserError
+from speceval.kernels import CHECKED, REQUESTS, judge, run_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "verify"
+PAGE = ROOT / "docs" / "known_bad.md"
+PICTURE = ROOT / "docs" / "images" / "known_bad.png"
+BEGIN, END = "<!-- table: scripts/known_bad.py -->", "<!-- end of table -->"
+KERNELS = {"simt": "Triton", "compiled": "Triton", "extension": "CPU extension"}
+LINE = ["runner", "kernels", "rejection", "drafting"]
+ORDER = ["V1", "V2", "Triton", "CPU extension", "standard", "block", "probabilistic", "greedy", "padded"]
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Measure if there is anything to measure, then write the page's table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*")
+    parser.add_argument("--n", type=int, default=REQUESTS, help="requests per cell")
+    parser.add_argument("--seed", type=int, default=0, help="of the stock runs; the patched ones take the next")
+    options = parser.parse_args()
+    try:
+        if options.sources:
+            measure(options.sources, options.n, options.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 4
+    rows = read_rows()
+    write_table(rows)
+    draw(rows)
+    return 0
+
+
+def read_rows() -> list[Row]:
+    """The stored rows; a missing number is NaN."""
+    frame = pd.read_csv(RESULTS / "kernels.csv")
+    frame["kernels"] = frame["engine"].map(KERNELS)
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def measure(sources: list[str], n: int, seed: int) -> None:
+    """Stock and patched, written to results/verify/ when all of it is known."""
+    started = time.monotonic()
+
+    def show(source: str, row: dict[str, Any]) -> None:
+        cell = f"{row['version']} {row['runner']} {row['engine']} {row['drafting']} {row['rejection']}"
+        state = "patched" if row["patched"] else "stock"
+        print(f"[{time.monotonic() - started:5.0f} s] {cell} {state}: {row['verdict']}", flush=True)
+
+    frames = [run_kernels(sources, patched, n, seed + patched, progress=show) for patched in (False, True)]
+    frame = pd.concat(frames, ignore_index=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    provenance = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [
+            "python",
+            "scripts/known_bad.py",
+            *[Path(name).name for name in sources],
+            f"--n={n}",
+            f"--seed={seed}",
+        ],
+        "vllm": sorted(set(frame["version"])),
+        "seeds": {"stock": seed, "patched": seed + 1},
+        "requests": n,
+        "checked_by_triton": CHECKED,
+        "alarm": judge.ALARM,
+        "family": judge.FAMILY,
+        "python": platform.python_version(),
+        "packages": {p: importlib.metadata.version(p) for p in ("torch", "triton", "numpy", "scipy")},
+    }
+    replace(RESULTS / "kernels.csv", frame.to_csv(index=False))
+    replace(RESULTS / "kernels.json", json.dumps(provenance, indent=1) + "\n")
+
+
+def write_table(rows: list[Row]) -> None:
+    """Put the Markdown table between the markers of the page."""
+    lines = ["| vLLM | runner | kernels | rejection | drafting | stock | TV | p | acceptance | patched | TV | p |"]
+    lines.append("|---" * lines[0].count(" | ") + "|---|")
+    patched = {key(row): row for row in rows if row["patched"]}
+    for row in rows:
+        if not row["patched"]:
+            other = patched[key(row)]
+            cells = [*key(row), shown(row), *numbers(row), acceptance(row), shown(other), *numbers(other)]
+            lines.append("| " + " | ".join(cells) + " |")
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    tail = rest.partition(END)[2]
+    replace(PAGE, f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}")
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What a row of the matrix is about."""
+    return tuple(str(row[name]) for name in ("version", *LINE))
+
+
+def shown(row: Row) -> str:
+    """The verdict; what is wrong stands out."""
+    verdict = str(row["verdict"])
+    return {"biased": "**biased**", "not available": "–"}.get(verdict, verdict)
+
+
+def numbers(row: Row) -> list[str]:
+    """TV with its noise level, p-value."""
+    if math.isnan(row["tv"]):
+        return ["", ""]
+    p = "< 1e-300" if row["p"] == 0 else f"{row['p']:.0e}" if row["p"] < 0.001 else f"{row['p']:.2f}"
+    return [f"{row['tv']:.4f} ({row['noise']:.4f})", p]
+
+
+def acceptance(row: Row) -> str:
+    """Measured (expected)."""
+    if math.isnan(row["tv"]):
+        return ""
+    expected = "" if math.isnan(row["expected"]) else f" ({row['expected']:.3f})"
+    return f"{row['acceptance']:.3f}{expected}"
+
+
+def draw(rows: list[Row]) -> None:
+    """Heat map of the TV distance of three tokens in units of its noise: version by cell, stock beside patched."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.colors import LogNorm
+
+    versions = sorted({row["version"] for row in rows}, key=Version)
+    lines = sorted({key(row)[1:] for row in rows}, key=lambda line: [ORDER.index(name) for name in line])
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for axis, state, title in zip(axes, (False, True), ("as released", "with the patches"), strict=True):
+        cells = {key(row): row for row in rows if row["patched"] == state}
+        grid = [[cells.get((version, *line)) for version in versions] for line in lines]
+        ratios = [[row["tv_joint"] / row["noise_joint"] if row else math.nan for row in line] for line in grid]
+        image = axis.imshow(ratios, cmap="cividis_r", norm=LogNorm(1, 30), aspect="auto")
+        for y, line in enumerate(grid):
+            for x, row in enumerate(line):
+                axis.text(x, y, label(row), ha="center", va="center", fontsize=7.5, color=ink(ratios[y][x]))
+        axis.set_xticks(range(len(versions)), versions, rotation=30)
+        axis.set_yticks(range(len(lines)), [" ".join(line) for line in lines])
+        axis.set_title(title, loc="left")
+        axis.set_facecolor("#eeeeee")
+        axis.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="TV of three tokens ÷ its noise level (1 = exact)", shrink=0.85)
+    figure.suptitle(
+        "Does vLLM's sampling code draw from the target? Number: TV of one token. ✗: biased", x=0.01, ha="left"
+    )
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=150)
+    pyplot.close(figure)
+
+
+def label(row: Row | None) -> str:
+    """What is written on a cell."""
+    if row is None or math.isnan(row["tv"]):
+        return "refused" if row is not None and row["verdict"] == "refused" else "–"
+    return f"{row['tv']:.3f}" + (" ✗" if row["verdict"] == "biased" else "")
+
+
+def ink(ratio: float) -> str:
+    """Readable on the cell's colour."""
+    return "#666666" if math.isnan(ratio) else "white" if ratio > 6 else "black"
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

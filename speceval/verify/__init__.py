@@ -1,0 +1,8 @@
+"""`speceval verify`: does speculative decoding on this engine sample as the target alone would? See docs/verify.md."""
+
+from __future__ import annotations
+
+from speceval.verify.run import Settings, verify
+from speceval.verify.verdict import EXIT_CODES, Report, Verdict
+
+__all__ = ["EXIT_CODES", "Report", "Settings", "Verdict", "verify"]

@@ -1,0 +1,221 @@
+"""Combinations that no patch makes right: refused before an engine starts, with one clear line.
+
+Pure functions of the version and the settings; vLLM is not imported. `docs/known_bad.md` has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+SUPPORTED = ("0.29", "0.33")
+"""First and last minor version of vLLM that the patches and these rules were written for."""
+BLOCK_EXACT = Version("0.33")
+XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
+"""Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
+DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
+
+
+def check(
+    version: str,
+    runner: str,
+    speculative_config: Mapping[str, Any],
+    *,
+    temperature: float = 1.0,
+    structured_outputs: bool = False,
+    target_vocab: int | None = None,
+    draft_vocab: int | None = None,
+    draft_architectures: Sequence[str] = (),
+) -> str | None:
+    """Why this combination is refused, in one line with the mend; None if it is not.
+
+    `version` is vLLM's, `runner` "V1" or "V2", `speculative_config` as given to vLLM (unset keys mean vLLM's
+    defaults), `temperature` the largest of the run, `structured_outputs` whether any request has a grammar.
+    `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
+    `draft_architectures` is the drafter's `architectures` in its config.json.
+    """
+    config = dict(speculative_config)
+    rules = (
+        _version(version),
+        _count(config),
+        _rejection(version, runner, config) if temperature > 0 else None,
+        _xpress(config, draft_architectures) if temperature > 0 else None,
+        _grammar(config) if temperature > 0 and structured_outputs else None,
+        _widths(runner, config, target_vocab, draft_vocab),
+    )
+    return next((reason for reason in rules if reason), None)
+
+
+def check_config(config: Any, version: str) -> str | None:
+    """`check` of a resolved `vllm.config.VllmConfig`, at the highest temperature a request could ask for."""
+    spec = config.speculative_config
+    if spec is None:
+        return None
+    names = ("method", "num_speculative_tokens", "draft_sample_method", "rejection_sample_method")
+    draft = getattr(spec, "draft_model_config", None) if spec.method not in DETERMINISTIC else None
+    return check(
+        version,
+        "V2" if config.use_v2_model_runner else "V1",
+        {name: getattr(spec, name, None) for name in names},
+        target_vocab=config.model_config.get_vocab_size() if draft is not None else None,
+        draft_vocab=draft.get_vocab_size() if draft is not None else None,
+        draft_architectures=getattr(getattr(draft, "hf_config", None), "architectures", None) or (),
+    )
+
+
+def sampled_drafts(config: Mapping[str, Any]) -> bool:
+    """Whether drafts are drawn from q; vLLM's default is the argmax."""
+    return config.get("draft_sample_method") == "probabilistic" and config.get("method") not in DETERMINISTIC
+
+
+def _version(version: str) -> str | None:
+    first, last = SUPPORTED
+    found = Version(version.partition("+")[0])
+    if Version(first) <= Version(f"{found.major}.{found.minor}") <= Version(last):
+        return None
+    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {first} to {last}"
+
+
+def _count(config: Mapping[str, Any]) -> str | None:
+    k = config.get("num_speculative_tokens")
+    if k is None or (isinstance(k, int) and k >= 1):
+        return None
+    return f"num_speculative_tokens={k}: nothing would be drafted: give a whole number from 1 on"
+
+
+def _rejection(version: str, runner: str, config: Mapping[str, Any]) -> str | None:
+    method = config.get("rejection_sample_method") or "standard"
+    mend = "use rejection_sample_method=standard"
+    if method == "standard":
+        return None
+    if method == "block":
+        if runner == "V1":
+            return f"rejection_sample_method=block: the V1 runner ignores it and drops q: {mend}"
+        if Version(version.partition("+")[0]) < BLOCK_EXACT:
+            return (
+                f"rejection_sample_method=block is biased in vLLM {version} (it reuses random numbers from round to "
+                f"round; right from {BLOCK_EXACT} on): {mend}"
+            )
+        return None
+    if method == "synthetic":
+        return (
+            f"rejection_sample_method=synthetic accepts at rates it is given: not lossless, nothing to measure: {mend}"
+        )
+    if method == "fly":
+        return f"rejection_sample_method=fly is lossy by design, its output does not follow the target: {mend}"
+    return f"rejection_sample_method={method} is not known to be lossless: {mend}"
+
+
+def _xpress(config: Mapping[str, Any], architectures: Sequence[str]) -> str | None:
+    if not set(architectures) & set(XPRESS) or not sampled_drafts(config):
+        return None
+    return (
+        "an XPress drafter with draft_sample_method=probabilistic: its drafts are argmaxes and the verifier takes a q "
+        "that was never written: use draft_sample_method=greedy"
+    )
+
+
+def _grammar(config: Mapping[str, Any]) -> str | None:
+    if not sampled_drafts(config):
+        return None
+    return (
+        "structured outputs with draft_sample_method=probabilistic are biased: a draft that breaks the grammar is "
+        "dropped before it is verified: use draft_sample_method=greedy"
+    )
+
+
+def _widths(runner: str, config: Mapping[str, Any], target: int | None, draft: int | None) -> str | None:
+    if target is None or draft is None or target == draft or not sampled_drafts(config):
+        return None
+    if runner == "V2" and draft < target:
+        return None
+    return (
+        f"the drafter's logits are {draft} wide, the target's {target}: the {runner} runner would read q at the wrong "
+        "places: use a drafter of the same vocabulary, or draft_sample_method=greedy"
+    )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A defect that is refused, or that supported versions do not have: the ledger's rows without a patch."""
+
+    id: str
+    title: str
+    effect: str
+    state: str
+    """"refused", or "native" where upstream is right in every supported version."""
+    runner: str
+    versions: str
+    """Versions of vLLM with the defect (PEP 440), as far as they were read."""
+    upstream: tuple[str, ...]
+    tested_by: str
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        id="v2-shared-noise",
+        title="Draft tokens and the residual are drawn with the same noise, keyed by seed and position.",
+        effect="Biased output (total variation 0.02 a token); acceptance is right.",
+        state="native",
+        runner="V2",
+        versions=">=0.24,<0.29",
+        upstream=(
+            "https://github.com/vllm-project/vllm/pull/47386",
+            "https://github.com/vllm-project/vllm/pull/54282",
+        ),
+        tested_by="tests/kernels/test_kernel_verdicts.py",
+    ),
+    Refusal(
+        id="v2-block-reuse",
+        title="Block verification reuses a position's uniform and draft noise in later rounds.",
+        effect="Biased output and acceptance with rejection_sample_method=block.",
+        state="refused",
+        runner="V2",
+        versions=">=0.28,<0.33",
+        upstream=("https://github.com/vllm-project/vllm/pull/46781",),
+        tested_by="tests/kernels/test_kernel_verdicts.py",
+    ),
+    Refusal(
+        id="v1-block-ignored",
+        title="The V1 runner ignores rejection_sample_method=block, verifies with the standard rule and drops q.",
+        effect="Lossless, but acceptance is p(draft) instead of what was asked for.",
+        state="refused",
+        runner="V1",
+        versions=">=0.28",
+        upstream=(),
+        tested_by="tests/vllm_patches/test_refuse.py",
+    ),
+    Refusal(
+        id="v2-xpress-q",
+        title="XPress drafters allocate q for probabilistic drafts and never write it.",
+        effect="Every argmax draft is accepted as if q were uniform: the output is the drafter's.",
+        state="refused",
+        runner="V2",
+        versions=">=0.33",
+        upstream=(),
+        tested_by="tests/vllm_patches/test_refuse.py",
+    ),
+    Refusal(
+        id="grammar-drafts",
+        title="With structured outputs the first draft that breaks the grammar is dropped before it is verified.",
+        effect="Biased output and too high an acceptance with probabilistic drafts.",
+        state="refused",
+        runner="V1, V2",
+        versions=">=0.24",
+        upstream=(),
+        tested_by="tests/vllm_patches/test_refuse.py",
+    ),
+    Refusal(
+        id="vocabulary-width",
+        title="q is indexed with the target's vocabulary size, whatever the drafter's.",
+        effect="q of other tokens and rows is read: biased output.",
+        state="refused",
+        runner="V1",
+        versions=">=0.24",
+        upstream=(),
+        tested_by="tests/vllm_patches/test_refuse.py",
+    ),
+)

@@ -1,0 +1,64 @@
+"""Patch `v1-draft-sampling`: drafts from the truncated distribution, seeded (cf. v1/spec_decode/llm_base_proposer.py).
+
+Stock code drafts with the temperature alone and from the global random state. Truncating q as the target's p is
+truncated raises the acceptance at small top-k or top-p; q handed to the verifier is the truncated distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+from vllm_patches.state import draft_truncation
+
+GREEDY_BELOW = 1e-5
+"""Temperature below which vLLM takes the argmax (`_SAMPLING_EPS` in v1/sample/sampler.py)."""
+
+Drafts = tuple[torch.Tensor, torch.Tensor | None]
+"""Draft tokens [rows] and the q they were drawn from [rows, V]; None for argmax drafts."""
+
+
+def replace(original: Callable[..., Drafts]) -> Callable[..., Drafts]:
+    """`SpecDecodeBaseProposer._sample_from_logits` with top-k, top-p and generators."""
+
+    @wraps(original)
+    def _sample_from_logits(self: Any, logits: torch.Tensor, sampling_metadata: Any) -> Drafts:
+        if not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy:
+            return logits.argmax(-1), None
+        return sample(logits, sampling_metadata, self.use_fp64_gumbel)
+
+    return _sample_from_logits
+
+
+def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draft tokens [rows] and their q [rows, V] from `logits` [rows, V], which may be overwritten.
+
+    `metadata` is the batch's SamplingMetadata. Parallel drafters have K consecutive rows for each request.
+    """
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    each = len(logits) // len(metadata.temperature)
+    temperature, top_k, top_p = (
+        values if values is None or each == 1 else values.repeat_interleave(each)
+        for values in (metadata.temperature, metadata.top_k, metadata.top_p)
+    )
+    greedy = temperature < GREEDY_BELOW
+    logits = logits.float().div_(temperature.masked_fill(greedy, 1.0).unsqueeze(1))
+    if draft_truncation():
+        logits = apply_top_k_top_p(logits, top_k, top_p)
+    q = logits.softmax(-1)
+    drafts = draw(q, metadata.generators, each, use_fp64_gumbel)
+    return drafts if metadata.all_random else torch.where(greedy, q.argmax(-1), drafts), q
+
+
+def draw(q: torch.Tensor, generators: dict[int, torch.Generator], each: int, double: bool) -> torch.Tensor:
+    """One token [rows] from each row of q [rows, V]; request r (rows r * each ...) draws from `generators[r]`."""
+    noise = torch.empty(q.shape, dtype=torch.float64 if double else q.dtype, device=q.device)
+    if len(generators) * each < len(q):
+        noise.exponential_()
+    for request, generator in generators.items():
+        noise[request * each : (request + 1) * each].exponential_(generator=generator)
+    return (q / noise.clamp_(min=torch.finfo(noise.dtype).tiny)).argmax(-1)  # a noise of 0 would make 0 / 0
