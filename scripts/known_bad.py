@@ -32,6 +32,14 @@ BEGIN, END = "<!-- table: scripts/known_bad.py -->", "<!-- end of table -->"
 KERNELS = {"simt": "Triton", "compiled": "Triton", "extension": "CPU extension"}
 LINE = ["runner", "kernels", "rejection", "drafting"]
 ORDER = ["V1", "V2", "Triton", "CPU extension", "standard", "block", "probabilistic", "greedy", "padded"]
+COLOURS = "Oranges"
+"""Light to dark, so that it reads without colour vision and in print."""
+TITLE = (
+    "Does vLLM's speculative decoding sample the target at temperature > 0?   By vLLM version, model runner, rejection "
+    "and drafting method.\n"
+    "In each cell: total variation distance of one token from the target.   ✗ biased (p < {alarm})   "
+    "– no such code, or not measured   refused: not offered"
+)
 Row = dict[str, Any]
 
 
@@ -147,27 +155,38 @@ def draw(rows: list[Row]) -> None:
 
     versions = sorted({row["version"] for row in rows}, key=Version)
     lines = sorted({key(row)[1:] for row in rows}, key=lambda line: [ORDER.index(name) for name in line])
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for axis, state, title in zip(axes, (False, True), ("as released", "with the patches"), strict=True):
+    figure, axes = pyplot.subplots(1, 2, figsize=(12.5, 5.6), sharey=True, layout="constrained")
+    for axis, state, title in zip(axes, (False, True), ("as released", "with speceval's patches"), strict=True):
         cells = {key(row): row for row in rows if row["patched"] == state}
         grid = [[cells.get((version, *line)) for version in versions] for line in lines]
         ratios = [[row["tv_joint"] / row["noise_joint"] if row else math.nan for row in line] for line in grid]
-        image = axis.imshow(ratios, cmap="cividis_r", norm=LogNorm(1, 30), aspect="auto")
+        image = axis.imshow(ratios, cmap=COLOURS, norm=LogNorm(1, 30), aspect="auto")
         for y, line in enumerate(grid):
             for x, row in enumerate(line):
-                axis.text(x, y, label(row), ha="center", va="center", fontsize=7.5, color=ink(ratios[y][x]))
-        axis.set_xticks(range(len(versions)), versions, rotation=30)
-        axis.set_yticks(range(len(lines)), [" ".join(line) for line in lines])
-        axis.set_title(title, loc="left")
-        axis.set_facecolor("#eeeeee")
+                weight = "bold" if row is not None and row["verdict"] == "biased" else "normal"
+                axis.text(x, y, label(row), ha="center", va="center", size=8, weight=weight, color=ink(ratios[y][x]))
+        axis.set_xticks(range(len(versions)), [version.removesuffix(".0") for version in versions])
+        axis.set_yticks(range(len(lines)), [row_title(*line) for line in lines])
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_xlabel("vLLM")
+        axis.set_facecolor("#e4e4e4")
         axis.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="TV of three tokens ÷ its noise level (1 = exact)", shrink=0.85)
-    figure.suptitle(
-        "Does vLLM's sampling code draw from the target? Number: TV of one token. ✗: biased", x=0.01, ha="left"
-    )
+        axis.spines[:].set_visible(False)
+        axis.hlines([y - 0.5 for y in range(1, len(lines))], -0.5, len(versions) - 0.5, color="white", linewidth=1.5)
+        axis.vlines([x - 0.5 for x in range(1, len(versions))], -0.5, len(lines) - 0.5, color="white", linewidth=1.5)
+    bar = figure.colorbar(image, ax=axes, extend="max", shrink=0.85, ticks=[1, 3, 10, 30])
+    bar.minorticks_off()
+    bar.ax.set_yticklabels(["1", "3", "10", "30"])
+    bar.set_label("TV of three tokens ÷ its expectation for exact sampling")
+    figure.suptitle(TITLE.format(alarm=f"{judge.ALARM:.0e}".replace("e-0", "e-")), x=0.01, ha="left", fontsize=11)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=150)
     pyplot.close(figure)
+
+
+def row_title(runner: str, kernels: str, rejection: str, drafting: str) -> str:
+    """What a line of the picture is about."""
+    return f"{runner}{' CPU extension' if kernels == 'CPU extension' else ''}, {rejection}, {drafting}"
 
 
 def label(row: Row | None) -> str:
@@ -179,7 +198,7 @@ def label(row: Row | None) -> str:
 
 def ink(ratio: float) -> str:
     """Readable on the cell's colour."""
-    return "#666666" if math.isnan(ratio) else "white" if ratio > 6 else "black"
+    return "#555555" if math.isnan(ratio) else "white" if ratio > 10 else "black"
 
 
 def replace(path: Path, text: str) -> None:

@@ -40,6 +40,11 @@ ENGINE = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
+UNMUTATED_SEEDS = (0, 1, 2)
+MUTANT_COLUMNS = (
+    *("name", "verdict", "temperature", "top_k", "top_p", "greedy_share", "samples", "tests", "failed", "least_p"),
+    *("least_p_test", "limit", "joint_tv", "joint_noise", "verified_tv", "verified_noise"),
+)
 CUT = ("--top-k", "8", "--top-p", "0.9")
 BLOCKS = ("--engine-arg", "block_size=32")
 PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
@@ -132,7 +137,7 @@ def line(name: str, patches: bool, report: dict[str, Any]) -> dict[str, Any]:
     worst = min(tested, key=lambda check: check["p"])
     by_place = {(check["kind"], check["where"]): check for check in checks}
     joint, verified = by_place["joint law", "first tokens"], by_place["tokens", "all verified"]
-    accepted = [check for check in tested if check["kind"] == "accepted"]
+    accepted = [check for check in tested if check["kind"] == "accepted" and check["where"] != "all drafts"]
     drafted = "; ".join(
         f"{c['where'][6:]}: {c['observed']:.4f} {c['expected']:.4f} {c['n']} {c.get('z', 0.0):+.2f}" for c in accepted
     )
@@ -183,9 +188,8 @@ def run_mutants(samples: int | None, only: str) -> None:
     from speceval.verify.run import examine
 
     file = RESULTS / "mutants.csv"
-    todo = [
-        m for m in (None, *MUTANTS) if (m.name if m else "none") not in names(file) and only in (m.name if m else "")
-    ]
+    all_runs = [(f"none, seed {seed}", None, seed) for seed in UNMUTATED_SEEDS] + [(m.name, m, 0) for m in MUTANTS]
+    todo = [one for one in all_runs if one[0] not in names(file) and only in one[0]]
     with tempfile.TemporaryDirectory() as folder:
         target, draft = write_pair(Path(folder), "eagle3-cut")
         job = launch.prepare(
@@ -200,28 +204,18 @@ def run_mutants(samples: int | None, only: str) -> None:
         pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
         assert pair.draft is not None
         engine = launch.start_engine(replace(job, target=pair.target, draft=pair.draft))
-        for mutant in todo:
+        for name, mutant, seed in todo:
             asked = mutant.asked if mutant else {}
-            settings = Settings(prompts=PROMPTS, **(mutant.settings if mutant else {}))
+            settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
             settings = replace(settings, samples=samples or settings.samples)
             with mutated(mutant) if mutant else nullcontext():
                 changed = replace(job, target=pair.target, spec=job.spec.model_copy(update=asked))
                 report = examine(engine, changed, settings, lambda *_: None).as_json()
-            found = line(mutant.name if mutant else "none", True, report)
-            kept: tuple[str, ...] = (
-                "name",
-                "verdict",
-                "temperature",
-                "top_k",
-                "top_p",
-                "greedy_share",
-                "samples",
-                "tests",
-                "failed",
+            found = line(name, True, report)
+            append(
+                file, {"condition": mutant.condition if mutant else ""} | {key: found[key] for key in MUTANT_COLUMNS}
             )
-            kept += ("least_p", "least_p_test", "limit", "joint_tv", "joint_noise", "verified_tv", "verified_noise")
-            append(file, {"condition": mutant.condition if mutant else "", **{key: found[key] for key in kept}})
-            print(f"{found['name']}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
+            print(f"{name}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
 
 
 def names(file: Path) -> set[str]:
@@ -250,9 +244,11 @@ def append(file: Path, row: dict[str, Any]) -> None:
 
 
 def write_tables() -> None:
-    """Put both tables between their markers in docs/verify.md."""
+    """Put the tables of the results that are there between their markers in docs/verify.md."""
     page = PAGE.read_text(encoding="utf-8")
     for mark, table in (("engine", engine_table()), ("mutants", mutants_table())):
+        if not (RESULTS / f"{mark}.csv").exists():
+            continue
         begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
         head, rest = page.split(begin)
         page = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
@@ -283,7 +279,7 @@ def engine_table() -> str:
 def mutants_table() -> str:
     """results/verify/mutants.csv in Markdown."""
     lines = [
-        "| mutant | condition | verdict | p | test that caught it first | failed tests |",
+        "| mutant | condition | verdict | least p | test with the least p | failed tests |",
         "|---|---|---|---|---|---|",
     ]
     for row in read(RESULTS / "mutants.csv"):

@@ -4,10 +4,10 @@ Pure functions on data frames; no engine is imported. Formulas with their source
 
 steps: one row per verify step: suite, conversation, seed, turn, step, drafted, accepted, committed.
 turns: one row per request: suite, conversation, seed, turn, category, prompt_tokens, output_tokens,
-       finish_reason, steps, undrafted_steps, drafted, accepted, excess.
+       finish_reason, steps, undrafted_steps, padded_steps, drafted, accepted, excess.
 
 A step without drafts (drafted = 0) is an ordinary decoding step: every estimator leaves it out, and it is
-counted beside.
+counted beside. So are padded steps, which vLLM fills up with drafts that nobody made: they have no row.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ TURN_COLUMNS = [
     "finish_reason",
     "steps",
     "undrafted_steps",
+    "padded_steps",
     "drafted",
     "accepted",
     "excess",
@@ -117,6 +118,7 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "turns": len(turns),
         "steps": len(drafted_steps(steps)),
         "undrafted_steps": int((steps["drafted"] == 0).sum()),
+        "padded_steps": int(turns["padded_steps"].sum()),
         "drafted": int(steps["drafted"].sum()),
         "accepted": int(steps["accepted"].sum()),
         "committed": int(turns["output_tokens"].sum()),

@@ -37,6 +37,15 @@ class DraftingChoice(StrEnum):
     greedy = "greedy"
 
 
+class RejectionChoice(StrEnum):
+    """vLLM's ways to verify drafts."""
+
+    standard = "standard"
+    block = "block"
+    synthetic = "synthetic"
+    fly = "fly"
+
+
 class ReferenceChoice(StrEnum):
     """What `speceval verify` compares an engine's continuations with."""
 
@@ -72,6 +81,10 @@ def run(
         DraftingChoice | None,
         typer.Option(help="[default: probabilistic at temperatures above 0, else greedy]"),
     ] = None,
+    draft_truncation: Annotated[bool, typer.Option(help="Truncate q by top-k and top-p as p is.")] = True,
+    rejection: Annotated[
+        RejectionChoice, typer.Option(help="Verify by standard or block; synthetic and fly are not lossless: refused.")
+    ] = RejectionChoice.standard,
     batch: Annotated[int, typer.Option(help="Requests that the engine runs at once.")] = 32,
     prefix_caching: Annotated[bool, typer.Option(help="Let the engine reuse prefixes.")] = False,
     template_arg: Annotated[
@@ -106,6 +119,8 @@ def run(
         seeds=_seeds(seeds),
         top_p=top_p,
         top_k=top_k,
+        draft_truncation=draft_truncation,
+        rejection=rejection.value,
         batch=batch,
         prefix_caching=prefix_caching,
         chat_template_kwargs=_pairs(template_arg, "--template-arg"),
@@ -127,6 +142,10 @@ def verify(
     top_k: Annotated[int, typer.Option(help="Top-k of the target; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the target; 1 is off.")] = 1.0,
     drafting: Annotated[DraftingChoice | None, typer.Option(help="[default: probabilistic]")] = None,
+    draft_truncation: Annotated[bool, typer.Option(help="Truncate q by top-k and top-p as p is.")] = True,
+    rejection: Annotated[
+        RejectionChoice, typer.Option(help="Verify by standard or block; synthetic and fly are not lossless: refused.")
+    ] = RejectionChoice.standard,
     samples: Annotated[int, typer.Option(help="Continuations to draw.")] = 20000,
     n_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation [default: K + 4, at least 8].")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt to continue; may be repeated.")] = None,
@@ -186,6 +205,8 @@ def verify(
         top_k=top_k,
         top_p=top_p,
         drafting=drafting.value if drafting else None,
+        draft_truncation=draft_truncation,
+        rejection=rejection.value,
         batch=batch,
         prefix_caching=prefix_caching,
         engine_args=_pairs(engine_arg, "--engine-arg"),

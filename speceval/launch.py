@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 import vllm_patches
+import vllm_patches.refuse
 from speceval import acceptance, catalog, runner, suites
 from speceval.display import Watch
 from speceval.engines import Engine
@@ -32,9 +33,7 @@ from speceval.protocol import (
 from speceval.store import Key, Store, StoredRun, read_meta, read_run
 from speceval.suites import Suite
 from speceval.weights import weights_hash
-
-GREEDY_ONLY_METHODS = ("medusa",)
-"""Methods whose proposer takes the argmax at any temperature (vLLM's v1/spec_decode/medusa.py)."""
+from vllm_patches.state import TRUNCATION_SWITCH
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
 """Suites of a run that names none."""
@@ -106,14 +105,12 @@ def _choose_k(draft: catalog.Draft, k: int | None) -> int:
 
 def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
-    if method == "mlp_speculator":
-        raise UserError(f"{draft}: vLLM has no proposer for MLP speculators in any supported version: pick another")
+    if spec.temperature > 0 and (reason := vllm_patches.refuse.rejection(spec.rejection)):
+        raise UserError(f"--rejection {spec.rejection}: {reason}")
     deterministic = method in DETERMINISTIC_METHODS
     if deterministic != (spec.drafting == "deterministic"):
         only = "deterministic" if deterministic else "probabilistic or greedy"
         raise UserError(f"--drafting {spec.drafting}: {draft} ({method}) drafts {only}")
-    if method in GREEDY_ONLY_METHODS and spec.drafting == "probabilistic":
-        raise UserError(f"{draft}: vLLM's {method} proposer only takes the argmax: measure it with --drafting greedy")
 
 
 def stored(job: Job) -> StoredRun | None:
@@ -148,7 +145,7 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         with watch(progress, job.spec) as changed:
             segment = runner.measure(engine, job.spec, job.suites, template, store, progress, changed)
         meta["segments"].append(segment.as_json())
-        meta["problems"] += _check_books(store, before, segment) + _lost_distributions(job.directory / "engine.log")
+        meta["problems"] += _check_books(store, job.spec, before, segment)
         meta["status"] = "inconsistent" if meta["problems"] else "complete"
         meta["finished"] = _now()
         store.finish(meta)
@@ -157,23 +154,17 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
 
 def start_engine(job: Job) -> OfflineEngine:
     """The vLLM engine that `job` asks for; its checkpoints must have been fetched."""
-    spec, draft = job.spec, job.draft
-    speculative: dict[str, Any] = {
-        "method": draft.method,
-        "num_speculative_tokens": spec.k,
-        **draft.engine_args,
-    }
-    if draft.model is not None:
-        speculative |= {"model": draft.model, "revision": draft.revision}
-    if spec.drafting != "deterministic" and draft.method not in GREEDY_ONLY_METHODS:
-        speculative["draft_sample_method"] = spec.drafting
+    spec = job.spec
     if job.target.source == "zoo":
         for name, value in ZOO_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+    os.environ[TRUNCATION_SWITCH] = str(int(spec.draft_truncation))
+    arguments = drafter_arguments(job.draft, spec)
     return OfflineEngine(
         model=job.target.model,
         revision=job.target.revision,
-        speculative=speculative,
+        speculative=arguments["speculative_config"],
+        additional=arguments.get("additional_config"),
         batch=spec.batch,
         seed=spec.seeds[0],
         prefix_caching=spec.prefix_caching,
@@ -182,25 +173,61 @@ def start_engine(job: Job) -> OfflineEngine:
     )
 
 
+def drafter_arguments(draft: catalog.Draft, spec: RunSpec) -> dict[str, Any]:
+    """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
+    from vllm_patches import heads
+
+    if heads.drafts(draft.method, require_vllm()):
+        checkpoint = f"{draft.model}@{draft.revision}" if draft.revision else str(draft.model)
+        arguments = heads.engine_arguments(draft.method, checkpoint, spec.k, spec.drafting)
+    else:
+        speculative = {"method": draft.method, "num_speculative_tokens": spec.k, **draft.engine_args}
+        if draft.model is not None:
+            speculative |= {"model": draft.model, "revision": draft.revision}
+        if spec.drafting != "deterministic":
+            speculative["draft_sample_method"] = spec.drafting
+        arguments = {"speculative_config": speculative}
+    if spec.rejection != "standard":
+        arguments["speculative_config"]["rejection_sample_method"] = spec.rejection
+    return arguments
+
+
 def check_engine(engine: Engine, spec: RunSpec) -> None:
-    """Read the engine's resolved settings back; raises `UserError` when it will not measure what was asked."""
+    """Raises `UserError` when the engine will not measure what was asked, or not rightly."""
     facts = engine.facts()
-    asked = {"k": spec.k, "prefix_caching": spec.prefix_caching, "generation_config": "vllm"}
-    if spec.drafting == "probabilistic":
-        asked["draft_sample_method"] = "probabilistic"
-    if spec.drafting == "greedy" and facts["method"] not in GREEDY_ONLY_METHODS:
-        asked["draft_sample_method"] = "greedy"
-    if spec.temperature > 0:
-        asked["rejection_sample_method"] = "standard"
-    for name, value in asked.items():
-        if facts[name] != value:
-            raise UserError(f"the engine resolved {name} to {facts[name]!r}, asked for {value!r}: nothing was measured")
-    missing = vllm_patches.missing(engine.patches(), device=facts["device"], temperature=spec.temperature)
+    check_settings(facts, spec)
+    missing = missing_patches(engine, spec)
     if missing:
         raise UserError(
             f"sampled acceptance on this engine would be wrong without a patch that is not active: {missing[0]} "
             "(`speceval ls patches` tells more)"
         )
+
+
+def check_settings(facts: dict[str, Any], spec: RunSpec) -> None:
+    """Compare the engine's resolved settings with what was asked; raises `UserError` naming the first that differs."""
+    asked: dict[str, Any] = {"k": spec.k, "prefix_caching": spec.prefix_caching, "generation_config": "vllm"}
+    if spec.drafting != "deterministic":
+        asked["draft_sample_method"] = spec.drafting
+    if spec.temperature > 0:
+        asked["rejection_sample_method"] = spec.rejection
+    if spec.drafting == "probabilistic" and (spec.top_k > 0 or spec.top_p < 1):
+        asked["draft_truncation"] = spec.draft_truncation
+    for name, value in asked.items():
+        if facts[name] != value:
+            raise UserError(f"the engine resolved {name} to {facts[name]!r}, asked for {value!r}: nothing was measured")
+
+
+def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
+    """One line for each patch that the run needs and that is not active where the engine samples."""
+    facts = engine.facts()
+    return vllm_patches.missing(
+        engine.patches(),
+        device=facts["device"],
+        temperature=spec.temperature,
+        method=facts["method"],
+        runner=facts["runner"],
+    )
 
 
 def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
@@ -282,20 +309,28 @@ def _progress(job: Job, store: Store) -> runner.Progress:
     return progress
 
 
-def _check_books(store: Store, before: set[Key], segment: runner.Segment) -> list[str]:
+def _check_books(store: Store, spec: RunSpec, before: set[Key], segment: runner.Segment) -> list[str]:
     """Identities that must hold exactly; what does not is kept in run.json and shown with every table."""
     turns, steps = store.frames()
-    keys = pd.MultiIndex.from_frame(steps[["suite", "conversation", "seed"]])
-    measured = steps[~keys.isin(list(before))] if before else steps
-    return acceptance.reconcile(steps, turns) + acceptance.check_counters(measured, asdict(segment.counters))
+    measured_turns, measured = (_without(frame, before) for frame in (turns, steps))
+    padded = int(measured_turns["padded_steps"].sum())
+    counters = segment.counters
+    problems = acceptance.reconcile(steps, turns)
+    problems += acceptance.check_counters(measured, asdict(counters.without_padding(padded, spec.k)))
+    if counters.steps_padded > padded:
+        unknown = counters.steps_padded - padded
+        problems.append(
+            f"{unknown} steps that vLLM filled up with padding could not be told from rounds: tau is too low"
+        )
+    return problems
 
 
-def _lost_distributions(log: Path) -> list[str]:
-    """vLLM's V1 runner drops q for a whole batch when one request has none, and only its log tells."""
-    lost = log.read_bytes().count(b"Missing cached draft probabilities")
-    if not lost:
-        return []
-    return [f"vLLM verified drafts of {lost} steps without their distribution (see engine.log): tau is too low"]
+def _without(frame: pd.DataFrame, conversations: set[Key]) -> pd.DataFrame:
+    """The rows of all other conversations."""
+    if not conversations:
+        return frame
+    keys = pd.MultiIndex.from_frame(frame[["suite", "conversation", "seed"]])
+    return frame[~keys.isin(list(conversations))]
 
 
 def environment() -> dict[str, Any]:

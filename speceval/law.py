@@ -10,6 +10,7 @@ Everything here is plain numpy on counts and probabilities. Two kinds of null hy
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,14 @@ LEAST_POOLED = 50.0
 """The same for cells pooled over contexts, of which there are enough."""
 BINS = 20
 POWER = 0.9
+
+
+class Verdict(StrEnum):
+    """What a verification found."""
+
+    exact = "exact"
+    biased = "biased"
+    unsettled = "not enough samples"
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,11 @@ class Fit:
     """A true distance of this size, whatever its shape, is rejected at `alpha` with probability 0.9 or more."""
 
 
-def fit(law: NDArray, tokens: NDArray, alpha: float) -> Fit:
+def fit(law: NDArray, tokens: NDArray, alpha: float, least: float = LEAST) -> Fit:
     """Test `tokens` [n, length] against `law` [V] * length: Pearson's chi-square with rare cells merged."""
     counts = np.zeros(law.shape)
     np.add.at(counts, tuple(tokens.T), 1)
-    return pearson(*merge(len(tokens) * law.ravel(), counts.ravel()), alpha)
+    return pearson(*merge(len(tokens) * law.ravel(), counts.ravel(), least), alpha)
 
 
 def pearson(expected: Floats, observed: Floats, alpha: float, totals: int = 1) -> Fit:

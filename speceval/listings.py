@@ -34,23 +34,39 @@ def suites() -> Table:
 
 
 def patches() -> Group:
-    """The ledger of vLLM patches, each with its state in this process."""
+    """The ledger: the patches, each with its state in this process, and the defects that nothing is replaced for."""
     import vllm_patches
+    from vllm_patches import unpatched
 
-    blocks: list[RenderableType] = []
+    installed = vllm_patches.vllm_version() or "not installed"
+    blocks: list[RenderableType] = [Text(f"vLLM: {installed}")]
     for status in vllm_patches.status():
-        block = Table.grid(padding=(0, 2))
-        facts = {
-            "what": status.title,
-            "replaces": status.target,
-            "vLLM": status.versions,
-            "state": status.state + (f": {status.reason}" if status.reason else ""),
-            "upstream": status.upstream,
-        }
-        for name, value in facts.items():
-            block.add_row(f"  {name}", Text(value))
-        blocks += [Text(status.id, style="bold"), block]
+        reason = f": {status.reason}" if status.reason else ""
+        blocks += _ledger_row(
+            status.id,
+            what=status.title,
+            replaces=status.target,
+            vLLM=status.versions,
+            state=status.state + reason,
+            upstream=status.upstream,
+        )
+    for row in unpatched.ROWS:
+        blocks += _ledger_row(
+            row.id,
+            what=row.title,
+            place=row.target,
+            vLLM=f"{row.versions}, {row.runner} runner",
+            state=f"{row.state}: {row.answer}",
+            upstream=" ".join(row.upstream),
+        )
     return Group(*blocks)
+
+
+def _ledger_row(name: str, **facts: str) -> list[RenderableType]:
+    block = Table.grid(padding=(0, 2))
+    for label, value in facts.items():
+        block.add_row(f"  {label}", Text(value))
+    return [Text(name, style="bold"), block]
 
 
 def runs(root: Path) -> Table:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from speceval.errors import UserError
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
+Rejection = Literal["standard", "block", "synthetic", "fly"]
+"""vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
 
 DETERMINISTIC_METHODS = ("ngram", "ngram_gpu", "suffix")
 """Methods that propose tokens without a distribution: q is one-hot whatever the temperature."""
@@ -35,6 +37,8 @@ class RunSpec(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 = off")
     drafting: Drafting
+    draft_truncation: bool = Field(default=True, description="top-k and top-p truncate q as they truncate p")
+    rejection: Rejection = "standard"
     suites: tuple[str, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1, description="conversations of each suite")
     shuffle_seed: int | None = None

@@ -116,6 +116,7 @@ class _Live:
                 "token_ids": result.token_ids,
                 "prompt_tokens": self._prompt_tokens,
                 "cached_tokens": result.cached_tokens,
+                "padded_steps": result.padded_steps,
                 "finish_reason": result.finish_reason,
                 "stop_reason": result.stop_reason,
                 "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],

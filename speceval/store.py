@@ -23,7 +23,7 @@ from speceval.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
     "run.json",
@@ -42,7 +42,8 @@ Key = tuple[str, str, int]
 TURN_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
     "prompt_tokens": "int64", "cached_tokens": "int64", "output_tokens": "int64", "finish_reason": "string",
-    "steps": "int64", "undrafted_steps": "int64", "drafted": "int64", "accepted": "int64", "excess": "int64",
+    "steps": "int64", "undrafted_steps": "int64", "padded_steps": "int64",
+    "drafted": "int64", "accepted": "int64", "excess": "int64",
 }  # fmt: skip
 STEP_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "step": "int64",
@@ -199,7 +200,7 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
             turns.append(
                 (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
                  len(turn["token_ids"]), turn["finish_reason"], len(verified), len(rows) - len(verified),
-                 sum(d for d, _, _ in verified), sum(a for _, a, _ in verified),
+                 turn["padded_steps"], sum(d for d, _, _ in verified), sum(a for _, a, _ in verified),
                  sum(1 + a - c for _, a, c in rows))
             )  # fmt: skip
             steps.extend((*key, turn["turn"], index, *row) for index, row in enumerate(rows, start=1))

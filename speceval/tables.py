@@ -104,10 +104,12 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
         parts = [f"{suite['finish'].get('length', 0)} of {suite['turns']} turns ended at max_tokens"]
         if suite["undrafted_steps"]:
             parts.append(f"{suite['undrafted_steps']} steps without drafts left out")
+        if suite["padded_steps"]:
+            parts.append(f"{suite['padded_steps']} padded steps, which no drafter drafted for, left out")
         if suite["excess"]:
             parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
         notes.append(f"{name}: {'; '.join(parts)}.")
-    notes += _warnings(shown["suites"]) + _skipped(run.meta.get("skipped", []))
+    notes += _warnings(shown["suites"]) + _skipped(run.meta.get("skipped", [])) + _fallbacks(run.meta["segments"])
     notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
@@ -120,6 +122,23 @@ def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
         for warning in suite["warnings"]:
             holders.setdefault(warning, []).append(name)
     return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
+
+
+def _fallbacks(segments: list[dict[str, Any]]) -> list[str]:
+    """How many steps were verified with another q than the one drafted with."""
+    with_q, one_hot, structured = (
+        sum(segment["counters"][f"steps_{kind}"] for segment in segments)
+        for kind in ("with_q", "one_hot", "structured")
+    )
+    total, lines = with_q + one_hot + structured, []
+    if one_hot:
+        lines.append(
+            f"{one_hot:,} of {total:,} steps had lost q and were verified as if their drafts were certain: lossless, "
+            "but they accept less."
+        )
+    if structured:
+        lines.append(f"{structured:,} of {total:,} steps had a grammar and drafted argmaxes.")
+    return lines
 
 
 def _skipped(rows: list[dict[str, Any]]) -> list[str]:

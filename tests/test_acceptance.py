@@ -62,7 +62,7 @@ def turns() -> pd.DataFrame:
     columns = ["conversation", "seed", "turn", "output_tokens", "finish_reason", "steps"]
     frame = pd.DataFrame(rows, columns=[*columns, "undrafted_steps", "drafted", "accepted", "excess"])
     frame.insert(0, "suite", "mt_bench")
-    return frame.assign(category="writing", prompt_tokens=7)
+    return frame.assign(category="writing", prompt_tokens=7, padded_steps=0)
 
 
 def simulated_run(
@@ -96,6 +96,7 @@ def simulated_run(
         finish_reason=rng.choice(["stop", "length"], len(requests)),
         steps=total(steps["drafted"] > 0),
         undrafted_steps=total(steps["drafted"] == 0),
+        padded_steps=0,
         drafted=total(steps["drafted"]),
         accepted=total(steps["accepted"]),
         excess=total(trim),
@@ -146,7 +147,7 @@ class TestSummarise:
         found = summarise(steps, turns, K)
         assert json.loads(json.dumps(found)) == found  # no numpy types, no NaN
         assert list(found) == [
-            *("conversations", "samples", "turns", "steps", "undrafted_steps", "drafted", "accepted"),
+            *("conversations", "samples", "turns", "steps", "undrafted_steps", "padded_steps", "drafted", "accepted"),
             *("committed", "excess", "finish", "tau", "tau_paper", "tau_committed", "tau_request_mean"),
             *("positions", "warnings"),
         ]
@@ -365,7 +366,7 @@ class TestReconcile:
         steps = steps.assign(step=np.tile(np.arange(1, 201), 1319), drafted=5, accepted=2, committed=3)
         turns = requests.assign(
             output_tokens=601, finish_reason="stop", steps=200, undrafted_steps=0, drafted=1000, accepted=400, excess=0
-        )
+        ).assign(padded_steps=0)
         begin = time.perf_counter()
         assert reconcile(steps, turns) == []
         assert time.perf_counter() - begin < 2

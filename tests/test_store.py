@@ -25,6 +25,7 @@ def conversation(name: str, seed: int = 0) -> dict[str, Any]:
         "token_ids": [1, 2, 3, 4],
         "prompt_tokens": 5,
         "cached_tokens": 0,
+        "padded_steps": 0,
         "finish_reason": "length",
         "stop_reason": None,
         "steps": [(3, 1, 2), (0, 0, 1)],

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from vllm_patches.apply import register
 from vllm_patches.ledger import LEDGER, Patch
-from vllm_patches.state import PatchStatus, missing, status
+from vllm_patches.state import PatchStatus, missing, status, vllm_version
 
-__all__ = ["LEDGER", "Patch", "PatchStatus", "missing", "register", "status"]
+__all__ = ["LEDGER", "Patch", "PatchStatus", "missing", "register", "status", "vllm_version"]

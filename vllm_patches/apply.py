@@ -14,6 +14,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from vllm_patches.guard import HOOKS, hook
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.state import MARK, NOT_APPLIED, REFUSED, judge, switched_off, vllm_version
 
@@ -29,6 +30,9 @@ def register() -> None:
         sys.meta_path.insert(0, AfterImport())
     for patch in LEDGER:
         apply(patch)
+    for name in HOOKS:
+        if name in sys.modules:
+            hook(sys.modules[name])
 
 
 def apply(patch: Patch) -> None:
@@ -44,7 +48,7 @@ def apply(patch: Patch) -> None:
     except Exception:  # vLLM may not need the patch for what it is about to do: status() tells those who do
         logger.exception("vllm_patches: %s could not be applied", patch.id)
     else:
-        logger.info("vllm_patches: %s active in vLLM %s: replaced %s", patch.id, vllm_version(), patch.target)
+        logger.debug("vllm_patches: %s active in vLLM %s: replaced %s", patch.id, vllm_version(), patch.target)
 
 
 def swap(patch: Patch) -> None:
@@ -64,9 +68,9 @@ class AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module in the ledger with its loader extended; None for every other module."""
+        """The spec of a module in the ledger or HOOKS with its loader extended; None for every other module."""
         rows = [patch for patch in LEDGER if patch.module == fullname]
-        if not rows:
+        if not rows and fullname not in HOOKS:
             return None
         specs = (f.find_spec(fullname, path, target) for f in sys.meta_path if f is not self)
         spec = next((s for s in specs if s is not None), None)
@@ -78,6 +82,8 @@ class AfterImport(MetaPathFinder):
             execute(module)
             for patch in rows:
                 apply(patch)
+            if fullname in HOOKS:
+                hook(module)
 
         spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
         return spec

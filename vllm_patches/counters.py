@@ -1,6 +1,6 @@
 """How many verify steps of this process had the drafts' own distribution, and how many could not have it.
 
-A step here is one request's part of an engine step (design: verify step). Greedy requests are not counted.
+A step here is one request's part of an engine step (design: verify step). Of greedy requests only PADDED is counted.
 """
 
 from __future__ import annotations

@@ -20,9 +20,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from packaging.specifiers import SpecifierSet
 
 CHECKPOINT = "draft_checkpoint"
 """Key of vLLM's `additional_config` that names the drafter's directory or hub id ("id@revision" for one revision)."""
+
+NEEDED = {"medusa": ">=0.33", "mlp_speculator": ">=0.29"}
+"""Drafting method -> versions of vLLM without a proposer of their own that works."""
 
 MLP_EPS = 1e-6
 
@@ -30,15 +34,23 @@ Sample = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Logits [B, V] -> draft tokens [B] and their q [B, V] (None: argmax)."""
 
 
-def engine_arguments(method: str, checkpoint: str, k: int) -> dict[str, Any]:
-    """Arguments of vllm.LLM that draft `k` tokens with `checkpoint`; `method` is "medusa" or "mlp_speculator"."""
+def drafts(method: str, version: str) -> bool:
+    """Whether a drafter of this method needs `engine_arguments` on this version of vLLM."""
+    return method in NEEDED and SpecifierSet(NEEDED[method]).contains(version, prereleases=True)
+
+
+def engine_arguments(method: str, checkpoint: str, k: int, drafting: str = "probabilistic") -> dict[str, Any]:
+    """Arguments of vllm.LLM that draft `k` tokens with `checkpoint`; `method` is "medusa" or "mlp_speculator".
+
+    `drafting`: "probabilistic" draws from the heads, "greedy" takes their argmaxes.
+    """
     drafter = {"medusa": Medusa, "mlp_speculator": MLPSpeculator}[method]
     return {
         "speculative_config": {
             "method": "custom_class",
             "model": f"{drafter.__module__}.{drafter.__qualname__}",
             "num_speculative_tokens": k,
-            "draft_sample_method": "probabilistic",
+            "draft_sample_method": drafting,
         },
         "additional_config": {CHECKPOINT: checkpoint},
     }

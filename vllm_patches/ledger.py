@@ -206,7 +206,9 @@ LEDGER: tuple[Patch, ...] = (
     Patch(
         id="v1-draft-sampling",
         title="Drafts are drawn with the request's temperature alone: without its top-k, its top-p and its seed.",
-        effect="Lossless, but acceptance is up to 16 % too low at small top-k, and seeded runs differ.",
+        effect=(
+            "Lossless, but at small top-k acceptance is up to 16 % below that of truncated drafts; seeded runs differ."
+        ),
         module="vllm.v1.spec_decode.llm_base_proposer",
         symbol="SpecDecodeBaseProposer._sample_from_logits",
         replacement="vllm_patches.v1_draft_sampling",

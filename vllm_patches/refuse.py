@@ -1,12 +1,12 @@
 """Combinations that no patch makes right: refused before an engine starts, with one clear line.
 
-Pure functions of the version and the settings; vLLM is not imported. `docs/known_bad.md` has the measurements.
+Pure functions of the version and the settings; vLLM is not imported. `unpatched.ROWS` says why, `docs/known_bad.md`
+has the measurements, `guard` asks before vLLM starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from packaging.version import Version
@@ -41,9 +41,9 @@ def check(
     rules = (
         _version(version),
         _count(config),
-        _rejection(version, runner, config) if temperature > 0 else None,
+        rejection(config.get("rejection_sample_method"), version, runner) if temperature > 0 else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
-        _grammar(config) if temperature > 0 and structured_outputs else None,
+        _grammar(runner, config) if temperature > 0 and structured_outputs else None,
         _widths(runner, config, target_vocab, draft_vocab),
     )
     return next((reason for reason in rules if reason), None)
@@ -86,12 +86,17 @@ def _count(config: Mapping[str, Any]) -> str | None:
     return f"num_speculative_tokens={k}: nothing would be drafted: give a whole number from 1 on"
 
 
-def _rejection(version: str, runner: str, config: Mapping[str, Any]) -> str | None:
-    method = config.get("rejection_sample_method") or "standard"
+def rejection(method: str | None, version: str | None = None, runner: str | None = None) -> str | None:
+    """Why a rejection method does not measure acceptance losslessly; None if it does.
+
+    `method` None is vLLM's default. Without `version` and `runner`: what holds in all of them.
+    """
     mend = "use rejection_sample_method=standard"
-    if method == "standard":
+    if method in (None, "standard"):
         return None
     if method == "block":
+        if version is None:
+            return None
         if runner == "V1":
             return f"rejection_sample_method=block: the V1 runner ignores it and drops q: {mend}"
         if Version(version.partition("+")[0]) < BLOCK_EXACT:
@@ -118,12 +123,13 @@ def _xpress(config: Mapping[str, Any], architectures: Sequence[str]) -> str | No
     )
 
 
-def _grammar(config: Mapping[str, Any]) -> str | None:
-    if not sampled_drafts(config):
+def _grammar(runner: str, config: Mapping[str, Any]) -> str | None:
+    """The V1 runner has a patch for this (`v1-draft-streams`)."""
+    if runner == "V1" or not sampled_drafts(config):
         return None
     return (
         "structured outputs with draft_sample_method=probabilistic are biased: a draft that breaks the grammar is "
-        "dropped before it is verified: use draft_sample_method=greedy"
+        "replaced by a token from the target before it is verified: use draft_sample_method=greedy"
     )
 
 
@@ -136,86 +142,3 @@ def _widths(runner: str, config: Mapping[str, Any], target: int | None, draft: i
         f"the drafter's logits are {draft} wide, the target's {target}: the {runner} runner would read q at the wrong "
         "places: use a drafter of the same vocabulary, or draft_sample_method=greedy"
     )
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A defect that is refused, or that supported versions do not have: the ledger's rows without a patch."""
-
-    id: str
-    title: str
-    effect: str
-    state: str
-    """"refused", or "native" where upstream is right in every supported version."""
-    runner: str
-    versions: str
-    """Versions of vLLM with the defect (PEP 440), as far as they were read."""
-    upstream: tuple[str, ...]
-    tested_by: str
-
-
-REFUSALS: tuple[Refusal, ...] = (
-    Refusal(
-        id="v2-shared-noise",
-        title="Draft tokens and the residual are drawn with the same noise, keyed by seed and position.",
-        effect="Biased output (total variation 0.02 a token); acceptance is right.",
-        state="native",
-        runner="V2",
-        versions=">=0.24,<0.29",
-        upstream=(
-            "https://github.com/vllm-project/vllm/pull/47386",
-            "https://github.com/vllm-project/vllm/pull/54282",
-        ),
-        tested_by="tests/kernels/test_kernel_verdicts.py",
-    ),
-    Refusal(
-        id="v2-block-reuse",
-        title="Block verification reuses a position's uniform and draft noise in later rounds.",
-        effect="Biased output and acceptance with rejection_sample_method=block.",
-        state="refused",
-        runner="V2",
-        versions=">=0.28,<0.33",
-        upstream=("https://github.com/vllm-project/vllm/pull/46781",),
-        tested_by="tests/kernels/test_kernel_verdicts.py",
-    ),
-    Refusal(
-        id="v1-block-ignored",
-        title="The V1 runner ignores rejection_sample_method=block, verifies with the standard rule and drops q.",
-        effect="Lossless, but acceptance is p(draft) instead of what was asked for.",
-        state="refused",
-        runner="V1",
-        versions=">=0.28",
-        upstream=(),
-        tested_by="tests/vllm_patches/test_refuse.py",
-    ),
-    Refusal(
-        id="v2-xpress-q",
-        title="XPress drafters allocate q for probabilistic drafts and never write it.",
-        effect="Every argmax draft is accepted as if q were uniform: the output is the drafter's.",
-        state="refused",
-        runner="V2",
-        versions=">=0.33",
-        upstream=(),
-        tested_by="tests/vllm_patches/test_refuse.py",
-    ),
-    Refusal(
-        id="grammar-drafts",
-        title="With structured outputs the first draft that breaks the grammar is dropped before it is verified.",
-        effect="Biased output and too high an acceptance with probabilistic drafts.",
-        state="refused",
-        runner="V1, V2",
-        versions=">=0.24",
-        upstream=(),
-        tested_by="tests/vllm_patches/test_refuse.py",
-    ),
-    Refusal(
-        id="vocabulary-width",
-        title="q is indexed with the target's vocabulary size, whatever the drafter's.",
-        effect="q of other tokens and rows is read: biased output.",
-        state="refused",
-        runner="V1",
-        versions=">=0.24",
-        upstream=(),
-        tested_by="tests/vllm_patches/test_refuse.py",
-    ),
-)

@@ -131,14 +131,14 @@ def mismatch(patch: Patch, live: Any) -> str:
     if other := getattr(live, MARK, None):
         return f"already carries the patch {other}"
     try:
-        found, digest = parameters(live), source_hash(live)
+        found, source = parameters(live), source_hash(live)
     except (OSError, TypeError, ValueError) as error:
         return f"cannot be inspected: {error}"
     common = len(patch.parameters)
     if found[:common] != patch.parameters or not all("=" in added for added in found[common:]):
         return f"takes ({', '.join(found)}), expected ({', '.join(patch.parameters)})"
-    if digest not in patch.sources.values():
-        return f"has an unknown source (hash {digest})"
+    if source not in patch.sources.values():
+        return f"has an unknown source (hash {source})"
     return ""
 
 
@@ -160,8 +160,13 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def source_hash(function: Callable[..., Any]) -> str:
-    """First 16 hex digits of SHA-256 over the function's source text."""
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    """`digest` of the function's source text."""
+    return digest(inspect.getsource(function))
+
+
+def digest(source: str) -> str:
+    """First 16 hex digits of SHA-256 over a source text."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def vllm_version() -> str | None:

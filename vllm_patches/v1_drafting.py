@@ -41,7 +41,7 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         if has_heads(self):
             k = scheduler_output.num_spec_tokens_to_schedule
             newest = newest_tokens(sampled_token_ids, spec_decode_metadata, sample_hidden_states)
-            drafts, q = self.drafter.draft(*newest, k, sampler(metadata, self.drafter.fp64))
+            drafts, q = self.drafter.draft(*newest, k, sampler(self, metadata))
         else:
             states = (hidden_states, sample_hidden_states, aux_hidden_states, spec_decode_metadata)
             drafts = original(self, scheduler_output, sampled_token_ids, metadata, *states, *rest)
@@ -69,11 +69,11 @@ def newest_tokens(
     return hidden[torch.tensor(rows, device=hidden.device)], tokens
 
 
-def sampler(metadata: Any, fp64: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+def sampler(runner: Any, metadata: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
     """Draws a head's drafts as the requests ask: tokens and q, or argmaxes and None."""
-    if metadata.all_greedy:
+    if metadata.all_greedy or not keeps_q(runner):
         return lambda logits: (logits.argmax(-1), None)
-    return lambda logits: sample(logits, metadata, fp64)
+    return lambda logits: sample(logits, metadata, runner.drafter.fp64)
 
 
 def has_heads(runner: Any) -> bool:

@@ -22,6 +22,7 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def get_spec_decode_draft_probs(self: Any, spec_decode_metadata: Any) -> torch.Tensor | None:
     """q of all draft tokens of the step [num_tokens, V], or None if no request has any (then all are one-hot)."""
+    COUNTS[PADDED] += sum(padded(self, index) for index, k in enumerate(spec_decode_metadata.num_draft_tokens) if k)
     if not keeps_q(self):
         return None
     cached = {} if self._draft_probs is None else dict(zip(self._draft_prob_req_ids, self._draft_probs, strict=True))
@@ -31,7 +32,7 @@ def get_spec_decode_draft_probs(self: Any, spec_decode_metadata: Any) -> torch.T
         if not len(ids):
             continue
         kind = classify(self, index, req_id, cached)
-        if req_id not in self.input_batch.greedy_reqs:
+        if kind != PADDED and req_id not in self.input_batch.greedy_reqs:
             COUNTS[kind] += 1
         found |= kind == WITH_Q
         rows.append(cached[req_id][: len(ids)] if kind == WITH_Q else ids)
@@ -41,15 +42,20 @@ def get_spec_decode_draft_probs(self: Any, spec_decode_metadata: Any) -> torch.T
 
 
 def classify(runner: Any, index: int, req_id: str, cached: dict[str, torch.Tensor]) -> str:
-    """Which of the counters' kinds the drafts of one request are of.
-
-    Under async scheduling the host does not know the drafts, -1 stands for all of them, and no request is padded.
-    """
+    """Which of the counters' kinds the drafts of one request are of."""
+    if padded(runner, index):
+        return PADDED
     if has_grammar(runner, req_id):
         return STRUCTURED
-    if not runner.use_async_scheduling and runner.input_batch.spec_token_ids[index][0] < 0:
-        return PADDED
     return WITH_Q if req_id in cached else ONE_HOT
+
+
+def padded(runner: Any, index: int) -> bool:
+    """Whether a request's drafts are padding, none of them real.
+
+    Under async scheduling the host does not know the drafts, -1 stands for all of them, and no request counts.
+    """
+    return not runner.use_async_scheduling and runner.input_batch.spec_token_ids[index][0] < 0
 
 
 def one_hot(ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ This module holds the plain data that every engine speaks; it imports nothing he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from vllm_patches import PatchStatus
@@ -41,27 +41,41 @@ class Finished:
     stop_reason: str | int | None
     steps: list[Step]
     cached_tokens: int
+    padded_steps: int = 0
+    """Steps that vLLM filled up with drafts nobody made; not among `steps`."""
 
 
 @dataclass
 class Counters:
-    """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics)."""
+    """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics).
+
+    The `steps_*` are the worker's (`vllm_patches.counters`); 0 where nothing counts them.
+    """
 
     num_drafts: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
     preemptions: int = 0
+    steps_with_q: int = 0
+    steps_one_hot: int = 0
+    steps_structured: int = 0
+    steps_padded: int = 0
 
     def minus(self, other: Counters) -> Counters:
         """What was counted since `other`."""
-        before = other.num_accepted_tokens_per_pos or [0] * len(self.num_accepted_tokens_per_pos)
+        mine, theirs = asdict(self), asdict(other)
+        before = theirs.pop("num_accepted_tokens_per_pos") or [0] * len(self.num_accepted_tokens_per_pos)
+        per_position = zip(mine.pop("num_accepted_tokens_per_pos"), before, strict=True)
         return Counters(
-            self.num_drafts - other.num_drafts,
-            self.num_draft_tokens - other.num_draft_tokens,
-            self.num_accepted_tokens - other.num_accepted_tokens,
-            [a - b for a, b in zip(self.num_accepted_tokens_per_pos, before, strict=True)],
-            self.preemptions - other.preemptions,
+            num_accepted_tokens_per_pos=[a - b for a, b in per_position],
+            **{name: count - theirs[name] for name, count in mine.items()},
+        )
+
+    def without_padding(self, steps: int, k: int) -> Counters:
+        """What is left when `steps` padded steps of `k` drafts each, none accepted, are taken out."""
+        return replace(
+            self, num_drafts=self.num_drafts - steps, num_draft_tokens=self.num_draft_tokens - k * steps, steps_padded=0
         )
 
 
@@ -88,6 +102,21 @@ class Engine(Protocol):
 
     def counters(self) -> Counters:
         """The engine's own totals."""
+
+
+def is_padded(uncached: int, k: int, commits: list[int], drafted: list[int], accepted: list[int]) -> bool:
+    """Whether a request's first record is no round: its prefill, filled up with `k` drafts that nobody made.
+
+    vLLM does that when the prefix cache leaves one token of the prompt (`uncached`) to compute (v1/core/sched/
+    scheduler.py, "Pad new decode requests"). Such a step commits one token, and the request has as many records as
+    commits. Other arguments as in `align_steps`.
+    """
+    return (
+        uncached == 1
+        and commits[:1] == [1]
+        and (drafted[:1], accepted[:1]) == ([k], [0])
+        and len(drafted) >= len(commits)
+    )
 
 
 def align_steps(commits: list[int], drafted: list[int], accepted: list[int]) -> list[Step]:

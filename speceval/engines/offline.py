@@ -9,10 +9,11 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from speceval.engines import Counters, Finished, Sampling, align_steps
+from speceval.engines import Counters, Finished, Sampling, align_steps, is_padded
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
-from vllm_patches.worker import EXTENSION, ask
+from vllm_patches.state import draft_truncation
+from vllm_patches.worker import EXTENSION, ask, ask_counts
 
 SUPPORTED_VLLM = ((0, 29), (0, 34))
 """First supported version and the first one that is not."""
@@ -41,7 +42,8 @@ def require_vllm() -> str:
 class OfflineEngine:
     """A `vllm.LLM` driven step by step, so that the batch stays full and every step is seen.
 
-    `model` and `draft` are hub ids or directories. Raises `UserError` when vLLM refuses the configuration.
+    `model` is a hub id or a directory, `speculative` vLLM's `speculative_config`, `additional` its `additional_config`.
+    Raises `UserError` when vLLM refuses the configuration.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class OfflineEngine:
         prefix_caching: bool,
         trust_remote_code: bool,
         engine_args: dict[str, Any],
+        additional: dict[str, Any] | None = None,
     ) -> None:
         self.version = require_vllm()
         _environment()
@@ -73,6 +76,7 @@ class OfflineEngine:
             "per_request_spec_decode_metrics": "detailed",
             "disable_log_stats": False,
             "worker_extension_cls": EXTENSION,
+            **({"additional_config": additional} if additional else {}),
         }
         clash = sorted(arguments.keys() & engine_args.keys())
         if clash:
@@ -110,6 +114,7 @@ class OfflineEngine:
             "k": speculative.num_speculative_tokens,
             "draft_sample_method": speculative.draft_sample_method,
             "rejection_sample_method": speculative.rejection_sample_method,
+            "draft_truncation": draft_truncation() and not config.use_v2_model_runner,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "quantization": config.model_config.quantization,
             "kv_cache_dtype": str(config.cache_config.cache_dtype),
@@ -181,22 +186,24 @@ class OfflineEngine:
         completion, name = output.outputs[0], output.request_id
         metrics = completion.spec_decode_metrics
         commits = self._commits.pop(name)
+        drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
+        cached, k = output.num_cached_tokens or 0, self._config.speculative_config.num_speculative_tokens
+        padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
             finish_reason=str(completion.finish_reason),
             stop_reason=completion.stop_reason,
-            steps=align_steps(
-                commits,
-                metrics.per_step_drafted if metrics else [],
-                metrics.per_step_accepted if metrics else [],
-            ),
-            cached_tokens=output.num_cached_tokens or 0,
+            steps=align_steps(commits, drafted[padded:], accepted[padded:]),
+            cached_tokens=cached,
+            padded_steps=int(padded),
         )
 
     def counters(self) -> Counters:
-        """vLLM's own totals since the engine started."""
+        """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()
+        for name, count in ask_counts(self.llm).items():
+            setattr(counters, name, count)
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")
             if name == "spec_decode_num_accepted_tokens_per_pos":

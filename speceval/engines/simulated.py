@@ -52,7 +52,7 @@ class SimulatedEngine:
 
     def facts(self) -> dict[str, Any]:
         """What a real engine would tell of itself."""
-        return {"device": "simulated", "method": "simulated", "k": len(self.conditional)}
+        return {"device": "simulated", "runner": "simulated", "method": "simulated", "k": len(self.conditional)}
 
     def patches(self) -> list[PatchStatus]:
         """None."""

@@ -103,6 +103,7 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
     from rich.table import Table
 
     from speceval.kernels import judge
+    from speceval.law import Verdict
 
     if n < 1:
         raise UserError(f"--n {n}: at least one request is needed")
@@ -132,9 +133,9 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
         highlight=False,
     )
     verdicts = set(frame["verdict"])
-    if verdicts & {judge.BIASED, "error"}:
+    if verdicts & {Verdict.biased, "error"}:
         return EXIT_BIASED
-    return EXIT_TOO_FEW if judge.TOO_FEW in verdicts or not verdicts & {judge.EXACT} else 0
+    return EXIT_TOO_FEW if Verdict.unsettled in verdicts or not verdicts & {Verdict.exact} else 0
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from speceval.law import Verdict
 from speceval.verify.run import Settings, verify
-from speceval.verify.verdict import EXIT_CODES, Report, Verdict
+from speceval.verify.verdict import EXIT_CODES, Report
 
 __all__ = ["EXIT_CODES", "Report", "Settings", "Verdict", "verify"]

@@ -15,8 +15,8 @@ from speceval.verify.reference import Filter, Floats, Reference, Tokens
 
 CELLS = 64
 """Most cells of a token test: larger vocabularies are folded by token id."""
-FEWEST = 200
-"""Draws that a test of tokens needs, 30 for one of acceptance."""
+FEWEST, LEAST_DRAFTS = 200, 30
+"""Draws that a test of tokens needs, and one of acceptance."""
 NODES = 200
 """Most prefixes of one length whose next tokens are cells of their own in the joint test."""
 TIE = 1e-3
@@ -28,6 +28,8 @@ ACCEPTED, DRAFTS, FAVOURED, RECOVERED = "accepted", "drafts", "favoured", "recov
 
 VERIFIED = "all verified"
 """Label of all tokens but the first of each continuation, together."""
+DRAFTED = "all drafts"
+"""Label of all draft positions together."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Check:
 
 def planned(k: int, tokens: int) -> int:
     """At most this many tests are made of n tokens at K drafts: what the error rate is shared among."""
-    return 4 + 2 * (max(k + 2, tokens) + 1) + 4 * k
+    return 4 + 2 * (max(k + 2, tokens) + 1) + 4 * (k + 1)
 
 
 def exact_checks(plan: Plan, found: Continuations, reference: Reference, k: int, alpha: float) -> list[Check]:
@@ -135,36 +137,26 @@ class Pool:
             copies.setdefault(found.tokens[index], []).append(index)
         different = list(copies)
         for start, logits in reference.logits(plan.prompts[prompt], different):
-            shares: list[list[Floats]] = [[] for _ in self._labels.names]
-            for row, logit in enumerate(logits):
-                tokens = different[start + row]
-                self._add_one(tokens, copies[tokens], *filter_.laws(logit[: len(tokens)]), shares)
-            for label, rows in enumerate(shares):
-                if rows:
-                    stacked = np.array(rows)
-                    self._covariance[label] -= stacked.T @ stacked
+            part = different[start : start + len(logits)]
+            lengths = [len(tokens) for tokens in part]
+            laws, certain = filter_.laws(np.concatenate([logits[i, :n] for i, n in enumerate(lengths)]))
+            rows = np.split(np.arange(len(laws)), np.cumsum(lengths)[:-1])
+            drawn = np.concatenate([row for row, tokens in zip(rows, part, strict=True) for _ in copies[tokens]])
+            labels = np.concatenate([self._labels.rows[index] for tokens in part for index in copies[tokens]])
+            kept = certain[drawn]
+            self._add_rows(laws, np.concatenate(part), drawn[kept], labels[kept])
 
-    def _add_one(
-        self,
-        tokens: Tokens,
-        copies: list[int],
-        laws: Floats,
-        certain: NDArray[np.bool_],
-        shares: list[list[Floats]],
-    ) -> None:
-        """One continuation that came up in several requests: laws [n, V] of its tokens."""
-        places = np.flatnonzero(certain)
-        ids = np.array(tokens)
-        labels = np.array([self._labels.rows[index] for index in copies])
-        share = laws @ self._fold
-        low, at = law.rank_transform(laws, ids, np.zeros(len(ids))), laws[np.arange(len(ids)), ids]
-        self._impossible += len(copies) * int((at[places] == 0).sum())
-        for t in places:
-            for label, times in zip(*np.unique(labels[:, t], return_counts=True), strict=True):
-                self._expected[label] += times * share[t]
-                shares[label].append(np.sqrt(times) * share[t])
-                self._observed[label, ids[t] % self._cells] += times
-                self._ranks[label].append(low[t] + at[t] * self._noise.random(times))
+    def _add_rows(self, laws: Floats, tokens: NDArray, drawn: NDArray, labels: NDArray) -> None:
+        """Laws [R, V] and tokens [R] of prefixes; `drawn` [n] names the row of each draw, `labels` [n] its test."""
+        share, folded = laws @ self._fold, tokens % self._cells
+        low, at = law.rank_transform(laws, tokens, np.zeros(len(tokens))), laws[np.arange(len(tokens)), tokens]
+        self._impossible += int((at[drawn] == 0).sum())
+        for label in np.unique(labels):
+            mine = drawn[labels == label]
+            self._expected[label] += share[mine].sum(0)
+            self._covariance[label] -= share[mine].T @ share[mine]
+            self._observed[label] += np.bincount(folded[mine], minlength=self._cells)
+            self._ranks[label].append(low[mine] + at[mine] * self._noise.random(len(mine)))
 
     def checks(self, alpha: float) -> list[Check]:
         """Tokens and ranks at every label and at all but the first together, and the support."""
@@ -284,8 +276,8 @@ def _two_marginals(
 
 
 def acceptance_checks(found: Continuations, alpha: float) -> list[Check]:
-    """Acceptance by position against sum min(p, q), drafts against q, tokens against p where q > p, and replacements of
-    rejected drafts against the residual.
+    """Acceptance against sum min(p, q), drafts against q, tokens against p where q > p, and replacements of rejected
+    drafts against the residual: by position, and over all positions, where a small bias that they share shows best.
 
     From what the verifier saw, so a wrong p goes unnoticed here; the tokens tell that.
     """
@@ -297,28 +289,31 @@ def acceptance_checks(found: Continuations, alpha: float) -> list[Check]:
             _of_count(BROKEN, "verified rows", len(rows["alpha"]) + found.counts["broken"], found.counts["broken"])
         )
     reached = rows["reached"].astype(bool)
-    for position in np.unique(rows["position"]).astype(int).tolist():
-        here = reached & (rows["position"] == position)
-        n, where = int(here.sum()), f"draft {position}"
-        if n < 30:
-            checks.append(Check(ACCEPTED, where, n))
-            continue
-        alphas = np.clip(rows["alpha"][here].astype(float), 0, 1)
-        checks.append(
-            _of_drift(ACCEPTED, where, law.drift(rows["accepted"][here], alphas, alphas * (1 - alphas), alpha))
-        )
-        spread = rows["spread"][here].astype(float)
-        if spread.sum() < 1e-3:  # the drafts are certain: nothing was drawn
-            continue
-        mass = np.clip(rows["favoured_mass"][here].astype(float), 0, 1)
-        checks += [
-            _of_drift(DRAFTS, where, law.drift(rows["ratio"][here], alphas, spread, alpha)),
-            _of_drift(FAVOURED, where, law.drift(rows["favoured"][here], mass, mass * (1 - mass), alpha)),
-        ]
-        new = here & ~rows["accepted"].astype(bool)
-        if new.sum() >= 30:
-            means, spreads = (rows[name][new].astype(float) for name in ("pull_mean", "pull_spread"))
-            checks.append(_of_drift(RECOVERED, where, law.drift(rows["pull"][new], means, spreads, alpha)))
+    positions = np.unique(rows["position"]).astype(int).tolist()
+    for position in positions:
+        checks += _of_drafts(f"draft {position}", rows, reached & (rows["position"] == position), alpha)
+    return checks + (_of_drafts(DRAFTED, rows, reached, alpha) if len(positions) > 1 else [])
+
+
+def _of_drafts(where: str, rows: dict[str, NDArray], here: NDArray[np.bool_], alpha: float) -> list[Check]:
+    """The tests of the recorded rows `here`."""
+    n = int(here.sum())
+    if n < LEAST_DRAFTS:
+        return [Check(ACCEPTED, where, n)]
+    alphas = np.clip(rows["alpha"][here].astype(float), 0, 1)
+    checks = [_of_drift(ACCEPTED, where, law.drift(rows["accepted"][here], alphas, alphas * (1 - alphas), alpha))]
+    spread = rows["spread"][here].astype(float)
+    if spread.sum() < 1e-3:  # the drafts are certain: nothing was drawn
+        return checks
+    mass = np.clip(rows["favoured_mass"][here].astype(float), 0, 1)
+    checks += [
+        _of_drift(DRAFTS, where, law.drift(rows["ratio"][here], alphas, spread, alpha)),
+        _of_drift(FAVOURED, where, law.drift(rows["favoured"][here], mass, mass * (1 - mass), alpha)),
+    ]
+    new = here & ~rows["accepted"].astype(bool)
+    if new.sum() >= LEAST_DRAFTS:
+        means, spreads = (rows[name][new].astype(float) for name in ("pull_mean", "pull_spread"))
+        checks.append(_of_drift(RECOVERED, where, law.drift(rows["pull"][new], means, spreads, alpha)))
     return checks
 
 

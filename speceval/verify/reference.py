@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from speceval.errors import UserError
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Most logits held at once."""
 ROWS = 2048
 """Most continuations of one forward pass."""

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import vllm_patches
 from speceval import catalog, launch
 from speceval.engines.offline import OfflineEngine, require_vllm
 from speceval.errors import UserError
@@ -109,7 +108,7 @@ def examine(
     """Draw from a running engine and test; may be called again and again on one engine."""
     seconds = seconds or Stopwatch()
     facts, k = engine.facts(), job.spec.k
-    _check_settings(facts, job)
+    launch.check_settings(facts, job.spec)
     plan = plan_for(job, settings, [engine.tokenizer.encode(text) for text in settings.prompts])
     found = draw(engine, plan, lambda done, total: tell("drawing", done, total))
     seconds.lap("draw")
@@ -128,7 +127,7 @@ def examine(
     return Report(
         settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
         engine=facts,
-        missing=vllm_patches.missing(engine.patches(), device=facts["device"], temperature=job.spec.temperature),
+        missing=launch.missing_patches(engine, job.spec),
         reference=kind,
         checks=checks,
         alpha=alpha,
@@ -189,16 +188,6 @@ def _encode(job: Job, texts: Sequence[str]) -> list[list[int]]:
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of {job.target.name} cannot be read: {str(error).splitlines()[0]}") from error
     return [tokenizer.encode(text) for text in texts]
-
-
-def _check_settings(facts: dict[str, Any], job: Job) -> None:
-    """The engine must verify what was asked for; whether it does it well is what the tests find out."""
-    asked: dict[str, Any] = {"k": job.spec.k, "generation_config": "vllm"}
-    if job.spec.drafting == "probabilistic":
-        asked["draft_sample_method"] = "probabilistic"
-    for name, value in asked.items():
-        if facts[name] != value:
-            raise UserError(f"the engine resolved {name} to {facts[name]!r}, asked for {value!r}: nothing was verified")
 
 
 def _check_reference(engine: OfflineEngine, reference: Reference, plan: Plan, found: Continuations) -> None:

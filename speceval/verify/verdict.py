@@ -5,23 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
+from speceval.law import Verdict
 from speceval.verify.checks import ACCEPTED, TOKENS, VERIFIED, Check
 
 ALPHA = 1e-7
 """Shared by all tests of one verification (Bonferroni)."""
 FALSE_ALARMS = 1e-6
 """Promised chance to call an exact engine biased; the rest of it is room for the approximations in the tails."""
-
-
-class Verdict(StrEnum):
-    """What one verification found."""
-
-    exact = "exact"
-    biased = "biased"
-    unsettled = "not enough samples"
 
 
 EXIT_CODES = {Verdict.exact: 0, Verdict.biased: 1, Verdict.unsettled: 2}

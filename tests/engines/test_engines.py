@@ -1,6 +1,6 @@
 """Joining what a request received with the engine's record of its drafts."""
 
-from speceval.engines import Counters, Step, align_steps
+from speceval.engines import Counters, Step, align_steps, is_padded
 
 
 def test_every_step_with_drafts_takes_its_record_in_order() -> None:
@@ -21,6 +21,21 @@ def test_a_record_that_fits_no_step_is_kept_for_the_books_to_name() -> None:
 
 def test_a_request_of_one_token_has_no_steps() -> None:
     assert align_steps([1], [], []) == []
+
+
+def test_a_prefill_filled_up_with_padding_is_no_round() -> None:
+    """K=3, the prompt in the cache but for its last token: the first record is the padding's."""
+    assert is_padded(1, 3, [1, 3], [3, 3], [0, 2])
+    assert is_padded(1, 3, [1], [3], [0])
+    assert not is_padded(5, 3, [1, 1, 3], [3, 3], [0, 2])  # nothing cached
+    assert not is_padded(1, 3, [1, 1, 3], [3, 3], [0, 2])  # a first round that accepted nothing
+    assert not is_padded(1, 3, [1, 3], [3], [2])
+    assert not is_padded(1, 3, [1], [], [])
+
+
+def test_padding_is_taken_out_of_the_engines_totals() -> None:
+    counted = Counters(5, 15, 7, [4, 2, 1], steps_with_q=3, steps_padded=2)
+    assert counted.without_padding(2, 3) == Counters(3, 9, 7, [4, 2, 1], steps_with_q=3)
 
 
 def test_counters_since_an_earlier_reading() -> None:

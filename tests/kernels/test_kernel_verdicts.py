@@ -7,16 +7,15 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
 from speceval import kernels
-from speceval.kernels import judge
+from speceval.law import Verdict
 
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 MUTANTS = Path(__file__).with_name("kernel_mutants.py")
 FAST = [
     "target without temperature",
@@ -43,9 +42,9 @@ def run(names: list[str], requests: int) -> dict[str, dict[str, object]]:
 def test_mutants_of_vllms_code_are_biased_and_the_code_itself_is_not() -> None:
     found = run([*FAST, *RIGHT], 20_000)
     assert sorted(found) == sorted([*FAST, *RIGHT])
-    assert {name: found[name]["verdict"] for name in FAST} == dict.fromkeys(FAST, judge.BIASED)
+    assert {name: found[name]["verdict"] for name in FAST} == dict.fromkeys(FAST, Verdict.biased)
     # 20,000 requests cannot call anything exact; nothing may be called biased (false alarm: 3 x 5e-9)
-    assert {found[name]["verdict"] for name in RIGHT} == {judge.TOO_FEW}
+    assert {found[name]["verdict"] for name in RIGHT} == {Verdict.unsettled}
 
 
 @pytest.mark.slow
@@ -53,9 +52,9 @@ def test_every_mutant_is_biased_at_the_default_sample_size() -> None:
     found = run([], kernels.REQUESTS)
     wrong = {name: row["verdict"] for name, row in found.items() if not name.startswith("unchanged")}
     assert len(wrong) > 15
-    assert set(wrong.values()) == {judge.BIASED}, wrong
+    assert set(wrong.values()) == {Verdict.biased}, wrong
     right = {name: row["verdict"] for name, row in found.items() if name.startswith("unchanged")}
-    assert set(right.values()) == {judge.EXACT}, right
+    assert set(right.values()) == {Verdict.exact}, right
 
 
 def test_every_cell_agrees_with_tritons_interpreter_token_by_token() -> None:
@@ -70,7 +69,7 @@ def test_every_cell_agrees_with_tritons_interpreter_token_by_token() -> None:
 def test_patched_runs_refuse_biased_block_verification() -> None:
     frame = kernels.run_kernels(["installed"], patched=True, n=200, check=0)
     block = frame[frame["rejection"] == "block"]
-    expected = "refused" if block["version"].iloc[0].startswith(("0.29", "0.30", "0.31", "0.32")) else judge.TOO_FEW
+    expected = "refused" if block["version"].iloc[0].startswith(("0.29", "0.30", "0.31", "0.32")) else Verdict.unsettled
     assert set(block["verdict"]) == {expected}
-    assert set(frame["verdict"]) <= {"refused", judge.TOO_FEW}
+    assert set(frame["verdict"]) <= {"refused", Verdict.unsettled}
     assert not math.isnan(frame["tv"].iloc[0])

@@ -18,6 +18,7 @@ Edit = tuple[str, str, str, str]
 
 REJECT, DRAFT = "vllm_patches.cpu_rejection", "vllm_patches.v1_draft_sampling"
 ACCEPT = "random = accept(drafts, target_probs, draft_probs, uniform)"
+RECOVERY_NOISE = "noise = exponential_noise(rejecting, target_probs, generators, use_fp64_gumbel)"
 DRAW = "drafts = draw(q, metadata.generators, each, use_fp64_gumbel)"
 KEEP_NOISE: Edit = (DRAFT, "draw", "return (q /", 'globals().setdefault("NOISE", []).append(noise)\n    return (q /')
 NOISE = f'torch.stack(__import__("sys").modules["{DRAFT}"].NOISE[-max_spec_len:], 1)'
@@ -68,9 +69,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "drafts drawn at half of q's temperature",
+        "temperature dropped by the drafter, not for q",
         2,
-        ((DRAFT, "sample", DRAW, DRAW.replace("(q,", "(q * q,")),),
+        (
+            (
+                DRAFT,
+                "sample",
+                "logits = logits.float().div_",
+                "plain = logits.softmax(-1)\n    logits = logits.float().div_",
+            ),
+            (DRAFT, "sample", DRAW, DRAW.replace("(q,", "(plain,")),
+        ),
+        {"temperature": 0.7},
     ),
     Mutant(
         "top-k on q in name only",
@@ -113,8 +123,8 @@ MUTANTS = (
             (
                 REJECT,
                 "rejection_sample",
-                "generators, use_fp64_gumbel)[rejecting]",
-                f"generators, use_fp64_gumbel)[rejecting]\n        if len(rejecting):\n            shared = {NOISE}"
+                RECOVERY_NOISE,
+                f"{RECOVERY_NOISE}\n        if len(rejecting):\n            shared = {NOISE}"
                 "\n            noise = shared[rejecting % len(shared), lengths[rejecting]]",
             ),
         ),

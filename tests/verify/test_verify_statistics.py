@@ -11,7 +11,18 @@ from scipy import stats
 from simulated import Chain, plan, simulate, softmax
 
 from speceval import law
-from speceval.verify.checks import JOINT, RANKS, TOKENS, VERIFIED, exact_checks, planned, two_sample_checks
+from speceval.verify.checks import (
+    ACCEPTED,
+    DRAFTED,
+    FAVOURED,
+    JOINT,
+    RANKS,
+    TOKENS,
+    VERIFIED,
+    exact_checks,
+    planned,
+    two_sample_checks,
+)
 from speceval.verify.draw import BONUS, FIRST, Plan
 from speceval.verify.reference import Filter
 from speceval.verify.verdict import ALPHA
@@ -54,6 +65,23 @@ def test_a_wrong_sampler_is_caught(fault: str, temperature: float) -> None:
     found = judge(6000, seed=5, fault=fault, temperature=temperature)
     print({key: p for key, p in found.items() if p < LEVEL})
     assert min(found.values()) < LEVEL
+
+
+def test_a_bias_shared_by_all_positions_shows_best_over_all_of_them() -> None:
+    """3000 continuations whose drafts are accepted a tenth too easily: no single position tells, all together do."""
+    found = judge(3000, seed=7, fault="eager")
+    print({key: p for key, p in found.items() if key[0] in (ACCEPTED, FAVOURED)})
+    for kind in (ACCEPTED, FAVOURED):
+        assert found[kind, DRAFTED] < min(found[kind, f"draft {j}"] for j in (1, 2, 3))
+    assert found[FAVOURED, DRAFTED] < LEVEL
+
+
+def test_no_more_tests_are_made_than_the_error_rate_is_shared_among() -> None:
+    asked = plan(2000)
+    drawn = simulate(asked, K, seed=8)
+    assert len(exact_checks(asked, drawn, Chain(), K, LEVEL)) <= planned(K, asked.tokens)  # type: ignore[arg-type]
+    drawn.undrafted = 1  # then the place in the continuation is the label
+    assert len(exact_checks(asked, drawn, Chain(), K, LEVEL)) <= planned(K, asked.tokens)  # type: ignore[arg-type]
 
 
 def test_the_verifier_s_wrong_temperature_leaves_the_first_token_alone() -> None:

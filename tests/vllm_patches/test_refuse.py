@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm_patches.refuse import REFUSALS, check, check_config
+from vllm_patches.refuse import check, check_config
 
 SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
@@ -35,7 +34,7 @@ def test_standard_rejection_is_offered_in_every_supported_version(version: str, 
         ("0.33.0", "V2", {"rejection_sample_method": "synthetic"}, {}, "nothing to measure"),
         ("0.33.0", "V2", {"rejection_sample_method": "unheard"}, {}, "not known to be lossless"),
         ("0.33.0", "V2", {"method": "dflash"}, {"draft_architectures": ["Qwen3XPressModel"]}, "never written"),
-        ("0.32.0", "V1", {}, {"structured_outputs": True}, "breaks the grammar"),
+        ("0.32.0", "V2", {}, {"structured_outputs": True}, "breaks the grammar"),
         ("0.33.0", "V2", {}, {"structured_outputs": True}, "breaks the grammar"),
         ("0.32.0", "V1", {}, {"target_vocab": 32064, "draft_vocab": 32000}, "wrong places"),
         ("0.32.0", "V2", {}, {"target_vocab": 32000, "draft_vocab": 32064}, "wrong places"),
@@ -56,7 +55,8 @@ def test_refused_in_one_line(
         ("0.33.0", "V2", {"rejection_sample_method": "block"}, {}),
         ("0.33.0", "V2", {"draft_sample_method": "greedy"}, {"draft_architectures": ["Qwen3XPressModel"]}),
         ("0.33.0", "V2", {"method": "dflash"}, {"draft_architectures": ["DFlashQwen3ForCausalLM"]}),
-        ("0.32.0", "V1", {"draft_sample_method": "greedy"}, {"structured_outputs": True}),
+        ("0.32.0", "V1", {}, {"structured_outputs": True}),
+        ("0.32.0", "V2", {"draft_sample_method": "greedy"}, {"structured_outputs": True}),
         ("0.32.0", "V1", {"method": "ngram"}, {"structured_outputs": True}),
         ("0.32.0", "V2", {}, {"target_vocab": 32064, "draft_vocab": 32000}),
         ("0.32.0", "V2", {"rejection_sample_method": "block"}, {"temperature": 0.0}),
@@ -88,9 +88,3 @@ def test_a_resolved_engine_config_is_checked_field_by_field() -> None:
     assert "biased in vLLM 0.32.0" in (check_config(blocked, "0.32.0") or "")
     assert check_config(blocked, "0.33.0") is None
     assert check_config(SimpleNamespace(speculative_config=None), "0.32.0") is None
-
-
-def test_every_refusal_names_a_test_that_exists() -> None:
-    root = Path(__file__).resolve().parents[2]
-    assert len({row.id for row in REFUSALS}) == len(REFUSALS)
-    assert all((root / row.tested_by).exists() and row.state in ("refused", "native") for row in REFUSALS)

@@ -1,0 +1,83 @@
+"""What is compared between the question and the engine, and how a drafter is named to vLLM."""
+
+from typing import Any
+
+import pytest
+
+from speceval import catalog, launch
+from speceval.errors import UserError
+from speceval.protocol import RunSpec
+
+SPEC = RunSpec(target="t", draft="d", k=3, temperature=1, drafting="probabilistic", suites=("demo",))
+FACTS = {
+    "k": 3,
+    "prefix_caching": False,
+    "generation_config": "vllm",
+    "draft_sample_method": "probabilistic",
+    "rejection_sample_method": "standard",
+    "draft_truncation": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "spec", "says"),
+    [
+        ({"k": 2}, {}, "resolved k to 2, asked for 3"),
+        ({"draft_sample_method": "greedy"}, {}, "resolved draft_sample_method to 'greedy'"),
+        ({}, {"drafting": "greedy"}, "resolved draft_sample_method to 'probabilistic'"),
+        ({}, {"rejection": "block"}, "resolved rejection_sample_method to 'standard', asked for 'block'"),
+        ({"draft_truncation": False}, {"top_k": 8}, "resolved draft_truncation to False, asked for True"),
+        ({}, {"top_p": 0.9, "draft_truncation": False}, "resolved draft_truncation to True, asked for False"),
+    ],
+)
+def test_a_setting_that_vllm_changed_stops_the_run(facts: dict[str, Any], spec: dict[str, Any], says: str) -> None:
+    launch.check_settings(FACTS, SPEC)
+    with pytest.raises(UserError, match=says):
+        launch.check_settings(FACTS | facts, SPEC.model_copy(update=spec))
+
+
+def test_truncation_of_drafts_matters_only_where_something_is_truncated() -> None:
+    launch.check_settings(FACTS | {"draft_truncation": False}, SPEC)
+
+
+def draft(method: str, **fields: Any) -> catalog.Draft:
+    return catalog.Draft(name="d", source="hub", model="a/d", method=method, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def version(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(launch, "require_vllm", lambda: "0.32.0")
+    return monkeypatch
+
+
+def test_vllm_s_own_proposers_are_told_how_to_draft(version: pytest.MonkeyPatch) -> None:
+    found = launch.drafter_arguments(draft("medusa", revision="abc"), SPEC)
+    assert found == {
+        "speculative_config": {
+            "method": "medusa",
+            "model": "a/d",
+            "revision": "abc",
+            "num_speculative_tokens": 3,
+            "draft_sample_method": "probabilistic",
+        }
+    }
+
+
+@pytest.mark.parametrize(("method", "vllm"), [("medusa", "0.33.0"), ("mlp_speculator", "0.32.0")])
+def test_drafters_without_a_proposer_in_vllm_are_ours(version: pytest.MonkeyPatch, method: str, vllm: str) -> None:
+    version.setattr(launch, "require_vllm", lambda: vllm)
+    found = launch.drafter_arguments(draft(method, revision="abc"), SPEC.model_copy(update={"drafting": "greedy"}))
+    assert found["additional_config"] == {"draft_checkpoint": "a/d@abc"}
+    assert found["speculative_config"]["method"] == "custom_class"
+    assert found["speculative_config"]["draft_sample_method"] == "greedy"
+
+
+def test_another_rejection_method_is_passed_on(version: pytest.MonkeyPatch) -> None:
+    found = launch.drafter_arguments(draft("eagle3"), SPEC.model_copy(update={"rejection": "block"}))
+    assert found["speculative_config"]["rejection_sample_method"] == "block"
+
+
+@pytest.mark.parametrize("method", ["synthetic", "fly"])
+def test_a_rejection_method_that_is_not_lossless_is_refused_before_anything_starts(method: str) -> None:
+    with pytest.raises(UserError, match=f"--rejection {method}: .*not lossless|lossy by design"):
+        launch.prepare(target="zoo", draft="lk-eagle3", temperature=1, suite_names=["demo"], k=3, rejection=method)

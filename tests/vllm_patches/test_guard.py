@@ -1,0 +1,143 @@
+"""An engine or a request that nothing makes right is stopped in the frontend, with one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+
+from vllm_patches import guard, ledger, state
+
+SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
+
+
+def config(runner: str = "V1", device: str = "cpu", **changed: Any) -> SimpleNamespace:
+    """As much of a VllmConfig as is read."""
+    speculative = SimpleNamespace(
+        **SAMPLED | {"rejection_sample_method": "standard", "draft_model_config": None} | changed
+    )
+    return SimpleNamespace(
+        speculative_config=speculative,
+        model_config=SimpleNamespace(get_vocab_size=lambda: 24),
+        use_v2_model_runner=runner == "V2",
+        device_config=SimpleNamespace(device_type=device),
+    )
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32.0 whose sources are the ledger's, nothing of it imported."""
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.32.0+cpu")
+    monkeypatch.setattr(guard, "judge", lambda patch: (state.NOT_LOADED, ""))
+    monkeypatch.setattr(guard, "misfit", lambda patch: "")
+
+
+def test_an_engine_that_fits_may_start(fits: None) -> None:
+    assert guard.refusal(config()) is None
+    assert guard.refusal(config("V2", "cuda")) is None
+
+
+def test_a_source_that_no_row_knows_stops_the_engines_that_need_the_row(
+    fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "misfit", lambda patch: "unknown" if patch.id == "v1-medusa" else "")
+    assert guard.refusal(config()) is None
+    assert "v1-medusa, which does not fit: unknown" in (guard.refusal(config(method="medusa")) or "")
+
+
+def test_a_refused_combination_and_an_unknown_version_stop_the_engine(
+    fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the V1 runner ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
+    assert "0.34.0 is not supported" in (guard.refusal(config()) or "")
+
+
+def test_the_summary_names_what_this_engine_needs_and_what_was_left_out(
+    fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = {"v1-missing-q"}
+    monkeypatch.setattr(guard, "judge", lambda p: (state.OFF if p.id in off else state.NOT_LOADED, ""))
+    line = guard.summary(config())
+    assert line.startswith("vLLM 0.32.0+cpu, V1 runner, eagle3: patches cpu-expand, ")
+    assert "v1-medusa" not in line and "; v1-missing-q switched off" in line
+    assert "patches nothing" in guard.summary(config("V2", "cuda"))
+
+
+@pytest.mark.skipif(state.vllm_version() is None, reason="reads the installed vLLM's files")
+def test_the_source_on_disk_is_the_one_that_is_inspected_after_import() -> None:
+    """Every row of the ledger was written from `inspect.getsource`; the file gives the same text without an import."""
+    installed = str(state.vllm_version()).partition("+")[0]
+    for patch in ledger.LEDGER:
+        if installed in patch.sources:
+            text = guard.symbol_source(patch)
+            assert text is not None and state.digest(text) == patch.sources[installed], patch.id
+
+
+def test_hooking_twice_wraps_once_and_a_missing_method_is_left_alone() -> None:
+    module = ModuleType("vllm.engine.arg_utils")
+
+    class EngineArgs:
+        def create_engine_config(self) -> Any:
+            return config(rejection_sample_method="fly")
+
+    module.EngineArgs = EngineArgs  # type: ignore[attr-defined]
+    guard.hook(module)
+    once = EngineArgs.create_engine_config
+    guard.hook(module)
+    assert EngineArgs.create_engine_config is once
+    with pytest.raises(ValueError, match="fly is lossy by design"):
+        EngineArgs().create_engine_config()
+    del EngineArgs.create_engine_config
+    guard.hook(module)
+
+
+@pytest.mark.parametrize(
+    ("runner", "temperature", "grammar", "stopped"),
+    [("V2", 1.0, True, True), ("V2", 0.0, True, False), ("V2", 1.0, False, False), ("V1", 1.0, True, False)],
+)
+def test_a_sampled_request_with_a_grammar_is_stopped_on_the_v2_runner(
+    fits: None, runner: str, temperature: float, grammar: bool, stopped: bool
+) -> None:
+    validate = guard.guard_request(lambda self, params: "validated")
+    processor = SimpleNamespace(vllm_config=config(runner))
+    params = SimpleNamespace(structured_outputs=object() if grammar else None, temperature=temperature)
+    if stopped:
+        with pytest.raises(ValueError, match="breaks the grammar"):
+            validate(processor, params)
+    else:
+        assert validate(processor, params) == "validated"
+
+
+START = """
+import json, sys
+from vllm import LLM
+try:
+    LLM(**json.loads(sys.argv[1]))
+except Exception as error:
+    print("RAISED", str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_plain_vllm_refuses_to_start_what_the_plugin_cannot_make_right(tmp_path: Path) -> None:
+    """Nothing of speceval is imported: vLLM loads the plugin by its entry point."""
+    target = tiny.write_target(tmp_path / "target")
+    drafter = tiny.write_eagle3(tmp_path / "drafter", target)
+    arguments = {
+        "model": str(target),
+        "skip_tokenizer_init": True,
+        "speculative_config": SAMPLED | {"model": str(drafter), "rejection_sample_method": "block"},
+    }
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    command = [sys.executable, "-c", START, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "RAISED rejection_sample_method=block: the V1 runner ignores it" in done.stdout, done.stderr
