@@ -63,6 +63,7 @@ def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
     """The cross-check with vLLM's own counters can fail: one accepted token more is seen at its position."""
     counters = sampled.meta["segments"][0]["counters"]
     assert acceptance.check_counters(sampled.steps, counters) == []
+    assert counters["steps_with_q"] == len(acceptance.drafted_steps(sampled.steps)) and counters["steps_one_hot"] == 0
     steps = sampled.steps.copy()
     row = steps.index[(steps["drafted"] > 0) & (steps["accepted"] == 1)][0]
     steps.loc[row, "accepted"] = 2
@@ -100,6 +101,26 @@ def test_no_sampling_default_of_the_checkpoint_leaks_in(zoo: dict[str, Path], tm
         assert done.returncode == 0, done.stderr
         outputs.append(tokens(read_run(tmp_path / name / "run")))
     assert outputs[0] == outputs[1]
+
+
+def test_padded_rounds_of_cached_prompts_are_left_out_and_counted(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """The target drafts for itself, so that every real round accepts all K; the padded ones would accept nothing.
+
+    A prompt is padded when all but its last token is cached, so when its length is one more than full blocks.
+    """
+    words = [{"turns": ["a" * length]} for length in range(1, 34)]
+    (tmp_path / "lengths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
+    arguments = ("run", "--target", "zoo", "--draft", str(zoo["target"]), "--temp", "1", "--k", "3", "--batch", "1")
+    options = ("--suite", "lengths.jsonl", "--seeds", "0-3", "--max-tokens", "12", "--prefix-caching")
+    done = speceval(*arguments, *options, "--engine-arg", "block_size=32", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = read_run(tmp_path / "run")
+    counters = stored.meta["segments"][0]["counters"]
+    assert stored.turns["padded_steps"].sum() == counters["steps_padded"] > 0
+    assert counters["num_drafts"] == len(acceptance.drafted_steps(stored.steps)) + counters["steps_padded"]
+    assert stored.meta["problems"] == []
+    assert "padded steps" in done.stdout
+    assert acceptance.tau(stored.steps) == 4.0
 
 
 def test_without_the_patch_a_sampled_run_on_a_cpu_is_refused(zoo: dict[str, Path], tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ ROWS: tuple[Unpatched, ...] = (
     ),
     Unpatched(
         id="vocabulary-width",
-        title="q is indexed with the target's vocabulary size, whatever the drafter's.",
+        title="The Triton kernels index q with the target's vocabulary size, whatever the drafter's.",
         effect="q of other tokens and rows is read: biased output.",
         state="refused",
         answer="Use a drafter of the target's vocabulary, or draft greedily.",

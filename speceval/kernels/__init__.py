@@ -99,6 +99,7 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
 
     Cells that a version does not have, or that the patches refuse, count as neither.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -107,18 +108,17 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
 
     if n < 1:
         raise UserError(f"--n {n}: at least one request is needed")
-    console, started = Console(), time.monotonic()
+    # Piped output is not cut to a terminal's width.
+    console, started = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
 
     def show(source: str, row: dict[str, Any]) -> None:
-        what = f"vLLM {row['version']} {row['runner']} {row['drafting']} {row['rejection']} ({row['engine']})"
-        console.print(
-            f"[{time.monotonic() - started:5.0f} s] {what}: {row['verdict']}", soft_wrap=True, highlight=False
-        )
+        what = f"vLLM {row['version']} {_code(row)}: {row['verdict']}"
+        console.print(f"[{time.monotonic() - started:5.0f} s] {what}", soft_wrap=True, highlight=False)
 
     frame = run_kernels(sources or [INSTALLED], patched, n, seed, progress=show)
-    table = Table(
-        "vLLM", "runner", "kernels", "drafting", "rejection", "TV", "noise", "p", "acceptance", "z", "verdict"
-    )
+    table = Table("vLLM", "sampling code", box=box.SIMPLE, pad_edge=False)
+    for name in ("TV", "noise", "p", "accepted", "due", "z", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
     for row in frame.to_dict("records"):
         table.add_row(*_cells({str(name): value for name, value in row.items()}))
     console.print(table)
@@ -128,7 +128,7 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
     console.print(
         f"biased: p < {judge.ALARM:.0e}, so that a matrix of {judge.FAMILY} exact cells raises a false alarm with "
         f"probability below {judge.FALSE_ALARM:.0e}; the smallest single-token bias that {n:,} requests show with "
-        f"power 99 %: TV {frame['smallest_bias'].max():.3f}",
+        f"power {judge.POWER:.0%}: TV {frame['smallest_bias'].max():.3f}",
         soft_wrap=True,
         highlight=False,
     )
@@ -138,16 +138,16 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
     return EXIT_TOO_FEW if Verdict.unsettled in verdicts or not verdicts & {Verdict.exact} else 0
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    def number(value: Any, form: str) -> str:
-        return "" if value is None or value != value else format(value, form)
+def _code(row: dict[str, Any]) -> str:
+    """Which of a version's sampling code a row is about."""
+    extension = " extension" if row["engine"] == "extension" else ""
+    return f"{row['runner']}{extension} {row['rejection']} {row['drafting']}"
 
-    acceptance = number(row["acceptance"], ".4f")
-    if number(row["expected"], ".4f"):
-        acceptance += f" ({row['expected']:.4f})"
-    names = [str(row[name]) for name in ("version", "runner", "engine", "drafting", "rejection")]
-    numbers = [number(row["tv"], ".4f"), number(row["noise"], ".4f"), number(row["p"], ".1e")]
-    return [*names, *numbers, acceptance, number(row["z"], "+.1f"), str(row["verdict"])]
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    forms = {"tv": ".4f", "noise": ".4f", "p": ".1e", "acceptance": ".4f", "expected": ".4f", "z": "+.1f"}
+    numbers = ["" if row[name] is None or row[name] != row[name] else format(row[name], forms[name]) for name in forms]
+    return [str(row["version"]), _code(row), *numbers, str(row["verdict"])]
 
 
 def _serve(source: Source, engine: str, patched: bool, n: int, seed: int, check: int) -> Iterator[dict[str, Any]]:
