@@ -38,8 +38,6 @@ def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[
 
     `metadata` is the batch's SamplingMetadata. Parallel drafters have K consecutive rows for each request.
     """
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-
     each = len(logits) // len(metadata.temperature)
     temperature, top_k, top_p = (
         values if values is None or each == 1 else values.repeat_interleave(each)
@@ -48,10 +46,28 @@ def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[
     greedy = temperature < GREEDY_BELOW
     logits = logits.float().div_(temperature.masked_fill(greedy, 1.0).unsqueeze(1))
     if draft_truncation():
-        logits = apply_top_k_top_p(logits, top_k, top_p)
+        logits = truncate(logits, top_k, top_p)
     q = logits.softmax(-1)
     drafts = draw(q, metadata.generators, each, use_fp64_gumbel)
     return drafts if metadata.all_random else torch.where(greedy, q.argmax(-1), drafts), q
+
+
+def truncate(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:
+    """`logits` [rows, V] with -inf outside each row's `top_k` and, of what that leaves, `top_p` [rows].
+
+    On the CPU vLLM's own function sorts the whole vocabulary, for every draft token; this sorts the largest `top_k`.
+    """
+    widest = logits.shape[-1] if top_k is None or logits.device.type != "cpu" else int(top_k.max())
+    if top_k is None or widest > logits.shape[-1] // 4:
+        from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+        return apply_top_k_top_p(logits, top_k, top_p)
+    values, ids = logits.topk(widest)
+    values = values.masked_fill(torch.arange(widest) >= top_k.unsqueeze(1), -torch.inf)
+    if top_p is not None:
+        mass = values.softmax(-1)
+        values = values.masked_fill(mass.cumsum(-1) - mass >= top_p.unsqueeze(1), -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter_(1, ids, values)
 
 
 def draw(q: torch.Tensor, generators: dict[int, torch.Generator], each: int, double: bool) -> torch.Tensor:

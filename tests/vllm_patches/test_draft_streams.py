@@ -152,3 +152,18 @@ def test_each_request_of_a_parallel_drafter_draws_all_its_rows_from_its_generato
     ]
     assert all((draw[[0, 1, 4, 5]] == draws[0][[0, 1, 4, 5]]).all() for draw in draws)
     assert any((draw[[2, 3]] != draws[0][[2, 3]]).any() for draw in draws)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [([5, 1, 40], None), ([5, 1, 40], [0.9, 0.5, 0.3]), ([5, 200, 7], [1.0, 0.8, 1.0])]
+)
+def test_truncation_is_vllm_s_own(top_k: list[int], top_p: list[float] | None) -> None:
+    """The sort of the largest few leaves the same tokens as vLLM's sort of all, which verifies with p."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    from vllm_patches.v1_draft_sampling import truncate
+
+    logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * 2
+    k, p = torch.tensor(top_k), None if top_p is None else torch.tensor(top_p)
+    assert torch.equal(truncate(logits.clone(), k, p), apply_top_k_top_p(logits.clone(), k, p))
