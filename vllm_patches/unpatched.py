@@ -38,7 +38,7 @@ ROWS: tuple[Unpatched, ...] = (
         target="vllm.config.speculative.SpeculativeConfig.draft_sample_method",
         runner="V1, V2",
         versions=">=0.24",
-        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/config/speculative.py",),
+        upstream=("https://github.com/vllm-project/vllm/issues/20459",),
         tested_by="tests/test_engine_runs.py",
     ),
     Unpatched(

@@ -47,8 +47,9 @@ class Settings:
 
     def check(self) -> None:
         """Raises `UserError` naming the flag of a value that makes no sense."""
+        least = max(100, 20 * len(self.prompts))
         for wrong, line in (
-            (self.samples < 100, f"--samples {self.samples}: at least 100"),
+            (self.samples < least, f"--samples {self.samples}: at least {least} for {len(self.prompts)} prompts"),
             (
                 self.tokens is not None and self.tokens < 2,
                 f"--n-tokens {self.tokens}: at least 2, for the first is not speculative",

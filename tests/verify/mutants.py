@@ -172,7 +172,7 @@ MUTANTS = (
         settings={"greedy_share": 0.25},
     ),
     Mutant(
-        "residual without clamping: |p - q|",
+        "residual without clamping: abs(p - q)",
         0,
         ((REJECT, "recover", "(p - q).clamp_(min=0)", "(p - q).abs_()"),),
     ),

@@ -74,7 +74,8 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     ("options", "part"),
     [
         (["--temp", "0"], "--temp 0: greedy decoding samples nothing"),
-        (["--samples", "10"], "--samples 10: at least 100"),
+        (["--samples", "10"], "--samples 10: at least 100 for 3 prompts"),
+        (["--samples", "130", *["--prompt", "3 7"] * 7], "--samples 130: at least 140 for 7 prompts"),
         (["--n-tokens", "1"], "--n-tokens 1: at least 2"),
         (["--greedy-share", "1"], "--greedy-share 1: from 0"),
         (["--greedy-share", "0.5", "--reference", "two-sample"], "--greedy-share: greedy requests"),

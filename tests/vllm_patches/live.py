@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,17 @@ def same(prompt: list[int], requests: int, **params: Any) -> dict[str, Any]:
 
 
 def engines(root: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Run the jobs side by side; a job's "env" is added to its environment. {"error": log} for one that failed."""
-    started = {name: start(root / name, job) for name, job in jobs.items()}
-    try:
-        return {name: finish(root / name, process) for name, process in started.items()}
-    finally:
-        for process in started.values():
-            process.kill()
+    """Run the jobs, one a core; a job's "env" is added to its environment. {"error": log} for one that failed."""
+
+    def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
+        with start(root / name, job) as process:
+            try:
+                return finish(root / name, process)
+            finally:
+                process.kill()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(run, jobs, jobs.values()), strict=True))
 
 
 def start(folder: Path, job: dict[str, Any]) -> subprocess.Popen[bytes]:
