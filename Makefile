@@ -3,13 +3,16 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo demo-all test lint bench clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
 
 demo: setup
 	@$(RUN) -m speceval demo
+
+demo-all: setup
+	@$(RUN) -m speceval demo --all
 
 test: setup lint
 	@$(RUN) -m pytest -m "not gpu"
@@ -23,4 +26,4 @@ bench: setup
 	@$(RUN) scripts/bench.py
 
 clean:
-	rm -rf .venv results/demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv results/demo results/demo-all .mypy_cache .ruff_cache .pytest_cache

@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from speceval import demo, plots
+from speceval import demo, demo_all, plots
 from speceval.store import StoredRun, read_run
 from speceval.tables import plus_minus, run_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
+DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
 BENCH = ROOT / "results" / "bench" / "harness.json"
 FIGURE = ROOT / "docs" / "images" / "demo-positions.png"
 
@@ -24,6 +25,7 @@ def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
         ROOT / "README.md": {"demo": demo_table()},
+        ROOT / "docs" / "zoo.md": {"demo-all": demo_all_table()},
         ROOT / "docs" / "benchmarks.md": {"bench": bench_table()},
     }
 
@@ -56,6 +58,32 @@ def demo_table() -> str:
         f"vLLM {engine['vllm']} on CPU, seeds from 0, `speceval demo`; the runs are in `results/reference/demo`."
     )
     return f"{_markdown(rows)}\n\n{provenance}"
+
+
+def demo_all_runs() -> demo_all.Runs:
+    """The reference runs of `speceval demo --all`."""
+    return {
+        (architecture, loss, heading): read_run(
+            DEMO_ALL / demo.run_name(demo_all.drafter(architecture, loss), temperature, drafting)
+        )
+        for architecture, loss in demo_all.plan()
+        for heading, temperature, drafting, _ in demo_all.CONDITIONS
+    }
+
+
+def demo_all_table() -> str:
+    """Acceptance lengths of every architecture and loss of the zoo, and the provenance of the runs."""
+    runs = demo_all_runs()
+    run = runs["eagle3", demo_all.BASELINE, demo_all.SAMPLED]
+    sampled = [found for (*_, heading), found in runs.items() if heading == demo_all.SAMPLED]
+    steps = sorted(_suite(found)["steps"] for found in sampled)
+    provenance = (
+        f"Acceptance length tau on the demo's {_suite(run)['conversations']} prompts; at T=1 "
+        f"{len(run.meta['spec']['seeds'])} samples of each prompt with sampled drafts ({steps[0]:,} to {steps[-1]:,} "
+        f"verify steps a drafter). vLLM {run.meta['fingerprint']['engine']['vllm']} on CPU, seeds from 0, "
+        "`speceval demo --all`; the runs are in `results/reference/demo-all`."
+    )
+    return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
 
 
 def bench_table() -> str:

@@ -160,7 +160,7 @@ def draw(rows: list[Row]) -> None:
         cells = {key(row): row for row in rows if row["patched"] == state}
         grid = [[cells.get((version, *line)) for version in versions] for line in lines]
         ratios = [[row["tv_joint"] / row["noise_joint"] if row else math.nan for row in line] for line in grid]
-        image = axis.imshow(ratios, cmap=COLOURS, norm=LogNorm(1, 30), aspect="auto")
+        image = axis.imshow(ratios, cmap=COLOURS, norm=LogNorm(1, 10), aspect="auto")
         for y, line in enumerate(grid):
             for x, row in enumerate(line):
                 weight = "bold" if row is not None and row["verdict"] == "biased" else "normal"
@@ -174,9 +174,9 @@ def draw(rows: list[Row]) -> None:
         axis.spines[:].set_visible(False)
         axis.hlines([y - 0.5 for y in range(1, len(lines))], -0.5, len(versions) - 0.5, color="white", linewidth=1.5)
         axis.vlines([x - 0.5 for x in range(1, len(versions))], -0.5, len(lines) - 0.5, color="white", linewidth=1.5)
-    bar = figure.colorbar(image, ax=axes, extend="max", shrink=0.85, ticks=[1, 3, 10, 30])
+    bar = figure.colorbar(image, ax=axes, extend="max", shrink=0.85, ticks=[1, 2, 5, 10])
     bar.minorticks_off()
-    bar.ax.set_yticklabels(["1", "3", "10", "30"])
+    bar.ax.set_yticklabels(["1", "2", "5", "10"])
     bar.set_label("TV of three tokens ÷ its expectation for exact sampling")
     figure.suptitle(TITLE.format(alarm=f"{judge.ALARM:.0e}".replace("e-0", "e-")), x=0.01, ha="left", fontsize=11)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def label(row: Row | None) -> str:
 
 def ink(ratio: float) -> str:
     """Readable on the cell's colour."""
-    return "#555555" if math.isnan(ratio) else "white" if ratio > 10 else "black"
+    return "#555555" if math.isnan(ratio) else "white" if ratio > 4 else "black"
 
 
 def replace(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def plan() -> list[Row]:
     one = ("--temp", "1", "--batch", "64")
     stock = ("eagle3", "draft_model", "ngram", "medusa")
     rows = [Row(f"stock {draft}", draft, (*one, *own_k(draft), *stock_drafting(draft)), False) for draft in stock]
-    methods = ("eagle3", "eagle3-cut", "draft_model", "ngram", "medusa", "mlp")
+    methods = ("eagle", "eagle3", "eagle3-cut", "mtp", "draft_model", "ngram", "medusa", "mlp")
     rows += [Row(f"{draft} T=1", draft, (*one, *own_k(draft))) for draft in methods]
     for draft in ("eagle3", "draft_model"):
         four = (*one, "--k", "4")
@@ -95,7 +96,6 @@ def plan() -> list[Row]:
         Row("eagle3 T=1, drafts greedy", "eagle3", (*one, "--k", "4", "--drafting", "greedy")),
         Row("draft_model prefix caching", "draft_model", (*one, "--k", "4", "--prefix-caching", *BLOCKS), long=True),
         Row("eagle3 T=1, batch 1", "eagle3", ("--temp", "1", "--k", "4", "--batch", "1")),
-        Row("draft_model T=1, batch 1", "draft_model", ("--temp", "1", "--k", "4", "--batch", "1")),
     ]
     return rows
 
@@ -175,6 +175,18 @@ def line(name: str, patches: bool, report: dict[str, Any]) -> dict[str, Any]:
         "preemptions": report["counts"]["preemptions"],
         "seconds": round(sum(report["seconds"].values())),
     }
+
+
+def run_rows(options: argparse.Namespace) -> None:
+    """Every row of `plan` that is not in engine.csv yet."""
+    file = RESULTS / "engine.csv"
+    todo = [row for row in plan() if row.name not in names(file) and options.only in row.name]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in as_completed([pool.submit(run, row, options.samples) for row in todo]):
+            found = done.result()
+            if found is not None:
+                append(file, found)
+                print(f"{found['name']}: {found['verdict']}, p {found['least_p']}, {found['seconds']} s", flush=True)
 
 
 def run_mutants(samples: int | None, only: str) -> None:
@@ -297,18 +309,12 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--jobs", type=int, default=1, help="engines at a time")
     options = parser.parse_args()
     if options.mutants:
         run_mutants(options.samples, options.only)
     elif not options.tables:
-        file = RESULTS / "engine.csv"
-        for row in plan():
-            if row.name in names(file) or options.only not in row.name:
-                continue
-            found = run(row, options.samples)
-            if found is not None:
-                append(file, found)
-                print(f"{row.name}: {found['verdict']}, least p {found['least_p']}, {found['seconds']} s", flush=True)
+        run_rows(options)
     write_tables()
 
 

@@ -228,12 +228,17 @@ def show(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory of the demo's runs.")] = Path("results/demo"),
+    everything: Annotated[bool, typer.Option("--all", help="Every architecture and loss of the zoo.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the demo's runs [default: results/demo, results/demo-all].")
+    ] = None,
 ) -> None:
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them."""
-    from speceval import demo as demo_module
+    from speceval import demo as small
+    from speceval import demo_all
 
-    demo_module.main(out, measure, _output())
+    demo_module, name = (demo_all, "demo-all") if everything else (small, "demo")
+    demo_module.main(out or Path("results") / name, measure, _output())
 
 
 @app.command(name="ls")

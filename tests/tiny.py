@@ -75,6 +75,19 @@ def write_eagle3(path: Path, target: Path, *, draft_vocab: int = VOCAB, seed: in
     return _write(path, weights, config)
 
 
+def write_eagle(path: Path, target: Path, *, seed: int = 5) -> Path:
+    """Write an EAGLE drafter (arXiv 2401.15077) for the checkpoint in `target`; embeddings and head are the target's.
+
+    Its layer passes the newest token's embedding on, with a little of the target's hidden state.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    weights = _decoder_layer(draw, "layers.0.", HIDDEN)
+    del weights["layers.0.input_layernorm.weight"]  # vLLM's first EAGLE layer has none
+    noise = _normal(draw, HIDDEN, HIDDEN, scale=0.3 / HIDDEN**0.5)
+    weights["fc.weight"] = torch.cat([torch.eye(HIDDEN), noise], dim=1)
+    return _write(path, weights, _llama_config(len(load(target)["lm_head.weight"]), 1, "EagleLlamaForCausalLM"))
+
+
 def write_draft_model(path: Path, target: Path) -> Path:
     """Write a standalone draft model to directory `path` and return it: the target's first layer and head."""
     weights = {name: tensor for name, tensor in load(target).items() if not re.match(r"model\.layers\.[1-9]", name)}

@@ -276,6 +276,7 @@ LEDGER: tuple[Patch, ...] = (
         upstream=("docs/upstream/cpu-rotary.md",),
         tested_by="tests/vllm_patches/test_mtp.py",
         until="`rotary_embedding` of the CPU extension agrees with `forward_native` for 3-D queries",
+        methods=("mtp",),
     ),
     Patch(
         id="empty-top-k",

@@ -200,7 +200,7 @@ def _zoo_drafters() -> dict[str, Draft]:
 
     return {
         name: Draft.model_validate(
-            {"name": name, "source": "zoo", "model": name, "method": method, "default_k": zoo.MAX_K}
+            {"name": name, "source": "zoo", "model": name, "method": method, "default_k": zoo.DEFAULT_K[name]}
         )
         for name, method in zoo.DRAFTERS.items()
     }

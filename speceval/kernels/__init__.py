@@ -97,7 +97,7 @@ def engines(source: Source) -> list[str]:
 def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed: int = 0) -> int:
     """Print the matrix as it comes and return the exit code: 0 exact, 1 biased or failed, 2 not enough samples.
 
-    Cells that a version does not have, or that the patches refuse, count as neither.
+    Cells that a version does not have, or that the patches refuse, count as neither; `UserError` if all are such.
     """
     from rich import box
     from rich.console import Console
@@ -116,6 +116,8 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
         console.print(f"[{time.monotonic() - started:5.0f} s] {what}", soft_wrap=True, highlight=False)
 
     frame = run_kernels(sources or [INSTALLED], patched, n, seed, progress=show)
+    if set(frame["verdict"]) <= {"not available", "refused"}:
+        raise UserError(f"--vllm {' '.join(sources)}: nothing could be tested: {'; '.join(frame['note'].unique())}")
     table = Table("vLLM", "sampling code", box=box.SIMPLE, pad_edge=False)
     for name in ("TV", "noise", "p", "accepted", "due", "z", "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right")

@@ -1,4 +1,4 @@
-"""The embedded default: a tiny chat target and drafters for it, trained on this machine in about a minute.
+"""The embedded default: a tiny chat target and drafters for it, trained on this machine in half a minute each.
 
 Nothing is downloaded. `ensure` trains what is missing and returns checkpoint directories that vLLM loads as they are;
 importing this package imports no torch.
@@ -7,12 +7,12 @@ importing this package imports no torch.
 from __future__ import annotations
 
 from speceval.zoo.build import ensure
-from speceval.zoo.recipe import PLANS, Recipe
+from speceval.zoo.recipe import METHODS, PLANS, trained_k
 
-DRAFTERS: dict[str, str] = {name: architecture for name, (architecture, _) in PLANS.items()}
+DRAFTERS: dict[str, str] = {name: METHODS[architecture] for name, (architecture, _) in PLANS.items()}
 """Drafter -> vLLM's `method`."""
 
-MAX_K: int = Recipe().max_k
-"""The number of draft positions that the drafters were trained for."""
+DEFAULT_K: dict[str, int] = {name: trained_k(architecture) for name, (architecture, _) in PLANS.items()}
+"""Drafter -> the number of draft positions that it was trained for."""
 
-__all__ = ["DRAFTERS", "MAX_K", "ensure"]
+__all__ = ["DEFAULT_K", "DRAFTERS", "ensure"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from speceval.zoo import eagle3, text
+from speceval.zoo import draft, eagle3, medusa, mlp, mtp, text
 from speceval.zoo.llama import NORM_EPS, ROPE_THETA
 from speceval.zoo.recipe import Recipe
 from speceval.zoo.target import Target
@@ -57,7 +57,7 @@ def load_own_text(directory: Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(arrays["tokens"].astype(np.int64)), torch.from_numpy(arrays["sampled"])
 
 
-def save_eagle3(directory: Path, recipe: Recipe, drafter: eagle3.Eagle3, draft_ids: Tensor) -> None:
+def save_eagle3(directory: Path, recipe: Recipe, drafter: eagle3.Eagle3) -> None:
     """Write config and weights; token embeddings are left out, so that vLLM shares the target's.
 
     vLLM's silent traps: without the layer ids it reads other layers, without `d2t` the draft ids pass for target ids.
@@ -71,10 +71,91 @@ def save_eagle3(directory: Path, recipe: Recipe, drafter: eagle3.Eagle3, draft_i
         "eagle_aux_hidden_state_layer_ids": list(eagle3.AUX_LAYERS),
     }
     _write_json(directory / "config.json", config)
+    draft_ids = drafter.draft_ids
     inside = torch.zeros(recipe.vocab_size, dtype=torch.bool)
     inside[draft_ids] = True
     vocabulary_map = {"d2t": draft_ids - torch.arange(len(draft_ids)), "t2d": inside}
     _save_tensors(directory, drafter.state_dict() | vocabulary_map)
+
+
+def save_medusa(directory: Path, recipe: Recipe, drafter: medusa.Medusa) -> None:
+    """Write config and weights of MEDUSA heads with one residual block each."""
+    config = {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "torch_dtype": "float32",
+        "hidden_size": recipe.hidden_size,
+        "vocab_size": recipe.vocab_size,
+        "truncated_vocab_size": recipe.vocab_size,
+        "num_heads": drafter.depth,
+        "num_hidden_layers": 1,
+        "medusa_fc_bias": False,
+        "original_lm_head": False,
+    }
+    _write_json(directory / "config.json", config)
+    _save_tensors(directory, drafter.state_dict())
+
+
+def save_mlp(directory: Path, recipe: Recipe, drafter: mlp.MLPSpeculator) -> None:
+    """Write config and weights of an MLP speculator."""
+    config = {
+        "architectures": ["MLPSpeculatorPreTrainedModel"],
+        "model_type": "mlp_speculator",
+        "torch_dtype": "float32",
+        "vocab_size": recipe.vocab_size,
+        "emb_dim": recipe.hidden_size,
+        "inner_dim": recipe.mlp_size,
+        "n_predict": drafter.depth,
+        "n_candidates": 1,
+        "top_k_tokens_per_head": [1] * drafter.depth,
+        "tie_weights": False,
+        "scale_input": True,
+    }
+    _write_json(directory / "config.json", config)
+    _save_tensors(directory, _prefixed("speculator.", drafter.state_dict()))
+
+
+def save_mtp(directory: Path, recipe: Recipe, drafter: mtp.MTP) -> None:
+    """Write config and weights of an MTP layer, numbered after the target's layers.
+
+    vLLM asks for embeddings and output map, but uses the target's.
+    """
+    half = drafter.self_attn.half
+    config = _llama_config(recipe) | MTP_FIELDS
+    del config["head_dim"]  # DeepSeek's has two parts
+    config |= {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "intermediate_size": recipe.draft_intermediate_size,
+        "num_hidden_layers": recipe.layers,
+        "first_k_dense_replace": recipe.layers + 1,  # dense; the expert fields below are asked for all the same
+        "moe_intermediate_size": recipe.draft_intermediate_size,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "topk_group": 1,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": True,
+        "q_lora_rank": None,
+        "kv_lora_rank": recipe.latent_size,
+        "qk_nope_head_dim": half,
+        "qk_rope_head_dim": half,
+        "v_head_dim": 2 * half,
+    }
+    _write_json(directory / "config.json", config)
+    targets = {
+        "embed_tokens.weight": drafter.embeddings,
+        "shared_head.head.weight": drafter.output_map,
+    }
+    _save_tensors(directory, _prefixed(f"model.layers.{recipe.layers}.", drafter.state_dict() | targets))
+
+
+def save_draft(directory: Path, recipe: Recipe, drafter: draft.DraftModel) -> None:
+    """Write config and weights of a standalone draft model; it shares the target's tokenizer."""
+    sizes = draft.sizes(recipe)
+    config = _llama_config(sizes) | {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": sizes.layers}
+    _write_json(directory / "config.json", config)
+    _save_tensors(directory, drafter.llama.state_dict())
 
 
 def _llama_config(recipe: Recipe) -> dict[str, Any]:
@@ -95,6 +176,10 @@ def _llama_config(recipe: Recipe) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
     } | _special_ids()
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _special_ids() -> dict[str, int]:

@@ -72,6 +72,13 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def rotate_pairs(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x[2 i], x[2 i + 1]), as DeepSeek checkpoints expect."""
+    cos, sin = rotation
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+
+
 def initialise(module: nn.Module, seed: int) -> None:
     """Fill every matrix from a normal distribution of standard deviation 1 / sqrt(inputs); vectors keep their ones."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 ETA = 3.0  # LK Losses' setting
+SMALLEST_ALPHA = 1e-8  # keeps log(alpha) finite
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -31,6 +32,16 @@ def kl(p: Tensor, log_q: Tensor, draft_ids: Tensor) -> Tensor:
     return torch.special.xlogy(restricted, restricted).sum(-1) - (restricted * log_q).sum(-1)
 
 
+def tv(p: Tensor, log_q: Tensor, draft_ids: Tensor) -> Tensor:
+    """Total variation distance between p and q, 1 - alpha."""
+    return 1 - acceptance(p, log_q, draft_ids)
+
+
+def lk_alpha(p: Tensor, log_q: Tensor, draft_ids: Tensor) -> Tensor:
+    """-log(alpha), LK Losses (arXiv 2602.23881): TV's gradient divided by alpha, so large where acceptance is poor."""
+    return -acceptance(p, log_q, draft_ids).clamp_min(SMALLEST_ALPHA).log()
+
+
 def lk_lambda(p: Tensor, log_q: Tensor, draft_ids: Tensor) -> Tensor:
     """lambda * KL + (1 - lambda) * TV with lambda = exp(-eta * alpha), no gradient through lambda.
 
@@ -43,4 +54,4 @@ def lk_lambda(p: Tensor, log_q: Tensor, draft_ids: Tensor) -> Tensor:
     return weight * kl(p, log_q, draft_ids) + (1 - weight) * (1 - alpha)
 
 
-LOSSES: dict[str, Loss] = {"kl": kl, "lk_lambda": lk_lambda}
+LOSSES: dict[str, Loss] = {"kl": kl, "tv": tv, "lk_alpha": lk_alpha, "lk_lambda": lk_lambda}

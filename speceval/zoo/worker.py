@@ -9,16 +9,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from speceval.zoo import eagle3, export, text
+from speceval.zoo import draft, eagle3, export, medusa, mlp, mtp, text, training
 from speceval.zoo import target as target_module
 from speceval.zoo.recipe import PLANS, TARGET, Recipe
 from speceval.zoo.target import Report
+from speceval.zoo.training import Drafter
 
-ARCHITECTURES = {"eagle3": (eagle3.train, export.save_eagle3)}  # how to train it, how to write what that returns
+ARCHITECTURES: dict[str, tuple[Callable[..., Drafter], Callable[..., None]]] = {
+    "eagle3": (eagle3.start, export.save_eagle3),
+    "medusa": (medusa.start, export.save_medusa),
+    "mlp": (mlp.start, export.save_mlp),
+    "mtp": (mtp.start, export.save_mtp),
+    "draft": (draft.start, export.save_draft),
+}
+"""Architecture -> (drafter before training, of recipe, target and the target's own text; writer of its checkpoint)."""
 
 
 def train_part(name: str, recipe: Recipe, target_dir: Path, out: Path, report: Report) -> None:
@@ -49,10 +58,11 @@ def _train_target(recipe: Recipe, out: Path, report: Report) -> None:
 
 def _train_drafter(name: str, recipe: Recipe, target_dir: Path, out: Path, report: Report) -> None:
     architecture, loss = PLANS[name]
-    train, save = ARCHITECTURES[architecture]
-    target = export.load_target(target_dir, recipe)
-    tokens, sampled = export.load_own_text(target_dir)
-    save(out, recipe, *train(recipe, loss, target, tokens, sampled, report))
+    start, save = ARCHITECTURES[architecture]
+    target, own = export.load_target(target_dir, recipe), export.load_own_text(target_dir)
+    drafter = start(recipe, target, own)
+    training.train(recipe, loss, drafter, target, own, report)
+    save(out, recipe, drafter)
 
 
 def main() -> None:

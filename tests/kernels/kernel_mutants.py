@@ -1,7 +1,8 @@
 """One-line mutants of vLLM's own sampling code, and whether the verifier sees them.
 
 `python kernel_mutants.py [--n N] [--vllm SOURCE] [NAME ...]` prints one JSON object per mutant, with `--table` a
-Markdown table. It runs in a process of its own, because it loads vLLM's files beside whatever vLLM is installed.
+Markdown table; `--except NAME ...` runs all others. It runs in a process of its own, because it loads vLLM's files
+beside whatever vLLM is installed.
 """
 
 from __future__ import annotations
@@ -132,9 +133,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=REQUESTS)
     parser.add_argument("--vllm", default="installed")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--except", nargs="+", default=[], dest="left_out")
     options = parser.parse_args()
     source = find(options.vllm)
-    chosen = [m for m in (*MUTANTS, *UNCHANGED) if not options.names or m.name in options.names]
+    everything = [m for m in (*MUTANTS, *UNCHANGED) if m.name not in options.left_out]
+    chosen = [m for m in everything if not options.names or m.name in options.names]
     if options.table:
         print(
             "| mutant of vLLM's code | breaks | cell | TV | acceptance z | p | verdict |\n|---|---|---|---|---|---|---|"

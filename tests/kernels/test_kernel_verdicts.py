@@ -48,10 +48,10 @@ def test_mutants_of_vllms_code_are_biased_and_the_code_itself_is_not() -> None:
 
 
 @pytest.mark.slow
-def test_every_mutant_is_biased_at_the_default_sample_size() -> None:
-    found = run([], kernels.REQUESTS)
+def test_the_other_mutants_are_biased_and_the_code_is_exact_at_the_default_sample_size() -> None:
+    found = run(["--except", *FAST], kernels.REQUESTS)
     wrong = {name: row["verdict"] for name, row in found.items() if not name.startswith("unchanged")}
-    assert len(wrong) > 15
+    assert len(wrong) > 10
     assert set(wrong.values()) == {Verdict.biased}, wrong
     right = {name: row["verdict"] for name, row in found.items() if name.startswith("unchanged")}
     assert set(right.values()) == {Verdict.exact}, right

@@ -89,8 +89,8 @@ MUTANTS = (
             (
                 DRAFT,
                 "sample",
-                "logits = apply_top_k_top_p(logits",
-                "full, logits = logits.softmax(-1), apply_top_k_top_p(logits",
+                "logits = truncate(logits",
+                "full, logits = logits.softmax(-1), truncate(logits",
             ),
             (DRAFT, "sample", DRAW, DRAW.replace("(q,", "(full,")),
         ),
@@ -103,8 +103,8 @@ MUTANTS = (
             (
                 DRAFT,
                 "sample",
-                "logits = apply_top_k_top_p(logits",
-                "full, logits = logits.softmax(-1), apply_top_k_top_p(logits",
+                "logits = truncate(logits",
+                "full, logits = logits.softmax(-1), truncate(logits",
             ),
             (DRAFT, "sample", DRAW, DRAW.replace("drafts =", "drafts, q =") + ", full"),
         ),

@@ -25,7 +25,7 @@ def write_tokenizer(path: Path, vocab: int = tiny.VOCAB) -> Path:
 def write_pair(root: Path, kind: str) -> tuple[str, str]:
     """Target and drafter as `--target` and `--draft` take them, written below `root`.
 
-    `kind`: eagle3, eagle3-cut (knows 20 of the 24 tokens), draft_model, medusa, mlp or ngram.
+    `kind`: eagle, eagle3, eagle3-cut (knows 20 of the 24 tokens), draft_model, medusa, mlp, mtp or ngram.
     """
     target = root / "target"
     if not (target / "tokenizer.json").exists():
@@ -39,6 +39,12 @@ def write_pair(root: Path, kind: str) -> tuple[str, str]:
         write_tokenizer(tiny.write_draft_model(drafter, target))
     elif kind == "medusa":
         tiny.write_medusa(drafter, target)
+    elif kind == "eagle":
+        tiny.write_eagle(drafter, target)
+    elif kind == "mtp":
+        tiny.write_mtp(drafter, target)
+        config = target / "config.json"  # where vLLM's MTP layer looks for its sizes
+        config.write_text(json.dumps(json.loads(config.read_text()) | tiny.MTP_OVERRIDES))
     else:
         tiny.write_mlp_speculator(drafter, target)
     return str(target), str(drafter)

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPATH": str(Path(__file__).parents[1]),
 }
 ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
 MUTANTS = (

@@ -14,7 +14,7 @@ from zoo_miniature import MINIATURE
 
 from speceval.errors import UserError
 from speceval.zoo import DRAFTERS, build, ensure, text
-from speceval.zoo.recipe import Recipe
+from speceval.zoo.recipe import METHODS, Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +54,18 @@ def test_training_twice_gives_identical_bytes_and_another_seed_does_not(tmp_path
         assert train(name, MINIATURE, tmp_path / "a") == train(name, MINIATURE, tmp_path / "b")
     other = train("target", dataclasses.replace(MINIATURE, seed=1), tmp_path / "c")
     assert other["model.safetensors"] != contents(tmp_path / "a" / "target")["model.safetensors"]
-    kl, lk = (contents(tmp_path / "a" / name)["model.safetensors"] for name in ("kl-eagle3", "lk-eagle3"))
-    assert kl != lk
+    weights = {contents(tmp_path / "a" / name)["model.safetensors"] for name in DRAFTERS}
+    assert len(weights) == len(DRAFTERS), "two drafters are the same"
 
 
 @pytest.mark.usefixtures("few_files")
 def test_losses_share_their_warm_up(tmp_path: Path) -> None:
     warm = dataclasses.replace(MINIATURE, loss_steps=0)
     train("target", warm, tmp_path)
-    assert train("kl-eagle3", warm, tmp_path) == train("lk-eagle3", warm, tmp_path)
+    for architecture in METHODS:
+        start = train(f"kl-{architecture}", warm, tmp_path)
+        for loss, same in (("lk", True), ("lk-alpha", True), ("tv", False)):
+            assert (train(f"{loss}-{architecture}", warm, tmp_path) == start) is same, (loss, architecture)
 
 
 def test_every_recipe_field_moves_the_cache() -> None:

@@ -55,3 +55,31 @@ def test_lk_lambda_sends_no_gradient_through_lambda() -> None:
     weight = math.exp(-3 * 0.55)
     tv = gradient(lambda *inputs: 1 - losses.acceptance(*inputs))
     torch.testing.assert_close(gradient(losses.lk_lambda), weight * gradient(losses.kl) + (1 - weight) * tv)
+
+
+def test_tv_is_half_the_distance_of_p_and_q_in_the_sum_of_absolutes() -> None:
+    q = torch.tensor([0.25, 0.0, 0.25, 0.5])  # on the target's vocabulary
+    assert losses.tv(P, Q.log(), DRAFT_IDS).item() == approx((P - q).abs().sum().item() / 2)
+
+
+def test_lk_alpha_is_minus_log_acceptance_and_finite_at_zero() -> None:
+    assert losses.lk_alpha(P, Q.log(), DRAFT_IDS).item() == approx(-math.log(0.55))
+    nowhere = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert math.isfinite(losses.lk_alpha(nowhere, Q.log(), DRAFT_IDS).item())
+
+
+def test_gradient_of_lk_alpha_is_that_of_tv_over_alpha() -> None:
+    logits = Q.log().clone().requires_grad_()
+
+    def gradient(loss: losses.Loss) -> torch.Tensor:
+        return torch.autograd.grad(loss(P, logits.log_softmax(-1), DRAFT_IDS), logits)[0]
+
+    torch.testing.assert_close(gradient(losses.lk_alpha), gradient(losses.tv) / 0.55)
+
+
+@pytest.mark.parametrize("name", ["kl", "tv", "lk_alpha"])  # lk_lambda holds lambda fixed: see above
+def test_gradient_agrees_with_finite_differences(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    p = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    logits = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: losses.LOSSES[name](p, x.log_softmax(-1), DRAFT_IDS), logits)
