@@ -135,6 +135,7 @@ def run(
 
 @app.command()
 def verify(
+    ctx: typer.Context,
     target: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the target.")] = "",
     draft: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the drafter; ngram, suffix.")] = "",
     temp: Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")] = 1.0,
@@ -146,7 +147,7 @@ def verify(
     rejection: Annotated[
         RejectionChoice, typer.Option(help="Verify by standard or block; synthetic and fly are not lossless: refused.")
     ] = RejectionChoice.standard,
-    samples: Annotated[int, typer.Option(help="Continuations to draw.")] = 20000,
+    samples: Annotated[int, typer.Option(help="Continuations to draw; with --kernels requests.")] = 20000,
     n_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation [default: K + 4, at least 8].")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt to continue; may be repeated.")] = None,
     batch: Annotated[int, typer.Option(help="Requests that the engine runs at once.")] = 256,
@@ -174,9 +175,11 @@ def verify(
     """
     if kernels:
         # Both are optional parts of one command; each imports what it needs.
-        from speceval.kernels import main as kernels_main
+        from speceval import kernels as kernels_module
 
-        raise typer.Exit(kernels_main(vllm or []))
+        _only(ctx, "--kernels", ("kernels", "vllm", "samples"))
+        requests = samples if _given(ctx, "samples") else kernels_module.REQUESTS
+        raise typer.Exit(kernels_module.main(vllm or [], n=requests))
     for flag, value in (("--target", target), ("--draft", draft)):
         if not value:
             raise UserError(f"{flag} is needed (or --kernels, which needs neither)")
@@ -320,6 +323,20 @@ def _print_run(stored: Any, as_json: bool) -> None:
         print(json.dumps(tables.run_json(stored), ensure_ascii=False, allow_nan=False))
     else:
         _output().print(tables.run_tables(stored))
+
+
+def _given(ctx: typer.Context, parameter: str) -> bool:
+    """Whether the user set an option on the command line."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _only(ctx: typer.Context, flag: str, allowed: tuple[str, ...]) -> None:
+    """Refuse options that `flag` leaves without a meaning."""
+    for parameter in ctx.params:
+        if parameter not in allowed and _given(ctx, parameter):
+            name = "json" if parameter == "as_json" else parameter.replace("_", "-")
+            raise UserError(f"--{name}: has no meaning with {flag}: leave it out")
 
 
 def _split(names: str) -> list[str]:

@@ -19,7 +19,8 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def zoo() -> dict[str, Path]:
-    """The zoo's directories; built on the first use of a machine."""
-    from speceval.zoo import DRAFTERS, ensure
+    """Directories of the zoo's target and of the demo's drafters; built on the first use of a machine."""
+    from speceval.demo import DRAFTERS
+    from speceval.zoo import ensure
 
-    return ensure(list(DRAFTERS))
+    return ensure(DRAFTERS)

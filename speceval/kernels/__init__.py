@@ -107,7 +107,7 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
     from speceval.law import Verdict
 
     if n < 1:
-        raise UserError(f"--n {n}: at least one request is needed")
+        raise UserError(f"--samples {n}: at least one request is needed")
     # Piped output is not cut to a terminal's width.
     console, started = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
 

@@ -73,7 +73,7 @@ def test_what_is_no_vllm_is_refused_in_one_line(tmp_path: Path, make, says: str)
 
 
 def test_no_requests_are_refused() -> None:
-    with pytest.raises(UserError, match="--n 0"):
+    with pytest.raises(UserError, match="--samples 0"):
         main([], n=0)
 
 

@@ -84,6 +84,9 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         (["--k", "0"], "K must be at least 1"),
         (["--vllm", "x.whl"], "--vllm: goes with --kernels"),
         (["--target", ""], "--target is needed"),
+        (["--kernels"], "--target: has no meaning with --kernels"),
+        (["--rejection", "fly"], "--rejection fly: rejection_sample_method=fly is lossy by design"),
+        (["--rejection", "synthetic"], "not lossless, nothing to measure"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_4(
