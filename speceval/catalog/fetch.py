@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from .fit import check_fit
-from .hub import hub_config, local_config
+from .hub import cached, hub_config, local_config
 from .recognise import recognise, sizes
 from .schema import Draft, Pair, Target
+from .tensors import check_tensors
 
 
 def fetch(pair: Pair) -> Pair:
@@ -15,7 +16,7 @@ def fetch(pair: Pair) -> Pair:
 
     Zoo members are built if need be and become directories. Hub checkpoints keep their id; their revision becomes the
     commit (config.json alone is downloaded, the engine gets the weights). K limits and sizes are read from config.json,
-    and `check_fit` is applied to them. Raises UserError as `resolve` does.
+    `check_fit` is applied to them, and `check_tensors` to what weights are here. Raises UserError as `resolve` does.
     """
     if pair.target.source == "zoo":
         pair = _build_zoo(pair)
@@ -55,6 +56,7 @@ def _read_draft(draft: Draft) -> Draft:
     else:
         config = local_config(Path(draft.model))
     facts = recognise(config, draft.model)
+    check_tensors(cached(draft.model, revision) if draft.source == "hub" else Path(draft.model), config, facts.method)
     update = {
         "revision": revision,
         "default_k": draft.default_k or facts.default_k,

@@ -62,6 +62,13 @@ def hub_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
     return config, Path(path).parent.name
 
 
+def cached(model: str, revision: str | None) -> Path:
+    """Where the hub's cache keeps a snapshot of `model`; the directory need not exist."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "snapshots" / (revision or "main")
+
+
 def local_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory. Raises UserError if there is none or it is not a JSON object."""
     path = directory / "config.json"

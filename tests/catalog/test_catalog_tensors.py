@@ -1,0 +1,66 @@
+"""A checkpoint that lacks a tensor is refused before an engine starts, naming the tensor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from speceval.catalog.tensors import check_tensors
+from speceval.errors import UserError
+
+EAGLE3 = {"vocab_size": 8, "draft_vocab_size": 6}
+MEDUSA = {"num_heads": 2}
+MLP = {"n_predict": 2}
+
+
+def checkpoint(directory: Path, *names: str) -> Path:
+    save_file({name: np.zeros(1) for name in names}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "names", "missing"),
+    [
+        ("eagle3", EAGLE3, ("d2t", "fc.weight"), "lm_head.weight"),
+        ("eagle3", EAGLE3, ("lm_head.weight", "fc.weight"), "d2t"),
+        ("medusa", MEDUSA, ("blocks.0.layers.0.weight", "lm_heads.0.weight"), "lm_heads.1.weight"),
+        ("medusa", MEDUSA, ("0.0.linear.weight", "0.1.weight", "1.0.linear.weight"), "lm_heads.1.weight"),
+        ("medusa", MEDUSA | {"original_lm_head": True}, ("blocks.0.layers.0.weight",), "lm_head.weight"),
+        ("mlp_speculator", MLP, ("speculator.head.0.weight",), "speculator.head.1.weight"),
+        ("mlp_speculator", MLP | {"tie_weights": True}, ("speculator.emb.0.weight",), "speculator.head.0.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(
+    tmp_path: Path, method: Any, config: dict[str, Any], names: tuple[str, ...], missing: str
+) -> None:
+    with pytest.raises(UserError, match=f"no tensor {missing} "):
+        check_tensors(checkpoint(tmp_path, *names), config, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "names"),
+    [
+        ("eagle3", EAGLE3, ("d2t", "lm_head.weight")),
+        ("eagle3", {"vocab_size": 8, "draft_vocab_size": 8}, ("fc.weight",)),
+        ("eagle3", {"vocab_size": 8}, ("fc.weight",)),
+        ("medusa", MEDUSA, ("lm_heads.0.weight", "lm_heads.1.weight")),
+        ("medusa", MEDUSA, ("medusa_heads.0.1.weight", "medusa_heads.1.1.weight")),
+        ("medusa", MEDUSA | {"original_lm_head": True}, ("lm_head.weight",)),
+        ("mlp_speculator", MLP | {"tie_weights": True}, ("speculator.head.0.weight",)),
+        ("draft_model", {}, ("model.norm.weight",)),
+    ],
+)
+def test_whole_checkpoints_pass(tmp_path: Path, method: Any, config: dict[str, Any], names: tuple[str, ...]) -> None:
+    check_tensors(checkpoint(tmp_path, *names), config, method)
+
+
+def test_weights_that_are_not_here_yet_are_not_judged(tmp_path: Path) -> None:
+    check_tensors(tmp_path, MEDUSA, "medusa")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
+        check_tensors(tmp_path, MEDUSA, "medusa")
