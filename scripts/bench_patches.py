@@ -30,7 +30,7 @@ from speceval.store import Store  # noqa: E402
 from vllm_patches.ledger import LEDGER  # noqa: E402
 
 RESULT = Path("results/bench/patches.json")
-ROUNDS = 7
+ROUNDS = 5
 K = 7
 SHAPES = tuple((vocabulary, batch) for vocabulary in (512, 32_768, 131_072) for batch in (1, 64))
 TRUNCATION: dict[str, Any] = {"top_k": 8, "top_p": 0.9}
@@ -105,7 +105,11 @@ def exchanged() -> Callable[[bool], Any]:
     def use(patched: bool) -> Iterator[None]:
         for owner, name, stock, ours in places:
             setattr(owner, name, ours if patched else stock)
-        yield
+        try:
+            yield
+        finally:
+            for owner, name, stock, _ in places:
+                setattr(owner, name, stock)
 
     return use
 

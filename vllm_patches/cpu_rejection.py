@@ -46,15 +46,19 @@ def rejection_sample(
     if synthetic_mode or any(value is not None for name, value in options.items() if name == "fly_window_size"):
         raise NotImplementedError("synthetic and fly rejection do not exist on the CPU")
     generators, counts = sampling_metadata.generators, torch.tensor(num_draft_tokens)
-    drafts, greedy = draft_token_ids.long(), torch.ones(len(counts), dtype=torch.bool)
-    best = drafts if sampling_metadata.all_random else target_logits.argmax(-1)
-    accepted = drafts == best
+    drafts = draft_token_ids.long()
+    if not sampling_metadata.all_random:
+        best = target_logits.argmax(-1)
+        accepted = drafts == best
     if not sampling_metadata.all_greedy:
-        greedy = sampling_metadata.temperature == 0
         target_probs = target_logits.softmax(-1, dtype=torch.float32)
         uniform = generate_uniform_probs(len(drafts), num_draft_tokens, generators, target_logits.device)
         random = accept(drafts, target_probs, draft_probs, uniform)
-        accepted = torch.where(greedy.repeat_interleave(counts), accepted, random)
+        if sampling_metadata.all_random:
+            accepted = random
+        else:
+            greedy = sampling_metadata.temperature == 0
+            accepted = torch.where(greedy.repeat_interleave(counts), accepted, random)
 
     columns = torch.arange(max_spec_len + 1)
     drafted = columns[:-1] < counts.unsqueeze(1)  # [batch, max_spec_len]: from one row per draft to one per request
@@ -64,11 +68,14 @@ def rejection_sample(
     rows = (cu_num_draft_tokens - counts + lengths)[rejecting]  # of each request's first rejected draft
 
     last = bonus_token_ids.squeeze(1).long().clone()
-    last[rejecting] = best[rows]
-    if not sampling_metadata.all_greedy:
+    if sampling_metadata.all_greedy:
+        last[rejecting] = best[rows]
+    else:
         noise = exponential_noise(rejecting, target_probs, generators, use_fp64_gumbel)
         recovered = recover(target_probs[rows], None if draft_probs is None else draft_probs[rows], drafts[rows], noise)
-        last[rejecting] = torch.where(greedy[rejecting], last[rejecting], recovered)
+        last[rejecting] = (
+            recovered if sampling_metadata.all_random else torch.where(greedy[rejecting], best[rows], recovered)
+        )
     output = torch.full((len(counts), max_spec_len + 1), PADDING)
     output[:, :-1].masked_scatter_(drafted, drafts)
     output[columns >= lengths.unsqueeze(1)] = PADDING

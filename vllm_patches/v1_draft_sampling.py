@@ -43,13 +43,15 @@ def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[
         values if values is None or each == 1 else values.repeat_interleave(each)
         for values in (metadata.temperature, metadata.top_k, metadata.top_p)
     )
-    greedy = temperature < GREEDY_BELOW
-    logits = logits.float().div_(temperature.masked_fill(greedy, 1.0).unsqueeze(1))
+    greedy = None if metadata.all_random else temperature < GREEDY_BELOW
+    if greedy is not None:
+        temperature = temperature.masked_fill(greedy, 1.0)
+    logits = logits.float().div_(temperature.unsqueeze(1))
     if draft_truncation():
         logits = truncate(logits, top_k, top_p)
     q = logits.softmax(-1)
     drafts = draw(q, metadata.generators, each, use_fp64_gumbel)
-    return drafts if metadata.all_random else torch.where(greedy, q.argmax(-1), drafts), q
+    return drafts if greedy is None else torch.where(greedy, q.argmax(-1), drafts), q
 
 
 def truncate(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:
