@@ -4,6 +4,7 @@
     python scripts/verify_matrix.py --mutants  # results/verify/mutants.csv, all in one engine
     python scripts/verify_matrix.py --tables   # only docs/verify.md
     --only TEXT runs the rows whose name contains TEXT, --samples N overrides the number of continuations.
+    --vllm DIR runs VERSIONS' rows on another vLLM: DIR holds an unpacked wheel.
 
 The checkpoints are the tests' own: a Llama of 24 tokens and drafters for it, from fixed seeds.
 """
@@ -52,6 +53,10 @@ PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
 """Room for 30 requests of the long prompt, which fills four blocks; each needs a fifth before it ends."""
 
 
+VERSIONS = ("eagle3 T=1", "medusa T=1", "mlp T=1")
+"""Rows that are run on other versions of vLLM as well."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One verification: `options` of `speceval verify` besides the checkpoints."""
@@ -60,6 +65,8 @@ class Row:
     draft: str
     options: tuple[str, ...] = ()
     patches: bool = True
+    vllm: str = ""
+    """Directory of another vLLM than the installed one."""
     long: bool = False
     """Continue one prompt of 124 tokens, more than a block of the KV cache, in place of two short ones."""
 
@@ -100,6 +107,13 @@ def plan() -> list[Row]:
     return rows
 
 
+def versions(directory: str) -> list[Row]:
+    """The rows for another version of vLLM."""
+    (package,) = Path(directory).glob("vllm*.dist-info")
+    name = f", vLLM {package.name.removesuffix('.dist-info').split('-')[1].split('+')[0]}"
+    return [replace(row, name=row.name + name, vllm=directory) for row in plan() if row.name in VERSIONS]
+
+
 def own_k(draft: str) -> tuple[str, ...]:
     """K: MEDUSA and MLP speculators have three heads. n-gram's long prompt makes every token of a reference dear."""
     if draft == "ngram":
@@ -125,6 +139,7 @@ def run(row: Row, samples: int | None) -> dict[str, Any] | None:
         for argument in ENGINE_ARGS:
             command += ["--engine-arg", argument]
         environment = os.environ | ENGINE | {"SPECEVAL_PATCHES": str(int(row.patches))}
+        environment |= {"PYTHONPATH": row.vllm} if row.vllm else {}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1, 2):
         print(f"{row.name}: did not run: {done.stderr.strip().splitlines()[-1:]}", flush=True)
@@ -182,7 +197,8 @@ def line(name: str, patches: bool, report: dict[str, Any]) -> dict[str, Any]:
 def run_rows(options: argparse.Namespace) -> None:
     """Every row of `plan` that is not in engine.csv yet."""
     file = RESULTS / "engine.csv"
-    todo = [row for row in plan() if row.name not in names(file) and options.only in row.name]
+    rows = versions(options.vllm) if options.vllm else plan()
+    todo = [row for row in rows if row.name not in names(file) and options.only in row.name]
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in as_completed([pool.submit(run, row, options.samples) for row in todo]):
             found = done.result()
@@ -311,6 +327,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--vllm", default="", metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, help="engines at a time")
     options = parser.parse_args()
     if options.mutants:
