@@ -53,7 +53,7 @@ PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
 """Room for 30 requests of the long prompt, which fills four blocks; each needs a fifth before it ends."""
 
 
-VERSIONS = ("eagle3 T=1", "medusa T=1", "mlp T=1")
+VERSIONS = ("eagle3 T=1", "medusa T=1")
 """Rows that are run on other versions of vLLM as well."""
 
 
