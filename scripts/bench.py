@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from speceval import catalog, chat, display, launch, runner
+from speceval import chat, display, launch, runner
 from speceval.engines.offline import OfflineEngine
 from speceval.protocol import request_seed
 from speceval.store import Store
@@ -47,9 +46,7 @@ def _ratios(temperature: float) -> dict[str, Any]:
     job = launch.prepare(
         target="zoo", draft="lk-eagle3", temperature=temperature, suite_names=["demo"], seeds=SEEDS, batch=64
     )
-    pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
-    assert pair.draft is not None
-    job = replace(job, target=pair.target, draft=pair.draft)
+    job = launch.fetch(job)
     with tempfile.TemporaryDirectory() as scratch, display.output_to(Path(scratch) / "engine.log"):
         engine = launch.start_engine(job)
         engine.warm_up()

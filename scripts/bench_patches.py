@@ -25,7 +25,7 @@ from typing import Any
 EXCHANGED = ("cpu-rejection", "v1-missing-q", "v1-draft-streams", "v1-draft-sampling")
 os.environ["SPECEVAL_PATCHES_SKIP"] = ",".join(EXCHANGED)
 
-from speceval import catalog, display, launch, runner  # noqa: E402
+from speceval import display, launch, runner  # noqa: E402
 from speceval.store import Store  # noqa: E402
 from vllm_patches.ledger import LEDGER  # noqa: E402
 
@@ -63,9 +63,7 @@ def engine_rows() -> Iterator[dict[str, Any]]:
             k=K,
             max_tokens=64,
         )
-        pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
-        assert pair.draft is not None
-        job = replace(job, target=pair.target, draft=pair.draft)
+        job = launch.fetch(job)
         engine: Any = launch.start_engine(job)
         engine.warm_up()
         submit = engine.submit

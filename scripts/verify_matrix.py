@@ -213,7 +213,7 @@ def run_mutants(samples: int | None, only: str) -> None:
     from mutants import MUTANTS, mutated  # type: ignore[import-not-found]
     from pairs import PROMPTS, write_pair
 
-    from speceval import catalog, launch
+    from speceval import launch
     from speceval.verify import Settings
     from speceval.verify.run import examine
 
@@ -231,15 +231,14 @@ def run_mutants(samples: int | None, only: str) -> None:
             batch=256,
             engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
         )
-        pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
-        assert pair.draft is not None
-        engine = launch.start_engine(replace(job, target=pair.target, draft=pair.draft))
+        job = launch.fetch(job)
+        engine = launch.start_engine(job)
         for name, mutant, seed in todo:
             asked = mutant.asked if mutant else {}
             settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
             settings = replace(settings, samples=samples or settings.samples)
             with mutated(mutant) if mutant else nullcontext():
-                changed = replace(job, target=pair.target, spec=job.spec.model_copy(update=asked))
+                changed = replace(job, spec=job.spec.model_copy(update=asked))
                 report = examine(engine, changed, settings, lambda *_: None).as_json()
             found = line(name, True, report)
             append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
             runs[draft, heading] = measure(job)
     console.print(lengths_table(runs))
     console.print(positions_table(runs))
-    for run in runs.values():
-        for problem in run.meta["problems"]:
-            console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
+    print_problems(runs.values(), console)
     console.print(
         "tau = 1 + accepted draft tokens per verify step, ± half a 95 % interval (unit: the conversation). Δ% and its "
         "interval are paired by conversation. Sampled drafts are accepted with Σ min(p, q), greedy drafts at T=1 with "
@@ -62,6 +60,13 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
     figure = out / "positions.png"
     plots.positions([runs[draft, heading] for draft in DRAFTERS for heading, *_ in CONDITIONS[1:]], figure)
     console.print(f"figure: {figure}; every run: speceval show {out}/<run>", markup=False)
+
+
+def print_problems(runs: Iterable[StoredRun], console: Console) -> None:
+    """One line for each thing that does not balance in a run's books."""
+    for run in runs:
+        for problem in run.meta["problems"]:
+            console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
 
 
 def lengths_table(runs: dict[tuple[str, str], StoredRun]) -> Table:

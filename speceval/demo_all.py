@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speceval import acceptance, launch, zoo
-from speceval.demo import BATCH, MAX_TOKENS, SUITE, run_name, shown_difference
+from speceval.demo import BATCH, MAX_TOKENS, SUITE, print_problems, run_name, shown_difference
 from speceval.store import StoredRun
 from speceval.tables import plus_minus, run_json
 
@@ -63,9 +63,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
             runs[architecture, loss, heading] = measure(job)
     console.print(lengths_table(runs))
     console.print(positions_table(runs))
-    for run in runs.values():
-        for problem in run.meta["problems"]:
-            console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
+    print_problems(runs.values(), console)
     console.print(
         "tau = 1 + accepted draft tokens per verify step, ± half a 95 % interval over prompts like these. Δ% and its "
         "95 % interval are paired by conversation, each for itself; * = not zero at 5 % for all of them together "

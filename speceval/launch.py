@@ -131,10 +131,7 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
     Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
     """
     require_vllm()
-    fetched = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
-    assert fetched.draft is not None
-    catalog.check_k(fetched.draft, job.spec.k)
-    job = replace(job, target=fetched.target, draft=fetched.draft)
+    job = fetch(job)
     with Store(job.directory) as store, log(job.directory / "engine.log"):
         engine = start_engine(job)
         check_engine(engine, job.spec)
@@ -150,6 +147,14 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         meta["finished"] = _now()
         store.finish(meta)
     return read_run(job.directory)
+
+
+def fetch(job: Job) -> Job:
+    """The job with its checkpoints at hand (`catalog.fetch`) and K within their limits. Raises `UserError`."""
+    pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
+    assert pair.draft is not None
+    catalog.check_k(pair.draft, job.spec.k)
+    return replace(job, target=pair.target, draft=pair.draft)
 
 
 def start_engine(job: Job) -> OfflineEngine:

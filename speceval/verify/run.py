@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from speceval import catalog, launch
+from speceval import launch
 from speceval.engines.offline import OfflineEngine, require_vllm
 from speceval.errors import UserError
 from speceval.launch import Job
@@ -79,10 +79,7 @@ def verify(
     if job.spec.temperature <= 0:
         raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
     require_vllm()
-    fetched = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
-    assert fetched.draft is not None
-    catalog.check_k(fetched.draft, job.spec.k)
-    job = replace(job, target=fetched.target, draft=fetched.draft)
+    job = launch.fetch(job)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "engine.log"
     seconds = Stopwatch()

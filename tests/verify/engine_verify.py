@@ -15,7 +15,7 @@ from typing import Any
 from mutants import MUTANTS, mutated
 from pairs import PROMPTS
 
-from speceval import catalog, launch
+from speceval import launch
 from speceval.verify import Settings
 from speceval.verify.run import examine
 
@@ -33,9 +33,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         batch=256,
         engine_args=ENGINE_ARGS,
     )
-    pair = catalog.fetch(catalog.Pair(target=asked.target, draft=asked.draft))
-    assert pair.draft is not None
-    asked = replace(asked, target=pair.target, draft=pair.draft)
+    asked = launch.fetch(asked)
     engine = launch.start_engine(asked)
     found = {}
     for name, one in job["runs"].items():
