@@ -9,10 +9,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from speceval import acceptance
 from speceval.errors import UserError
-from speceval.store import JOURNAL, OUTPUTS, Store, list_runs, read_run
+from speceval.store import (
+    JOURNAL,
+    OUTPUTS,
+    SCHEMA_VERSION,
+    WORKER_COUNTERS,
+    Store,
+    list_runs,
+    pack,
+    read_meta,
+    read_run,
+    recorded_columns,
+    unpack,
+)
 
 META: dict[str, Any] = {"status": "running", "spec": {"k": 3}}
 
@@ -52,6 +67,115 @@ def test_tables_hold_what_was_appended(tmp_path: Path) -> None:
     assert run.steps[["drafted", "accepted", "committed"]].to_numpy().tolist() == [[3, 1, 2], [0, 0, 1]] * 2
     outputs = [json.loads(line) for line in (run.directory / OUTPUTS).read_text().split("\n")[:-1]]
     assert [row["conversation"] for row in outputs] == ["a", "b"] and outputs[0]["output"] == "h\u2028i"
+
+
+def recorded(name: str, values: list[list[list[float]]] | None, kind: str = "recorded") -> dict[str, Any]:
+    """A conversation of three steps, the middle one without drafts; `values` of the others, [2, kinds, K]."""
+    line = conversation(name)
+    line["turns"][0]["steps"] = [(2, 1, 2), (0, 0, 1), (1, 0, 1)]
+    if values is not None:
+        line["turns"][0][kind] = pack(np.array(values, np.float32))
+    return line
+
+
+NAN = float("nan")
+RATIO_ALPHA = [[[0.5, 1.0], [0.75, 0.25]], [[0.1, NAN], [0.2, NAN]]]
+
+
+def test_what_the_verifier_saw_lies_beside_the_steps_that_drafted(tmp_path: Path) -> None:
+    """Also among turns without a record, and the same before and after the tables are made."""
+    with Store(tmp_path) as store:
+        store.write_meta(META)
+        store.append(recorded("b", None))
+        store.append(recorded("a", RATIO_ALPHA))
+        unfinished = read_run(tmp_path).steps
+        store.finish({**META, "status": "complete"})
+    nothing = [NAN] * 4
+    expected = [[0.5, 1.0, 0.75, 0.25], nothing, [0.1, NAN, 0.2, NAN], nothing, nothing, nothing]
+    for steps in (unfinished, read_run(tmp_path).steps):
+        assert steps["conversation"].tolist() == ["a"] * 3 + ["b"] * 3
+        found = steps[recorded_columns(2)]
+        assert set(found.dtypes.astype(str)) == {"float32"}
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert "recorded" not in (tmp_path / OUTPUTS).read_text()
+
+
+def test_what_is_kept_of_a_replayed_text_has_columns_of_its_own(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(recorded("a", [[[0.5, 1.0]], [[0.1, NAN]]], "kept"))
+        _, steps = store.frames()
+    assert steps.columns[-2:].tolist() == ["kept_1", "kept_2"]
+    np.testing.assert_allclose(steps[["kept_1", "kept_2"]], [[0.5, 1.0], [NAN] * 2, [0.1, NAN]], rtol=1e-6)
+
+
+def test_a_run_without_a_record_has_no_such_columns(tmp_path: Path) -> None:
+    assert not [name for name in read_run(finished(tmp_path / "run", "a")).steps if name[-1].isdigit()]
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (1, 1, 1), (0, 2, 3)])
+def test_a_record_survives_the_journal_bit_for_bit(shape: tuple[int, int, int]) -> None:
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    values[..., -1] = NAN
+    text = pack(values)
+    assert json.loads(json.dumps(text)) == text
+    if shape[0]:
+        np.testing.assert_array_equal(unpack(text, *shape[:2]), values)
+
+
+def old_run(directory: Path, schema: int) -> Path:
+    """A finished run as speceval of that schema wrote it."""
+    finished(directory, "a", "b")
+    turns = pd.read_parquet(directory / "turns.parquet")
+    spec = {"k": 3, "target": "t", "seeds": [0]}
+    counters = {"num_drafts": 2, "num_draft_tokens": 6, "num_accepted_tokens": 2}
+    if schema == 1:
+        turns.drop(columns="padded_steps").to_parquet(directory / "turns.parquet", index=False)
+    else:
+        turns.assign(padded_steps=[1, 0]).to_parquet(directory / "turns.parquet", index=False)
+        spec |= {"draft_truncation": False, "rejection": "block"}
+        counters |= dict.fromkeys(WORKER_COUNTERS, 7)
+    meta = {"schema": schema, "status": "complete", "spec": spec, "fingerprint": {"engine": {}}, "problems": []}
+    (directory / "run.json").write_text(json.dumps({**meta, "segments": [{"counters": counters}]}))
+    return directory
+
+
+def test_runs_of_schema_1_load_with_what_was_not_recorded_then_off_or_0(tmp_path: Path) -> None:
+    run = read_run(old_run(tmp_path / "run", 1))
+    expected = {"k": 3, "target": "t", "seeds": [0], "draft_truncation": True, "rejection": "standard", "record": False}
+    assert run.meta["schema"] == SCHEMA_VERSION and run.meta["spec"] == expected
+    assert run.turns["padded_steps"].tolist() == [0, 0]
+    assert [run.meta["segments"][0]["counters"][name] for name in WORKER_COUNTERS] == [0] * len(WORKER_COUNTERS)
+    assert run.meta["segments"][0]["counters"]["num_drafts"] == 2
+    assert run.meta["fingerprint"] == {"engine": {"draft_truncation": True}, "replay": None}
+
+
+def test_runs_of_schema_2_keep_what_they_recorded(tmp_path: Path) -> None:
+    run = read_run(old_run(tmp_path / "run", 2))
+    assert run.meta["schema"] == SCHEMA_VERSION and run.meta["spec"]["record"] is False
+    assert (run.meta["spec"]["draft_truncation"], run.meta["spec"]["rejection"]) == (False, "block")
+    assert run.turns["padded_steps"].tolist() == [1, 0]
+    assert {run.meta["segments"][0]["counters"][name] for name in WORKER_COUNTERS} == {7}
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_old_runs_are_summarised_without_rao_blackwell(tmp_path: Path, schema: int) -> None:
+    run = read_run(old_run(tmp_path / "run", schema))
+    found = acceptance.summarise(run.steps, run.turns, 3)
+    assert found["tau"]["value"] == 2 and found["tau_rb"]["value"] is None and found["agreement"]["agrees"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_stored_reference_runs_load() -> None:
+    """All of them were written by schema 2."""
+    directories = sorted((Path(__file__).parent.parent / "results" / "reference" / "demo-all").glob("*/run.json"))
+    assert len(directories) == 40
+    for path in directories[::13]:
+        assert json.loads(path.read_text())["schema"] == 2
+        run = read_run(path.parent)
+        assert run.meta == read_meta(path.parent) and run.complete and run.conversations >= 24
+        assert run.meta["spec"]["record"] is False and run.turns["padded_steps"].ge(0).all()
+        found = acceptance.summarise(run.steps, run.turns, run.meta["spec"]["k"])
+        assert found["tau"]["value"] > 1 and found["tau_rb"]["value"] is None
 
 
 def test_an_unfinished_run_reads_like_a_finished_one(tmp_path: Path) -> None:
@@ -94,8 +218,6 @@ def test_a_start_that_failed_leaves_no_run_behind(tmp_path: Path) -> None:
 
 
 def test_a_table_that_cannot_be_written_leaves_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pandas as pd
-
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

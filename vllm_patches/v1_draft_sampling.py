@@ -17,6 +17,9 @@ from vllm_patches.state import draft_truncation
 GREEDY_BELOW = 1e-5
 """Temperature below which vLLM takes the argmax (`_SAMPLING_EPS` in v1/sample/sampler.py)."""
 
+choose: Callable[[torch.Tensor], torch.Tensor] | None = None
+"""What stands in for the drawn tokens [rows], if anything does (`vllm_patches.replay`)."""
+
 Drafts = tuple[torch.Tensor, torch.Tensor | None]
 """Draft tokens [rows] and the q they were drawn from [rows, V]; None for argmax drafts."""
 
@@ -51,7 +54,9 @@ def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[
         logits = truncate(logits, top_k, top_p)
     q = logits.softmax(-1)
     drafts = draw(q, metadata.generators, each, use_fp64_gumbel)
-    return drafts if greedy is None else torch.where(greedy, q.argmax(-1), drafts), q
+    if greedy is not None:
+        drafts = torch.where(greedy, q.argmax(-1), drafts)
+    return drafts if choose is None else choose(drafts), q
 
 
 def truncate(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:

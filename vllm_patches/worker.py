@@ -13,6 +13,8 @@ from vllm_patches.state import PatchStatus, status
 
 EXTENSION = "vllm_patches.worker.PatchReport"
 """Value of vLLM's `worker_extension_cls`."""
+TEXT = "replay"
+"""Key of a request's `SamplingParams.extra_args`: the token ids that it is to emit (`vllm_patches.replay`)."""
 
 
 class PatchReport:
@@ -26,6 +28,26 @@ class PatchReport:
         """The worker's verify steps since its start, by how their drafts were verified (`vllm_patches.counters`)."""
         return dict(COUNTS)
 
+    def record_overlap(self, on: bool) -> None:
+        """Record r and alpha of every sampled draft from now on, or no longer (`vllm_patches.overlap`)."""
+        from vllm_patches import overlap
+
+        overlap.stop()
+        if on:
+            self.overlap_recorder = overlap.start(self.model_runner)  # type: ignore[attr-defined]
+
+    def start_replay(self) -> None:
+        """Replay the requests that name a text from now on (`vllm_patches.replay`); drained as the overlap is."""
+        from vllm_patches import overlap, replay
+
+        overlap.stop()
+        self.overlap_recorder = replay.start(self.model_runner)  # type: ignore[attr-defined]
+
+    def drain_overlap(self) -> dict[str, Any]:
+        """What was recorded since the last call: `overlap.Recorder.drain`."""
+        drained: dict[str, Any] = self.overlap_recorder.drain()
+        return drained
+
 
 def ask(llm: Any) -> list[PatchStatus]:
     """The rows of all workers of `llm`, a vllm.LLM built with `worker_extension_cls=EXTENSION`, in one list.
@@ -33,6 +55,25 @@ def ask(llm: Any) -> list[PatchStatus]:
     Raises what vLLM raises when the extension is missing.
     """
     return [PatchStatus(**row) for worker in llm.collective_rpc("patch_status") for row in worker]
+
+
+def record(llm: Any, on: bool) -> None:
+    """Record r and alpha of every sampled draft of `llm`, a vllm.LLM built with `worker_extension_cls=EXTENSION`.
+
+    Off: undo what an engine that ran before in the same process may have left.
+    """
+    llm.collective_rpc("record_overlap", args=(on,))
+
+
+def start_replay(llm: Any) -> None:
+    """Replay, in `llm`, the requests that name a text (`vllm_patches.replay`) and record what would be kept."""
+    llm.collective_rpc("start_replay")
+
+
+def drain(llm: Any) -> dict[str, Any]:
+    """`PatchReport.drain_overlap` of the worker that samples; tensor-parallel ranks record the same."""
+    drained: list[dict[str, Any]] = llm.collective_rpc("drain_overlap")
+    return next((recorded for recorded in drained if recorded["requests"]), drained[0])
 
 
 def ask_counts(llm: Any) -> dict[str, int]:

@@ -6,9 +6,13 @@ This module holds the plain data that every engine speaks; it imports nothing he
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_patches import PatchStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Sampling:
     top_k: int
     max_tokens: int
     seed: int | None
+    replay: tuple[int, ...] | None = None
+    """Tokens to emit in place of what is sampled (`vllm_patches.replay`)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Finished:
     cached_tokens: int
     padded_steps: int = 0
     """Steps that vLLM filled up with drafts nobody made; not among `steps`."""
+    recorded: NDArray[np.float32] | None = None
+    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j, or kept_j and p_j of a replayed text.
+
+    NaN where nothing was drafted or recorded.
+    """
 
 
 @dataclass

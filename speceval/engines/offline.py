@@ -10,15 +10,20 @@ from dataclasses import asdict
 from typing import Any
 
 from speceval.engines import Counters, Finished, Sampling, align_steps, is_padded
+from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
 from vllm_patches.state import draft_truncation
-from vllm_patches.worker import EXTENSION, ask, ask_counts
+from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
+from vllm_patches.worker import record as record_drafts
 
 SUPPORTED_VLLM = ((0, 29), (0, 34))
 """First supported version and the first one that is not."""
 
 WARM_UP_TOKENS = 8
+
+DRAIN_STEPS = 1000
+"""Engine steps after which recordings are fetched though no request is done: well below `overlap.MOST_STEPS`."""
 
 
 def require_vllm() -> str:
@@ -42,7 +47,10 @@ def require_vllm() -> str:
 class OfflineEngine:
     """A `vllm.LLM` driven step by step, so that the batch stays full and every step is seen.
 
-    `model` is a hub id or a directory, `speculative` vLLM's `speculative_config`, `additional` its `additional_config`.
+    `model` is a hub id or a directory, `speculative` vLLM's `speculative_config` (None: the target
+    alone), `additional` its `additional_config`;
+    `record`: keep r and alpha of every sampled draft (`vllm_patches.overlap`); `replay`: requests name their text
+    (`vllm_patches.replay`).
     Raises `UserError` when vLLM refuses the configuration.
     """
 
@@ -51,13 +59,15 @@ class OfflineEngine:
         *,
         model: str,
         revision: str | None,
-        speculative: dict[str, Any],
+        speculative: dict[str, Any] | None,
         batch: int,
         seed: int,
         prefix_caching: bool,
         trust_remote_code: bool,
         engine_args: dict[str, Any],
         additional: dict[str, Any] | None = None,
+        record: bool = False,
+        replay: bool = False,
     ) -> None:
         self.version = require_vllm()
         _environment()
@@ -73,9 +83,9 @@ class OfflineEngine:
             "enable_prefix_caching": prefix_caching,
             "trust_remote_code": trust_remote_code,
             "generation_config": "vllm",
-            "per_request_spec_decode_metrics": "detailed",
             "disable_log_stats": False,
             "worker_extension_cls": EXTENSION,
+            **({} if speculative is None else {"per_request_spec_decode_metrics": "detailed"}),
             **({"additional_config": additional} if additional else {}),
         }
         clash = sorted(arguments.keys() & engine_args.keys())
@@ -92,10 +102,22 @@ class OfflineEngine:
         self.max_model_len = self._usable_context()
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
+        self._recordings = Recordings() if record or replay else None
+        self._undrained = 0
+        self._record(record, replay)
+
+    def _record(self, record: bool, replay: bool) -> None:
+        try:
+            if replay:
+                start_replay(self.llm)
+            else:
+                record_drafts(self.llm, record)
+        except NotImplementedError as error:
+            raise UserError(f"{error}: set VLLM_USE_V2_MODEL_RUNNER=0") from None
 
     def _usable_context(self) -> int:
         """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
-        drafter = self._config.speculative_config.draft_model_config
+        drafter = getattr(self._config.speculative_config, "draft_model_config", None)
         limits = [self._config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
         return min(limit for limit in limits if limit)
 
@@ -157,6 +179,7 @@ class OfflineEngine:
             ignore_eos=False,
             detokenize=False,
             output_kind=self._delta,
+            extra_args=None if sampling.replay is None else {TEXT: list(sampling.replay)},
         )
         self._commits[request_id], self._tokens[request_id] = [], []
         self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
@@ -166,6 +189,11 @@ class OfflineEngine:
         committed, finished = 0, []
         try:
             outputs = self._engine.step()
+            self._undrained += 1
+            due = self._undrained == DRAIN_STEPS or any(output.finished for output in outputs)
+            if self._recordings is not None and due:
+                self._recordings.take(drain(self.llm), self._commits)
+                self._undrained = 0
         except Exception as error:
             traceback.print_exc()  # into the engine's log
             raise UserError(
@@ -187,8 +215,9 @@ class OfflineEngine:
         metrics = completion.spec_decode_metrics
         commits = self._commits.pop(name)
         drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
-        cached, k = output.num_cached_tokens or 0, self._config.speculative_config.num_speculative_tokens
+        cached, k = output.num_cached_tokens or 0, getattr(self._config.speculative_config, "num_speculative_tokens", 0)
         padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
+        recorded = None if self._recordings is None else self._recordings.pop(name, drafted[padded:], k)
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
@@ -197,6 +226,7 @@ class OfflineEngine:
             steps=align_steps(commits, drafted[padded:], accepted[padded:]),
             cached_tokens=cached,
             padded_steps=int(padded),
+            recorded=recorded,
         )
 
     def counters(self) -> Counters:

@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from speceval.engines import Counters, Finished, Sampling, Step
 from vllm_patches import PatchStatus
 
@@ -35,6 +37,7 @@ class Characters:
 class SimulatedEngine:
     """Accepts draft position j, once it is reached, with probability `conditional[j-1]`.
 
+    That probability is the mean of r_j, which takes two values, and it is the alpha_j that is recorded.
     `end`: chance that a committed token ends its request. Deterministic given each request's seed.
     """
 
@@ -76,7 +79,15 @@ class SimulatedEngine:
             if request.finish_reason:
                 del self._running[name]
                 finished.append(
-                    Finished(name, request.tokens, request.finish_reason, None, request.steps, cached_tokens=0)
+                    Finished(
+                        name,
+                        request.tokens,
+                        request.finish_reason,
+                        None,
+                        request.steps,
+                        cached_tokens=0,
+                        recorded=request.recorded(self.conditional),
+                    )
                 )
         return committed, finished
 
@@ -96,6 +107,7 @@ class _Request:
     chance: random.Random
     tokens: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    ratios: list[list[float]] = field(default_factory=list)
     finish_reason: str = ""
 
     def advance(self, conditional: tuple[float, ...], end: float, counters: Counters) -> int:
@@ -103,7 +115,9 @@ class _Request:
         if not self.tokens:
             return self._commit(1, end)
         accepted = 0
-        while accepted < len(conditional) and self.chance.random() < conditional[accepted]:
+        ratios = [rate + self.chance.choice((-1, 1)) * min(rate, 1 - rate) for rate in conditional]
+        self.ratios.append(ratios)
+        while accepted < len(conditional) and self.chance.random() < ratios[accepted]:
             counters.num_accepted_tokens_per_pos[accepted] += 1
             accepted += 1
         counters.num_drafts += 1
@@ -112,6 +126,13 @@ class _Request:
         committed = self._commit(1 + accepted, end)
         self.steps.append(Step(len(conditional), accepted, committed))
         return committed
+
+    def recorded(self, conditional: tuple[float, ...]) -> np.ndarray | None:
+        """r and alpha of every step; None for greedy requests, as in vLLM, and without steps."""
+        if not self.ratios or self.sampling.temperature == 0:
+            return None
+        ratios = np.array(self.ratios, np.float32)
+        return np.stack([ratios, np.broadcast_to(np.array(conditional, np.float32), ratios.shape)], axis=1)
 
     def _commit(self, emitted: int, end: float) -> int:
         for count in range(1, emitted + 1):

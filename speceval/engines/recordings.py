@@ -1,0 +1,47 @@
+"""What `vllm_patches.overlap` recorded, from a mixture of requests' steps to one array for each finished request."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RANDOM_SUFFIX = 9
+"""vLLM's own names of requests end in "-" and eight random characters."""
+
+
+class Recordings:
+    """Drained steps of the requests in flight."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
+
+    def take(self, drained: dict[str, Any], requests: Collection[str]) -> None:
+        """File what a worker drained (`vllm_patches.overlap.Recorder.drain`) under the names of our `requests`."""
+        counts = drained["counts"]
+        values = np.frombuffer(drained["values"], np.float32).reshape(2, -1)
+        ends = np.cumsum(counts).tolist()
+        for internal, count, end in zip(drained["requests"], counts, ends, strict=True):
+            name = internal if internal in requests else internal[:-RANDOM_SUFFIX]
+            if count and name in requests:
+                self._steps[name].append((count, values[:, end - count : end]))
+
+    def pop(self, name: str, drafted: list[int], k: int) -> NDArray[np.float32] | None:
+        """r and alpha [len(drafted), 2, k] of a finished request whose verify steps drafted these counts.
+
+        Steps whose drafts nobody made (NaN throughout) are left out, and steps after the last: under async scheduling
+        vLLM may start one more before it knows that the request is done. None when the record is not of those steps,
+        or holds nothing.
+        """
+        steps = [step for step in self._steps.pop(name, []) if not np.isnan(step[1][0]).all()][: len(drafted)]
+        if not steps or [count for count, _ in steps] != drafted:
+            return None
+        found = np.full((len(steps), 2, k), np.nan, np.float32)
+        place = np.arange(k) < np.array(drafted)[:, None]
+        values = np.concatenate([values for _, values in steps], axis=1)
+        for kind in range(2):
+            found[:, kind][place] = values[kind]
+        return found
