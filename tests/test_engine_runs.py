@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from speceval import acceptance
+from speceval import acceptance, rao_blackwell, replay
 from speceval.launch import ZOO_ENVIRONMENT
-from speceval.store import StoredRun, read_run
+from speceval.statistics import paired_ratio_difference
+from speceval.store import StoredRun, read_run, recorded_columns
 from speceval.suites import load
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -70,6 +73,77 @@ def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
     assert len(acceptance.check_counters(steps, counters)) == 2
 
 
+def test_every_step_has_a_record_that_agrees_with_the_counts(sampled: StoredRun) -> None:
+    """|z| < 5: a false alarm of 6e-7."""
+    rows = acceptance.drafted_steps(sampled.steps)
+    record = rows[recorded_columns(sampled.meta["spec"]["k"])].to_numpy()
+    assert not np.isnan(record).any() and record.min() >= 0 and record.max() <= 1 + 1e-5
+    found = rao_blackwell.agreement(sampled.steps)
+    assert found["steps"] == len(rows) and found["agrees"] is True
+
+
+@pytest.fixture(scope="module")
+def replayed(sampled: StoredRun) -> StoredRun:
+    """The same drafter along the texts of `sampled`."""
+    return run(sampled.directory.parent / "replayed", "--batch", "64", "--replay", str(sampled.directory))
+
+
+def test_a_replay_emits_the_source_s_tokens_and_records_every_draft_within_the_text(
+    sampled: StoredRun, replayed: StoredRun
+) -> None:
+    assert replayed.meta["problems"] == [] and tokens(replayed) == tokens(sampled)
+    assert (replayed.steps["committed"] == 1).all() and (replayed.steps["accepted"] == 0).all()
+    k = replayed.meta["spec"]["k"]
+    kept = replayed.steps[recorded_columns(k, ("kept",))].to_numpy()
+    left = replayed.steps.groupby(replay.REQUEST).cumcount(ascending=False).to_numpy() + 1
+    assert (np.isnan(kept) == (np.arange(k) >= left[:, None])).all()
+    assert np.nanmin(kept) >= 0 and np.nanmax(kept) <= 1
+
+
+def test_a_replay_expects_what_the_free_run_counts(sampled: StoredRun, replayed: StoredRun) -> None:
+    """Paired by conversation; |z| < 5."""
+    free = acceptance.conversation_totals(sampled.steps)
+    expected = replay.conversation_totals(replayed.steps).reindex(free.index)
+    found = paired_ratio_difference(free["committed"], free["steps"], expected["committed"], expected["steps"])
+    assert abs(found.difference.value) < 5 * found.difference.se
+
+
+def contradictions(free: StoredRun, replayed: pd.DataFrame) -> tuple[int, int]:
+    """Drafts of the free run, and how many of them the replay contradicts.
+
+    An accepted draft x has min(1, p(x)/q(x)) = 1 or min(1, q(x)/p(x)) = 1, both from the same p and q; a token that was
+    recovered in its place has p(x) > q(x), so that it is kept with less than certainty.
+    """
+    k = replay.depth(replayed)
+    kept_names, ratio_names = recorded_columns(k, ("kept",)), recorded_columns(k)[:k]
+    steps = free.steps.rename(columns={"step": "number"})
+    steps["step"] = steps.groupby(replay.REQUEST)["committed"].cumsum() - steps["committed"] + 1  # its first token
+    both = steps.merge(replayed[[*replay.REQUEST, "step", *kept_names]], on=[*replay.REQUEST, "step"], validate="1:1")
+    assert len(both) == len(steps)
+    kept, ratio = both[kept_names].to_numpy(), both[ratio_names].to_numpy()
+    position, accepted = np.arange(k), both["accepted"].to_numpy()[:, None]
+    within = ~np.isnan(kept)
+    was_accepted, was_recovered = within & (position < accepted), within & (position == accepted)
+    wrong = was_accepted & (ratio < 0.999) & (kept < 0.999) | was_recovered & (kept == 1)
+    return int((was_accepted | was_recovered).sum()), int(wrong.sum())
+
+
+def test_a_replay_sees_the_p_and_q_of_the_free_run_at_each_token(sampled: StoredRun, replayed: StoredRun) -> None:
+    drafts, wrong = contradictions(sampled, replayed.steps)
+    assert drafts > 3000 and wrong <= 2  # rounding: p and q come from batches of another shape
+
+
+@pytest.mark.parametrize("shift", ["position", "row"])
+def test_a_replay_shifted_by_one_is_contradicted(sampled: StoredRun, replayed: StoredRun, shift: str) -> None:
+    steps, names = replayed.steps.copy(), recorded_columns(replayed.meta["spec"]["k"], ("kept",))
+    if shift == "position":
+        steps[names] = steps[[*names[1:], names[-1]]].to_numpy()
+    else:
+        steps[names] = steps.groupby(replay.REQUEST)[names].shift(-1)
+    drafts, wrong = contradictions(sampled, steps)
+    assert wrong > 0.1 * drafts
+
+
 def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) -> None:
     """Sampled and greedy drafting differ by more than six standard errors on the same prompts."""
     greedy = run(tmp_path / "greedy", "--seeds", "0-3", "--batch", "64", "--drafting", "greedy")
@@ -78,11 +152,14 @@ def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) 
     assert abs(difference["value"]) > 6 * difference["se"]
 
 
-def test_the_same_seed_at_batch_1_gives_the_same_tokens_and_the_same_tau(zoo: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_seed_at_batch_1_gives_the_same_tokens_and_the_same_tau_recorded_or_not(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
     options = ("--limit", "6", "--max-tokens", "32", "--batch", "1")
-    first, second = run(tmp_path / "a", *options), run(tmp_path / "b", *options)
+    first, second = run(tmp_path / "a", *options), run(tmp_path / "b", *options, "--no-record")
     assert tokens(first) == tokens(second)
-    assert first.steps.equals(second.steps) and first.turns.equals(second.turns)
+    assert "ratio_1" in first.steps and "ratio_1" not in second.steps
+    assert first.steps[list(second.steps)].equals(second.steps) and first.turns.equals(second.turns)
     other = run(tmp_path / "c", *options, "--seeds", "1")
     assert list(tokens(other).values()) != list(tokens(first).values())
 

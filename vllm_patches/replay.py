@@ -1,0 +1,120 @@
+"""Replays given texts: the target re-emits them token by token while the drafter drafts along them.
+
+A request names its text in `SamplingParams.extra_args[worker.TEXT]`. Every token of the text starts a verify step:
+nothing is ever accepted, so the step emits the text's next token alone, whatever was sampled. Drafts that have a
+distribution q are set to the text's tokens, so that position j drafts given the text up to j - 1, as it does in a step
+that has accepted so far. What is kept is the chance that the text's token at position j was an accepted draft,
+
+    kept_j = min(1, q_j(x_j) / p_j(x_j)),
+
+and 1 or 0 for drafts without a distribution, as they are the text's token or not. Derivation: docs/replay.md.
+
+V1 runner, synchronous scheduling, temperature above 0. Needs the patches that draft and keep q (`ledger`).
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_patches import v1_draft_sampling
+from vllm_patches.overlap import MARK, Recorder
+from vllm_patches.worker import TEXT
+
+NO_TOKEN = -1
+
+
+class Replay:
+    """Where each request of the running step stands in its text, and what was kept."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._drafted = 0
+        self.recorder = Recorder()
+
+    def texts(self) -> list[tuple[list[int], int]]:
+        """For each request of the batch its text ([] for a request without one) and how many tokens are out."""
+        found = []
+        for name in self._runner.input_batch.req_ids:
+            request = self._runner.requests[name]
+            text = (request.sampling_params.extra_args or {}).get(TEXT, [])
+            found.append((text, len(request.output_token_ids)))
+        return found
+
+    def verify(self, drafts: Tensor, counts: list[int], q: Tensor | None, logits: Tensor) -> None:
+        """Record a verify step: `drafts` [R] of all requests, `counts` [B], q and the target's logits [R, V]."""
+        due = [
+            text[out + j] if out + j < len(text) else NO_TOKEN
+            for (text, out), count in zip(self.texts(), counts, strict=False)
+            for j in range(count)
+        ]
+        values = kept(torch.tensor(due, device=logits.device), drafts, logits, q)
+        self.recorder.add(self._runner.input_batch.req_ids[: len(counts)].copy(), list(counts), values)
+
+    def emit(self, sampled: Tensor) -> None:
+        """Put each text's next token in place of what was sampled, in place: [B, 1 or K + 1], -1 for nothing."""
+        self._texts, self._drafted = self.texts(), 0
+        for row, (text, out) in enumerate(self._texts[: len(sampled)]):
+            if out < len(text):
+                sampled[row] = NO_TOKEN
+                sampled[row, 0] = text[out]
+
+    def draft(self, drafts: Tensor) -> Tensor:
+        """The text's tokens in place of the drafts [B * n] of the next n positions, where the text goes on."""
+        each = len(drafts) // len(self._texts)
+        start, self._drafted = self._drafted, self._drafted + each
+        due = [
+            text[place] if (place := out + 1 + start + j) < len(text) else NO_TOKEN
+            for text, out in self._texts
+            for j in range(each)
+        ]
+        forced = torch.tensor(due, device=drafts.device, dtype=drafts.dtype)
+        return torch.where(forced == NO_TOKEN, drafts, forced)
+
+
+def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
+    """[2, R]: the chance that each of the text's `tokens` [R] was an accepted draft, and its p; NaN past the text.
+
+    NaN also for drafts that were none (id -1).
+
+    `drafts` [R] are what was drafted in their places, `logits` [R, V] the target's, q [R, V] or None (drafts without a
+    distribution: kept if and only if they are the text's).
+    """
+    place = tokens.clamp(min=0).long()[:, None]
+    p = logits.softmax(-1, dtype=torch.float32).gather(1, place)[:, 0]
+    proposed = (tokens == drafts).to(p.dtype) if q is None else q.gather(1, place)[:, 0]
+    chance = (proposed / p).clamp(max=1).nan_to_num(0)
+    return torch.stack([chance, p]).masked_fill((tokens == NO_TOKEN) | (drafts < 0), torch.nan)
+
+
+def start(runner: Any) -> Recorder:
+    """Replay every request that names a text from now on. Raises `NotImplementedError` for V2 and async scheduling."""
+    if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
+        raise NotImplementedError("replay needs the V1 runner without async scheduling")
+    from vllm.v1.sample import rejection_sampler
+
+    replay = Replay(runner)
+    verifier = getattr(rejection_sampler.rejection_sample, MARK, rejection_sampler.rejection_sample)
+    sample = getattr(runner._sample, MARK, runner._sample)
+
+    @wraps(verifier)
+    def rejection_sample(*args: Any, **kwargs: Any) -> Any:
+        drafts, counts, _, _, q, logits = args[:6]
+        replay.verify(drafts, counts, q, logits)
+        return verifier(*args, **kwargs)
+
+    @wraps(sample)
+    def _sample(*args: Any, **kwargs: Any) -> Any:
+        output = sample(*args, **kwargs)
+        replay.emit(output.sampled_token_ids)
+        return output
+
+    setattr(rejection_sample, MARK, verifier)
+    setattr(_sample, MARK, sample)
+    rejection_sampler.rejection_sample = rejection_sample
+    runner._sample = _sample
+    v1_draft_sampling.choose = replay.draft
+    return replay.recorder
