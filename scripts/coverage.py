@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtrit
 
-from speceval.statistics import effective_bounds, paired_ratio_difference, ratio_and_error, t_bounds
+from speceval.statistics import effective_bounds, estimate_bounds, paired_ratio_difference, ratio_estimates
 
 K = 5
 CLUSTERS = (5, 10, 20, 40, 80, 164, 1319)
@@ -116,23 +116,25 @@ def draws(rng: np.random.Generator, size: int, clusters: int, replications: int)
 def coverage(x: Floats, y: Floats, clusters: int, replications: int, seed: int) -> list[dict[str, Any]]:
     """Share of draws whose 95 % interval holds the population's ratio, lies below it, above it; per method.
 
-    x, y: shape (population,). Methods: student (all), for rates also logit (Student on the logit scale) and
-    effective (Korn-Graubard). Draws with fewer than two informative conversations have no interval: left out.
+    x, y: shape (population,). Methods: skew (in use for lengths) and student (value ± t_{G-1} se); for rates also
+    effective (Korn and Graubard, in use for rates) and logit (student on the logit scale). Draws with fewer than two
+    informative conversations have no interval: left out.
     """
     truth = x.sum() / y.sum()
     rng = np.random.default_rng(seed)
     blocks: dict[str, list[Floats]] = {}
     for picked in draws(rng, len(y), clusters, replications):
-        value, se, informative = ratio_and_error(x[picked], y[picked])
-        bounds = {"student": t_bounds(value, se, informative)}
+        found = ratio_estimates(x[picked], y[picked])
+        half = stdtrit(found.clusters - 1, 0.975) * found.se
+        bounds = {"skew": estimate_bounds(found), "student": (found.value - half, found.value + half)}
         if truth < 1:
             with np.errstate(divide="ignore", invalid="ignore"):
-                low, high = t_bounds(logit(value), se / (value * (1 - value)), informative)
-            bounds["logit"] = expit(low), expit(high)
-            bounds["effective"] = effective_bounds(value, se, y[picked].sum(-1), informative)
+                slope = found.value * (1 - found.value)
+                bounds["logit"] = tuple(expit(logit(found.value) + side * half / slope) for side in (-1, 1))
+            bounds["effective"] = effective_bounds(found, y[picked].sum(-1))
         for method, pair in bounds.items():
-            blocks.setdefault(method, []).append(np.stack(pair)[:, informative > 1])
-    return [row(method, clusters, truth, *np.concatenate(found, axis=1)) for method, found in blocks.items()]
+            blocks.setdefault(method, []).append(np.stack(pair)[:, found.clusters > 1])
+    return [row(method, clusters, truth, *np.concatenate(pairs, axis=1)) for method, pairs in blocks.items()]
 
 
 def row(method: str, clusters: int, truth: float, low: Floats, high: Floats) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def paired_coverage(a: Counts, b: Counts, clusters: int, replications: int, seed
         paired = paired_ratio_difference(a_x[picked], a_y[picked], b_x[picked], b_y[picked])
         bounds[i] = [(e.low, e.high) for e in (paired.difference, paired.relative_percent)]
     return [
-        {"estimator": name} | row("student", clusters, truth, bounds[:, j, 0], bounds[:, j, 1])
+        {"estimator": name} | row("skew", clusters, truth, bounds[:, j, 0], bounds[:, j, 1])
         for j, (name, truth) in enumerate(truths.items())
     ]
 

@@ -12,21 +12,25 @@ counted beside. So are padded steps, which vLLM fills up with drafts that nobody
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from speceval import rao_blackwell
 from speceval.errors import UserError
 from speceval.statistics import (
     Interval,
-    PairedDifference,
     cluster_warnings,
+    detectable,
+    holm,
     paired_ratio_difference,
     proportion_interval,
     ratio_interval,
+    variance_components,
 )
 
 REQUEST = ["suite", "conversation", "seed", "turn"]
@@ -125,7 +129,10 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "excess": int(turns["excess"].sum()),
         "finish": {reason: int((turns["finish_reason"] == reason).sum()) for reason in FINISH_REASONS},
         **{name: interval.as_dict() for name, interval in intervals.items()},
+        "tau_rb": rao_blackwell.tau_rb_interval(steps, k, confidence).as_dict(),
+        "agreement": rao_blackwell.agreement(steps),
         "positions": _position_intervals(steps, k, confidence),
+        "variance": _variance(steps),
         "warnings": _warnings(intervals["tau"], turns),
     }
 
@@ -136,44 +143,89 @@ def compare(
     steps_b: pd.DataFrame,
     turns_b: pd.DataFrame,
     confidence: float = 0.95,
+    pair_by: Literal["request", "conversation"] = "request",
 ) -> dict[str, Any]:
     """tau of run b against run a on one suite, paired by conversation, over the requests that both runs have.
 
-    A request is (conversation, seed, turn). Returns plain values: `conversations` (clusters of the test:
-    those with drafted steps in both runs), `samples` and `turns` in both, `only_a` and `only_b` (requests
-    left out); `tau_a`, `tau_b`, `difference` (b - a) and `relative_percent` (100 (b/a - 1)), each {value,
-    low, high, se}; `p_value` of no difference, two-sided; `confidence`; `warnings`. Raises UserError when
-    columns are missing, there are several suites, or no request is in both runs.
+    A request is (conversation, seed, turn); with pair_by="conversation" runs with other seeds are paired as well: all
+    seeds of the conversations that both runs have count. Returns plain values: `conversations` (clusters of the test:
+    those with drafted steps in both runs), `samples` and `turns` in both (of run a), `only_a` and `only_b` (requests
+    left out); `tau_a`, `tau_b`, `difference` (b - a) and `relative_percent` (100 (b/a - 1)), each {value, low, high,
+    se}; `p_value` of no difference, two-sided; `detectable_percent` (`statistics.detectable`); `tau_rb`, the same
+    of the Rao-Blackwell estimates, None unless both runs recorded them; `positions`
+    (`compare_rates`); `pair_by`; `confidence`; `warnings`. Raises UserError when columns are missing, there are
+    several suites, or nothing is in both runs.
     """
     _check(steps_a, turns_a)
     _check(steps_b, turns_b)
     _one_suite(steps_a, turns_a, steps_b, turns_b)
-    index_a, index_b = _request_index(turns_a), _request_index(turns_b)
-    common = index_a.intersection(index_b)
-    if common.empty:
-        raise UserError(
-            "the two runs share no (conversation, seed, turn): run both on the same conversations and seeds"
-        )
-    totals_a = conversation_totals(steps_a[_request_index(steps_a).isin(common)])
-    totals_b = conversation_totals(steps_b[_request_index(steps_b).isin(common)])
-    totals_a, totals_b = totals_a.align(totals_b, join="inner")
-    terms = [_tau_terms(totals) for totals in (totals_a, totals_b)]
-    paired = paired_ratio_difference(*terms[0], *terms[1], confidence=confidence)
-    shared = common.to_frame(index=False)
+    key = REQUEST if pair_by == "request" else ["conversation"]
+    requests_a, requests_b = _codes(key, turns_a, turns_b)
+    shared_a, shared_b = np.isin(requests_a, requests_b), np.isin(requests_b, requests_a)
+    if not shared_a.any():
+        raise UserError(f"the two runs share no ({', '.join(key)}): run both on the same conversations and seeds")
+    steps_a, steps_b = _steps_of(turns_a[shared_a], steps_a, key), _steps_of(turns_b[shared_b], steps_b, key)
+    totals_a, totals_b = conversation_totals(steps_a).align(conversation_totals(steps_b), join="inner")
+    lengths = compare_lengths(*_tau_terms(totals_a), *_tau_terms(totals_b), confidence=confidence)
+    shared = turns_a[shared_a]
     return {
-        "conversations": paired.difference.clusters,
+        **lengths,
         "samples": len(shared[["conversation", "seed"]].drop_duplicates()),
         "turns": len(shared),
-        "only_a": len(index_a) - len(shared),
-        "only_b": len(index_b) - len(shared),
-        "tau_a": ratio_interval(*terms[0], confidence, bounds=(1, np.inf)).as_dict(),
-        "tau_b": ratio_interval(*terms[1], confidence, bounds=(1, np.inf)).as_dict(),
+        "only_a": int((~shared_a).sum()),
+        "only_b": int((~shared_b).sum()),
+        "tau_rb": _compare_rb(steps_a, steps_b, confidence),
+        "positions": compare_rates(_position_counts(steps_a, steps_b), confidence),  # type: ignore[arg-type]
+        "pair_by": pair_by,
+        "confidence": confidence,
+        "warnings": _compare_warnings(lengths, shared["conversation"].nunique()),
+    }
+
+
+def compare_lengths(
+    numerator_a: ArrayLike,
+    denominator_a: ArrayLike,
+    numerator_b: ArrayLike,
+    denominator_b: ArrayLike,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """An acceptance length Σ numerator / Σ denominator of run b against run a, from paired sums per conversation.
+
+    All arrays have shape (conversations,). Returns `conversations`, `tau_a`, `tau_b`, `difference`,
+    `relative_percent`, `p_value` and `detectable_percent` as `compare` does.
+    """
+    paired = paired_ratio_difference(numerator_a, denominator_a, numerator_b, denominator_b, confidence)
+    pairs = (numerator_a, denominator_a), (numerator_b, denominator_b)
+    tau_a, tau_b = (ratio_interval(x, y, confidence, bounds=(1, np.inf)) for x, y in pairs)
+    return {
+        "conversations": paired.difference.clusters,
+        "tau_a": tau_a.as_dict(),
+        "tau_b": tau_b.as_dict(),
         "difference": paired.difference.as_dict(),
         "relative_percent": paired.relative_percent.as_dict(),
         "p_value": paired.p_value,
-        "confidence": confidence,
-        "warnings": _compare_warnings(paired, shared),
+        "detectable_percent": detectable(paired.relative_percent),
     }
+
+
+def compare_rates(
+    counts: Iterable[tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]], confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """u_j of run b against run a for j = 1, 2, …, from (accepted_a, drafted_a, accepted_b, drafted_b) of each position.
+
+    Arrays have shape (conversations,); only conversations that draft the position in both runs count. `p_adjusted` is
+    Holm's over the positions. The differences add up to that of tau when every step drafts the same number of tokens.
+    """
+    rows: list[dict[str, Any]] = []
+    for position, arrays in enumerate(counts, start=1):
+        x_a, y_a, x_b, y_b = (np.asarray(array, float) for array in arrays)
+        both = (y_a > 0) & (y_b > 0)
+        paired = paired_ratio_difference(x_a, y_a, x_b, y_b, confidence)
+        a, b = (_divide(x[both].sum(), y[both].sum()) for x, y in ((x_a, y_a), (x_b, y_b)))
+        difference = paired.difference.as_dict()
+        rows.append({"position": position, "a": a, "b": b, "difference": difference, "p_value": paired.p_value})
+    adjusted = holm([row["p_value"] for row in rows])
+    return [row | {"p_adjusted": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def reconcile(steps: pd.DataFrame, turns: pd.DataFrame) -> list[str]:
@@ -248,6 +300,20 @@ def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence:
     }
 
 
+def _variance(steps: pd.DataFrame) -> dict[str, float] | None:
+    """Where the variance of tau comes from (`statistics.variance_components`); None unless there are several seeds."""
+    if steps["seed"].nunique() < 2:
+        return None
+    rows = drafted_steps(steps)
+    conversation, names = pd.factorize(rows["conversation"])
+    seed, seeds = pd.factorize(rows["seed"])
+    sample = conversation * len(seeds) + seed
+    count = np.bincount(sample, minlength=len(names) * len(seeds))
+    accepted = np.bincount(sample, rows["accepted"], minlength=len(count))
+    found = variance_components(count + accepted, count, np.repeat(np.arange(len(names)), len(seeds)))
+    return asdict(found) if found else None
+
+
 def _position_masks(steps: pd.DataFrame, j: int) -> tuple[NDArray[np.bool_], ...]:
     """Which steps accept position j, draft it, and reach it."""
     accepted, drafted = steps["accepted"].to_numpy(), steps["drafted"].to_numpy()
@@ -256,6 +322,7 @@ def _position_masks(steps: pd.DataFrame, j: int) -> tuple[NDArray[np.bool_], ...
 
 def _position_intervals(steps: pd.DataFrame, k: int, confidence: float) -> list[dict[str, Any]]:
     cluster, ids = pd.factorize(steps["conversation"])
+    expected = rao_blackwell.position_intervals(steps, k, confidence)
     rows = []
     for j in range(1, k + 1):
         accepted, drafted, reached = (
@@ -275,6 +342,9 @@ def _position_intervals(steps: pd.DataFrame, k: int, confidence: float) -> list[
                 "unconditional_high": unconditional.high,
                 "conditional_low": conditional.low,
                 "conditional_high": conditional.high,
+                "unconditional_rb": expected[j - 1].value,
+                "unconditional_rb_low": expected[j - 1].low,
+                "unconditional_rb_high": expected[j - 1].high,
             }
         )
     return rows
@@ -290,14 +360,35 @@ def _warnings(pooled: Interval, turns: pd.DataFrame) -> list[str]:
     return found
 
 
-def _compare_warnings(paired: PairedDifference, shared: pd.DataFrame) -> list[str]:
-    clusters = paired.difference.clusters
+def _compare_rb(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any] | None:
+    """`compare_lengths` of the Rao-Blackwell estimates; None unless both runs have a record."""
+    rows_a, rows_b = (rao_blackwell.conversation_totals_rb(steps) for steps in (steps_a, steps_b))
+    a, b = rows_a.align(rows_b, join="inner")
+    if a.empty:
+        return None
+    return compare_lengths(a["steps"] + a["expected"], a["steps"], b["steps"] + b["expected"], b["steps"], confidence)
+
+
+def _position_counts(steps_a: pd.DataFrame, steps_b: pd.DataFrame) -> Iterator[tuple[NDArray[Any], ...]]:
+    """#(A >= j) and #(drafted >= j) per conversation of both runs, for the positions that both draft."""
+    cluster, ids = pd.factorize(pd.concat([steps_a["conversation"], steps_b["conversation"]]))
+    owners = cluster[: len(steps_a)], cluster[len(steps_a) :]
+    k = min((int(steps["drafted"].max()) if len(steps) else 0) for steps in (steps_a, steps_b))
+    for j in range(1, k + 1):
+        yield tuple(
+            np.bincount(owner[mask], minlength=len(ids))
+            for owner, steps in zip(owners, (steps_a, steps_b), strict=True)
+            for mask in _position_masks(steps, j)[:2]
+        )
+
+
+def _compare_warnings(lengths: dict[str, Any], shared: int) -> list[str]:
+    clusters = lengths["conversations"]
     found = cluster_warnings(clusters)
-    if clusters > 1 and paired.p_value is None:
+    if clusters > 1 and lengths["p_value"] is None:
         found.append("every conversation shows the same difference: without spread there is no p-value")
-    without = shared["conversation"].nunique() - clusters
-    if without and clusters:
-        found.append(f"{without} conversations have no drafted step in one of the runs and are left out")
+    if shared > clusters > 0:
+        found.append(f"{shared - clusters} conversations have no drafted step in one of the runs and are left out")
     return found
 
 
@@ -364,6 +455,23 @@ def _turn_violations(steps: pd.DataFrame, turns: pd.DataFrame, request: NDArray[
 
 def _name(row: Mapping[Any, Any] | pd.Series) -> str:
     return f"{row['suite']} {row['conversation']} seed {row['seed']} turn {row['turn']}"
+
+
+def _codes(columns: list[str], *frames: pd.DataFrame) -> list[NDArray[np.int64]]:
+    """For each frame a number per row, equal where the columns' values are equal, in all frames alike."""
+    numbers = np.zeros(sum(map(len, frames)), np.int64)
+    for column in columns:
+        values, names = pd.factorize(pd.concat([frame[column] for frame in frames], ignore_index=True))
+        numbers = numbers * len(names) + values
+    return np.split(numbers, np.cumsum([len(frame) for frame in frames])[:-1])
+
+
+def _steps_of(turns: pd.DataFrame, steps: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows of `steps` that belong to these turns."""
+    if int((turns["steps"] + turns["undrafted_steps"]).sum()) == len(steps):
+        return steps  # all of them: comparing a million names takes longer than the estimates
+    of_turns, of_steps = _codes(key, turns, steps)
+    return steps[np.isin(of_steps, of_turns)]
 
 
 def _request_index(frame: pd.DataFrame) -> pd.MultiIndex:

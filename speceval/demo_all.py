@@ -11,6 +11,7 @@ from rich.table import Table
 
 from speceval import acceptance, launch, zoo
 from speceval.demo import BATCH, MAX_TOKENS, SUITE, print_problems, run_name, shown_difference
+from speceval.statistics import holm
 from speceval.store import StoredRun
 from speceval.tables import plus_minus, run_json
 
@@ -133,19 +134,9 @@ def differences(runs: Runs) -> dict[tuple[str, str], str]:
             compared[architecture, loss] = acceptance.compare(a.steps, a.turns, b.steps, b.turns)
     adjusted = holm([found["p_value"] for found in compared.values()])
     return {
-        key: shown_difference(found["relative_percent"]) + (" *" if p < SIGNIFICANT else "  ")
+        key: shown_difference(found["relative_percent"]) + (" *" if p is not None and p < SIGNIFICANT else "  ")
         for (key, found), p in zip(compared.items(), adjusted, strict=True)
     }
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6, 1979), in the order given."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def _fill(table: Table, rows: list[list[str]]) -> None:

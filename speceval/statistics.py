@@ -4,17 +4,23 @@ Every number of `acceptance` is a ratio of sums, R = Σ_c x_c / Σ_c y_c, over c
 The turns, seeds and steps of one conversation are correlated, so errors come from the spread between
 conversations:
 
-    e_c = (x_c - R y_c) / Σ y        se² = G/(G-1) · Σ_c e_c²        R ± t_{G-1} se
+    e_c = (x_c - R y_c) / Σ y        se² = G/(G-1) · Σ_c e_c²
 
 with G the number of conversations: the delta method (linearisation) for the ratio estimator (Cochran
 1977, Sampling Techniques, 3rd ed., ch. 6), which is the cluster-robust variance with the finite-cluster
-correction G/(G-1) and G-1 degrees of freedom (Cameron and Miller 2015, J. Human Resources 50(2),
-317-372). Nothing here knows what is being counted.
+correction G/(G-1) (Cameron and Miller 2015, J. Human Resources 50(2), 317-372).
+
+(R - true R) / se is not Student t with G-1 degrees of freedom when a few conversations hold most of Σ y or
+the e_c are skewed. So the degrees of freedom are those of se² (`_degrees_of_freedom`) and the skewness is
+taken out by Hall's transformation (`_skewed_quantile`). What that is worth: docs/statistics.md. Nothing here
+knows what is being counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,8 +33,11 @@ COVERS = (
     "(its turns, seeds and steps count as one cluster)."
 )
 
-TRUSTED_CLUSTERS = 80
-"""From here on 95 % intervals of tau covered 93 to 95 % in every scenario of docs/statistics.md's table."""
+TRUSTED_CLUSTERS = 20
+"""From here on 95 % intervals of every tau covered 93 to 97 % in every scenario of docs/statistics.md's table."""
+
+NO_SPREAD = 1e-12
+"""A standard error up to here, relative to the value, is rounding."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,10 @@ class Interval:
     se: float | None
     clusters: int
     """Clusters that carry information: those with a denominator above zero."""
-    df: int
-    """Degrees of freedom of the Student t quantile: clusters - 1, at least 0."""
+    df: float
+    """Degrees of freedom of the Student t quantile: at most clusters - 1; 0 without an interval."""
+    skew: float = 0.0
+    """Skewness of the estimate (`Estimates.skew`)."""
 
     def as_dict(self) -> dict[str, float | None]:
         """`value`, `low`, `high` and `se`, ready for JSON."""
@@ -61,6 +72,24 @@ class PairedDifference:
     """Two-sided, of no difference; None when the clusters do not determine it."""
 
 
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Where the variance of a ratio's estimate comes from; all in the ratio's units."""
+
+    se: float
+    """Standard error over new clusters and new samples: `ratio_interval`'s."""
+    se_samples: float
+    """Standard error over new samples of these very clusters."""
+    df_samples: float
+    """Degrees of freedom of `se_samples`: samples - clusters."""
+    sd_clusters: float
+    """Spread between clusters, were each sampled without end: se² = sd_clusters² / clusters + sd_samples² / samples."""
+    sd_samples: float
+    """Spread between the samples of one cluster."""
+    cluster_share: float
+    """Share of se² that more samples of the same clusters cannot remove, 0 to 1."""
+
+
 def cluster_warnings(clusters: int) -> list[str]:
     """What to say about intervals that rest on this many clusters (empty: nothing)."""
     if clusters == 0:
@@ -70,41 +99,57 @@ def cluster_warnings(clusters: int) -> list[str]:
     if clusters < TRUSTED_CLUSTERS:
         return [
             f"only {clusters} conversations: below {TRUSTED_CLUSTERS} an interval can be too narrow (95 % ones covered "
-            "91 % with 40, 90 % with 20 and 84 % with 5 conversations in the hardest simulated case)"
+            "91 % with 10 and 90 % with 5 conversations in the hardest simulated case)"
         ]
     return []
 
 
-def ratio_and_error(numerator: ArrayLike, denominator: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Ratio of sums, its clustered standard error and the number of clusters behind it, over the last axis.
+class Estimates(NamedTuple):
+    """Ratios of sums with what their intervals need, each of shape (...)."""
 
-    numerator, denominator: shape (..., clusters); returns three arrays of shape (...). Clusters whose
-    denominator is zero carry no information and do not count. NaN where too few are left: none for the
-    ratio, one for its error.
+    value: Floats
+    """NaN where no cluster has a denominator."""
+    se: Floats
+    """NaN below two clusters."""
+    clusters: Floats
+    """Clusters with a denominator above zero."""
+    df: Floats
+    """Degrees of freedom of se²: clusters - 1 when all weigh the same, fewer when some outweigh the others."""
+    skew: Floats
+    """Σ e³ / (Σ e²)^1.5 of the linearised terms: the estimate's own skewness."""
+
+
+def ratio_estimates(numerator: ArrayLike, denominator: ArrayLike) -> Estimates:
+    """Ratio of sums and its clustered error over the last axis.
+
+    numerator, denominator: shape (..., clusters). Clusters whose denominator is zero carry no information and
+    do not count.
     """
-    ratio, influence, clusters = _linearise(numerator, denominator)
-    return ratio, _clustered_error(influence, clusters), clusters
+    ratio, influence, weights = _linearise(numerator, denominator)
+    return _estimates(ratio, influence, weights)
 
 
-def t_bounds(value: ArrayLike, se: ArrayLike, clusters: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
-    """value ± t_{clusters-1} · se, elementwise; raises ValueError when confidence is outside (0, 1)."""
+def estimate_bounds(estimates: Estimates, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Lower and upper bound, elementwise; raises ValueError when confidence is outside (0, 1).
+
+    Hall 1992 (J. Royal Statistical Society B 54(1), 221-228): with a = `skew` and T = (estimate - truth) / se,
+    g(T) = T + a T²/3 + a² T³/27 + a/6 has the skewness taken out; it is compared with Student t and inverted.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    center = np.asarray(value, float)
-    half = stdtrit(np.asarray(clusters, float) - 1, (1 + confidence) / 2) * np.asarray(se, float)
-    return center - half, center + half
+    quantile = stdtrit(estimates.df, (1 + confidence) / 2)
+    low, high = (_skewed_quantile(q, estimates.skew) * estimates.se for q in (quantile, -quantile))
+    return estimates.value - low, estimates.value - high
 
 
-def effective_bounds(
-    rate: ArrayLike, se: ArrayLike, trials: ArrayLike, clusters: ArrayLike, confidence: float = 0.95
-) -> tuple[Floats, Floats]:
-    """Korn and Graubard's bounds of a rate (see `proportion_interval`), elementwise."""
-    p, error, n, groups = (np.asarray(a, float) for a in (rate, se, trials, clusters))
+def effective_bounds(estimates: Estimates, trials: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Korn and Graubard's bounds of a rate (see `proportion_interval`), elementwise; trials: Σ denominators."""
+    p, n = estimates.value, np.asarray(trials, float)
     tail = (1 + confidence) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        shrink = (stdtrit(n - 1, tail) / stdtrit(groups - 1, tail)) ** 2
-        effective = np.minimum(n, p * (1 - p) / error**2 * shrink)
-    effective = np.where((p <= 0) | (p >= 1), groups, effective)
+        shrink = (stdtrit(n - 1, tail) / stdtrit(estimates.df, tail)) ** 2
+        effective = np.minimum(n, p * (1 - p) / estimates.se**2 * shrink)
+    effective = np.where((p <= 0) | (p >= 1), estimates.clusters, effective)
     successes, failures = p * effective, (1 - p) * effective
     low = np.where(p <= 0, 0.0, betaincinv(successes, failures + 1, 1 - tail))
     high = np.where(p >= 1, 1.0, betaincinv(successes + 1, failures, tail))
@@ -117,7 +162,7 @@ def ratio_interval(
     confidence: float = 0.95,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
-    """Student t interval of Σ numerator / Σ denominator (formula and sources: module docstring).
+    """Interval of Σ numerator / Σ denominator (formula and sources: module docstring, `estimate_bounds`).
 
     Both arrays have shape (G,). Clusters whose denominator is zero carry no information and leave G. The
     interval is cut to `bounds`, the values that the ratio can take at all, which costs no coverage. One
@@ -125,9 +170,9 @@ def ratio_interval(
     denominator is negative or confidence is outside (0, 1).
     """
     x, y = _vectors(numerator_by_cluster, denominator_by_cluster)
-    value, se, clusters = ratio_and_error(x, y)
-    low, high = np.clip(t_bounds(value, se, clusters, confidence), *bounds)
-    return _interval(value, low, high, se, clusters)
+    found = ratio_estimates(x, y)
+    low, high = np.clip(estimate_bounds(found, confidence), *bounds)
+    return _interval(found, low, high)
 
 
 def proportion_interval(
@@ -136,15 +181,14 @@ def proportion_interval(
     """Interval of a ratio of counts, 0 <= numerator <= denominator, inside [0, 1] also at extreme rates.
 
     Korn and Graubard 1998 (Survey Methodology 24(2), 193-201): the clustered standard error is turned
-    into an effective number of independent trials n* = p(1-p)/se², shrunk by (t_{n-1}/t_{G-1})² and
+    into an effective number of independent trials n* = p(1-p)/se², shrunk by (t_{n-1}/t_df)² and
     capped at n; the interval is Clopper and Pearson's for p·n* successes of n*. Where every cluster has
     rate 0 (or 1) se says nothing and each cluster counts as one trial. Shapes and errors as
     `ratio_interval`.
     """
     x, y = _vectors(numerator_by_cluster, denominator_by_cluster)
-    value, se, clusters = ratio_and_error(x, y)
-    low, high = effective_bounds(value, se, y.sum(), clusters, confidence)
-    return _interval(value, low, high, se, clusters)
+    found = ratio_estimates(x, y)
+    return _interval(found, *effective_bounds(found, y.sum(), confidence))
 
 
 def bootstrap_ratio_interval(
@@ -169,7 +213,7 @@ def bootstrap_ratio_interval(
     draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=replicates)
     ratios = (draws @ x) / (draws @ y)
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return _interval(x.sum() / y.sum(), low, high, ratios.std(ddof=1), clusters)
+    return _interval(ratio_estimates(x, y)._replace(se=ratios.std(ddof=1)), low, high)
 
 
 def paired_ratio_difference(
@@ -180,60 +224,170 @@ def paired_ratio_difference(
     The clustered error is that of the difference of the two ratios' linearised terms e_c, so what a
     cluster has in common in both runs cancels: e_b - e_a for the difference, 100 (e_b - (R_b/R_a) e_a) /
     R_a for the relative one (delta method; Cochran 1977, ch. 6, comparison of two ratios). The p-value is
-    that of the difference. Clusters without a denominator in either run are left out. Raises ValueError
-    when shapes differ, a denominator is negative, or R_a = 0.
+    that of the difference. Clusters without a denominator in either run are left out; the relative
+    difference has no value where R_a = 0. Raises ValueError when shapes differ or a denominator is negative.
     """
     a_x, a_y, b_x, b_y = _vectors(a_num, a_den, b_num, b_den)
     both = (a_y > 0) & (b_y > 0)
-    ratio_a, influence_a, clusters = _linearise(a_x, np.where(both, a_y, 0))
-    ratio_b, influence_b, _ = _linearise(b_x, np.where(both, b_y, 0))
-    if ratio_a == 0:
-        raise ValueError("the relative difference needs a ratio above zero to start from")
+    ratio_a, influence_a, weights_a = _linearise(a_x, np.where(both, a_y, 0))
+    ratio_b, influence_b, weights_b = _linearise(b_x, np.where(both, b_y, 0))
 
     def interval(value: Floats, influence: Floats) -> Interval:
-        se = _clustered_error(influence, clusters)
-        return _interval(value, *t_bounds(value, se, clusters, confidence), se, clusters)
+        found = _estimates(value, influence, (weights_a + weights_b) / 2)
+        return _interval(found, *estimate_bounds(found, confidence))
 
-    relation = ratio_b / ratio_a
     difference = interval(ratio_b - ratio_a, influence_b - influence_a)
-    relative = interval(100 * (relation - 1), 100 * (influence_b - relation * influence_a) / ratio_a)
+    if ratio_a == 0:
+        relative = Interval(None, None, None, None, difference.clusters, 0.0)
+    else:
+        relation = ratio_b / ratio_a
+        relative = interval(100 * (relation - 1), 100 * (influence_b - relation * influence_a) / ratio_a)
     return PairedDifference(difference, relative, _two_sided_p(difference))
 
 
+def variance_components(numerator: ArrayLike, denominator: ArrayLike, cluster: ArrayLike) -> VarianceComponents | None:
+    """How much of a ratio's variance lies between clusters and how much between the samples of a cluster.
+
+    numerator, denominator: shape (samples,); cluster: which one each sample belongs to, shape (samples,). One-way
+    random effects on the linearised terms e_cs = (x_cs - R y_cs) / Σ y, by the method of moments (Searle, Casella and
+    McCulloch 1992, Variance Components, ch. 3): with n_c samples of cluster c,
+
+        samples' part of se²: Σ_c n_c/(n_c - 1) · Σ_s (e_cs - mean_c)²        clusters' part: the rest, at least 0
+
+    A cluster with one sample takes the mean of the others' parts per sample. Samples without denominator are left out.
+    None when no cluster has two samples, with fewer than two clusters, or without any spread. Raises ValueError as
+    `ratio_interval`.
+    """
+    x, y = _vectors(numerator, denominator)
+    owner = np.unique(np.asarray(cluster)[y > 0], return_inverse=True)[1]
+    x, y = x[y > 0], y[y > 0]
+    counts = np.bincount(owner)
+    if len(counts) < 2 or counts.max() < 2:
+        return None
+    terms = (x - x.sum() / y.sum() * y) / y.sum()
+    within = np.bincount(owner, (terms - (np.bincount(owner, terms) / counts)[owner]) ** 2)
+    several = counts > 1
+    own = within[several] / (counts[several] - 1)  # variance of one term
+    samples_part = (counts[several] * own).sum() + (~several).sum() * own.mean()
+    total = len(counts) / (len(counts) - 1) * np.square(np.bincount(owner, terms)).sum()
+    if total <= NO_SPREAD**2:
+        return None
+    clusters_part = max(total - samples_part, 0.0)
+    return VarianceComponents(
+        se=float(np.sqrt(total)),
+        se_samples=float(np.sqrt(samples_part)),
+        df_samples=float(len(y) - len(counts)),
+        sd_clusters=float(np.sqrt(clusters_part * len(counts))),
+        sd_samples=float(np.sqrt(samples_part * len(y))),
+        cluster_share=float(clusters_part / total),
+    )
+
+
+def p_value_below(estimate: Interval, limit: float = 0.0) -> float | None:
+    """One-sided p-value of "the truth is not below `limit`", the one that goes with the interval's upper bound.
+
+    None when the clusters do not determine it; without any spread 0 below the limit and 1 elsewhere.
+    """
+    if estimate.value is None or estimate.se is None:
+        return None
+    if _without_spread(estimate):
+        return 0.0 if estimate.value - limit < -NO_SPREAD else 1.0
+    return float(stdtr(estimate.df, _statistic(estimate, limit)))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6, 1979, 65-70), in the order given.
+
+    None stays None and does not count as a test.
+    """
+    tested = {index: p for index, p in enumerate(p_values) if p is not None}
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (index, p) in enumerate(sorted(tested.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def detectable(estimate: Interval, level: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest true difference that one two-sided test at `level` finds with `power`, given the error of `estimate`.
+
+    (t_{df, 1 - level/2} + t_{df, power}) · se (Bloom 1995, Evaluation Review 19(5), 547-556); None without se.
+    """
+    if estimate.se is None:
+        return None
+    return float((stdtrit(estimate.df, 1 - level / 2) + stdtrit(estimate.df, power)) * estimate.se)
+
+
 def _linearise(numerator: ArrayLike, denominator: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Ratio of sums, each cluster's linearised term e_c (they add up to zero), number of clusters."""
+    """Ratio of sums, each cluster's linearised term e_c (they add up to zero), its weight y_c / Σ y."""
     y = np.asarray(denominator, float)
     x = np.where(y > 0, numerator, 0.0)
     total = y.sum(-1, keepdims=True)
     with np.errstate(invalid="ignore"):  # 0 / 0 where no cluster has a denominator
         ratio = x.sum(-1, keepdims=True) / total
-        influence = (x - ratio * y) / total
-    return ratio[..., 0], influence, (y > 0).sum(-1).astype(float)
+        return ratio[..., 0], (x - ratio * y) / total, y / total
 
 
-def _clustered_error(influence: Floats, clusters: Floats) -> Floats:
-    """Standard error from linearised terms that add up to zero, with the finite-cluster correction."""
+def _estimates(value: Floats, influence: Floats, weights: Floats) -> Estimates:
+    """Error, degrees of freedom and skewness from linearised terms that add up to zero."""
+    clusters = (weights > 0).sum(-1).astype(float)
+    squares = np.square(influence).sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt(clusters / (clusters - 1) * np.square(influence).sum(-1))
+        se = np.sqrt(clusters / (clusters - 1) * squares)
+        skew = np.where(squares > 0, (influence**3).sum(-1) / squares**1.5, 0.0)
+    return Estimates(value, se, clusters, _degrees_of_freedom(weights), skew)
+
+
+def _degrees_of_freedom(weights: Floats) -> Floats:
+    """Degrees of freedom of Σ e_c² when the clusters' own ratios scatter alike: weights w_c, shape (..., clusters).
+
+    Satterthwaite's 2 E[V]² / Var[V] of the quadratic form V = Σ w_c² (r_c - R)², r_c independent with one variance
+    (Bell and McCaffrey 2002, Survey Methodology 28(2), 169-181, for this one regressor); G - 1 for equal weights, at
+    least 1. With S_k = Σ w^k: (S_2 + S_2² - 2 S_3)² / (S_4 + 4 S_2 S_4 - 4 S_5 + S_2⁴ - 4 S_2² S_3 + 2 S_3²).
+    """
+    s2, s3, s4, s5 = ((weights**power).sum(-1) for power in (2, 3, 4, 5))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (s2 + s2**2 - 2 * s3) ** 2 / (s4 + 4 * s2 * s4 - 4 * s5 + s2**4 - 4 * s2**2 * s3 + 2 * s3**2)
+    return np.where((weights > 0).sum(-1) > 1, np.fmax(found, 1.0), 0.0)
+
+
+def _statistic(estimate: Interval, limit: float) -> float:
+    """Hall's g(T) of T = (estimate - limit) / se: see `estimate_bounds`."""
+    assert estimate.value is not None and estimate.se is not None
+    t, a = (estimate.value - limit) / estimate.se, estimate.skew
+    return t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
+
+
+def _skewed_quantile(quantile: ArrayLike, skew: ArrayLike) -> Floats:
+    """The T with g(T) = `quantile`: g(T) = ((1 + a T/3)³ - 1)/a + a/6."""
+    a, q = np.asarray(skew, float), np.asarray(quantile, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 3 / a * (np.cbrt(1 + a * (q - a / 6)) - 1)
+    return np.where(np.abs(a) > 1e-6, found, q)
+
+
+def _without_spread(estimate: Interval) -> bool:
+    assert estimate.value is not None and estimate.se is not None
+    return estimate.se <= NO_SPREAD * max(1.0, abs(estimate.value))
 
 
 def _two_sided_p(estimate: Interval) -> float | None:
-    """P(|t_df| >= |value|/se). Without any spread: 1 for a value of zero, else None (undetermined)."""
+    """Of a value of zero; agrees with the interval. Without any spread: 1 for zero, else None (undetermined)."""
     if estimate.value is None or estimate.se is None:
         return None
-    if estimate.se <= 1e-12 * max(1.0, abs(estimate.value)):  # equal up to rounding
-        return 1.0 if abs(estimate.value) <= 1e-12 else None
-    return float(2 * stdtr(estimate.df, -abs(estimate.value) / estimate.se))
+    if _without_spread(estimate):
+        return 1.0 if abs(estimate.value) <= NO_SPREAD else None
+    return float(2 * stdtr(estimate.df, -abs(_statistic(estimate, 0.0))))
 
 
-def _interval(value: ArrayLike, low: ArrayLike, high: ArrayLike, se: ArrayLike, clusters: ArrayLike) -> Interval:
+def _interval(estimates: Estimates, low: ArrayLike, high: ArrayLike) -> Interval:
     """Plain floats; None for what this many clusters leave undetermined."""
-    count = int(np.asarray(clusters))
-    point = float(np.asarray(value)) if count else None
+    value, se, clusters, df, skew = (float(field) for field in estimates)
+    count = int(clusters)
     if count < 2:
-        return Interval(point, None, None, None, count, 0)
-    lower, upper, error = (float(np.asarray(a)) for a in (low, high, se))
-    return Interval(point, lower, upper, error, count, count - 1)
+        return Interval(value if count else None, None, None, None, count, 0.0)
+    return Interval(value, float(np.asarray(low)), float(np.asarray(high)), se, count, df, skew)
 
 
 def _vectors(*arrays: ArrayLike) -> list[Floats]:

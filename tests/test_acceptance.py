@@ -149,12 +149,13 @@ class TestSummarise:
         assert list(found) == [
             *("conversations", "samples", "turns", "steps", "undrafted_steps", "padded_steps", "drafted", "accepted"),
             *("committed", "excess", "finish", "tau", "tau_paper", "tau_committed", "tau_request_mean"),
-            *("positions", "warnings"),
+            *("tau_rb", "agreement", "positions", "variance", "warnings"),
         ]
         assert list(found["tau"]) == ["value", "low", "high", "se"]
         assert list(found["positions"][0]) == [
             *("position", "accepted", "drafted", "reached", "unconditional", "conditional"),
             *("unconditional_low", "unconditional_high", "conditional_low", "conditional_high"),
+            *("unconditional_rb", "unconditional_rb_low", "unconditional_rb_high"),
         ]
 
     def test_counts(self, steps: pd.DataFrame, turns: pd.DataFrame) -> None:
@@ -233,9 +234,19 @@ class TestSummarise:
         assert not any("zero width" in w for w in summarise(steps, turns, 4)["warnings"])
 
     def test_few_conversations_draw_a_warning_and_many_do_not(self) -> None:
-        assert any("only 60 conv" in line for line in summarise(*simulated_run(5), 4)["warnings"])
+        assert any("only 19 conv" in line for line in summarise(*simulated_run(5, conversations=19), 4)["warnings"])
         many = summarise(*simulated_run(5, conversations=164), 4)["warnings"]
         assert not any("only" in line for line in many)
+
+    def test_several_seeds_say_where_the_variance_comes_from_and_one_does_not(self) -> None:
+        """Conversations differ in their rate: with 2 seeds of 60 prompts most of the variance lies between prompts."""
+        steps, turns = simulated_run(5)
+        found = summarise(steps, turns, 4)
+        variance = found["variance"]
+        assert variance["se"] == pytest.approx(found["tau"]["se"])
+        assert 0 < variance["se_samples"] < variance["se"]
+        assert 0.5 < variance["cluster_share"] < 1
+        assert summarise(steps[steps["seed"] == 0], turns[turns["seed"] == 0], 4)["variance"] is None
 
     def test_confidence_widens_the_interval(self) -> None:
         steps, turns = simulated_run(6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,6 @@ def made_up(job: Job) -> StoredRun:
     return StoredRun(job.directory, meta, turns, steps)
 
 
-def test_holm_equals_the_worked_example_and_keeps_the_order() -> None:
-    """Four tests at 0.01, 0.04, 0.03, 0.005: the two smallest survive at 5 %."""
-    assert demo_all.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert demo_all.holm([0.9, 0.8]) == [1.0, 1.0]
-
-
 def test_every_drafter_of_the_zoo_has_a_row() -> None:
     assert {demo_all.drafter(*key) for key in demo_all.plan()} == set(zoo.DRAFTERS)
 
@@ -67,7 +62,7 @@ def test_the_table_compares_each_loss_with_kl_of_its_architecture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, text = run_all(monkeypatch, tmp_path)
-    lines = [line for line in text.splitlines() if "±" in line]
+    lines = [line for line in text.splitlines() if re.search(r"\d (±|\[)", line)]  # those with an interval
     by_loss = {label: [line for line in lines if f" {label} " in line] for label in demo_all.LOSSES.values()}
     assert all(len(found) == 5 for found in by_loss.values())
     assert not any("%" in line for line in by_loss["KL"])

@@ -1,0 +1,121 @@
+"""Time and memory of the commands that read stored runs, for 10^4, 10^5 and 10^6 verify steps.
+
+Two synthetic runs of 1,319 conversations, K = 7, with the recorder's columns are written to a temporary folder; each
+command is started as its own process, several times. Time is the least wall-clock time, memory the largest peak.
+
+    python scripts/bench_scale.py [--rounds 3] [--out results/bench/scale.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from speceval.launch import environment
+from speceval.store import RUN, SCHEMA_VERSION, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, recorded_columns
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = ROOT / "results" / "reference" / "demo" / "lk-eagle3-T1-probabilistic" / RUN
+CONVERSATIONS, K, SUITE = 1319, 7, "synthetic"
+INCONCLUSIVE = 2
+"""Exit code of `check` where the runs are too small to tell."""
+SIZES = (10_000, 100_000, 1_000_000)
+
+
+def hardness() -> NDArray[np.float64]:
+    """Chance of each conversation that a draft is accepted, the same in every run."""
+    return np.random.default_rng(0).beta(6, 4, CONVERSATIONS)
+
+
+def write_run(directory: Path, steps: int, drafter: str, seed: int) -> Path:
+    """A finished run with one turn per conversation; drafts are accepted with their recorded ratios."""
+    rng = np.random.default_rng(seed)
+    owner = np.arange(steps) * CONVERSATIONS // steps
+    alpha = np.repeat(hardness(), np.bincount(owner))[:, None].repeat(K, axis=1)
+    ratio = alpha + np.minimum(alpha, 1 - alpha) * rng.uniform(-1, 1, (steps, K))
+    accepted = (rng.random((steps, K)) < ratio).cumprod(axis=1).sum(axis=1)
+    names = pd.Series([f"question-{i:04}" for i in range(CONVERSATIONS)])
+    first = np.searchsorted(owner, np.arange(CONVERSATIONS))
+    table = pd.DataFrame({"suite": SUITE, "conversation": names[owner].to_numpy(), "seed": 0, "turn": 1})
+    table = table.assign(step=np.arange(steps) - first[owner] + 1, drafted=K, accepted=accepted, committed=accepted + 1)
+    table = table.astype(STEP_COLUMNS)
+    recorded = pd.DataFrame(np.hstack([ratio, alpha]).astype(np.float32), columns=recorded_columns(K))
+    count, total = np.bincount(owner), np.bincount(owner, accepted).astype(int)
+    turns = pd.DataFrame({"suite": SUITE, "conversation": names, "seed": 0, "turn": 1, "category": "", "steps": count})
+    turns = turns.assign(prompt_tokens=9, cached_tokens=0, undrafted_steps=0, padded_steps=0, excess=0)
+    turns = turns.assign(output_tokens=1 + count + total, finish_reason="stop", drafted=K * count, accepted=total)
+    directory.mkdir()
+    turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).to_parquet(directory / TURNS, index=False)
+    pd.concat([table, recorded], axis=1).to_parquet(directory / STEPS, index=False)
+    meta = json.loads(TEMPLATE.read_text()) | {"schema": SCHEMA_VERSION, "name": directory.name}
+    meta["spec"] |= {"draft": drafter, "k": K, "suites": [SUITE], "seeds": [0]}
+    meta["fingerprint"] |= {"draft": {"name": drafter}, "suites": {SUITE: {"version": 1}}, "seeds": [0]}
+    meta["fingerprint"]["engine"]["k"] = K
+    (directory / RUN).write_text(json.dumps(meta))
+    return directory
+
+
+def measure(arguments: list[str], rounds: int) -> dict[str, float]:
+    """Least wall-clock and processor seconds and the largest peak memory (MiB) of `speceval` with `arguments`."""
+    wall, processor, memory = [], [], []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "speceval", *arguments], stdout=subprocess.DEVNULL, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall.append(time.perf_counter() - begin)
+        if os.waitstatus_to_exitcode(status) not in (0, INCONCLUSIVE):
+            raise SystemExit(f"speceval {' '.join(arguments)} failed")
+        processor.append(usage.ru_utime + usage.ru_stime)
+        memory.append(usage.ru_maxrss / 1024)
+    return {"seconds": min(wall), "processor_seconds": min(processor), "peak_mib": max(memory)}
+
+
+def bench(rounds: int) -> list[dict[str, Any]]:
+    """One entry for each size and command."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in SIZES:
+            a, b = (
+                str(write_run(Path(folder) / f"{name}-{steps}", steps, name, seed))
+                for seed, name in enumerate("ab", start=1)
+            )
+            for arguments in (["show", a], ["compare", a, b], ["check", b, "--baseline", a]):
+                rows.append({"command": arguments[0], "steps": steps} | measure(arguments, rounds))
+                print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "scale.json")
+    args = parser.parse_args()
+    found = {
+        "command": "python scripts/bench_scale.py",
+        "rounds": args.rounds,
+        "conversations": CONVERSATIONS,
+        "k": K,
+        "environment": environment(),
+        "load": round(os.getloadavg()[0], 1),
+        "rows": [
+            {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in bench(args.rounds)
+        ],
+    }
+    partial = args.out.with_suffix(".part")
+    partial.write_text(json.dumps(found, indent=2) + "\n")
+    partial.replace(args.out)
+
+
+if __name__ == "__main__":
+    main()
