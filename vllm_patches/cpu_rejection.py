@@ -40,25 +40,31 @@ def rejection_sample(
     one-hot), `target_logits` [n, V] after temperature and truncation, `bonus_token_ids` [batch, 1].
     A draft d is accepted with probability min(1, p(d)/q(d)); the first rejected one is replaced by a draw from
     max(0, p - q), normalised (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1). Greedy requests accept argmaxes.
+    In synthetic mode drafts are accepted by `accept_at_rates` instead, of greedy and of sampled requests; what follows
+    a rejected one is drawn as ever.
 
-    Raises NotImplementedError for rejection methods that are not lossless.
+    Raises NotImplementedError for fly rejection.
     """
-    if synthetic_mode or any(value is not None for name, value in options.items() if name == "fly_window_size"):
-        raise NotImplementedError("synthetic and fly rejection do not exist on the CPU")
+    if any(value is not None for name, value in options.items() if name == "fly_window_size"):
+        raise NotImplementedError("fly rejection does not exist on the CPU")
     generators, counts = sampling_metadata.generators, torch.tensor(num_draft_tokens)
     drafts = draft_token_ids.long()
+    if synthetic_mode or not sampling_metadata.all_greedy:
+        uniform = generate_uniform_probs(len(drafts), num_draft_tokens, generators, target_logits.device)
     if not sampling_metadata.all_random:
         best = target_logits.argmax(-1)
         accepted = drafts == best
     if not sampling_metadata.all_greedy:
         target_probs = target_logits.softmax(-1, dtype=torch.float32)
-        uniform = generate_uniform_probs(len(drafts), num_draft_tokens, generators, target_logits.device)
         random = accept(drafts, target_probs, draft_probs, uniform)
         if sampling_metadata.all_random:
             accepted = random
         else:
             greedy = sampling_metadata.temperature == 0
             accepted = torch.where(greedy.repeat_interleave(counts), accepted, random)
+    if synthetic_mode:
+        assert synthetic_conditional_rates is not None
+        accepted = accept_at_rates(drafts, counts, synthetic_conditional_rates, uniform)
 
     columns = torch.arange(max_spec_len + 1)
     drafted = columns[:-1] < counts.unsqueeze(1)  # [batch, max_spec_len]: from one row per draft to one per request
@@ -88,6 +94,18 @@ def accept(drafts: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, unifor
     at_p = p.gather(1, chosen).squeeze(1).double()
     at_q = torch.ones_like(at_p) if q is None else q.gather(1, chosen).squeeze(1).double()
     return (drafts != PADDING) & (at_q > 0) & (at_p > uniform * at_q)
+
+
+def accept_at_rates(
+    drafts: torch.Tensor, counts: torch.Tensor, rates: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Which drafts [n] pass whatever p and q: u < rate of the draft's position in its request; padding never does.
+
+    `counts` [batch] drafts of each request, `rates` [K] of position 1 … K once it is reached, `uniform` [n]. The rule
+    of SYNTHETIC_MODE in both kernels of vllm/v1/sample/rejection_sampler.py.
+    """
+    position = torch.arange(len(drafts)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return (drafts != PADDING) & (uniform < rates[position])
 
 
 def recover(p: torch.Tensor, q: torch.Tensor | None, drafts: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

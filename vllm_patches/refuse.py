@@ -17,6 +17,10 @@ BLOCK_EXACT = Version("0.33")
 XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
 """Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
 DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
+KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
+"""Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
+given, no measurement: only `speceval selftest` sets this, for its own engines, to see whether the given rates come
+back."""
 
 
 def check(
@@ -29,19 +33,23 @@ def check(
     target_vocab: int | None = None,
     draft_vocab: int | None = None,
     draft_architectures: Sequence[str] = (),
+    known_answer: bool = False,
 ) -> str | None:
     """Why this combination is refused, in one line with the mend; None if it is not.
 
     `version` is vLLM's, `runner` "V1" or "V2", `speculative_config` as given to vLLM (unset keys mean vLLM's
     defaults), `temperature` the largest of the run, `structured_outputs` whether any request has a grammar.
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
-    `draft_architectures` is the drafter's `architectures` in its config.json.
+    `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
+    rejection, and nothing else (KNOWN_ANSWER_SWITCH).
     """
     config = dict(speculative_config)
+    method = config.get("rejection_sample_method")
+    exempt = known_answer and method == "synthetic"
     rules = (
         _version(version),
         _count(config),
-        rejection(config.get("rejection_sample_method"), version, runner) if temperature > 0 else None,
+        rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
         _grammar(runner, config) if temperature > 0 and structured_outputs else None,
         _widths(runner, config, target_vocab, draft_vocab),
@@ -49,7 +57,7 @@ def check(
     return next((reason for reason in rules if reason), None)
 
 
-def check_config(config: Any, version: str) -> str | None:
+def check_config(config: Any, version: str, known_answer: bool = False) -> str | None:
     """`check` of a resolved `vllm.config.VllmConfig`, at the highest temperature a request could ask for."""
     spec = config.speculative_config
     if spec is None:
@@ -63,6 +71,7 @@ def check_config(config: Any, version: str) -> str | None:
         target_vocab=config.model_config.get_vocab_size() if draft is not None else None,
         draft_vocab=draft.get_vocab_size() if draft is not None else None,
         draft_architectures=getattr(getattr(draft, "hf_config", None), "architectures", None) or (),
+        known_answer=known_answer,
     )
 
 

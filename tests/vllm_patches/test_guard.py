@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from vllm_patches import guard, ledger, state
+from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
 
 SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
@@ -58,6 +59,21 @@ def test_a_refused_combination_and_an_unknown_version_stop_the_engine(
     assert "the V1 runner ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
     monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
     assert "0.34.0 is not supported" in (guard.refusal(config()) or "")
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "true"])
+def test_forced_acceptance_is_refused_in_every_run_but_a_self_test(
+    fits: None, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    """Only the switch's own value opens, and only for synthetic."""
+    monkeypatch.delenv(KNOWN_ANSWER_SWITCH, raising=False)
+    if value is not None:
+        monkeypatch.setenv(KNOWN_ANSWER_SWITCH, value)
+    assert "nothing to measure" in (guard.refusal(config(rejection_sample_method="synthetic")) or "")
+    monkeypatch.setenv(KNOWN_ANSWER_SWITCH, "1")
+    assert guard.refusal(config(rejection_sample_method="synthetic")) is None
+    assert "lossy by design" in (guard.refusal(config(rejection_sample_method="fly")) or "")
+    assert "ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
 
 
 def test_the_summary_names_what_this_engine_needs_and_what_was_left_out(

@@ -69,6 +69,17 @@ def test_lossless_neighbours_are_not_refused(
     assert check(version, runner, {**SAMPLED, **changed}, **options) is None
 
 
+def test_a_known_answer_engine_may_be_synthetic_and_nothing_else_that_is_refused() -> None:
+    forced = {**SAMPLED, "rejection_sample_method": "synthetic"}
+    for version, runner in (("0.32.0+cpu", "V1"), ("0.33.0", "V2")):
+        assert "nothing to measure" in (check(version, runner, forced) or "")
+        assert check(version, runner, forced, known_answer=True) is None
+    assert "not supported" in (check("0.34.0", "V1", forced, known_answer=True) or "")
+    for method, says in (("fly", "lossy by design"), ("block", "ignores it"), ("unheard", "not known")):
+        changed = {**SAMPLED, "rejection_sample_method": method}
+        assert says in (check("0.32.0", "V1", changed, known_answer=True) or "")
+
+
 def resolved(**changed: Any) -> SimpleNamespace:
     """As much of a VllmConfig as is read."""
     width = {"target": 32000, "draft": 32000, "v2": False, **changed}
