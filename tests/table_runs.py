@@ -1,0 +1,116 @@
+"""Stored runs with chosen acceptance counts, for the tests of tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from speceval.store import RUN, SCHEMA_VERSION, STEPS, TURNS
+
+Counts = NDArray[np.int64]
+
+
+def write_run(
+    directory: Path,
+    accepted: dict[str, Counts],
+    *,
+    draft: str = "kl-eagle3",
+    target: str = "zoo",
+    k: int = 3,
+    temperature: float = 1.0,
+    drafting: str | None = None,
+    drafted: int | None = None,
+    categories: tuple[str | None, ...] = (None,),
+    turns: int = 1,
+    fingerprint: dict[str, Any] | None = None,
+    spec: dict[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Path:
+    """A finished run; accepted[suite][conversation, step] is the accepted count of each step.
+
+    Steps are dealt to the turns one after another; conversation i is of category `categories[i % len]`.
+    """
+    drafting = drafting or ("probabilistic" if temperature > 0 else "greedy")
+    steps, rows = [], []
+    for suite, counts in accepted.items():
+        for conversation, own in enumerate(counts):
+            for turn in range(1, turns + 1):
+                mine = own[turn - 1 :: turns]
+                key = {"suite": suite, "conversation": f"c{conversation}", "seed": 0, "turn": turn}
+                steps += [
+                    {**key, "step": n, "drafted": drafted or k, "accepted": int(a), "committed": int(a) + 1}
+                    for n, a in enumerate(mine, start=1)
+                ]
+                rows.append(
+                    {
+                        **key,
+                        "category": categories[conversation % len(categories)],
+                        "prompt_tokens": 1,
+                        "cached_tokens": 0,
+                        "output_tokens": int(mine.sum()) + len(mine) + 1,
+                        "finish_reason": "length",
+                        "steps": len(mine),
+                        "undrafted_steps": 0,
+                        "padded_steps": 0,
+                        "drafted": len(mine) * (drafted or k),
+                        "accepted": int(mine.sum()),
+                        "excess": 0,
+                    }
+                )
+    directory.mkdir(parents=True)
+    names = ["suite", "conversation", "seed", "turn", "step", "drafted", "accepted", "committed"]
+    pd.DataFrame(steps, columns=names).to_parquet(directory / STEPS)
+    pd.DataFrame(rows).to_parquet(directory / TURNS)
+    content = {
+        "schema": SCHEMA_VERSION,
+        "status": "complete",
+        "spec": {
+            "target": target,
+            "draft": draft,
+            "k": k,
+            "temperature": temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "drafting": drafting,
+            "suites": list(accepted),
+            "limit": None,
+            "seeds": [0],
+            "replay": None,
+            **(spec or {}),
+        },
+        "fingerprint": {
+            "target": {"name": target, "model": target, "revision": None, "weights": "a"},
+            "draft": {"name": draft, "model": target, "revision": None, "weights": draft},
+            "suites": {name: {"version": 1, "dataset": "x"} for name in accepted},
+            "prompts": "p",
+            "drafting": drafting,
+            "sampling": {"temperature": temperature, "top_p": 1.0, "top_k": 0},
+            "seeds": [0],
+            "engine": {"vllm": "0.32.0", "method": "eagle3", "k": k},
+            "patches": [],
+            **(fingerprint or {}),
+        },
+        "fingerprint_hash": "h",
+        "segments": [],
+        "problems": [],
+        **(meta or {}),
+    }
+    (directory / RUN).write_text(json.dumps(content))
+    return directory
+
+
+def constant(accepted: int, conversations: int = 4, steps: int = 5) -> Counts:
+    """Every step accepts the same number."""
+    return np.full((conversations, steps), accepted)
+
+
+def binomial(rate: float, seed: int, conversations: int = 40, steps: int = 30, k: int = 3) -> Counts:
+    """Steps that accept binomially, conversations that differ among themselves."""
+    draw = np.random.default_rng(seed)
+    rates = np.clip(rate + draw.normal(0, 0.05, (conversations, 1)), 0, 1)
+    return draw.binomial(k, np.broadcast_to(rates, (conversations, steps)))
