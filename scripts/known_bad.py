@@ -19,28 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from packaging.version import Version
 
+from speceval import plots
 from speceval.errors import UserError
 from speceval.kernels import CHECKED, REQUESTS, judge, run_kernels
+from speceval.plots.known_bad import key, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
 PAGE = ROOT / "docs" / "known_bad.md"
 PICTURE = ROOT / "docs" / "images" / "known_bad.png"
 BEGIN, END = "<!-- table: scripts/known_bad.py -->", "<!-- end of table -->"
-KERNELS = {"simt": "Triton", "compiled": "Triton", "extension": "CPU extension"}
-LINE = ["runner", "kernels", "rejection", "drafting"]
-ORDER = ["V1", "V2", "Triton", "CPU extension", "standard", "block", "probabilistic", "greedy", "padded"]
-COLOURS = "Oranges"
-"""Light to dark, so that it reads without colour vision and in print."""
-TITLE = (
-    "Does vLLM's speculative decoding sample the target at temperature > 0?   By vLLM version, model runner, rejection "
-    "and drafting method.\n"
-    "In each cell: total variation distance of one token from the target.   ✗ biased (p < {alarm})   "
-    "– no such code, or not measured   refused: not offered"
-)
-Row = dict[str, Any]
 
 
 def main() -> int:
@@ -56,17 +45,10 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 4
-    rows = read_rows()
+    rows = read_rows(RESULTS)
     write_table(rows)
-    draw(rows)
+    plots.save(plots.draw_known_bad(RESULTS).figure, PICTURE)
     return 0
-
-
-def read_rows() -> list[Row]:
-    """The stored rows; a missing number is NaN."""
-    frame = pd.read_csv(RESULTS / "kernels.csv")
-    frame["kernels"] = frame["engine"].map(KERNELS)
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def measure(sources: list[str], n: int, seed: int) -> None:
@@ -103,7 +85,7 @@ def measure(sources: list[str], n: int, seed: int) -> None:
     replace(RESULTS / "kernels.json", json.dumps(provenance, indent=1) + "\n")
 
 
-def write_table(rows: list[Row]) -> None:
+def write_table(rows: list[dict[str, Any]]) -> None:
     """Put the Markdown table between the markers of the page."""
     lines = ["| vLLM | runner | kernels | rejection | drafting | stock | TV | p | acceptance | patched | TV | p |"]
     lines.append("|---" * lines[0].count(" | ") + "|---|")
@@ -118,18 +100,13 @@ def write_table(rows: list[Row]) -> None:
     replace(PAGE, f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}")
 
 
-def key(row: Row) -> tuple[str, ...]:
-    """What a row of the matrix is about."""
-    return tuple(str(row[name]) for name in ("version", *LINE))
-
-
-def shown(row: Row) -> str:
+def shown(row: dict[str, Any]) -> str:
     """The verdict; what is wrong stands out."""
     verdict = str(row["verdict"])
     return {"biased": "**biased**", "not available": "–"}.get(verdict, verdict)
 
 
-def numbers(row: Row) -> list[str]:
+def numbers(row: dict[str, Any]) -> list[str]:
     """TV with its noise level, p-value."""
     if math.isnan(row["tv"]):
         return ["", ""]
@@ -137,68 +114,12 @@ def numbers(row: Row) -> list[str]:
     return [f"{row['tv']:.4f} ({row['noise']:.4f})", p]
 
 
-def acceptance(row: Row) -> str:
+def acceptance(row: dict[str, Any]) -> str:
     """Measured (expected)."""
     if math.isnan(row["tv"]):
         return ""
     expected = "" if math.isnan(row["expected"]) else f" ({row['expected']:.3f})"
     return f"{row['acceptance']:.3f}{expected}"
-
-
-def draw(rows: list[Row]) -> None:
-    """Heat map of the TV distance of three tokens in units of its noise: version by cell, stock beside patched."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.colors import LogNorm
-
-    versions = sorted({row["version"] for row in rows}, key=Version)
-    lines = sorted({key(row)[1:] for row in rows}, key=lambda line: [ORDER.index(name) for name in line])
-    figure, axes = pyplot.subplots(1, 2, figsize=(12.5, 5.6), sharey=True, layout="constrained")
-    for axis, state, title in zip(axes, (False, True), ("as released", "with speceval's patches"), strict=True):
-        cells = {key(row): row for row in rows if row["patched"] == state}
-        grid = [[cells.get((version, *line)) for version in versions] for line in lines]
-        ratios = [[row["tv_joint"] / row["noise_joint"] if row else math.nan for row in line] for line in grid]
-        image = axis.imshow(ratios, cmap=COLOURS, norm=LogNorm(1, 10), aspect="auto")
-        for y, line in enumerate(grid):
-            for x, row in enumerate(line):
-                weight = "bold" if row is not None and row["verdict"] == "biased" else "normal"
-                axis.text(x, y, label(row), ha="center", va="center", size=8, weight=weight, color=ink(ratios[y][x]))
-        axis.set_xticks(range(len(versions)), [version.removesuffix(".0") for version in versions])
-        axis.set_yticks(range(len(lines)), [row_title(*line) for line in lines])
-        axis.set_title(title, loc="left", fontsize=11)
-        axis.set_xlabel("vLLM")
-        axis.set_facecolor("#e4e4e4")
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.hlines([y - 0.5 for y in range(1, len(lines))], -0.5, len(versions) - 0.5, color="white", linewidth=1.5)
-        axis.vlines([x - 0.5 for x in range(1, len(versions))], -0.5, len(lines) - 0.5, color="white", linewidth=1.5)
-    bar = figure.colorbar(image, ax=axes, extend="max", shrink=0.85, ticks=[1, 2, 5, 10])
-    bar.minorticks_off()
-    bar.ax.set_yticklabels(["1", "2", "5", "10"])
-    bar.set_label("TV of three tokens ÷ its expectation for exact sampling")
-    figure.suptitle(TITLE.format(alarm=f"{judge.ALARM:.0e}".replace("e-0", "e-")), x=0.01, ha="left", fontsize=11)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
-    pyplot.close(figure)
-
-
-def row_title(runner: str, kernels: str, rejection: str, drafting: str) -> str:
-    """What a line of the picture is about."""
-    return f"{runner}{' CPU extension' if kernels == 'CPU extension' else ''}, {rejection}, {drafting}"
-
-
-def label(row: Row | None) -> str:
-    """What is written on a cell."""
-    if row is None or math.isnan(row["tv"]):
-        return "refused" if row is not None and row["verdict"] == "refused" else "–"
-    return f"{row['tv']:.3f}" + (" ✗" if row["verdict"] == "biased" else "")
-
-
-def ink(ratio: float) -> str:
-    """Readable on the cell's colour."""
-    return "#555555" if math.isnan(ratio) else "white" if ratio > 4 else "black"
 
 
 def replace(path: Path, text: str) -> None:
