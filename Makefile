@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all test lint bench clean
+.PHONY: setup demo demo-all test lint bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -24,6 +24,12 @@ lint: setup
 
 bench: setup
 	@$(RUN) scripts/bench.py
+
+results: setup
+	@$(RUN) scripts/make_results.py
+
+docs-figures: setup
+	@$(RUN) scripts/docs_numbers.py
 
 clean:
 	rm -rf .venv results/demo results/demo-all .mypy_cache .ruff_cache .pytest_cache

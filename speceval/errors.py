@@ -1,7 +1,11 @@
-"""The one exception that means "your input is wrong": the CLI prints its message as one line and exits with 4."""
+"""Exceptions that mean "your input is wrong": the CLI prints the message as one line and exits with 4, or 3."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where, and the mend, in one line."""
+
+
+class NotComparable(UserError):
+    """Runs whose protocols differ in more than what is compared; the message names the fields. Exit code 3."""

@@ -17,7 +17,7 @@ import pandas as pd
 
 import vllm_patches
 import vllm_patches.refuse
-from speceval import acceptance, catalog, runner, suites
+from speceval import acceptance, catalog, rao_blackwell, replay, runner, suites, until
 from speceval.display import Watch
 from speceval.engines import Engine
 from speceval.engines.offline import OfflineEngine, require_vllm
@@ -45,6 +45,10 @@ ZOO_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "
 """The zoo's models are too small for a second thread: threads that wait for each other cost more than they bring."""
 
 
+FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is what was put in, no measurement"
+"""Problem of every run with forced rates: whatever shows a run shows it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A run that has been asked for and found possible, before any engine has started."""
@@ -54,6 +58,12 @@ class Job:
     draft: catalog.Draft
     suites: list[Suite]
     directory: Path
+    texts: runner.Texts | None = None
+    """What the target is made to answer, when a run is replayed."""
+    forced: tuple[float, ...] | None = None
+    """Unconditional acceptance rate of positions 1 … K that the engine is made to have: `speceval selftest`."""
+    against: StoredRun | None = None
+    """The run whose difference `--until` is about."""
 
 
 def prepare(
@@ -68,12 +78,16 @@ def prepare(
     out: Path | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     engine_args: dict[str, Any] | None = None,
+    texts: runner.Texts | None = None,
+    against: Path | None = None,
     **fields: Any,
 ) -> Job:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
-    `fields` are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>`.
+    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `fields`
+    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>`.
     """
+    fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft)
     assert pair.draft is not None
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
@@ -92,7 +106,9 @@ def prepare(
     loaded = [suites.load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
     if len({suite.name for suite in loaded}) < len(loaded):
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
-    return Job(spec, pair.target, pair.draft, loaded, out or Path("results") / spec.name)
+    if reference is not None:
+        loaded = until.restrict(loaded, reference)
+    return Job(spec, pair.target, pair.draft, loaded, out or Path("results") / spec.name, texts, against=reference)
 
 
 def _choose_k(draft: catalog.Draft, k: int | None) -> int:
@@ -105,7 +121,7 @@ def _choose_k(draft: catalog.Draft, k: int | None) -> int:
 
 def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
-    if spec.temperature > 0 and (reason := vllm_patches.refuse.rejection(spec.rejection)):
+    if reason := vllm_patches.refuse.rejection(spec.rejection):
         raise UserError(f"--rejection {spec.rejection}: {reason}")
     deterministic = method in DETERMINISTIC_METHODS
     if deterministic != (spec.drafting == "deterministic"):
@@ -139,13 +155,22 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         meta = _open_meta(store, job, engine, template)
         engine.warm_up()
         progress, before = _progress(job, store), set(store.done)
+        goal = until.goal(job.spec, job.suites, job.against)
+        looks = None if goal is None else until.Looks(goal, store)
+        ahead = runner.QUEUE_AHEAD if looks is None else until.AHEAD
         with watch(progress, job.spec) as changed:
-            segment = runner.measure(engine, job.spec, job.suites, template, store, progress, changed)
+            segment = runner.measure(
+                engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks
+            )
         meta["segments"].append(segment.as_json())
         meta["problems"] += _check_books(store, job.spec, before, segment)
+        if job.forced is not None:
+            meta["problems"].append(FORCED)
         meta["status"] = "inconsistent" if meta["problems"] else "complete"
         meta["finished"] = _now()
-        store.finish(meta)
+        if goal is not None:
+            meta["stopping"] = until.report(goal, *store.frames())
+        store.finish(meta, None if goal is None else until.counted(goal, meta["stopping"]))
     return read_run(job.directory)
 
 
@@ -157,24 +182,29 @@ def fetch(job: Job) -> Job:
     return replace(job, target=pair.target, draft=pair.draft)
 
 
-def start_engine(job: Job) -> OfflineEngine:
-    """The vLLM engine that `job` asks for; its checkpoints must have been fetched."""
+def start_engine(job: Job, alone: bool = False) -> OfflineEngine:
+    """The vLLM engine that `job` asks for, or one of its target alone; its checkpoints must have been fetched."""
     spec = job.spec
     if job.target.source == "zoo":
         for name, value in ZOO_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     os.environ[TRUNCATION_SWITCH] = str(int(spec.draft_truncation))
     arguments = drafter_arguments(job.draft, spec)
+    if job.forced is not None:
+        arguments["speculative_config"]["synthetic_acceptance_rates"] = list(job.forced)
     return OfflineEngine(
         model=job.target.model,
         revision=job.target.revision,
-        speculative=arguments["speculative_config"],
+        speculative=None if alone else arguments["speculative_config"],
         additional=arguments.get("additional_config"),
         batch=spec.batch,
         seed=spec.seeds[0],
         prefix_caching=spec.prefix_caching,
         trust_remote_code=spec.trust_remote_code,
         engine_args=spec.engine_args,
+        # Other rejection methods do not accept with probability r_j.
+        record=spec.record and spec.temperature > 0 and spec.rejection == "standard" and not alone,
+        replay=job.texts is not None and not alone,
     )
 
 
@@ -238,6 +268,8 @@ def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
 def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
     """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
     fingerprint = make_fingerprint(job, engine, template)
+    if job.against is not None:
+        until.check_against(job.against, fingerprint)
     meta = store.read_meta()
     if meta is not None:
         differences = fingerprint_differences(meta["fingerprint"], fingerprint)
@@ -289,6 +321,7 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> dic
         "limit": spec.limit,
         "shuffle_seed": spec.shuffle_seed,
         "engine": engine.facts(),
+        "replay": spec.replay,
         "patches": sorted({status.id for status in engine.patches() if status.state == "active"}),
     }
 
@@ -322,6 +355,15 @@ def _check_books(store: Store, spec: RunSpec, before: set[Key], segment: runner.
     counters = segment.counters
     problems = acceptance.reconcile(steps, turns)
     problems += acceptance.check_counters(measured, asdict(counters.without_padding(padded, spec.k)))
+    for suite, rows in steps.groupby("suite", sort=False):
+        found = rao_blackwell.agreement(rows)
+        if found["agrees"] is False:
+            problems.append(
+                f"{suite}: accepted tokens are not what p and q say (z = {found['z']:+.1f}, {found['steps']} steps): "
+                "the engine does not accept as it should, or p and q are not what it drew from"
+            )
+    if spec.replay is not None and (lost := replay.unrecorded(steps)):
+        problems.append(f"{lost} replayed steps have no drafts or no record: the expectations are wrong")
     if counters.steps_padded > padded:
         unknown = counters.steps_padded - padded
         problems.append(

@@ -44,8 +44,12 @@ class RunSpec(BaseModel):
     shuffle_seed: int | None = None
     max_tokens: int | None = Field(default=None, ge=1, description="of one turn; None = the suite's own")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    until: float | None = Field(default=None, gt=0, lt=1, description="relative half-width that ends the run")
+    against: str | None = Field(default=None, description="the run that `until` is held against")
     batch: int = Field(default=32, ge=1, description="requests that the engine runs at once")
     prefix_caching: bool = False
+    replay: str | None = Field(default=None, description="hash of the texts that the target is made to answer")
+    record: bool = Field(default=True, description="keep r and alpha of every sampled draft")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     engine_args: dict[str, Any] = Field(default_factory=dict)
     trust_remote_code: bool = False

@@ -7,15 +7,18 @@ conversation as soon as there is room, so that the batch stays full. A finished 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speceval import chat
 from speceval.engines import Counters, Engine, Finished, Sampling
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import Key, Store
+from speceval.store import RECORDED_COLUMNS, Key, Store, pack
 from speceval.suites import Conversation, Suite
+
+if TYPE_CHECKING:
+    from speceval.until import Looks
 
 QUEUE_AHEAD = 2
 """Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
@@ -27,6 +30,10 @@ class Template:
 
     kwargs: dict[str, Any]
     answer_marker: str | None
+
+
+Texts = Mapping[tuple[str, str, int, int], tuple[int, ...]]
+"""Token ids of (suite, conversation, seed, turn): the texts of a run that is replayed."""
 
 
 @dataclass
@@ -78,11 +85,17 @@ class _Live:
     def over(self) -> bool:
         return self.skipped is not None or len(self.turns) == len(self.conversation.turns)
 
-    def submit(self, engine: Engine, spec: RunSpec, template: Template) -> None:
+    def submit(self, engine: Engine, spec: RunSpec, template: Template, texts: Texts | None) -> None:
         """Submit the next turn, or mark the conversation as skipped when the engine cannot measure it."""
         self.messages.append({"role": "user", "content": self.conversation.turns[self.turn - 1]})
         prompt = chat.render(engine.tokenizer, self.messages, template.kwargs)
-        max_tokens = spec.max_tokens or self.suite.max_tokens
+        max_tokens, text = spec.max_tokens or self.suite.max_tokens, None
+        if texts is not None:
+            text = texts.get((*self.key, self.turn))
+            if text is None:
+                self.skipped = f"turn {self.turn} is not in the run that is replayed"
+                return
+            max_tokens = len(text)
         if len(prompt) < 2:
             # vLLM pads the first step of such a prompt with drafts that nobody made.
             self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least 2 are needed"
@@ -99,14 +112,16 @@ class _Live:
         if spec.temperature > 0:
             seed = request_seed(self.seed, self.suite.name, self.conversation.id, self.turn)
         self._prompt_tokens = len(prompt)
-        engine.submit(self.request_id, prompt, Sampling(spec.temperature, spec.top_p, spec.top_k, max_tokens, seed))
+        engine.submit(
+            self.request_id, prompt, Sampling(spec.temperature, spec.top_p, spec.top_k, max_tokens, seed, text)
+        )
 
     @property
     def request_id(self) -> str:
         return "\x1f".join((self.suite.name, self.conversation.id, str(self.seed)))
 
-    def receive(self, result: Finished, tokenizer: Any, answer_marker: str | None) -> None:
-        """Take a finished turn; its visible answer becomes part of the conversation."""
+    def receive(self, result: Finished, tokenizer: Any, answer_marker: str | None, kind: str) -> None:
+        """Take a finished turn; its visible answer becomes part of the conversation. `kind`: of what is recorded."""
         answer = chat.visible_answer(tokenizer, result.token_ids, answer_marker)
         self.turns.append(
             {
@@ -120,6 +135,7 @@ class _Live:
                 "finish_reason": result.finish_reason,
                 "stop_reason": result.stop_reason,
                 "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],
+                **_packed(result, kind),
             }
         )
         self.messages.append({"role": "assistant", "content": answer})
@@ -136,10 +152,22 @@ class _Live:
         return {**line, "skipped": self.skipped} if self.skipped else line
 
 
-def plan(suites: Iterable[Suite], seeds: Iterable[int]) -> list[tuple[Suite, Conversation, int]]:
-    """Every conversation of the run, in order: seed by seed, suite by suite."""
+def _packed(result: Finished, kind: str) -> dict[str, str]:
+    """What was recorded of a turn, for its line in the journal."""
+    if result.recorded is None:
+        return {}
+    return {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+
+
+def plan(
+    suites: Iterable[Suite], seeds: Iterable[int], by_conversation: bool = False
+) -> list[tuple[Suite, Conversation, int]]:
+    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together."""
     seeds, suites = tuple(seeds), tuple(suites)
-    return [(suite, conversation, seed) for seed in seeds for suite in suites for conversation in suite.conversations]
+    conversations = [(suite, conversation) for suite in suites for conversation in suite.conversations]
+    if by_conversation:
+        return [(*conversation, seed) for conversation in conversations for seed in seeds]
+    return [(*conversation, seed) for seed in seeds for conversation in conversations]
 
 
 def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) -> str:
@@ -161,36 +189,50 @@ def measure(
     store: Store,
     progress: Progress,
     changed: Callable[[], None],
+    texts: Texts | None = None,
+    ahead: int = QUEUE_AHEAD,
+    looks: Looks | None = None,
 ) -> Segment:
     """Generate every conversation that the store does not hold yet and append each as it finishes.
 
+    `texts`: what the target is made to answer, in place of sampling; `ahead`: conversations kept in flight for each
+    request that the engine runs at once; `looks`: closes suites that are known well enough.
     Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
     """
-    due = [_Live(*item) for item in plan(suites, spec.seeds)]
+    due = [_Live(*item) for item in plan(suites, spec.seeds, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
     active: dict[str, _Live] = {}
     before, start, tokens = engine.counters(), time.perf_counter(), 0
-    count = len(pending)
+    done = progress.done
+
+    def closed(live: _Live) -> bool:
+        return looks is not None and live.suite.name in looks.closed
 
     def settle(live: _Live) -> None:
         store.append(live.record())
         rows = [step for turn in live.turns for step in turn["steps"] if step[0]]
         progress.accepted_by_conversation[live.key] = (sum(accepted for _, accepted, _ in rows), len(rows))
         progress.done += 1
+        if looks is not None:
+            looks.finished(live.suite.name)
 
     def advance(live: _Live) -> None:
-        if not live.over:
-            live.submit(engine, spec, template)
-        if live.over:
+        if not live.over and not closed(live):
+            live.submit(engine, spec, template, texts)
+        if live.over or closed(live):
             active.pop(live.request_id, None)
             settle(live)
         else:
             active[live.request_id] = live
 
     while pending or active:
-        while pending and len(active) < QUEUE_AHEAD * spec.batch:
-            advance(pending.pop())
+        while pending and len(active) < ahead * spec.batch:
+            live = pending.pop()
+            if closed(live):
+                progress.conversations -= 1
+            else:
+                advance(live)
         if not active:
             continue
         committed, finished = engine.step()
@@ -198,7 +240,7 @@ def measure(
         progress.tokens += committed
         for result in finished:
             live = active[result.request_id]
-            live.receive(result, engine.tokenizer, template.answer_marker)
+            live.receive(result, engine.tokenizer, template.answer_marker, "recorded" if texts is None else "kept")
             advance(live)
         changed()
-    return Segment(count, tokens, time.perf_counter() - start, engine.counters().minus(before))
+    return Segment(progress.done - done, tokens, time.perf_counter() - start, engine.counters().minus(before))

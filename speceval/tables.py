@@ -9,16 +9,21 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from speceval import acceptance
+from speceval import acceptance, replay, speedup, until
 from speceval.store import StoredRun
 
 TAUS = {
     "tau": "tau",
+    "tau_rb": "tau Rao–Blackwell",
     "tau_committed": "tau committed",
     "tau_paper": "tau paper",
     "tau_request_mean": "tau request mean",
 }
 """Acceptance lengths by column name, with the label under which people read them."""
+
+
+LOPSIDED = 0.1
+"""An interval is shown by its bounds when its middle is off the value by more than this share of its half."""
 
 
 def run_json(run: StoredRun) -> dict[str, Any]:
@@ -34,37 +39,74 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "drafting": spec["drafting"],
         "seeds": spec["seeds"],
         "fingerprint": run.meta["fingerprint_hash"],
+        "forced": spec["rejection"] == "synthetic",
         "problems": run.meta["problems"],
+        "stopping": run.meta.get("stopping"),
         "suites": {name: suite_summary(run, name) for name in run.suites},
+        "speedup": speedup.summarise(run.meta["speedup"]) if "speedup" in run.meta else {},
     }
 
 
 def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
     """`acceptance.summarise` of one suite of a run."""
-    return acceptance.summarise(
-        run.steps[run.steps["suite"] == suite], run.turns[run.turns["suite"] == suite], run.meta["spec"]["k"]
+    summarise = replay.summarise if replay.is_replay(run) else acceptance.summarise
+    return summarise(
+        run.steps[run.steps["suite"] == suite],
+        run.turns[run.turns["suite"] == suite],
+        run.meta["spec"]["k"],
+        until.confidence(run.meta, suite),
     )
 
 
 def run_tables(run: StoredRun) -> RenderableType:
     """What `speceval show` prints: lengths, positions, and what a reader must know to trust them."""
     shown = run_json(run)
+    if replay.is_replay(run):
+        return _replay_tables(run, shown)
     suites = shown["suites"]
     table = Table("")
     for name in suites:
         table.add_column(Text(name), justify="right")
     for tau, label in TAUS.items():
+        if tau == "tau_rb" and all(suite[tau]["value"] is None for suite in suites.values()):
+            continue  # nothing was recorded
         table.add_row(label, *(plus_minus(suite[tau]) for suite in suites.values()))
     table.add_section()
     for index in range(shown["k"]):
         rates = (rate_cell(suite["positions"][index]) for suite in suites.values())
         table.add_row(f"position {index + 1}", *rates)
+    for batch in dict.fromkeys(batch for timed in shown["speedup"].values() for batch in timed):
+        cells = (shown["speedup"].get(name, {}).get(batch) for name in suites)
+        table.add_row(f"speed-up, batch {batch}", *(plus_minus(cell, 2) if cell else "n/a" for cell in cells))
     table.add_section()
     samples = f" x {len(shown['seeds'])}" if len(shown["seeds"]) > 1 else ""
     table.add_row("conversations", *(f"{suite['conversations']}{samples}" for suite in suites.values()))
     table.add_row("steps", *(f"{suite['steps']:,}" for suite in suites.values()))
     table.add_row("tokens", *(f"{suite['committed']:,}" for suite in suites.values()))
     return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in _notes(run, shown)))
+
+
+def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
+    """The same for a replay, which has no counts: everything in it is an expectation along the given texts."""
+    table = Table("")
+    for name in shown["suites"]:
+        table.add_column(Text(name), justify="right")
+    suites = shown["suites"].values()
+    table.add_row("tau committed", *(plus_minus(suite["tau_committed"]) for suite in suites))
+    for index in range(shown["k"]):
+        rates = (suite["positions"][index]["unconditional"] for suite in suites)
+        table.add_row(f"position {index + 1}", *("n/a" if rate is None else f"{rate:.3f}" for rate in rates))
+    table.add_row("conversations", *(f"{suite['conversations']}" for suite in suites))
+    table.add_row("tokens of the texts", *(f"{suite['text_tokens']:,}" for suite in suites))
+    notes = [
+        "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
+        "drafts within the text) with other replays only.",
+        "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
+        *_fallbacks(run.meta["segments"]),
+        *(f"PROBLEM: {problem}" for problem in shown["problems"]),
+        f"run: {escape(str(run.directory))}",
+    ]
+    return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in notes))
 
 
 def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
@@ -75,7 +117,7 @@ def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
         return f"{interval['value']:.{digits}f}"
     value, low, high = (interval[name] for name in ("value", "low", "high"))
     half = (high - low) / 2
-    if abs(low + half - value) > 0.5 * 10**-digits:
+    if abs(low + half - value) > max(0.5 * 10**-digits, LOPSIDED * half):
         return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
@@ -90,8 +132,10 @@ def rate_cell(position: dict[str, Any]) -> str:
 def _title(shown: dict[str, Any]) -> str:
     drafting = f"{shown['drafting']} drafting"
     unfinished = " · UNFINISHED" if shown["status"] == "running" else ""
+    forced = " · FORCED ACCEPTANCE, NO MEASUREMENT" if shown["forced"] else ""
     return (
         f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{unfinished}"
+        f"{forced}"
     )
 
 
@@ -109,10 +153,44 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
         if suite["excess"]:
             parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
         notes.append(f"{name}: {'; '.join(parts)}.")
+    if shown["speedup"]:
+        notes.append(
+            "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
+            "a block of conversations."
+        )
+    recorded = {name: suite["agreement"] for name, suite in shown["suites"].items() if suite["agreement"]["steps"]}
+    notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]
+    notes += _variance(shown["suites"])
+    notes += until.notes(run.meta)
     notes += _warnings(shown["suites"]) + _skipped(run.meta.get("skipped", [])) + _fallbacks(run.meta["segments"])
     notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
+
+
+def _agreement(suite: str, found: dict[str, Any], steps: int) -> str:
+    """Whether counting and Rao-Blackwell tell the same."""
+    if found["z"] is None:
+        return f"{suite}: {found['steps']} steps have a record of p and q: too few to hold against the counts."
+    word = "agree" if found["agrees"] else "DISAGREE: the engine or the recorder is wrong"
+    return (
+        f"{suite}: counts and Rao–Blackwell {word} (z = {found['z']:+.1f}, from the {found['steps']:,} of {steps:,} "
+        "steps whose p and q were recorded)."
+    )
+
+
+def _variance(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """What more seeds could still do, for suites that have several."""
+    lines = []
+    for name, suite in suites.items():
+        if found := suite.get("variance"):
+            share = found["cluster_share"]
+            lines.append(
+                f"{name}: of the variance of tau's estimate {100 * share:.0f} % is between prompts, the rest sampling "
+                f"(standard error {found['se']:.3f}, for new seeds of these prompts {found['se_samples']:.3f}): more "
+                f"seeds can narrow the interval by {100 * (1 - share**0.5):.0f} % at most."
+            )
+    return lines
 
 
 def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:

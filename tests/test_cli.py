@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from speceval import catalog, cli, launch
+from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 
@@ -240,15 +241,15 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
 
 
 def test_seed_lists_and_ranges() -> None:
-    assert cli._seeds("0,2,5-7") == (0, 2, 5, 6, 7)
+    assert options.seeds("0,2,5-7") == (0, 2, 5, 6, 7)
     with pytest.raises(UserError):
-        cli._seeds("a")
+        options.seeds("a")
 
 
 def test_key_value_pairs_are_read_as_yaml() -> None:
     pairs = ["dtype=float32", "max-model-len=512", "enforce_eager=true", "a={b: 1}"]
     expected = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "a": {"b": 1}}
-    assert cli._pairs(pairs, "--engine-arg") == expected
+    assert options.pairs(pairs, "--engine-arg") == expected
 
 
 @pytest.mark.parametrize("what", ["targets", "drafters", "suites", "patches", "runs"])

@@ -1,5 +1,6 @@
 """What is compared between the question and the engine, and how a drafter is named to vLLM."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +82,23 @@ def test_another_rejection_method_is_passed_on(version: pytest.MonkeyPatch) -> N
 def test_a_rejection_method_that_is_not_lossless_is_refused_before_anything_starts(method: str) -> None:
     with pytest.raises(UserError, match=f"--rejection {method}: .*not lossless|lossy by design"):
         launch.prepare(target="zoo", draft="lk-eagle3", temperature=1, suite_names=["demo"], k=3, rejection=method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "records"),
+    [
+        ({}, True),
+        ({"record": False}, False),
+        ({"temperature": 0, "drafting": "greedy"}, False),
+        ({"rejection": "block"}, False),
+    ],
+)
+def test_r_and_alpha_are_recorded_where_drafts_are_accepted_by_them(
+    version: pytest.MonkeyPatch, changes: dict[str, Any], records: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    version.setattr(launch, "OfflineEngine", lambda **arguments: asked.update(arguments))
+    version.setenv(launch.TRUNCATION_SWITCH, "1")
+    target = catalog.Target(name="t", source="hub", model="a/t")  # type: ignore[call-arg]
+    launch.start_engine(launch.Job(SPEC.model_copy(update=changes), target, draft("eagle3"), [], Path("run")))
+    assert asked["record"] is records

@@ -41,7 +41,8 @@ def test_every_field_moves_the_identity() -> None:
         "target": "u", "draft": "e", "k": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 8, "drafting": "greedy",
         "suites": ("gsm8k",), "limit": 3, "shuffle_seed": 1, "max_tokens": 7, "seeds": (0, 1), "batch": 2,
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
-        "draft_truncation": False, "rejection": "block",
+        "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
+        "against": "run:0123",
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}

@@ -1,0 +1,88 @@
+"""`speceval check` and `speceval baseline`: the regression gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speceval.commands import options
+from speceval.errors import UserError
+
+LARGEST_MARGIN = 0.5
+
+
+def check(
+    run: options.RunDirectory,
+    baseline: Annotated[Path, typer.Option(help="Run, or file of `speceval baseline`, to compare with.")],
+    margin: Annotated[str, typer.Option(help="Largest loss of tau that passes: 2% or 0.02.")] = "2%",
+    position_margin: Annotated[
+        str | None,
+        typer.Option(help="Largest loss of a position's rate [default: what costs the margin of tau by itself]."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Field of the protocol that may differ; may be repeated.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary to this file.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a run against a baseline: has the drafter lost more acceptance than the margin?
+
+    Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
+    """
+    import json
+
+    from speceval import baseline as baselines
+    from speceval import gate, gate_reports
+    from speceval.comparison import require_comparable
+
+    share = _share(margin, "--margin")
+    position_share = None if position_margin is None else _share(position_margin, "--position-margin")
+    base, new = baselines.load(baseline), baselines.load(run)
+    allowed = require_comparable([base.meta, new.meta], allow or (), ignore=("seeds",))
+    report = gate_reports.Report(gate.check(base.counts(), new.counts(), share, position_share), base, new, allowed)
+    for path, content in (
+        (junit, gate_reports.junit(report)),
+        (markdown, gate_reports.markdown(report).encode()),
+    ):
+        if path is not None:
+            baselines.replace(path, content)
+    if as_json:
+        print(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        options.output().print(gate_reports.terminal(report))
+    raise typer.Exit(report.check.exit_code)
+
+
+def baseline(
+    run: options.RunDirectory,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; compressed if it ends in .gz.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
+    import json
+
+    from speceval import baseline as baselines
+    from speceval.store import read_run
+
+    written = baselines.Baseline.of(read_run(run))
+    size = baselines.write(written, output)
+    if as_json:
+        shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        print(json.dumps(shown, ensure_ascii=False))
+    else:
+        options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
+
+
+def _share(text: str, flag: str) -> float:
+    """ "2%" or "0.02" as 0.02. Raises `UserError`, also for what is no sane margin."""
+    number = text.strip()
+    try:
+        share = float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        raise UserError(f"{flag} {text}: not a share: write it as 2% or 0.02") from None
+    if not 0 < share <= LARGEST_MARGIN:
+        raise UserError(f"{flag} {text}: not above 0 and at most {LARGEST_MARGIN:.0%}: write 2 % as 2% or 0.02")
+    return share

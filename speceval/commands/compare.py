@@ -1,0 +1,37 @@
+"""`speceval compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speceval.commands import options
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs; the first is the baseline.")
+    ],
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Field of the protocol that may differ; may be repeated.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare runs with the first one, paired by conversation and seed.
+
+    Runs whose protocols differ in more than the drafter are refused with exit code 3.
+    """
+    from speceval.comparison import compare_runs
+    from speceval.store import read_run
+
+    found = compare_runs([read_run(run) for run in runs], allow or ())
+    if as_json:
+        import json
+
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    else:
+        from speceval.comparison_tables import comparison_tables
+
+        options.output().print(comparison_tables(found))

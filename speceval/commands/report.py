@@ -1,0 +1,30 @@
+"""`speceval report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs; the others are held against the first.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="The verify.json that speaks for the runs [default: looked for in results/verify]."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Field of the fingerprint that may differ; may be repeated.")
+    ] = None,
+) -> None:
+    """Write one self-contained page about runs: verdict, tables, figures, audits, coloured outputs, protocol."""
+    from speceval.errors import UserError
+    from speceval.report import write
+    from speceval.store import read_run
+
+    if out.is_dir():
+        raise UserError(f"--out {out}: a directory: name the page, such as {out / 'report.html'}")
+    size = write([read_run(run) for run in runs], out, verify, allow or ())
+    print(f"{out}: {size / 1e6:.1f} MB" if size > 1e6 else f"{out}: {size / 1e3:.0f} kB")

@@ -1,0 +1,44 @@
+"""`speceval show` and `speceval ls`: what is there already."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speceval.commands import options
+from speceval.commands.run import print_run
+
+
+class Listing(StrEnum):
+    """What `speceval ls` can list."""
+
+    targets = "targets"
+    drafters = "drafters"
+    suites = "suites"
+    patches = "patches"
+    runs = "runs"
+
+
+def show(
+    run: options.RunDirectory,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print a stored run again, finished or not."""
+    from speceval.store import read_run
+
+    print_run(read_run(run), as_json)
+
+
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("results"),
+) -> None:
+    """List the catalog, the suites, the vLLM patches or the stored runs."""
+    from speceval import listings
+
+    options.output().print(
+        getattr(listings, what.value)(root) if what is Listing.runs else getattr(listings, what.value)()
+    )

@@ -1,0 +1,44 @@
+"""Speed-up from a run's timings (`speceval.timing`): pure functions on plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speceval.errors import NotComparable
+from speceval.statistics import paired_ratio_difference
+
+
+def summarise(found: dict[str, Any], confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
+    """Speed-up by suite and batch size of `timing.measure`: {value, low, high, blocks, tokens per second}."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for suite in dict.fromkeys(timing["suite"] for timing in found["timings"]):
+        for batch in found["batches"]:
+            mine = [t for t in found["timings"] if (t["suite"], t["batch"]) == (suite, batch)]
+            columns = {
+                name: [timing[name] for timing in mine] for name in mine[0] if name.endswith(("seconds", "tokens"))
+            }
+            relative = paired_ratio_difference(
+                columns["alone_tokens"],
+                columns["alone_seconds"],
+                columns["drafted_tokens"],
+                columns["drafted_seconds"],
+                confidence,
+            ).relative_percent
+            interval = {
+                name: None if x is None else 1 + x / 100 for name, x in relative.as_dict().items() if name != "se"
+            }
+            rates = {
+                f"{name}_tokens_per_second": sum(columns[f"{name}_tokens"]) / sum(columns[f"{name}_seconds"])
+                for name in ("drafted", "alone")
+            }
+            table.setdefault(suite, {})[str(batch)] = {**interval, "blocks": len(mine), **rates}
+    return table
+
+
+def require_same_machine(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Raises `NotComparable` when two results of `timing.measure` come from different machines."""
+    if a["machine"] != b["machine"]:
+        differing = [name for name in a["machine"] if a["machine"][name] != b["machine"].get(name)]
+        raise NotComparable(
+            f"the speed-ups were timed on different machines ({', '.join(differing)} differ): time both on one"
+        )
