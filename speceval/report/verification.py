@@ -1,0 +1,75 @@
+"""Which `speceval verify` result speaks for a run: the one of the same models, sampling and engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from speceval.errors import UserError
+from speceval.store import StoredRun
+
+ROOT = Path("results/verify")
+"""Where `speceval verify` leaves its results."""
+
+REQUEST = ("target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "draft_truncation", "rejection")
+ENGINE = ("vllm", "device", "runner", "method", "dtype", "quantization", "tensor_parallel", "prefix_caching")
+"""What must agree for a verification to hold for a run."""
+
+
+def find(run: StoredRun, root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
+    """The newest verification below `root` that holds for the run, with its file; None if there is none."""
+    files = sorted(root.glob("**/verify.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files:
+        try:
+            found = read(path)
+        except UserError:
+            continue  # a damaged result of another engine is no reason to stop
+        if not mismatches(run, found):
+            return path, found
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A verify.json. Raises `UserError` when it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: `speceval verify` writes verify.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError):
+        raise UserError(f"{path}: not a verify.json: `speceval verify` writes one") from None
+    if not isinstance(found, dict) or not {"verdict", "line", "settings", "engine"} <= found.keys():
+        raise UserError(f"{path}: not a verify.json: it has no verdict, line, settings and engine")
+    return found
+
+
+def mismatches(run: StoredRun, verification: dict[str, Any]) -> list[str]:
+    """What was verified otherwise than it was run, one line each."""
+    pairs = [(name, run.meta["spec"], verification["settings"]) for name in REQUEST]
+    pairs += [(name, run.meta["fingerprint"]["engine"], verification["engine"]) for name in ENGINE]
+    found = [
+        f"{name}: run {ours.get(name)!r}, verified {theirs.get(name)!r}"
+        for name, ours, theirs in pairs
+        if ours.get(name) != theirs.get(name)
+    ]
+    # A run is refused where a patch that it needs is missing, a verification is not.
+    missing = verification.get("missing", [])
+    return found + ([f"patches: missing when verified were {', '.join(map(str, missing))}"] if missing else [])
+
+
+def command(run: StoredRun) -> str:
+    """The command line that verifies the engine of a run."""
+    spec = run.meta["spec"]
+    parts = ["speceval verify", f"--target {spec['target']}", f"--draft {spec['draft']}"]
+    parts += [f"--temp {spec['temperature']:g}", f"--k {spec['k']}"]
+    if spec["top_k"]:
+        parts.append(f"--top-k {spec['top_k']}")
+    if spec["top_p"] < 1:
+        parts.append(f"--top-p {spec['top_p']:g}")
+    if spec["drafting"] != "deterministic":
+        parts.append(f"--drafting {spec['drafting']}")
+    if not spec["draft_truncation"]:
+        parts.append("--no-draft-truncation")
+    if spec["rejection"] != "standard":
+        parts.append(f"--rejection {spec['rejection']}")
+    return " ".join(parts)
