@@ -15,7 +15,7 @@ demo-all: setup
 	@$(RUN) -m speceval demo --all
 
 test: setup lint
-	@$(RUN) -m pytest -m "not gpu"
+	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 lint: setup
 	@$(RUN) -m ruff format --check .
@@ -30,6 +30,7 @@ results: setup
 
 docs-figures: setup
 	@$(RUN) scripts/docs_numbers.py
+	@$(RUN) scripts/notebooks.py
 
 clean:
 	rm -rf .venv results/demo results/demo-all .mypy_cache .ruff_cache .pytest_cache

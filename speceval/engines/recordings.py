@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
@@ -32,11 +33,11 @@ class Recordings:
     def pop(self, name: str, drafted: list[int], k: int) -> NDArray[np.float32] | None:
         """r and alpha [len(drafted), 2, k] of a finished request whose verify steps drafted these counts.
 
-        Steps whose drafts nobody made (NaN throughout) are left out, and steps after the last: under async scheduling
+        Steps whose drafts nobody made (NaN first) are left out, and steps after the last: under async scheduling
         vLLM may start one more before it knows that the request is done. None when the record is not of those steps,
         or holds nothing.
         """
-        steps = [step for step in self._steps.pop(name, []) if not np.isnan(step[1][0]).all()][: len(drafted)]
+        steps = [step for step in self._steps.pop(name, []) if not math.isnan(step[1][0, 0])][: len(drafted)]
         if not steps or [count for count, _ in steps] != drafted:
             return None
         found = np.full((len(steps), 2, k), np.nan, np.float32)
