@@ -67,7 +67,7 @@ def tau_paper(steps: pd.DataFrame, k: int) -> float | None:
 
 
 def tau_committed(steps: pd.DataFrame) -> float | None:
-    """Committed tokens of drafted steps per drafted step, as in DeepSpec. None without drafted steps."""
+    """Committed tokens of drafted steps per drafted step. None without drafted steps."""
     rows = drafted_steps(steps)
     return _divide(rows["committed"].sum(), len(rows))
 

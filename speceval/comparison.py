@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from speceval import acceptance, replay
+from speceval import acceptance, replay, speedup
 from speceval.errors import NotComparable, UserError
 from speceval.protocol import flatten
 from speceval.statistics import cluster_warnings, holm
@@ -86,8 +86,8 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
 
     `runs`: what each is (number from 1, drafter, drafting mode …); `comparisons`: per common suite and run, `suite`,
     `run` (its number) and `acceptance.compare`'s values, with `p_adjusted`, Holm's over all of them; `tau_rb` has its
-    own, over all Rao-Blackwell estimates; `allowed`: the lines of `require_comparable`. Raises as that does, and
-    `UserError` for a single run.
+    own, over all Rao-Blackwell estimates; `speedups` per run; `allowed`: the lines of `require_comparable`. Raises as
+    that does, and `UserError` for a single run.
     """
     if len(runs) < 2:
         raise UserError("compare: one run is nothing to compare: name a baseline and at least one other run")
@@ -105,7 +105,22 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
         "allowed": allowed,
         "confidence": confidence,
         "comparisons": compared,
+        "speedups": [
+            {"run": number} | _compare_speedups(runs[0], run, confidence)
+            for number, run in enumerate(runs[1:], start=2)
+        ],
     }
+
+
+def _compare_speedups(a: StoredRun, b: StoredRun, confidence: float) -> dict[str, Any]:
+    """`rows` of `speedup.compare`, none where not both were timed; `refused`: why they do not compare, or None."""
+    timed_a, timed_b = (run.meta.get("speedup") for run in (a, b))
+    if not timed_a or not timed_b:
+        return {"rows": [], "refused": None}
+    try:
+        return {"rows": speedup.compare(timed_a, timed_b, confidence), "refused": None}
+    except NotComparable as error:
+        return {"rows": [], "refused": str(error)}
 
 
 def _facts(number: int, run: StoredRun) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
         notes.append(
             f"DRAFTING MODES DIFFER ({each}): sampled and greedy drafts are accepted with different quantities."
         )
+    for compared_speed in found["speedups"]:
+        notes += _speedup_notes(compared_speed)
     notes += [f"ALLOWED TO DIFFER: {line}" for line in found["allowed"]]
     warned: dict[str, list[str]] = {}
     for row in compared:
@@ -120,6 +122,15 @@ def _notes(found: dict[str, Any]) -> list[str]:
         notes.append(f"run {run['number']}: {run['target']} with {run['draft']}, {drafting}{unfinished}: {run['run']}")
         notes += [f"PROBLEM in run {run['number']}: {problem}" for problem in run["problems"]]
     return notes
+
+
+def _speedup_notes(found: dict[str, Any]) -> list[str]:
+    notes = [
+        f"{row['suite']}, run {found['run']}: speed-up at batch {row['batch']} {plus_minus(row['a'], 2)} → "
+        f"{plus_minus(row['b'], 2)}, {signed(row['relative_percent'], 1)} %."
+        for row in found["rows"]
+    ]
+    return notes + ([f"run {found['run']}: {found['refused']}."] if found["refused"] else [])
 
 
 def _row_notes(row: dict[str, Any], where: str) -> list[str]:

@@ -59,6 +59,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
                 seeds=seeds,
                 batch=BATCH,
                 max_tokens=MAX_TOKENS,
+                record=False,  # forty runs: their tables compare counts, and are kept small
                 out=out / run_name(drafter(architecture, loss), temperature, drafting),
             )
             runs[architecture, loss, heading] = measure(job)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from scipy.special import ndtri
+
 from speceval.errors import NotComparable
 from speceval.statistics import paired_ratio_difference
 
 
 def summarise(found: dict[str, Any], confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
-    """Speed-up by suite and batch size of `timing.measure`: {value, low, high, blocks, tokens per second}."""
+    """Speed-up by suite and batch size of `timing.measure`: {value, low, high, se, blocks, tokens per second}."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for suite in dict.fromkeys(timing["suite"] for timing in found["timings"]):
         for batch in found["batches"]:
@@ -24,15 +27,41 @@ def summarise(found: dict[str, Any], confidence: float = 0.95) -> dict[str, dict
                 columns["drafted_seconds"],
                 confidence,
             ).relative_percent
-            interval = {
-                name: None if x is None else 1 + x / 100 for name, x in relative.as_dict().items() if name != "se"
-            }
+            interval = {name: None if x is None else 1 + x / 100 for name, x in relative.as_dict().items()}
+            interval["se"] = None if relative.se is None else relative.se / 100
             rates = {
                 f"{name}_tokens_per_second": sum(columns[f"{name}_tokens"]) / sum(columns[f"{name}_seconds"])
                 for name in ("drafted", "alone")
             }
             table.setdefault(suite, {})[str(batch)] = {**interval, "blocks": len(mine), **rates}
     return table
+
+
+def compare(a: dict[str, Any], b: dict[str, Any], confidence: float = 0.95) -> list[dict[str, Any]]:
+    """b's speed-up over a's at each suite and batch that both timed: {suite, batch, a, b, relative_percent}.
+
+    The two were timed one after the other, so that their errors are independent: the ratio's is the delta method's.
+    Raises `NotComparable` when they come from different machines.
+    """
+    require_same_machine(a, b)
+    first, second = summarise(a, confidence), summarise(b, confidence)
+    rows = []
+    for suite in first.keys() & second.keys():
+        for batch in first[suite].keys() & second[suite].keys():
+            x, y = first[suite][batch], second[suite][batch]
+            ratio = y["value"] / x["value"]
+            half = ndtri((1 + confidence) / 2) * ratio * np.hypot(x["se"] / x["value"], y["se"] / y["value"])
+            percent = {"value": ratio - 1, "low": ratio - 1 - half, "high": ratio - 1 + half}
+            rows.append(
+                {
+                    "suite": suite,
+                    "batch": int(batch),
+                    "a": x,
+                    "b": y,
+                    "relative_percent": {name: float(100 * value) for name, value in percent.items()},
+                }
+            )
+    return sorted(rows, key=lambda row: (row["suite"], row["batch"]))
 
 
 def require_same_machine(a: dict[str, Any], b: dict[str, Any]) -> None:

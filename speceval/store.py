@@ -214,7 +214,9 @@ def migrate(meta: dict[str, Any]) -> dict[str, Any]:
     """
     if meta["schema"] == SCHEMA_VERSION:
         return meta
-    meta = {**meta, "spec": {"draft_truncation": True, "rejection": "standard", "record": False} | meta["spec"]}
+    since = {"draft_truncation": True, "rejection": "standard", "record": False}
+    since |= dict.fromkeys(("replay", "until", "against"))
+    meta = {**meta, "spec": since | meta["spec"]}
     meta["fingerprint"] = {"replay": None} | meta["fingerprint"]
     meta["fingerprint"]["engine"] = {"draft_truncation": True} | meta["fingerprint"]["engine"]
     for segment in meta["segments"]:
