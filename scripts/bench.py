@@ -44,7 +44,13 @@ def main() -> None:
 
 def _ratios(temperature: float) -> dict[str, Any]:
     job = launch.prepare(
-        target="zoo", draft="lk-eagle3", temperature=temperature, suite_names=["demo"], seeds=SEEDS, batch=64
+        target="zoo",
+        draft="lk-eagle3",
+        temperature=temperature,
+        suite_names=["demo"],
+        seeds=SEEDS,
+        batch=64,
+        record=False,  # scripts/bench_recorder.py
     )
     job = launch.fetch(job)
     with tempfile.TemporaryDirectory() as scratch, display.output_to(Path(scratch) / "engine.log"):

@@ -60,6 +60,7 @@ def engine_rows() -> Iterator[dict[str, Any]]:
             suite_names=["demo"],
             seeds=tuple(range(16)),
             batch=64,
+            record=False,
             k=K,
             max_tokens=64,
         )

@@ -229,6 +229,7 @@ def run_mutants(samples: int | None, only: str) -> None:
             suite_names=["demo"],
             k=4,
             batch=256,
+            record=False,
             engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
         )
         job = launch.fetch(job)
