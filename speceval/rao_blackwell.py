@@ -24,6 +24,8 @@ from speceval.statistics import Interval, ratio_interval
 
 DISAGREEMENT = 5.0
 """|z| from which counts and Rao-Blackwell disagree: one false alarm in 1.7 million sound runs."""
+ROUNDING = 1e-5
+"""How far float32 may put a step's sum of s_j off, in the same direction in every step."""
 FEW_STEPS = 200
 """Below this many steps z is not normal enough to be judged."""
 
@@ -101,6 +103,6 @@ def agreement(steps: pd.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": count, "tau": float(1 + accepted.mean()) if count else None}
     if count < FEW_STEPS:
         return found | {"z": None, "p_value": None, "agrees": None}
-    error = math.sqrt(float(np.square(difference).sum()))
+    error = math.hypot(math.sqrt(float(np.square(difference).sum())), ROUNDING * count)
     z = float(difference.sum() / error) if error > 0 else 0.0
     return found | {"z": z, "p_value": float(2 * ndtr(-abs(z))), "agrees": abs(z) < DISAGREEMENT}

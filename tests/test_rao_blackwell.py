@@ -231,3 +231,12 @@ class TestProperties:
     def test_k_1_is_the_mean_overlap(self) -> None:
         steps = simulate(8, 500, k=1)
         assert rao_blackwell.tau_rb_interval(steps, 1).value == pytest.approx(1 + steps["alpha_1"].mean(), rel=1e-5)
+
+
+def test_rounding_of_p_and_q_is_no_disagreement() -> None:
+    """A target that drafts for itself accepts everything, and float32 puts alpha a little below 1 in every step."""
+    steps = pd.DataFrame({"conversation": ["a"] * 5000, "drafted": 3, "accepted": 3})
+    for j in (1, 2, 3):
+        steps[f"ratio_{j}"], steps[f"alpha_{j}"] = 1.0, 1 - 3e-7
+    assert rao_blackwell.agreement(steps)["agrees"]
+    assert not rao_blackwell.agreement(steps.assign(alpha_1=1 - 3e-4, accepted=3))["agrees"]
