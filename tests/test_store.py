@@ -141,7 +141,8 @@ def old_run(directory: Path, schema: int) -> Path:
 
 def test_runs_of_schema_1_load_with_what_was_not_recorded_then_off_or_0(tmp_path: Path) -> None:
     run = read_run(old_run(tmp_path / "run", 1))
-    expected = {"k": 3, "target": "t", "seeds": [0], "draft_truncation": True, "rejection": "standard", "record": False}
+    since = {"draft_truncation": True, "rejection": "standard", "record": False}
+    expected = {"k": 3, "target": "t", "seeds": [0], **since, "replay": None, "until": None, "against": None}
     assert run.meta["schema"] == SCHEMA_VERSION and run.meta["spec"] == expected
     assert run.turns["padded_steps"].tolist() == [0, 0]
     assert [run.meta["segments"][0]["counters"][name] for name in WORKER_COUNTERS] == [0] * len(WORKER_COUNTERS)
