@@ -1,7 +1,8 @@
 """What the recorder of p and q costs: `python scripts/bench_recorder.py`.
 
-One engine on the zoo, T = 1; the recorder is switched on and off in turns, so that both see the same machine. Drafts
-are drawn anew each round: times are compared per committed token. Writes results/bench/recorder.json.
+The zoo at T = 1. The recorder's own calls are timed inside a run (on a CPU they are done when they return) and held
+against the rest of the same run: two runs with other random drafts differ by more than the recorder costs. Writes
+results/bench/recorder.json.
 """
 
 from __future__ import annotations
@@ -9,65 +10,88 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from speceval import display, launch, runner
-from speceval.engines.offline import OfflineEngine
+from speceval.engines import offline
 from speceval.engines.recordings import Recordings
 from speceval.store import Store
-from vllm_patches.worker import record
+from vllm_patches import overlap
 
-ROUNDS = 9
+ROUNDS = 5
 SEEDS = tuple(range(16))
 CASES = (("lk-eagle3", 5, 64), ("lk-eagle3", 5, 8), ("lk-mtp", 7, 64))
 """Drafter, K and batch."""
+CALLS: tuple[tuple[Any, str], ...] = (
+    (overlap, "measure_logits"),
+    (overlap.Recorder, "add"),
+    (offline, "drain"),
+    (Recordings, "take"),
+    (Recordings, "pop"),
+    (runner, "pack"),
+)
+"""Everything that a run does because it records."""
 RESULT = Path("results/bench/recorder.json")
 
 
 def main() -> None:
-    """Measure and print the ratios."""
+    """Measure and print the shares."""
     result = {
         "command": "python scripts/bench_recorder.py",
         "environment": launch.environment(),
         "rounds": ROUNDS,
-        "cases": [ratios(*case) for case in CASES],
+        "cases": [shares(*case) for case in CASES],
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["cases"], indent=2))
 
 
-def ratios(draft: str, k: int, batch: int) -> dict[str, Any]:
-    """Seconds per committed token with the recorder over those without, round by round."""
+def shares(draft: str, k: int, batch: int) -> dict[str, Any]:
+    """Seconds in the recorder over the other seconds of the run, round by round."""
     job = launch.fetch(
         launch.prepare(target="zoo", draft=draft, temperature=1.0, suite_names=["demo"], seeds=SEEDS, batch=batch, k=k)
     )
+    found = []
     with tempfile.TemporaryDirectory() as scratch, display.output_to(Path(scratch) / "engine.log"):
         engine = launch.start_engine(job)
         engine.warm_up()
-        per_token(engine, job, Path(scratch) / "warm", on=True)
-        rounds = []
-        for number in range(ROUNDS):
-            order = (True, False) if number % 2 else (False, True)
-            seconds = {on: per_token(engine, job, Path(scratch) / f"{number} {on}", on) for on in order}
-            rounds.append(seconds[True] / seconds[False])
-    return {
-        "draft": draft,
-        "k": k,
-        "batch": batch,
-        "ratios": [round(ratio, 4) for ratio in rounds],
-        "median_ratio": round(statistics.median(rounds), 4),
-    }
+        for number in range(ROUNDS + 1):
+            progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
+            with Store(Path(scratch) / str(number)) as store, stopwatch() as spent:
+                segment = runner.measure(
+                    engine, job.spec, job.suites, runner.Template({}, None), store, progress, lambda: None
+                )
+            found.append(sum(spent) / (segment.seconds - sum(spent)))
+    ratios = [round(1 + share, 4) for share in found[1:]]  # the first round warms up
+    return {"draft": draft, "k": k, "batch": batch, "ratios": ratios, "median_ratio": statistics.median(ratios)}
 
 
-def per_token(engine: OfflineEngine, job: launch.Job, directory: Path, on: bool) -> float:
-    """Seconds per committed token of one run of the job."""
-    record(engine.llm, on)
-    engine._recordings = Recordings() if on else None
-    progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
-    with Store(directory) as store:
-        segment = runner.measure(engine, job.spec, job.suites, runner.Template({}, None), store, progress, lambda: None)
-    return segment.seconds / segment.tokens
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """The seconds of each call of the recorder while the context is open."""
+    spent: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name in CALLS:
+            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        yield spent
 
 
 if __name__ == "__main__":

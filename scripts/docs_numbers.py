@@ -329,13 +329,16 @@ def rao_blackwell_table() -> str:
 
 
 def recorder_table() -> str:
-    """Ratios of a run with the recorder to one without."""
+    """What the recorder's calls add to a run."""
     bench = json.loads((BENCH.parent / "recorder.json").read_text())
-    rows = [["drafter", "K", "batch", "with over without, median (range)"]]
+    rows = [["drafter", "K", "batch", "with over without the recorder's calls, median (range)"]]
     for case in bench["cases"]:
         ratios = f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
         rows.append([f"`{case['draft']}`", str(case["k"]), str(case["batch"]), ratios])
-    note = f"Seconds per committed token, {bench['rounds']} rounds in turns on one engine: `{bench['command']}`."
+    note = (
+        f"Seconds of a run over its seconds outside the recorder's calls, {bench['rounds']} runs each: "
+        f"`{bench['command']}`."
+    )
     return f"{_markdown(rows)}\n\n{note}"
 
 
