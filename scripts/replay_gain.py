@@ -1,4 +1,4 @@
-"""What replay saves on the zoo: `python scripts/replay_gain.py [--data-dir DIR]`.
+"""What replay saves on the zoo: `python scripts/replay_gain.py [--data-dir DIR] [--suite demo]`.
 
 kl-eagle3 and lk-eagle3 at T = 1: free runs of both (each its own text), then both along the texts of kl-eagle3's run.
 The difference of tau_committed, lk - kl, three ways: from free runs as if they were unrelated, from free runs paired by
@@ -35,16 +35,15 @@ WAYS = ("unpaired", "paired", "replay")
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--data-dir", type=Path, help="folder with gsm8k_test.jsonl; without it the demo's prompts only"
-    )
+    parser.add_argument("--data-dir", type=Path, help="folder with gsm8k_test.jsonl; without it the dataset hub's")
+    parser.add_argument("--suite", choices=list(SUITES), action="append", help="only this one")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for suite, settings in SUITES.items():
-            if suite == "demo" or options.data_dir:
-                runs = measure(suite, dict(settings), Path(scratch) / suite, options.data_dir)
-                rows += [{"suite": suite, **row} for row in judge(runs, settings["seeds"], settings["sizes"])]
+        for suite in options.suite or SUITES:
+            settings = SUITES[suite]
+            runs = measure(suite, dict(settings), Path(scratch) / suite, options.data_dir)
+            rows += [{"suite": suite, **row} for row in judge(runs, settings["seeds"], settings["sizes"])]
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(RESULT, index=False, float_format="%.5g")

@@ -244,3 +244,13 @@ def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[s
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_the_target_alone_is_timed_beside_the_drafter(zoo: dict[str, Path], tmp_path: Path) -> None:
+    timed = run(tmp_path / "timed", "--limit", "8", "--max-tokens", "8", "--batch", "8", "--baseline")
+    timings = timed.meta["speedup"]["timings"]
+    assert [row["block"] for row in timings] == list(range(8)) and {row["batch"] for row in timings} == {1}
+    assert all(row["alone_seconds"] > 0 and row["drafted_seconds"] > 0 for row in timings)
+    assert all(1 <= row["alone_tokens"] <= 8 and 1 <= row["drafted_tokens"] <= 8 for row in timings)
+    shown = speceval("show", str(timed.directory), cwd=tmp_path)
+    assert "speed-up, batch 1" in shown.stdout
