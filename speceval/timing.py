@@ -49,15 +49,9 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> dict[str, Any]:
     """Time `job` against its target alone at each batch size; returns what run.json keeps under `speedup`.
 
     {machine, batches, timings: [Timing]}; `speedup.summarise` makes ratios of it. Works in a process of its own, whose
-    output goes to `log`: no other engine shares its memory. Raises `UserError`.
+    output goes to `log`: no other engine shares its memory. Raises `UserError`, also for what `check` refuses.
     """
-    for batch in batches:
-        for suite in job.suites:
-            if len(blocks(suite, batch)) < FEWEST_BLOCKS:
-                raise UserError(
-                    f"--baseline: {suite.name} has {len(suite.conversations)} conversations, too few for "
-                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --baseline-batch"
-                )
+    check(job.suites, batches)
     result = log.with_name("speedup.json")
     worker = multiprocessing.get_context("spawn").Process(target=_work, args=(job, tuple(batches), log, result))
     worker.start()
@@ -67,6 +61,19 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> dict[str, Any]:
     timings = json.loads(result.read_text())
     result.unlink()
     return {"machine": machine(), "batches": list(batches), "timings": timings}
+
+
+def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
+    """Raises `UserError` when a suite cannot be timed at one of the batch sizes."""
+    if min(batches, default=0) < 1:
+        raise UserError("--baseline-batch: batch sizes are whole numbers from 1, such as 1,32")
+    for batch in batches:
+        for suite in suites:
+            if len(blocks(suite, batch)) < FEWEST_BLOCKS:
+                raise UserError(
+                    f"--baseline: {suite.name} has {len(suite.conversations)} conversations, too few for "
+                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --baseline-batch"
+                )
 
 
 def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:

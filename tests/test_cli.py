@@ -94,6 +94,8 @@ RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1")
         (("--suite", "nothing.jsonl"), "no such file"),
         (("--seeds", "1-x"), "--seeds 1-x: not a list"),
         (("--seeds", "1,1"), "--seeds.*twice"),
+        (("--baseline", "--baseline-batch", "0"), "--baseline-batch: batch sizes are whole numbers from 1"),
+        (("--baseline", "--baseline-batch", "64"), "too few for 8 blocks at batch 64: ask for a smaller"),
         (("--drafting", "lucky"), "--drafting"),
         (("--draft", "ngram", "--k", "3", "--drafting", "greedy"), "ngram.*drafts deterministic"),
         (("--engine-arg", "dtype"), "not of the form key=value"),

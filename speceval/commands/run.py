@@ -85,9 +85,14 @@ def run(
         trust_remote_code=trust_remote_code,
         **asked,
     )
+    batches = options.seeds(baseline_batch, "--baseline-batch")
+    if baseline:
+        from speceval import timing
+
+        timing.check(job.suites, batches)  # now, not after the run
     finished = measure(job)
     if baseline:
-        finished = _with_speedup(job, finished, options.seeds(baseline_batch, "--baseline-batch"))
+        finished = _with_speedup(job, finished, batches)
     print_run(finished, as_json)
     if finished.meta["problems"]:
         raise typer.Exit(1)
@@ -96,11 +101,8 @@ def run(
 def _with_speedup(job: Any, finished: Any, batches: tuple[int, ...]) -> Any:
     """The finished run with its speed-up, timed now unless it has been."""
     from speceval import timing
-    from speceval.errors import UserError
     from speceval.store import read_run, write_meta
 
-    if min(batches, default=0) < 1:
-        raise UserError("--baseline-batch: batch sizes are whole numbers from 1, such as 1,32")
     if finished.meta.get("speedup", {}).get("batches") != list(batches):
         found = timing.measure(job, batches, finished.directory / "speedup.log")
         write_meta(finished.directory, {**finished.meta, "speedup": found})
