@@ -163,13 +163,14 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks
             )
         meta["segments"].append(segment.as_json())
-        meta["problems"] += _check_books(store, job.spec, before, segment)
+        turns, steps = store.frames()
+        meta["problems"] += _check_books(turns, steps, job.spec, before, segment)
         if job.forced is not None:
             meta["problems"].append(FORCED)
         meta["status"] = "inconsistent" if meta["problems"] else "complete"
         meta["finished"] = _now()
         if goal is not None:
-            meta["stopping"] = until.report(goal, *store.frames())
+            meta["stopping"] = until.report(goal, turns, steps)
         store.finish(meta, None if goal is None else until.counted(goal, meta["stopping"]))
     return read_run(job.directory)
 
@@ -347,9 +348,10 @@ def _progress(job: Job, store: Store) -> runner.Progress:
     return progress
 
 
-def _check_books(store: Store, spec: RunSpec, before: set[Key], segment: runner.Segment) -> list[str]:
+def _check_books(
+    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, before: set[Key], segment: runner.Segment
+) -> list[str]:
     """Identities that must hold exactly; what does not is kept in run.json and shown with every table."""
-    turns, steps = store.frames()
     measured_turns, measured = (_without(frame, before) for frame in (turns, steps))
     padded = int(measured_turns["padded_steps"].sum())
     counters = segment.counters
