@@ -182,16 +182,21 @@ def table(replications: int, conversations: int = 20_000) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def write(found: pd.DataFrame, path: Path) -> None:
+    """Write a table of results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    found.to_csv(partial, index=False, float_format="%.5g")
+    partial.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--replications", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=Path("results/statistics/coverage.csv"))
     args = parser.parse_args()
     found = table(args.replications)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".part")
-    found[["scenario", *found.columns.drop("scenario")]].to_csv(partial, index=False, float_format="%.5g")
-    partial.replace(args.out)
+    write(found[["scenario", *found.columns.drop("scenario")]], args.out)
     keys = ["scenario", "estimator", "method"]
     print(found.pivot_table(index=keys, columns="clusters", values="coverage").round(3).to_string())
     print(f"wrote {args.out}")

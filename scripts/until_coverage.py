@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from coverage import SCENARIOS, Counts, population, terms
+from coverage import SCENARIOS, Counts, population, terms, write
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
@@ -158,10 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/statistics/until.csv"))
     args = parser.parse_args()
     found = table(args.replications)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".part")
-    found.to_csv(partial, index=False, float_format="%.5g")
-    partial.replace(args.out)
+    write(found, args.out)
     shown = found.pivot_table(
         index=["quantity", "scenario", "size", "target", "first_look"],
         columns="rule",
