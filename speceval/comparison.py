@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speceval import acceptance, replay, speedup
 from speceval.errors import NotComparable, UserError
-from speceval.protocol import flatten
+from speceval.protocol import flatten, told
 from speceval.statistics import cluster_warnings, holm
 from speceval.store import StoredRun
 from vllm_patches.ledger import LEDGER
@@ -21,8 +21,6 @@ COMPARED = ("draft", "engine.method", "engine.max_model_len")
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
 """Fields that say the same as another one: allowed together with it."""
-
-ABSENT = "absent"
 
 METHOD_PATCHES = frozenset(patch.id for patch in LEDGER if patch.methods)
 """Patches that only some drafting methods need; whether they are active comes with the drafter too."""
@@ -50,7 +48,7 @@ def require_comparable(
     lines = left_out
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
-            a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
+            a, b = told(flat[0], name), told(other, name)
             if a == b or _under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")

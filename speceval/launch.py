@@ -30,7 +30,7 @@ from speceval.protocol import (
     fingerprint_differences,
     make_spec,
 )
-from speceval.store import Key, Store, StoredRun, read_meta, read_run
+from speceval.store import Key, Store, StoredRun, differences, read_meta, read_run, run_directory
 from speceval.suites import Suite
 from speceval.weights import weights_hash
 from vllm_patches.state import TRUNCATION_SWITCH
@@ -85,7 +85,8 @@ def prepare(
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
     `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `fields`
-    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>`.
+    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>` or where
+    an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft)
@@ -108,7 +109,8 @@ def prepare(
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
     if reference is not None:
         loaded = until.restrict(loaded, reference)
-    return Job(spec, pair.target, pair.draft, loaded, out or Path("results") / spec.name, texts, against=reference)
+    directory = out or run_directory(Path("results"), spec)
+    return Job(spec, pair.target, pair.draft, loaded, directory, texts, against=reference)
 
 
 def _choose_k(draft: catalog.Draft, k: int | None) -> int:
@@ -133,10 +135,8 @@ def stored(job: Job) -> StoredRun | None:
     """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
     if not (job.directory / "run.json").exists():
         return None
-    meta = read_meta(job.directory)
-    differences = fingerprint_differences(meta["spec"], job.spec.model_dump(mode="json"))
-    if differences:
-        raise UserError(f"--out {job.directory} holds another run ({'; '.join(differences)}): name another directory")
+    if other := differences(read_meta(job.directory), job.spec):
+        raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
     return read_run(job.directory)
 
 
@@ -273,11 +273,11 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         until.check_against(job.against, fingerprint)
     meta = store.read_meta()
     if meta is not None:
-        differences = fingerprint_differences(meta["fingerprint"], fingerprint)
-        if differences:
+        changes = fingerprint_differences(meta["fingerprint"], fingerprint)
+        if changes:
             raise UserError(
                 f"{job.directory}: cannot resume, something that moves tau changed since the run began "
-                f"({'; '.join(differences)}): undo that, or name another --out"
+                f"({'; '.join(changes)}): undo that, or name another --out"
             )
         return meta
     meta = {

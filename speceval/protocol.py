@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speceval.errors import UserError
+
+ABSENT = "absent"
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
@@ -21,11 +24,20 @@ DETERMINISTIC_METHODS = ("ngram", "ngram_gpu", "suffix")
 SECRETS = frozenset({"hf_token", "api_key"})
 """Engine arguments that must not reach run.json."""
 
+FIRST_HASHED = frozenset(
+    {"target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "suites", "limit", "shuffle_seed"}
+    | {"max_tokens", "seeds", "batch", "prefix_caching", "chat_template_kwargs", "engine_args", "trust_remote_code"}
+)
+SECOND_HASHED = FIRST_HASHED | {"draft_truncation", "rejection"}
+HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
+"""Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
+default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
+
 
 class RunSpec(BaseModel):
     """One measurement: a target, a drafter, a temperature and the suites, as the user asked for it.
 
-    Two runs with equal specs are the same run: the run's directory and its resumption go by `identity`.
+    Two runs with equal specs are the same run: the run's directory goes by `names`, its resumption by the fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,14 +88,29 @@ class RunSpec(BaseModel):
 
     @property
     def identity(self) -> str:
-        """Hash of the whole request (12 hex digits)."""
-        return digest(self.model_dump(mode="json"))[:12]
+        """Hash of the request (12 hex digits)."""
+        return self._hash(HASHED)
 
     @property
     def name(self) -> str:
         """Directory name: readable, then the identity."""
+        return self._name(self.identity)
+
+    @property
+    def older_names(self) -> tuple[str, ...]:
+        """Names that schemas 2 and 1 gave to the same request. They did not record, which is no other measurement."""
+        return tuple(self._name(self._hash(fields, ignore="record")) for fields in (SECOND_HASHED, FIRST_HASHED))
+
+    def _hash(self, always: Collection[str], ignore: str = "") -> str:
+        defaults = {
+            name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()
+        }
+        counted = {name for name, value in self if name in always or (value != defaults[name] and name != ignore)}
+        return digest(self.model_dump(mode="json", include=counted))[:12]
+
+    def _name(self, identity: str) -> str:
         parts = [_slug(self.target), _slug(self.draft), f"T{self.temperature:g}", self.drafting, f"k{self.k}"]
-        return "-".join([*parts, self.identity])
+        return "-".join([*parts, identity])
 
 
 FLAGS = {
@@ -131,14 +158,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+EARLIER: dict[str, Any] = {"replay": None, "engine.draft_truncation": True}
+"""Fields of a fingerprint (dotted) that earlier versions did not write, and what they stood for then."""
+
+
 def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Fields (dotted) in which two fingerprints differ, each with both values."""
     flat_a, flat_b = flatten(a), flatten(b)
-    return [
-        f"{key}: {flat_a.get(key, 'absent')} -> {flat_b.get(key, 'absent')}"
-        for key in sorted(flat_a.keys() | flat_b.keys())
-        if flat_a.get(key) != flat_b.get(key)
-    ]
+    values = {key: [told(flat, key) for flat in (flat_a, flat_b)] for key in sorted(flat_a.keys() | flat_b.keys())}
+    return [f"{key}: {one} -> {other}" for key, (one, other) in values.items() if one != other]
+
+
+def told(flat: dict[str, Any], key: str) -> Any:
+    """A field of a flattened fingerprint, of one that an earlier version wrote too; "absent" if it has none."""
+    return flat.get(key, EARLIER.get(key, ABSENT))
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,13 +14,16 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from speceval.errors import UserError
+from speceval.protocol import RunSpec, fingerprint_differences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -299,6 +302,27 @@ def _recorded_frame(
     table = np.full((steps, len(names), k), np.nan, np.float32)
     table[np.concatenate([rows for rows, _ in recorded])] = np.concatenate([values for _, values in recorded])
     return pd.DataFrame(table.reshape(steps, -1), columns=recorded_columns(k, names))
+
+
+def run_directory(root: Path, spec: RunSpec) -> Path:
+    """Where a run of this spec is below `root`, under whichever version's name, else where it is to be."""
+    names = (spec.name, *spec.older_names)
+    return next((root / name for name in names if (root / name / RUN).exists()), root / spec.name)
+
+
+def differences(meta: Mapping[str, Any], spec: RunSpec) -> list[str]:
+    """Fields in which a stored run was asked for otherwise than `spec`; what its version did not know is no difference.
+
+    Raises `UserError` for a spec that only a later version understands.
+    """
+    try:
+        known = type(spec).model_validate(meta["spec"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{meta['name']}: spec.{where} is not known to this speceval: update it") from None
+    if meta["name"] in known.older_names:
+        known = known.model_copy(update={"record": spec.record})  # nobody could ask for it then
+    return fingerprint_differences(known.model_dump(mode="json"), spec.model_dump(mode="json"))
 
 
 def list_runs(root: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from speceval import catalog, cli, launch
+from speceval import catalog, cli, launch, protocol
 from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
+from speceval.protocol import RunSpec
 
 PROMPTS = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(30)]
 
@@ -187,6 +188,47 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_resumes(call, 
     assert "UNFINISHED" in call("show", "run").out
     assert call(*RUN, "--suite", "own.jsonl", "--batch", "4", "--out", "run", "--json").code == 0
     assert json.loads(call("show", "run", "--json").out)["suites"]["own"]["conversations"] == 30
+
+
+class Later(RunSpec):
+    """The request of a later version of speceval."""
+
+    thinking: bool = False
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "run")], ids=["in results", "in a directory of its own"])
+def test_a_run_that_was_begun_is_finished_by_a_version_that_can_ask_for_more(
+    call, simulated: Path, monkeypatch, out: tuple[str, ...]
+) -> None:
+    """With another field of the request, and another fact of the engine in the fingerprint."""
+    original, steps = SimulatedEngine.step, 0
+
+    def interrupted(self: SimulatedEngine) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 40:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(SimulatedEngine, "step", interrupted)
+    assert call(*RUN, "--suite", "own.jsonl", *out).code == cli.EXIT_INTERRUPTED
+    (begun,) = simulated.glob("**/run.json")
+    name = json.loads(begun.read_text())["name"]
+
+    facts = SimulatedEngine.facts
+    monkeypatch.setattr(protocol, "RunSpec", Later)
+    monkeypatch.setattr(SimulatedEngine, "facts", lambda self: {**facts(self), "nodes": 1})
+    monkeypatch.setitem(protocol.EARLIER, "engine.nodes", 1)
+    finished = call(*RUN, "--suite", "own.jsonl", *out)
+    assert finished.code == 0 and "same command" not in finished.err, finished.err
+    assert list(simulated.glob("**/run.json")) == [begun] and json.loads(begun.read_text())["name"] == name
+    assert call(*RUN, "--suite", "own.jsonl", *out).out == finished.out
+    monkeypatch.setattr(SimulatedEngine, "facts", lambda self: {**facts(self), "nodes": 2})
+    (simulated / "other").mkdir()
+    meta = json.loads(begun.read_text()) | {"status": "running"}
+    (simulated / "other" / "run.json").write_text(json.dumps(meta))
+    refused = call(*RUN, "--suite", "own.jsonl", "--out", "other")
+    assert "engine.nodes: 1 -> 2" in refused.line
 
 
 def test_a_directory_that_holds_another_run_is_refused_naming_the_field(call, simulated: Path) -> None:

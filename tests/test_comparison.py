@@ -62,6 +62,13 @@ def test_runs_that_differ_in_the_drafter_alone_are_comparable() -> None:
     assert require_comparable([meta(), other]) == []
 
 
+def test_a_field_that_an_earlier_version_did_not_write_counts_only_where_it_is_not_what_it_stood_for() -> None:
+    now = meta(replay=None, engine__draft_truncation=True)
+    assert require_comparable([meta(), now]) == require_comparable([now, meta()]) == []
+    with pytest.raises(NotComparable, match="engine.draft_truncation: True -> False"):
+        require_comparable([meta(), meta(engine__draft_truncation=False)])
+
+
 def test_every_other_field_is_refused_and_all_are_named_with_both_values_and_the_flag() -> None:
     other = meta(sampling__temperature=0.7, seeds=[0, 1, 2, 5], target__weights="sha256:9", prompts="c" * 64)
     with pytest.raises(NotComparable) as caught:

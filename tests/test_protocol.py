@@ -1,6 +1,7 @@
 """The request and its fingerprint."""
 
 import pytest
+from pydantic import Field
 
 from speceval.errors import UserError
 from speceval.protocol import RunSpec, default_drafting, fingerprint_differences, make_spec, request_seed
@@ -49,6 +50,20 @@ def test_every_field_moves_the_identity() -> None:
     assert len(identities) == len(changes) + 1
 
 
+class Later(RunSpec):
+    """The request of a later version, which can ask for more."""
+
+    thinking: bool = False
+    headers: dict[str, str] = Field(default_factory=dict)
+
+
+def test_a_field_that_a_later_version_adds_leaves_the_names_of_all_runs_that_do_not_use_it() -> None:
+    asked = BASE | {"until": 0.01, "record": False, "chat_template_kwargs": {"a": 1}}
+    assert (Later(**asked).name, Later(**asked).older_names) == (spec(**asked).name, spec(**asked).older_names)
+    later = {Later(**asked, thinking=True).name, Later(**asked, headers={"a": "b"}).name, spec(**asked).name}
+    assert len(later) == 3
+
+
 def test_the_directory_name_tells_hub_ids_apart_without_slashes() -> None:
     assert "/" not in spec(target="meta-llama/Llama-3.1-8B-Instruct", draft="./own dir/").name
 
@@ -70,3 +85,11 @@ def test_differences_name_the_field_and_both_values() -> None:
     b = {"engine": {"dtype": "bfloat16", "patches": []}, "seeds": [0], "new": 1}
     assert fingerprint_differences(a, b) == ["engine.dtype: float32 -> bfloat16", "new: absent -> 1"]
     assert fingerprint_differences(a, a) == []
+
+
+def test_what_an_earlier_version_did_not_write_differs_only_where_it_is_not_what_it_stood_for() -> None:
+    old = {"engine": {"k": 3}}
+    new = {"engine": {"k": 3, "draft_truncation": True}, "replay": None}
+    assert fingerprint_differences(old, new) == fingerprint_differences(new, old) == []
+    changed = {"engine": {"k": 3, "draft_truncation": False}, "replay": "0123"}
+    assert fingerprint_differences(old, changed) == ["engine.draft_truncation: True -> False", "replay: None -> 0123"]

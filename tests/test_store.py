@@ -15,17 +15,20 @@ import pytest
 
 from speceval import acceptance
 from speceval.errors import UserError
+from speceval.protocol import RunSpec
 from speceval.store import (
     JOURNAL,
     OUTPUTS,
     SCHEMA_VERSION,
     WORKER_COUNTERS,
     Store,
+    differences,
     list_runs,
     pack,
     read_meta,
     read_run,
     recorded_columns,
+    run_directory,
     unpack,
 )
 
@@ -177,6 +180,29 @@ def test_the_stored_reference_runs_load() -> None:
         assert run.meta["spec"]["record"] is False and run.turns["padded_steps"].ge(0).all()
         found = acceptance.summarise(run.steps, run.turns, run.meta["spec"]["k"])
         assert found["tau"]["value"] > 1 and found["tau_rb"]["value"] is None
+
+
+STORED = sorted((Path(__file__).parent.parent / "results" / "reference").glob("*/*/run.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_every_stored_run_answers_to_its_name_and_to_its_spec(path: Path, tmp_path: Path) -> None:
+    """Its own request, made today, is the same run, in its directory and in `results/` under its name."""
+    stored = json.loads(path.read_text())
+    asked = RunSpec(**stored["spec"])
+    assert stored["name"] in (asked.name, *asked.older_names)
+    assert differences(read_meta(path.parent), asked) == []
+    assert run_directory(tmp_path, asked) == tmp_path / asked.name
+    (tmp_path / stored["name"]).symlink_to(path.parent)
+    assert run_directory(tmp_path, asked) == tmp_path / stored["name"]
+    for field, value in {"k": 1, "seeds": (7,), "batch": 3, "replay": "0123", "until": 0.5}.items():
+        other = asked.model_copy(update={field: value})
+        assert len(differences(read_meta(path.parent), other)) == 1
+        assert run_directory(tmp_path, other) == tmp_path / other.name
+
+
+def test_there_are_stored_runs() -> None:
+    assert len(STORED) == 46
 
 
 def test_an_unfinished_run_reads_like_a_finished_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from speceval import comparison, replay, speedup
 from speceval.comparison_tables import signed
 from speceval.errors import UserError
-from speceval.protocol import flatten
+from speceval.protocol import flatten, told
 from speceval.report import differences, samples, verification
 from speceval.report.audits import Audit, audit
 from speceval.report.figures import pictures
@@ -256,7 +256,7 @@ def _fields(shown: list[Shown]) -> list[dict[str, Any]]:
     """Every field of the fingerprints, with each run's value and whether they differ."""
     flat = [flatten(one.run.meta["fingerprint"]) for one in shown]
     names = sorted({name for fields in flat for name in fields})
-    rows = {name: [fields.get(name, comparison.ABSENT) for fields in flat] for name in names}
+    rows = {name: [told(fields, name) for fields in flat] for name in names}
     return [
         {"name": name, "values": [_field(value) for value in values], "differs": any(v != values[0] for v in values)}
         for name, values in rows.items()
