@@ -32,7 +32,7 @@ pyplot.rcParams.update(style.RC | {"figure.dpi": 110})
 kl = read_run(DEMO / "kl-eagle3-T1-probabilistic")
 lk = read_run(DEMO / "lk-eagle3-T1-probabilistic")
 asked = ("target", "draft", "k", "temperature", "drafting", "max_tokens")
-pd.DataFrame([{name: run.meta["spec"][name] for name in asked} for run in (kl, lk)])
+pd.DataFrame([{name: getattr(run.meta.spec, name) for name in asked} for run in (kl, lk)])
 
 # %% [markdown]
 # `run.json` holds this request, what the engine made of it, and every version and hash that could move the number.
@@ -48,7 +48,7 @@ lk.steps[STEP].head(8)
 # must agree to the last token. An empty list says that they do.
 
 # %%
-K = lk.meta["spec"]["k"]
+K = lk.meta.spec.k
 acceptance.reconcile(lk.steps, lk.turns)
 
 # %% [markdown]

@@ -124,7 +124,7 @@ pd.DataFrame(swept).T
 
 # %%
 run = read_run(REFERENCE / PAIRS["LK for KL, EAGLE-3"][0])
-K = run.meta["spec"]["k"]
+K = run.meta.spec.k
 steps, turns = (
     frame.assign(sample=frame["conversation"] + " " + frame["seed"].astype(str)) for frame in (run.steps, run.turns)
 )

@@ -33,7 +33,11 @@ RESULT = Path("results/bench/harness.json")
 
 def main() -> None:
     """Measure and print the ratios."""
-    result: dict[str, Any] = {"command": "make bench", "environment": launch.environment(), "rounds": ROUNDS}
+    result: dict[str, Any] = {
+        "command": "make bench",
+        "environment": launch.environment().model_dump(),
+        "rounds": ROUNDS,
+    }
     for temperature in (0.0, 1.0):
         result[f"T={temperature:g}"] = _ratios(temperature)
     result["help_seconds"] = statistics.median(_help_seconds() for _ in range(ROUNDS))

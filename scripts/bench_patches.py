@@ -44,7 +44,11 @@ CONDITIONS = {
 def main() -> None:
     """Measure and write."""
     result: dict[str, Any] = {"command": "python scripts/bench_patches.py", "rounds": ROUNDS, "k": K}
-    result |= {"environment": launch.environment(), "engine": list(engine_rows()), "calls": list(call_rows())}
+    result |= {
+        "environment": launch.environment().model_dump(),
+        "engine": list(engine_rows()),
+        "calls": list(call_rows()),
+    }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -44,7 +44,7 @@ def main() -> None:
     """Measure and print the shares."""
     result = {
         "command": "python scripts/bench_recorder.py",
-        "environment": launch.environment(),
+        "environment": launch.environment().model_dump(),
         "rounds": ROUNDS,
         "cases": [shares(*case) for case in CASES],
     }

@@ -23,10 +23,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from speceval.launch import environment
-from speceval.store import RUN, SCHEMA_VERSION, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, recorded_columns
+from speceval.store import (
+    STEP_COLUMNS,
+    STEPS,
+    TURN_COLUMNS,
+    TURNS,
+    read_meta,
+    recorded_columns,
+    write_meta,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE = ROOT / "results" / "reference" / "demo" / "lk-eagle3-T1-probabilistic" / RUN
+TEMPLATE = ROOT / "results" / "reference" / "demo" / "lk-eagle3-T1-probabilistic"
 CONVERSATIONS, K, SUITE = 1319, 7, "synthetic"
 INCONCLUSIVE = 2
 """Exit code of `check` where the runs are too small to tell."""
@@ -58,11 +66,18 @@ def write_run(directory: Path, steps: int, drafter: str, seed: int) -> Path:
     directory.mkdir()
     turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).to_parquet(directory / TURNS, index=False)
     pd.concat([table, recorded], axis=1).to_parquet(directory / STEPS, index=False)
-    meta = json.loads(TEMPLATE.read_text()) | {"schema": SCHEMA_VERSION, "name": directory.name}
-    meta["spec"] |= {"draft": drafter, "k": K, "suites": [SUITE], "seeds": [0]}
-    meta["fingerprint"] |= {"draft": {"name": drafter}, "suites": {SUITE: {"version": 1}}, "seeds": [0]}
-    meta["fingerprint"]["engine"]["k"] = K
-    (directory / RUN).write_text(json.dumps(meta))
+    meta = read_meta(TEMPLATE)
+    fingerprint = meta.fingerprint
+    (facts,) = fingerprint.suites.values()
+    changed = {
+        "draft": fingerprint.draft.model_copy(update={"name": drafter}),
+        "suites": {SUITE: facts},
+        "seeds": [0],
+        "engine": fingerprint.engine.model_copy(update={"k": K}),
+    }
+    meta.name, meta.fingerprint = directory.name, fingerprint.model_copy(update=changed)
+    meta.spec = meta.spec.model_copy(update={"draft": drafter, "k": K, "suites": (SUITE,), "seeds": (0,)})
+    write_meta(directory, meta)
     return directory
 
 
@@ -106,7 +121,7 @@ def main() -> None:
         "rounds": args.rounds,
         "conversations": CONVERSATIONS,
         "k": K,
-        "environment": environment(),
+        "environment": environment().model_dump(),
         "load": round(os.getloadavg()[0], 1),
         "rows": [
             {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in bench(args.rounds)

@@ -81,13 +81,13 @@ def demo_table() -> str:
     compared = (demo.difference(*(runs[draft, heading] for draft in demo.DRAFTERS)) for heading in headings)
     rows.append(["Δ% of lk over kl", *map(demo.shown_difference, compared)])
     run = runs["lk-eagle3", "T=1"]
-    engine, spec = run.meta["fingerprint"]["engine"], run.meta["spec"]
+    engine, spec = run.meta.fingerprint.engine, run.meta.spec
     summary = _suite(run)
     provenance = (
-        f"Acceptance length tau on the demo's {summary['conversations']} prompts, K={spec['k']}; at T=1 "
-        f"{len(spec['seeds'])} samples of each prompt with sampled drafts ({summary['steps']:,} verify steps of "
-        f"`lk-eagle3`), {len(runs['lk-eagle3', headings[2]].meta['spec']['seeds'])} with greedy ones. "
-        f"vLLM {engine['vllm']} on CPU, seeds from 0, `speceval demo`; the runs are in `results/reference/demo`."
+        f"Acceptance length tau on the demo's {summary['conversations']} prompts, K={spec.k}; at T=1 "
+        f"{len(spec.seeds)} samples of each prompt with sampled drafts ({summary['steps']:,} verify steps of "
+        f"`lk-eagle3`), {len(runs['lk-eagle3', headings[2]].meta.spec.seeds)} with greedy ones. "
+        f"vLLM {engine.vllm} on CPU, seeds from 0, `speceval demo`; the runs are in `results/reference/demo`."
     )
     return f"{_markdown(rows)}\n\n{provenance}"
 
@@ -111,8 +111,8 @@ def demo_all_table() -> str:
     steps = sorted(_suite(found)["steps"] for found in sampled)
     provenance = (
         f"Acceptance length tau on the demo's {_suite(run)['conversations']} prompts; at T=1 "
-        f"{len(run.meta['spec']['seeds'])} samples of each prompt with sampled drafts ({steps[0]:,} to {steps[-1]:,} "
-        f"verify steps a drafter). vLLM {run.meta['fingerprint']['engine']['vllm']} on CPU, seeds from 0, "
+        f"{len(run.meta.spec.seeds)} samples of each prompt with sampled drafts ({steps[0]:,} to {steps[-1]:,} "
+        f"verify steps a drafter). vLLM {run.meta.fingerprint.engine.vllm} on CPU, seeds from 0, "
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
     return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
@@ -162,10 +162,10 @@ def explain_table() -> str:
             rates = " ".join("–" if rate is None else f"{rate:.3f}" for rate in row["positions"])
             reason += f"; positions {rates} ({row['positions_are']})"
         rows.append([f"{row['tool']}: {row['quantity']}", f"{row['value']:.4f}", f"{row['difference']:+.4f}", reason])
-    spec = run.meta["spec"]
+    spec = run.meta.spec
     provenance = (
         f"tau {shown['tau']:.4f} from {shown['counts']['steps']:,} steps of {shown['counts']['requests']:,} requests, "
-        f"K={spec['k']}, seeds from 0, vLLM {run.meta['fingerprint']['engine']['vllm']} on CPU."
+        f"K={spec.k}, seeds from 0, vLLM {run.meta.fingerprint.engine.vllm} on CPU."
     )
     return f"{_markdown(rows)}\n\n{provenance}"
 

@@ -70,7 +70,7 @@ class Population:
 
     def __init__(self, scenario: Scenario) -> None:
         run = read_run(ROOT / "results" / "reference" / scenario.run)
-        self.k = int(run.meta["spec"]["k"])
+        self.k = run.meta.spec.k
         steps = drafted_steps(run.steps)
         self.accepted = np.tile(steps["accepted"].to_numpy(), (COPIES, 1))
         self.drafted = steps["drafted"].to_numpy()

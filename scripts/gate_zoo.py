@@ -105,8 +105,8 @@ def counts_table(runs: dict[str, StoredRun]) -> pd.DataFrame:
     for name, run in runs.items():
         counts = gate.count(run.steps, run.turns, K).rename_axis("conversation").reset_index()
         counts.insert(0, "run", name)
-        counts.insert(1, "samples", len(run.meta["spec"]["seeds"]))
-        counts.insert(2, "vllm", run.meta["fingerprint"]["engine"]["vllm"])
+        counts.insert(1, "samples", len(run.meta.spec.seeds))
+        counts.insert(2, "vllm", run.meta.fingerprint.engine.vllm)
         parts.append(counts)
     return pd.concat(parts, ignore_index=True)
 

@@ -77,7 +77,7 @@ def table(draft: str, runs: dict[int, StoredRun]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "draft": draft,
-                "vllm": run.meta["fingerprint"]["engine"]["vllm"],
+                "vllm": run.meta.fingerprint.engine.vllm,
                 "seeds": SEEDS,
                 "conversations": len(own),
                 "k": k,

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speceval import gate
 from speceval.errors import UserError
 from speceval.replay import is_replay
+from speceval.schema import Fingerprint, migrate_fingerprint
 from speceval.store import StoredRun, read_run
 
 Count = Annotated[int, Field(ge=0)]
@@ -106,21 +107,21 @@ class Baseline(_Strict):
     speceval: str | None
     vllm: str | None
     weights: Weights
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     """The run's protocol; what `speceval.comparison` holds against another run's."""
     suites: dict[str, SuiteCounts] = Field(min_length=1)
 
+    @field_validator("fingerprint", mode="before")
+    @classmethod
+    def _of_any_version(cls, value: Any) -> Any:
+        return migrate_fingerprint(value) if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _fits_fingerprint(self) -> Baseline:
-        missing = [
-            name for name in ("target", "draft", "suites", "engine") if not isinstance(self.fingerprint.get(name), dict)
-        ]
-        if missing:
-            raise ValueError(f"fingerprint lacks {', '.join(missing)}")
-        for name, weights in self.weights.model_dump().items():
-            if self.fingerprint[name].get("weights") != weights:
+        for name, weights in self.weights:
+            if getattr(self.fingerprint, name).weights != weights:
                 raise ValueError(f"weights.{name} is not that of the fingerprint")
-        if set(self.suites) != set(self.fingerprint["suites"]):
+        if set(self.suites) != set(self.fingerprint.suites):
             raise ValueError("suites are not those of the fingerprint")
         return self
 
@@ -130,37 +131,30 @@ class Baseline(_Strict):
         meta = run.meta
         if not run.complete:
             raise UserError(f"{run.directory}: the run is unfinished: run its command again, which resumes it")
-        if meta["problems"]:
-            raise UserError(
-                f"{run.directory}: the run's books do not balance ({meta['problems'][0]}): measure it again"
-            )
+        if meta.problems:
+            raise UserError(f"{run.directory}: the run's books do not balance ({meta.problems[0]}): measure it again")
         if is_replay(run):
             raise UserError(f"{run.directory}: a replay has no accepted tokens to count: name a run")
-        fingerprint = meta["fingerprint"]
+        fingerprint = meta.fingerprint
         return cls(
-            run=meta["name"],
-            created=meta["created"],
-            command=meta["command"],
-            speceval=meta["environment"]["packages"].get("speceval"),
-            vllm=fingerprint["engine"].get("vllm"),
-            weights=Weights(**{name: fingerprint[name].get("weights") for name in ("target", "draft")}),
+            run=meta.name,
+            created=meta.created,
+            command=meta.command,
+            speceval=meta.environment.packages.get("speceval"),
+            vllm=fingerprint.engine.vllm,
+            weights=Weights(target=fingerprint.target.weights, draft=fingerprint.draft.weights),
             fingerprint=fingerprint,
             suites={
                 suite: SuiteCounts.of(
                     gate.count(
                         run.steps[run.steps["suite"] == suite],
                         run.turns[run.turns["suite"] == suite],
-                        meta["spec"]["k"],
+                        meta.spec.k,
                     )
                 )
                 for suite in run.suites
             },
         )
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What `speceval.comparison.require_comparable` reads."""
-        return {"name": self.run, "fingerprint": self.fingerprint}
 
     def counts(self) -> dict[str, pd.DataFrame]:
         """`gate.count`'s table of every suite."""

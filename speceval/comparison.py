@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from speceval import acceptance, replay, speedup
 from speceval.errors import NotComparable, UserError
-from speceval.protocol import flatten, told
+from speceval.protocol import flatten
+from speceval.schema import ABSENT, Fingerprint
 from speceval.statistics import cluster_warnings, holm
 from speceval.store import StoredRun
 from vllm_patches.ledger import LEDGER
@@ -27,28 +28,28 @@ METHOD_PATCHES = frozenset(patch.id for patch in LEDGER if patch.methods)
 
 
 def require_comparable(
-    metas: Sequence[Mapping[str, Any]], allow: Collection[str] = (), ignore: Collection[str] = ()
+    fingerprints: Sequence[Fingerprint], allow: Collection[str] = (), ignore: Collection[str] = ()
 ) -> list[str]:
     """Refuse runs whose protocols differ in more than the drafter; the first run is what the others are held against.
 
-    metas: run.json of each run, or anything with its "fingerprint". allow: fields that may differ all the same, as
-    dotted names ("sampling.temperature") or prefixes of them ("engine"). ignore: fields that do not matter to the
-    caller, in the same form. Suites that not all runs have do not count (`common_suites`).
+    allow: fields that may differ all the same, as dotted names ("sampling.temperature") or prefixes of them
+    ("engine"). ignore: fields that do not matter to the caller, in the same form. Suites that not all runs have do not
+    count (`common_suites`).
 
     Returns a line for each difference that only `allow` let through and for the suites that are left out, to be shown
     with the results. Raises `NotComparable`, naming every other field with both values, or when no suite is in all
     runs; `UserError` when a name in `allow` is no field of any run.
     """
-    common = common_suites(metas)
-    left_out = _left_out(metas, common)
-    flat = [_fields(meta["fingerprint"], common, whole=not left_out) for meta in metas]
-    _require_known(allow, {name for meta in metas for name in flatten(dict(meta["fingerprint"]))})
+    common = common_suites(fingerprints)
+    left_out = _left_out(fingerprints, common)
+    flat = [_fields(fingerprint, common, whole=not left_out) for fingerprint in fingerprints]
+    _require_known(allow, {name for fingerprint in fingerprints for name in fingerprint.flat()})
     allow = (*allow, *(follower for name in allow for follower in FOLLOWERS.get(name, ())))
     refused: dict[str, list[str]] = {}
     lines = left_out
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
-            a, b = told(flat[0], name), told(other, name)
+            a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
             if a == b or _under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
@@ -67,9 +68,9 @@ def require_comparable(
     return lines
 
 
-def common_suites(metas: Sequence[Mapping[str, Any]]) -> list[str]:
+def common_suites(fingerprints: Sequence[Fingerprint]) -> list[str]:
     """Suites that all runs have, in the first run's order. Raises `NotComparable` when there is none."""
-    held = [list(meta["fingerprint"]["suites"]) for meta in metas]
+    held = [list(fingerprint.suites) for fingerprint in fingerprints]
     common = [name for name in held[0] if all(name in names for names in held[1:])]
     if not common:
         raise NotComparable(
@@ -89,10 +90,11 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
     """
     if len(runs) < 2:
         raise UserError("compare: one run is nothing to compare: name a baseline and at least one other run")
-    allowed = require_comparable([run.meta for run in runs], allow)
+    fingerprints = [run.meta.fingerprint for run in runs]
+    allowed = require_comparable(fingerprints, allow)
     compared: list[dict[str, Any]] = [
         {"suite": suite, "run": number} | _compare_suite(runs[0], run, suite, confidence)
-        for suite in common_suites([run.meta for run in runs])
+        for suite in common_suites(fingerprints)
         for number, run in enumerate(runs[1:], start=2)
     ]
     for rows in (compared, [row["tau_rb"] for row in compared if row["tau_rb"]]):
@@ -112,7 +114,7 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
 
 def _compare_speedups(a: StoredRun, b: StoredRun, confidence: float) -> dict[str, Any]:
     """`rows` of `speedup.compare`, none where not both were timed; `refused`: why they do not compare, or None."""
-    timed_a, timed_b = (run.meta.get("speedup") for run in (a, b))
+    timed_a, timed_b = (run.meta.speedup for run in (a, b))
     if not timed_a or not timed_b:
         return {"rows": [], "refused": None}
     try:
@@ -122,15 +124,14 @@ def _compare_speedups(a: StoredRun, b: StoredRun, confidence: float) -> dict[str
 
 
 def _facts(number: int, run: StoredRun) -> dict[str, Any]:
-    spec = run.meta["spec"]
-    names = ("target", "draft", "k", "temperature", "drafting", "seeds")
+    names = {"target", "draft", "k", "temperature", "drafting", "seeds"}
     return {
         "number": number,
         "run": str(run.directory),
-        **{name: spec[name] for name in names},
-        "status": run.meta["status"],
+        **run.meta.spec.model_dump(mode="json", include=names),
+        "status": run.meta.status,
         "replay": replay.is_replay(run),
-        "problems": run.meta["problems"],
+        "problems": run.meta.problems,
     }
 
 
@@ -174,22 +175,22 @@ def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: f
     }
 
 
-def _fields(fingerprint: Mapping[str, Any], common: Sequence[str], whole: bool) -> dict[str, Any]:
+def _fields(fingerprint: Fingerprint, common: Sequence[str], whole: bool) -> dict[str, Any]:
     """What is held against another run: dotted fields, of the common suites only, without empty dictionaries.
 
     Unless all runs hold the `whole` of their suites, the hash over all prompts says nothing: each suite's version,
     dataset and limit and the template remain.
     """
-    kept = dict(fingerprint)
-    kept["suites"] = {name: facts for name, facts in fingerprint["suites"].items() if name in common}
+    kept = fingerprint.model_dump(mode="json")
+    kept["suites"] = {name: facts for name, facts in kept["suites"].items() if name in common}
     if not whole:
         kept["prompts"] = {}
-    kept["patches"] = sorted(set(fingerprint.get("patches", ())) - METHOD_PATCHES)
+    kept["patches"] = sorted(set(fingerprint.patches) - METHOD_PATCHES)
     return {name: value for name, value in flatten(kept).items() if value != {}}
 
 
-def _left_out(metas: Sequence[Mapping[str, Any]], common: Sequence[str]) -> list[str]:
-    names = dict.fromkeys(name for meta in metas for name in meta["fingerprint"]["suites"] if name not in common)
+def _left_out(fingerprints: Sequence[Fingerprint], common: Sequence[str]) -> list[str]:
+    names = dict.fromkeys(name for fingerprint in fingerprints for name in fingerprint.suites if name not in common)
     return [f"suites left out, not in all runs: {', '.join(names)}"] if names else []
 
 

@@ -65,7 +65,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
 def print_problems(runs: Iterable[StoredRun], console: Console) -> None:
     """One line for each thing that does not balance in a run's books."""
     for run in runs:
-        for problem in run.meta["problems"]:
+        for problem in run.meta.problems:
             console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
 
 
@@ -89,7 +89,7 @@ def positions_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
     table = Table(title="P(draft position j accepted), unconditional", title_justify="left")
     table.add_column("drafter")
     table.add_column("condition")
-    k = max(run.meta["spec"]["k"] for run in runs.values())
+    k = max(run.meta.spec.k for run in runs.values())
     for position in range(1, k + 1):
         table.add_column(str(position), justify="right")
     for heading, *_ in CONDITIONS:

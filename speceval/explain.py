@@ -88,19 +88,19 @@ def explain_run(run: StoredRun) -> dict[str, Any]:
     """
     if is_replay(run):
         raise UserError(f"{run.directory}: a replay has no accepted tokens to count: name the run that it replays")
-    spec = run.meta["spec"]
+    spec = run.meta.spec
     suites = {}
     for name in run.suites:
         steps, turns = (frame[frame["suite"] == name] for frame in (run.steps, run.turns))
-        rows = explain(steps, turns, spec["k"], spec["temperature"], spec["drafting"])
-        counts = count(steps, turns, spec["k"])
+        rows = explain(steps, turns, spec.k, spec.temperature, spec.drafting)
+        counts = count(steps, turns, spec.k)
         suites[name] = {
             "tau": acceptance.tau(steps),
             "counts": asdict(counts),
             "tools": [asdict(row) for row in rows],
         }
-    kept = {name: run.meta[name] for name in ("status", "problems")}
-    return {"run": str(run.directory), **kept, "k": spec["k"], "suites": suites}
+    kept = {"status": run.meta.status, "problems": run.meta.problems}
+    return {"run": str(run.directory), **kept, "k": spec.k, "suites": suites}
 
 
 def explain(steps: pd.DataFrame, turns: pd.DataFrame, k: int, temperature: float, drafting: str) -> list[Row]:

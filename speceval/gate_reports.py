@@ -207,7 +207,7 @@ def _source(baseline: Baseline) -> dict[str, Any]:
     return {
         "name": baseline.run,
         "created": baseline.created,
-        "draft": baseline.fingerprint["draft"].get("name"),
+        "draft": baseline.fingerprint.draft.name,
         "draft_weights": baseline.weights.draft,
     }
 

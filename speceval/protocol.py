@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from speceval.errors import UserError
 
-ABSENT = "absent"
-
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
@@ -156,22 +154,6 @@ def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-EARLIER: dict[str, Any] = {"replay": None, "engine.draft_truncation": True}
-"""Fields of a fingerprint (dotted) that earlier versions did not write, and what they stood for then."""
-
-
-def fingerprint_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Fields (dotted) in which two fingerprints differ, each with both values."""
-    flat_a, flat_b = flatten(a), flatten(b)
-    values = {key: [told(flat, key) for flat in (flat_a, flat_b)] for key in sorted(flat_a.keys() | flat_b.keys())}
-    return [f"{key}: {one} -> {other}" for key, (one, other) in values.items() if one != other]
-
-
-def told(flat: dict[str, Any], key: str) -> Any:
-    """A field of a flattened fingerprint, of one that an earlier version wrote too; "absent" if it has none."""
-    return flat.get(key, EARLIER.get(key, ABSENT))
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.protocol import default_drafting
+from speceval.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
 
@@ -125,28 +126,28 @@ def load(directory: Path | None = None) -> Publication:
         raise UserError(f"{path}: {_first(error)}") from None
 
 
-def repeated(meta: dict[str, Any], suite: str) -> Figure | None:
+def repeated(meta: RunMeta, suite: str) -> Figure | None:
     """The published figure that a run's suite repeats, None if there is none.
 
-    meta: the run's run.json. It repeats one when the catalog says which row of the source its drafter is, and target, K
+    It repeats one when the catalog says which row of the source its drafter is, and target, K
     and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 (as the source's were), and
     the suite is the benchmark itself.
     """
-    spec, publication = meta["spec"], load()
-    target = load_entries().get(spec["target"])
-    drafter = target.drafters.get(spec["draft"]) if target else None
+    spec, publication = meta.spec, load()
+    target = load_entries().get(spec.target)
+    drafter = target.drafters.get(spec.draft) if target else None
     if drafter is None or suite not in publication.suites or not _is_benchmark(meta, suite):
         return None
-    if (spec["top_p"], spec["top_k"]) != (1, 0):
+    if (spec.top_p, spec.top_k) != (1, 0):
         return None
-    if spec["drafting"] != default_drafting(drafter.method, spec["temperature"]):
+    if spec.drafting != default_drafting(drafter.method, spec.temperature):
         return None
     wanted = (
-        spec["target"],
+        spec.target,
         ARCHITECTURES[drafter.method],
-        spec["k"],
+        spec.k,
         drafter.paper_setup,
-        spec["temperature"],
+        spec.temperature,
         publication.suites[suite],
     )
     for row in publication.rows:
@@ -155,10 +156,10 @@ def repeated(meta: dict[str, Any], suite: str) -> Figure | None:
     return None
 
 
-def _is_benchmark(meta: dict[str, Any], suite: str) -> bool:
+def _is_benchmark(meta: RunMeta, suite: str) -> bool:
     """Whether the run's suite has the built-in's data: a user's file may bear the same name."""
     pinned = read_suite_file(SUITES_DIR / f"{suite}.yaml").pinned
-    return pinned is not None and meta["fingerprint"]["suites"][suite]["dataset"] == pinned.dataset_hash
+    return pinned is not None and meta.fingerprint.suites[suite].dataset == pinned.dataset_hash
 
 
 def _read_figures(path: Path) -> list[Figure]:

@@ -17,6 +17,7 @@ from itertools import groupby
 from rich.cells import cell_len
 
 from speceval.layouts.form import FIELDS, Cell, Column, Row, Table
+from speceval.schema import versioned
 
 LONGEST = 80
 """Characters of a label that are shown."""
@@ -241,12 +242,15 @@ def json_text(table: Table) -> str:
     """One object: layout, caption, notes, and `numbers`, a record per number with `layouts.form.FIELDS`."""
     return (
         json.dumps(
-            {
-                "layout": table.layout,
-                "caption": table.caption,
-                "notes": list(table.notes),
-                "numbers": table.records,
-            },
+            versioned(
+                "table",
+                {
+                    "layout": table.layout,
+                    "caption": table.caption,
+                    "notes": list(table.notes),
+                    "numbers": table.records,
+                },
+            ),
             allow_nan=False,
             indent=1,
         )

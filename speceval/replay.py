@@ -46,11 +46,11 @@ INHERITED = (
 
 def source(run: StoredRun) -> dict[str, Any]:
     """What `launch.prepare` needs to replay `run`: its texts, their hash, and `INHERITED`. Raises `UserError`."""
-    spec = run.meta["spec"]
+    spec = run.meta.spec
     for fault, wrong in (
         ("is unfinished: finish it first", not run.complete),
         ("is a replay itself: name the run whose texts it used", is_replay(run)),
-        ("is at temperature 0, where every drafter gets the same text anyway", spec["temperature"] == 0),
+        ("is at temperature 0, where every drafter gets the same text anyway", spec.temperature == 0),
         (f"has no {OUTPUTS}: the texts are gone, make the run again", not (run.directory / OUTPUTS).exists()),
     ):
         if wrong:
@@ -59,7 +59,7 @@ def source(run: StoredRun) -> dict[str, Any]:
     return {
         "texts": found,
         "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
-        **{name: spec[name] for name in INHERITED},
+        **spec.model_dump(mode="json", include=set(INHERITED)),
     }
 
 
@@ -73,7 +73,7 @@ def texts(directory: Path) -> Texts:
 
 def is_replay(run: StoredRun) -> bool:
     """Whether the run replays another's texts."""
-    return run.meta["spec"].get("replay") is not None
+    return run.meta.spec.replay is not None
 
 
 def depth(steps: pd.DataFrame) -> int:

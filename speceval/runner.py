@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from speceval import chat
-from speceval.engines import Counters, Engine, Finished, Sampling
+from speceval.engines import Engine, Finished, Sampling
 from speceval.protocol import RunSpec, digest, request_seed
+from speceval.schema import Segment
 from speceval.store import RECORDED_COLUMNS, Key, Store, pack
 from speceval.suites import Conversation, Suite
 
@@ -46,20 +47,6 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     accepted_by_conversation: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """For each finished conversation: accepted draft tokens, verify steps."""
-
-
-@dataclass
-class Segment:
-    """One uninterrupted stretch of a run, for run.json."""
-
-    conversations: int
-    tokens: int
-    seconds: float
-    counters: Counters
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "seconds": round(self.seconds, 4)}
 
 
 class _Live:
@@ -243,4 +230,9 @@ def measure(
             live.receive(result, engine.tokenizer, template.answer_marker, "recorded" if texts is None else "kept")
             advance(live)
         changed()
-    return Segment(progress.done - done, tokens, time.perf_counter() - start, engine.counters().minus(before))
+    return Segment(
+        conversations=progress.done - done,
+        tokens=tokens,
+        seconds=time.perf_counter() - start,
+        counters=engine.counters().minus(before),
+    )

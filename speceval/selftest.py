@@ -127,14 +127,14 @@ def run(jobs: Sequence[Job], steps: int, measure: Callable[[Job], StoredRun]) ->
     rates = jobs[0].forced
     assert rates is not None
     level = FALSE_ALARM / (tests(len(rates)) * len(jobs))
-    conditions = []
+    conditions: list[dict[str, Any]] = []
     for job in jobs:
         with allowed():
             stored = measure(job)
-        problems = [problem for problem in stored.meta["problems"] if problem != FORCED]
-        engine = stored.meta["fingerprint"]["engine"]
-        if engine["rejection_sample_method"] != "synthetic":
-            problems.append(f"the engine verified by {engine['rejection_sample_method']}, not by forced rates")
+        problems = [problem for problem in stored.meta.problems if problem != FORCED]
+        engine = stored.meta.fingerprint.engine
+        if engine.rejection_sample_method != "synthetic":
+            problems.append(f"the engine verified by {engine.rejection_sample_method}, not by forced rates")
         checks = judge(stored.steps, stored.turns, problems, rates, steps, level)
         conditions.append(
             {
@@ -142,8 +142,8 @@ def run(jobs: Sequence[Job], steps: int, measure: Callable[[Job], StoredRun]) ->
                 "tested_steps": steps,
                 "all_steps": len(acceptance.drafted_steps(stored.steps)),
                 "requests": len(stored.turns),
-                "seconds": round(sum(segment["seconds"] for segment in stored.meta["segments"]), 2),
-                "engine": {name: engine[name] for name in ("vllm", "device", "runner", "method")},
+                "seconds": round(sum(segment.seconds for segment in stored.meta.segments), 2),
+                "engine": engine.model_dump(include={"vllm", "device", "runner", "method"}),
                 "checks": [asdict(check) for check in checks],
             }
         )

@@ -8,36 +8,32 @@ import numpy as np
 from scipy.special import ndtri
 
 from speceval.errors import NotComparable
+from speceval.schema import Speedup
 from speceval.statistics import paired_ratio_difference
 
 
-def summarise(found: dict[str, Any], confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
+def summarise(timed: Speedup, confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
     """Speed-up by suite and batch size of `timing.measure`: {value, low, high, se, blocks, tokens per second}."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for suite in dict.fromkeys(timing["suite"] for timing in found["timings"]):
-        for batch in found["batches"]:
-            mine = [t for t in found["timings"] if (t["suite"], t["batch"]) == (suite, batch)]
-            columns = {
-                name: [timing[name] for timing in mine] for name in mine[0] if name.endswith(("seconds", "tokens"))
-            }
+    for suite in dict.fromkeys(timing.suite for timing in timed.timings):
+        for batch in timed.batches:
+            mine = [timing for timing in timed.timings if (timing.suite, timing.batch) == (suite, batch)]
+            alone_tokens, alone_seconds = [t.alone_tokens for t in mine], [t.alone_seconds for t in mine]
+            drafted_tokens, drafted_seconds = [t.drafted_tokens for t in mine], [t.drafted_seconds for t in mine]
             relative = paired_ratio_difference(
-                columns["alone_tokens"],
-                columns["alone_seconds"],
-                columns["drafted_tokens"],
-                columns["drafted_seconds"],
-                confidence,
+                alone_tokens, alone_seconds, drafted_tokens, drafted_seconds, confidence
             ).relative_percent
             interval = {name: None if x is None else 1 + x / 100 for name, x in relative.as_dict().items()}
             interval["se"] = None if relative.se is None else relative.se / 100
             rates = {
-                f"{name}_tokens_per_second": sum(columns[f"{name}_tokens"]) / sum(columns[f"{name}_seconds"])
-                for name in ("drafted", "alone")
+                "drafted_tokens_per_second": sum(drafted_tokens) / sum(drafted_seconds),
+                "alone_tokens_per_second": sum(alone_tokens) / sum(alone_seconds),
             }
             table.setdefault(suite, {})[str(batch)] = {**interval, "blocks": len(mine), **rates}
     return table
 
 
-def compare(a: dict[str, Any], b: dict[str, Any], confidence: float = 0.95) -> list[dict[str, Any]]:
+def compare(a: Speedup, b: Speedup, confidence: float = 0.95) -> list[dict[str, Any]]:
     """b's speed-up over a's at each suite and batch that both timed: {suite, batch, a, b, relative_percent}.
 
     The two were timed one after the other, so that their errors are independent: the ratio's is the delta method's.
@@ -64,10 +60,10 @@ def compare(a: dict[str, Any], b: dict[str, Any], confidence: float = 0.95) -> l
     return sorted(rows, key=lambda row: (row["suite"], row["batch"]))
 
 
-def require_same_machine(a: dict[str, Any], b: dict[str, Any]) -> None:
+def require_same_machine(a: Speedup, b: Speedup) -> None:
     """Raises `NotComparable` when two results of `timing.measure` come from different machines."""
-    if a["machine"] != b["machine"]:
-        differing = [name for name in a["machine"] if a["machine"][name] != b["machine"].get(name)]
+    if a.machine != b.machine:
+        differing = [name for name, value in a.machine if value != getattr(b.machine, name)]
         raise NotComparable(
             f"the speed-ups were timed on different machines ({', '.join(differing)} differ): time both on one"
         )

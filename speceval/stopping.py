@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
+from speceval.schema import Look
 from speceval.statistics import (
     NO_SPREAD,
     Estimates,
@@ -55,20 +56,6 @@ LEAST_SPENT = 1e-6
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 Outcome = Literal["goes on", "target reached", "all conversations used"]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look saw and what it may claim."""
-
-    conversations: int
-    value: float | None
-    half_width: float | None
-    """Relative (0.01 is 1 %), at `confidence`; None without an interval."""
-    confidence: float | None
-    """Nominal, of this look's own interval; None for a look that spends nothing."""
-    spent: float
-    """Error spent up to here."""
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,20 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from speceval.errors import UserError
-from speceval.protocol import RunSpec, fingerprint_differences
+from speceval.protocol import RunSpec
+from speceval.schema import RunMeta, Skipped, parse
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-
-SCHEMA_VERSION = 3
-"""Runs of versions 1 and 2 are read too: `migrate`."""
 
 RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
     "run.json",
@@ -40,9 +36,6 @@ RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
     "steps.parquet",
     "outputs.jsonl",
 )
-
-WORKER_COUNTERS = ("steps_with_q", "steps_one_hot", "steps_structured", "steps_padded")
-"""Counters of a segment that schema 1 does not have."""
 
 SYNC_SECONDS = 1.0
 """Time between two flushes of the journal to the disk itself."""
@@ -82,19 +75,19 @@ class StoredRun:
     """A run read back. `turns` and `steps` as the estimators take them (see `speceval.acceptance`)."""
 
     directory: Path
-    meta: dict[str, Any]
+    meta: RunMeta
     turns: pd.DataFrame
     steps: pd.DataFrame
 
     @property
     def complete(self) -> bool:
         """Whether every conversation of the run is in."""
-        return bool(self.meta["status"] != "running")
+        return self.meta.status != "running"
 
     @property
     def suites(self) -> list[str]:
         """Names of the suites, in the order in which they were asked for."""
-        return list(self.meta["fingerprint"]["suites"])
+        return list(self.meta.fingerprint.suites)
 
     @property
     def conversations(self) -> int:
@@ -134,11 +127,11 @@ class Store:
             if not any(self.directory.iterdir()):
                 self.directory.rmdir()
 
-    def read_meta(self) -> dict[str, Any] | None:
+    def read_meta(self) -> RunMeta | None:
         """run.json, or None for a run that has none yet."""
         return read_meta(self.directory) if (self.directory / RUN).exists() else None
 
-    def write_meta(self, meta: dict[str, Any]) -> None:
+    def write_meta(self, meta: RunMeta) -> None:
         """Replace run.json."""
         write_meta(self.directory, meta)
 
@@ -163,7 +156,7 @@ class Store:
         lines = read_lines(self.directory / JOURNAL)
         return (line for line in lines if counted is None or _key(line) in counted)
 
-    def finish(self, meta: dict[str, Any], counted: Collection[Key] | None = None) -> None:
+    def finish(self, meta: RunMeta, counted: Collection[Key] | None = None) -> None:
         """Turn the journal into the tables, of the `counted` conversations (None: of all), and mark the run as over."""
         turns, steps = self.frames(counted)
         with _replacing(self.directory / OUTPUTS) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -175,56 +168,31 @@ class Store:
         for name, frame in ((TURNS, turns), (STEPS, steps)):
             with _replacing(self.directory / name) as temporary:
                 frame.to_parquet(temporary, index=False)
-        self.write_meta({**meta, "skipped": self.skipped(counted)})
+        self.write_meta(meta.model_copy(update={"skipped": self.skipped(counted)}))
         (self.directory / JOURNAL).unlink()
 
-    def skipped(self, counted: Collection[Key] | None = None) -> list[dict[str, Any]]:
+    def skipped(self, counted: Collection[Key] | None = None) -> list[Skipped]:
         """Conversations that ended before their last turn, and why."""
         lines = (line for line in self._lines(counted) if "skipped" in line)
-        return [{name: line[name] for name in ("suite", "conversation", "seed", "skipped")} for line in lines]
+        return [Skipped(**{name: line[name] for name in Skipped.model_fields}) for line in lines]
 
 
-def write_meta(directory: Path, meta: dict[str, Any]) -> None:
+def write_meta(directory: Path, meta: RunMeta) -> None:
     """Replace a run's run.json."""
     with _replacing(directory / RUN) as temporary:
-        temporary.write_text(json.dumps({"schema": SCHEMA_VERSION, **meta}, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(meta.as_json(), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_meta(directory: Path) -> dict[str, Any]:
+def read_meta(directory: Path) -> RunMeta:
     """run.json of a run's directory. Raises `UserError` when there is none or it is not ours."""
     path = directory / RUN
     try:
-        meta: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("schema"), int):
-        raise UserError(f"{path}: no schema version: not a speceval run")
-    if not 1 <= meta["schema"] <= SCHEMA_VERSION:
-        raise UserError(f"{path}: schema {meta['schema']}, this speceval reads 1 to {SCHEMA_VERSION}: update speceval")
-    try:
-        return migrate(meta)
-    except KeyError as error:
-        raise UserError(f"{path}: no {error.args[0]}: the file is damaged") from None
-
-
-def migrate(meta: dict[str, Any]) -> dict[str, Any]:
-    """run.json's content of an older schema as this version writes it; what was not recorded then is off or 0.
-
-    2: prefills that vLLM padded are counted beside (`padded_steps`; `migrate_turns`), q is truncated as p is.
-    3: r and alpha of every draft may be recorded.
-    """
-    if meta["schema"] == SCHEMA_VERSION:
-        return meta
-    since = {"draft_truncation": True, "rejection": "standard", "record": False}
-    since |= dict.fromkeys(("replay", "until", "against"))
-    meta = {**meta, "spec": since | meta["spec"]}
-    meta["fingerprint"] = {"replay": None} | meta["fingerprint"]
-    meta["fingerprint"]["engine"] = {"draft_truncation": True} | meta["fingerprint"]["engine"]
-    for segment in meta["segments"]:
-        segment["counters"] = dict.fromkeys(WORKER_COUNTERS, 0) | segment["counters"]
-    return meta | {"schema": SCHEMA_VERSION}
+    return parse(content, path)
 
 
 def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:
@@ -237,7 +205,7 @@ def read_run(directory: Path) -> StoredRun:
     import pandas as pd
 
     meta = read_meta(directory)
-    if meta["status"] == "running":
+    if meta.status == "running":
         turns, steps = frames(read_lines(directory / JOURNAL, ignore_torn=True))
     else:
         try:
@@ -310,25 +278,10 @@ def run_directory(root: Path, spec: RunSpec) -> Path:
     return next((root / name for name in names if (root / name / RUN).exists()), root / spec.name)
 
 
-def differences(meta: Mapping[str, Any], spec: RunSpec) -> list[str]:
-    """Fields in which a stored run was asked for otherwise than `spec`; what its version did not know is no difference.
-
-    Raises `UserError` for a spec that only a later version understands.
-    """
-    try:
-        known = type(spec).model_validate(meta["spec"])
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{meta['name']}: spec.{where} is not known to this speceval: update it") from None
-    if meta["name"] in known.older_names:
-        known = known.model_copy(update={"record": spec.record})  # nobody could ask for it then
-    return fingerprint_differences(known.model_dump(mode="json"), spec.model_dump(mode="json"))
-
-
-def list_runs(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
     """The runs below `root`, newest first."""
     found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
-    return sorted(found, key=lambda run: str(run[1].get("created")), reverse=True)
+    return sorted(found, key=lambda run: run[1].created, reverse=True)
 
 
 def _key(line: dict[str, Any]) -> Key:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speceval import acceptance, replay, speedup, until
+from speceval.schema import Segment, Skipped
 from speceval.store import StoredRun
 
 TAUS = {
@@ -27,23 +28,23 @@ LOPSIDED = 0.1
 
 
 def run_json(run: StoredRun) -> dict[str, Any]:
-    """A run as one JSON-ready object; its shape is described in docs/store.md."""
-    spec = run.meta["spec"]
+    """A run as one JSON-ready object: its request and state, then `suite_summary` of every suite."""
+    meta, spec = run.meta, run.meta.spec
     return {
         "run": str(run.directory),
-        "status": run.meta["status"],
-        "target": spec["target"],
-        "draft": spec["draft"],
-        "temperature": spec["temperature"],
-        "k": spec["k"],
-        "drafting": spec["drafting"],
-        "seeds": spec["seeds"],
-        "fingerprint": run.meta["fingerprint_hash"],
-        "forced": spec["rejection"] == "synthetic",
-        "problems": run.meta["problems"],
-        "stopping": run.meta.get("stopping"),
+        "status": meta.status,
+        "target": spec.target,
+        "draft": spec.draft,
+        "temperature": spec.temperature,
+        "k": spec.k,
+        "drafting": spec.drafting,
+        "seeds": list(spec.seeds),
+        "fingerprint": meta.fingerprint_hash,
+        "forced": spec.rejection == "synthetic",
+        "problems": meta.problems,
+        "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": {name: suite_summary(run, name) for name in run.suites},
-        "speedup": speedup.summarise(run.meta["speedup"]) if "speedup" in run.meta else {},
+        "speedup": speedup.summarise(meta.speedup) if meta.speedup else {},
     }
 
 
@@ -53,7 +54,7 @@ def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
     return summarise(
         run.steps[run.steps["suite"] == suite],
         run.turns[run.turns["suite"] == suite],
-        run.meta["spec"]["k"],
+        run.meta.spec.k,
         until.confidence(run.meta, suite),
     )
 
@@ -102,7 +103,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
-        *_fallbacks(run.meta["segments"]),
+        *_fallbacks(run.meta.segments),
         *(f"PROBLEM: {problem}" for problem in shown["problems"]),
         f"run: {escape(str(run.directory))}",
     ]
@@ -162,7 +163,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]
     notes += _variance(shown["suites"])
     notes += until.notes(run.meta)
-    notes += _warnings(shown["suites"]) + _skipped(run.meta.get("skipped", [])) + _fallbacks(run.meta["segments"])
+    notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
     notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
@@ -202,12 +203,11 @@ def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
     return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
 
 
-def _fallbacks(segments: list[dict[str, Any]]) -> list[str]:
+def _fallbacks(segments: list[Segment]) -> list[str]:
     """How many steps were verified with another q than the one drafted with."""
-    with_q, one_hot, structured = (
-        sum(segment["counters"][f"steps_{kind}"] for segment in segments)
-        for kind in ("with_q", "one_hot", "structured")
-    )
+    counters = [segment.counters for segment in segments]
+    one_hot, structured = sum(c.steps_one_hot for c in counters), sum(c.steps_structured for c in counters)
+    with_q = sum(c.steps_with_q for c in counters)
     total, lines = with_q + one_hot + structured, []
     if one_hot:
         lines.append(
@@ -219,11 +219,11 @@ def _fallbacks(segments: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _skipped(rows: list[dict[str, Any]]) -> list[str]:
+def _skipped(rows: list[Skipped]) -> list[str]:
     """One line for each suite that lost turns, with the first reason."""
     lines = []
-    for suite in dict.fromkeys(row["suite"] for row in rows):
-        mine = [row for row in rows if row["suite"] == suite]
-        first = f"{mine[0]['conversation']}: {mine[0]['skipped']}"
+    for suite in dict.fromkeys(row.suite for row in rows):
+        mine = [row for row in rows if row.suite == suite]
+        first = f"{mine[0].conversation}: {mine[0].skipped}"
         lines.append(f"{suite}: {len(mine)} conversations cut short (first: {first}).")
     return lines

@@ -20,6 +20,7 @@ from typing import Any
 from speceval import display, runner
 from speceval.errors import UserError
 from speceval.launch import Job, fetch, start_engine
+from speceval.schema import Machine, Speedup, Timing
 from speceval.store import Key
 from speceval.suites import Conversation, Suite
 
@@ -31,8 +32,6 @@ WARM_UP = 2
 """Conversations that both engines generate before anything is timed."""
 
 Block = tuple[Suite, list[Conversation]]
-Timing = dict[str, Any]
-"""suite, batch, block, and seconds and tokens of both: `drafted_seconds`, `alone_tokens`, …"""
 
 
 class _Nowhere:
@@ -45,10 +44,10 @@ class _Nowhere:
         """Forget it."""
 
 
-def measure(job: Job, batches: Sequence[int], log: Path) -> dict[str, Any]:
-    """Time `job` against its target alone at each batch size; returns what run.json keeps under `speedup`.
+def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
+    """Time `job` against its target alone at each batch size; `speedup.summarise` makes ratios of it.
 
-    {machine, batches, timings: [Timing]}; `speedup.summarise` makes ratios of it. Works in a process of its own, whose
+    Works in a process of its own, whose
     output goes to `log`: no other engine shares its memory. Raises `UserError`, also for what `check` refuses.
     """
     check(job.suites, batches)
@@ -58,9 +57,9 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> dict[str, Any]:
     worker.join()
     if not result.exists():
         raise UserError(f"--baseline: timing failed, {log} says why; the run itself is stored")
-    timings = json.loads(result.read_text())
+    timings = [Timing(**timing) for timing in json.loads(result.read_text())]
     result.unlink()
-    return {"machine": machine(), "batches": list(batches), "timings": timings}
+    return Speedup(machine=machine(), batches=list(batches), timings=timings)
 
 
 def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
@@ -80,7 +79,7 @@ def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:
     with display.output_to(log):
         timings = list(time_blocks(job, batches))
     partial = result.with_suffix(".partial")
-    partial.write_text(json.dumps(timings))
+    partial.write_text(json.dumps([timing.model_dump() for timing in timings]))
     partial.replace(result)
 
 
@@ -112,10 +111,19 @@ def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:
     for batch in batches:
         for suite in job.suites:
             for number, conversations in enumerate(blocks(suite, batch)):
-                timing: Timing = {"suite": suite.name, "batch": batch, "block": number}
-                for name in sorted(engines, reverse=bool(number % 2)):
-                    timing[f"{name}_seconds"], timing[f"{name}_tokens"] = run(name, batch, suite, conversations)
-                yield timing
+                both = {
+                    name: run(name, batch, suite, conversations) for name in sorted(engines, reverse=bool(number % 2))
+                }
+                (drafted_seconds, drafted_tokens), (alone_seconds, alone_tokens) = both["drafted"], both["alone"]
+                yield Timing(
+                    suite=suite.name,
+                    batch=batch,
+                    block=number,
+                    drafted_seconds=drafted_seconds,
+                    drafted_tokens=drafted_tokens,
+                    alone_seconds=alone_seconds,
+                    alone_tokens=alone_tokens,
+                )
 
 
 def blocks(suite: Suite, batch: int) -> list[list[Conversation]]:
@@ -126,16 +134,16 @@ def blocks(suite: Suite, batch: int) -> list[list[Conversation]]:
     return found[:MOST_BLOCKS]
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """What must be the same for two speed-ups to be compared; the host's name only as a hash."""
     import os
 
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "gpus": gpus,
-    }
+    return Machine(
+        host=hashlib.sha256(platform.node().encode()).hexdigest()[:12],
+        processor=platform.machine(),
+        cpus=os.cpu_count(),
+        gpus=gpus,
+    )

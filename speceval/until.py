@@ -9,7 +9,7 @@ table: `run.json` says how many they were. The decision depends on the prefix al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from speceval.acceptance import REQUEST, conversation_totals
 from speceval.comparison import require_comparable
 from speceval.errors import UserError
 from speceval.protocol import RunSpec, digest
+from speceval.schema import Behind, Fingerprint, RunMeta, StoppedSuite, Stopping
 from speceval.stopping import ERROR, Decision, decide, grid, paired_estimate, tau_estimate
 from speceval.store import Key, Store, StoredRun, read_run
 from speceval.suites import Suite
@@ -77,13 +78,8 @@ def decide_suite(goal: Goal, suite: str, turns: pd.DataFrame, steps: pd.DataFram
     return decide(paired_estimate(*theirs, *ours), available, looks, goal.target, whole=100.0)
 
 
-def report(goal: Goal, turns: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:
-    """run.json's "stopping" of a run whose suites have all been stopped, from its tables before `counted`.
-
-    Per suite: outcome, conversations used and of how many, the stopping look's nominal `confidence`, its value and
-    relative half-width, all looks, and tokens: of the conversations used, of those `behind` the stopping point, and
-    about how many more the rest of the suite would have cost.
-    """
+def report(goal: Goal, turns: pd.DataFrame, steps: pd.DataFrame) -> Stopping:
+    """What run.json keeps of a run whose suites have all been stopped, from its tables before `counted`."""
     suites = {}
     for suite, order in goal.order.items():
         decision = decide_suite(goal, suite, turns, steps, available=len(order))
@@ -92,60 +88,63 @@ def report(goal: Goal, turns: pd.DataFrame, steps: pd.DataFrame) -> dict[str, An
         used = mine["conversation"].isin(order[: last.conversations])
         tokens, behind = (int(mine.loc[rows, "output_tokens"].sum()) for rows in (used, ~used))
         left = len(order) - last.conversations
-        suites[suite] = {
-            "outcome": decision.outcome,
-            "conversations": last.conversations,
-            "of": len(order),
-            "value": last.value,
-            "half_width": last.half_width,
-            "confidence": last.confidence,
-            "tokens": tokens,
-            "behind": {"requests": int((~used).sum()), "tokens": behind},
-            "tokens_saved": max(0, round(tokens / last.conversations * left) - behind),
-            "looks": [asdict(look) for look in decision.looks],
-        }
-    return {
-        "rule": RULE,
-        "error": ERROR,
-        "target": goal.target,
-        "quantity": "tau" if goal.against is None else "relative difference of tau",
-        "against": None if goal.against is None else goal.against.meta["name"],
-        "suites": suites,
-    }
+        suites[suite] = StoppedSuite(
+            outcome=decision.outcome,
+            conversations=last.conversations,
+            of=len(order),
+            value=last.value,
+            half_width=last.half_width,
+            confidence=last.confidence,
+            tokens=tokens,
+            behind=Behind(requests=int((~used).sum()), tokens=behind),
+            tokens_saved=max(0, round(tokens / last.conversations * left) - behind),
+            looks=decision.looks,
+        )
+    return Stopping(
+        rule=RULE,
+        error=ERROR,
+        target=goal.target,
+        quantity="tau" if goal.against is None else "relative difference of tau",
+        against=None if goal.against is None else goal.against.meta.name,
+        suites=suites,
+    )
 
 
-def counted(goal: Goal, stopping: Mapping[str, Any]) -> set[Key]:
+def counted(goal: Goal, stopping: Stopping) -> set[Key]:
     """The conversations up to the stopping points: what the run's tables hold."""
     return {
         (suite, conversation, seed)
         for suite, order in goal.order.items()
-        for conversation in order[: stopping["suites"][suite]["conversations"]]
+        for conversation in order[: stopping.suites[suite].conversations]
         for seed in goal.seeds
     }
 
 
-def confidence(meta: Mapping[str, Any], suite: str) -> float:
+def confidence(meta: RunMeta, suite: str) -> float:
     """Nominal confidence with which intervals of this run have to be made so that they hold with 95 %."""
-    stopping = meta.get("stopping")
-    return float(stopping["suites"][suite]["confidence"]) if stopping else 1 - ERROR
+    if meta.stopping is None:
+        return 1 - ERROR
+    nominal = meta.stopping.suites[suite].confidence
+    assert nominal is not None  # the look that stops spends all that is left
+    return nominal
 
 
-def notes(meta: Mapping[str, Any]) -> list[str]:
+def notes(meta: RunMeta) -> list[str]:
     """What `speceval show` says about the stopping of a run, one line a suite."""
-    if (target := meta["spec"].get("until")) is None:
+    if (target := meta.spec.until) is None:
         return []
-    if "stopping" not in meta:
+    if meta.stopping is None:
         return [f"--until {target:.3g}: unfinished, and short conversations finish first: wait for the end."]
-    stopping, lines = meta["stopping"], []
-    for suite, found in stopping["suites"].items():
-        width = "no interval" if found["half_width"] is None else f"± {100 * found['half_width']:.2f} %"
+    stopping, lines = meta.stopping, []
+    for suite, stopped in stopping.suites.items():
+        width = "no interval" if stopped.half_width is None else f"± {100 * stopped.half_width:.2f} %"
         of = "of tau"
-        if stopping["against"] is not None and found["value"] is not None:
-            width, of = f"{found['value']:+.2f} {width}", f"of tau against {stopping['against']}"
+        if stopping.against is not None and stopped.value is not None:
+            width, of = f"{stopped.value:+.2f} {width}", f"of tau against {stopping.against}"
         lines.append(
-            f"{suite}: {found['outcome']} ({width} {of}, asked: {100 * stopping['target']:g} %) after "
-            f"{found['conversations']:,} of {found['of']:,} conversations and {len(found['looks'])} looks; about "
-            f"{found['tokens_saved']:,} tokens saved. Intervals are corrected for the looks."
+            f"{suite}: {stopped.outcome} ({width} {of}, asked: {100 * stopping.target:g} %) after "
+            f"{stopped.conversations:,} of {stopped.of:,} conversations and {len(stopped.looks)} looks; about "
+            f"{stopped.tokens_saved:,} tokens saved. Intervals are corrected for the looks."
         )
     return lines
 
@@ -174,7 +173,7 @@ def ask(fields: dict[str, Any], against: Path | None, replayed: bool) -> tuple[d
 def identity(run: StoredRun) -> str:
     """Name and hash of a stored run's protocol and data."""
     totals = conversation_totals(run.steps).sort_index().reset_index().to_numpy().tolist()
-    return f"{run.meta['name']}:{digest([run.meta['fingerprint_hash'], totals])[:12]}"
+    return f"{run.meta.name}:{digest([run.meta.fingerprint_hash, totals])[:12]}"
 
 
 def goal(spec: RunSpec, suites: Sequence[Suite], against: StoredRun | None) -> Goal | None:
@@ -197,15 +196,15 @@ def restrict(suites: Sequence[Suite], against: StoredRun) -> list[Suite]:
     return kept
 
 
-def check_against(against: StoredRun, fingerprint: Mapping[str, Any]) -> None:
+def check_against(against: StoredRun, fingerprint: Fingerprint) -> None:
     """Raises `NotComparable` when a run of this fingerprint differs from `against` in more than the drafter.
 
     Order and number of conversations do not count: they are paired by name, and suite version, dataset and template
     fix their prompts.
     """
-    sizes = (f"suites.{suite}.conversations" for suite in fingerprint["suites"])
+    sizes = (f"suites.{suite}.conversations" for suite in fingerprint.suites)
     ignore = ("limit", "shuffle_seed", "prompts", *sizes)
-    require_comparable([against.meta, {"fingerprint": fingerprint}], ignore=ignore)
+    require_comparable([against.meta.fingerprint, fingerprint], ignore=ignore)
 
 
 def _terms(steps: pd.DataFrame, order: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from records import content
 
-from speceval.store import RUN, SCHEMA_VERSION, STEPS, TURNS
+from speceval.store import RUN, STEPS, TURNS
 
 Counts = NDArray[np.int64]
 
@@ -66,41 +67,19 @@ def write_run(
     names = ["suite", "conversation", "seed", "turn", "step", "drafted", "accepted", "committed"]
     pd.DataFrame(steps, columns=names).to_parquet(directory / STEPS)
     pd.DataFrame(rows).to_parquet(directory / TURNS)
-    content = {
-        "schema": SCHEMA_VERSION,
-        "status": "complete",
-        "spec": {
-            "target": target,
-            "draft": draft,
-            "k": k,
-            "temperature": temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "drafting": drafting,
-            "suites": list(accepted),
-            "limit": None,
-            "seeds": [0],
-            "replay": None,
-            **(spec or {}),
-        },
-        "fingerprint": {
-            "target": {"name": target, "model": target, "revision": None, "weights": "a"},
-            "draft": {"name": draft, "model": target, "revision": None, "weights": draft},
-            "suites": {name: {"version": 1, "dataset": "x"} for name in accepted},
-            "prompts": "p",
-            "drafting": drafting,
-            "sampling": {"temperature": temperature, "top_p": 1.0, "top_k": 0},
-            "seeds": [0],
-            "engine": {"vllm": "0.32.0", "method": "eagle3", "k": k},
-            "patches": [],
-            **(fingerprint or {}),
-        },
-        "fingerprint_hash": "h",
-        "segments": [],
-        "problems": [],
+    made = content(
+        spec__target=target,
+        spec__draft=draft,
+        spec__k=k,
+        spec__temperature=temperature,
+        spec__drafting=drafting,
+        spec__suites=tuple(accepted),
+        **{f"spec__{name}": value for name, value in (spec or {}).items()},
+        segments=[],
         **(meta or {}),
-    }
-    (directory / RUN).write_text(json.dumps(content))
+    )
+    made["fingerprint"] |= fingerprint or {}
+    (directory / RUN).write_text(json.dumps(made))
     return directory
 
 

@@ -147,8 +147,8 @@ def test_the_file_holds_no_texts_and_says_where_it_is_from(tmp_path: Path) -> No
     run = read_run(Path(KL))
     baseline.write(baseline.Baseline.of(run), tmp_path / "b.json")
     data = json.loads((tmp_path / "b.json").read_text())
-    assert data["run"] == run.meta["name"] and data["command"] == run.meta["command"]
-    assert data["weights"]["draft"] == run.meta["fingerprint"]["draft"]["weights"]
+    assert data["run"] == run.meta.name and data["command"] == run.meta.command
+    assert data["weights"]["draft"] == run.meta.fingerprint.draft.weights
     assert set(data["suites"]["demo"]) == {
         *("conversations", "steps", "drafted", "accepted", "committed"),
         *("accepted_at", "drafted_at", "reached_at"),
@@ -186,7 +186,7 @@ def damage(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (damage(["suites"], {}), "suites"),
         (damage(["weights", "draft"], "sha256:0"), "weights.draft is not that of the fingerprint"),
-        (damage(["fingerprint", "engine"], None), "fingerprint lacks engine"),
+        (damage(["fingerprint", "engine"], None), "fingerprint.engine: Input should be"),
     ],
 )
 def test_a_damaged_file_is_one_line_and_4(call, tmp_path: Path, edit, says: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from speceval import catalog, cli, launch, protocol
+from speceval import catalog, cli, launch, protocol, schema
 from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.protocol import RunSpec
+from speceval.schema import Facts, Fingerprint, RunMeta
 
 PROMPTS = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(30)]
 
@@ -52,19 +53,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory with a suite, where `speceval run` drives a simulated engine."""
 
-    class Engine(SimulatedEngine):
-        def facts(self) -> dict[str, Any]:
-            asked = {"draft_sample_method": "probabilistic", "rejection_sample_method": "standard"}
-            return {
-                **super().facts(),
-                **asked,
-                "prefix_caching": False,
-                "generation_config": "vllm",
-                "method": "eagle3",
-            }
-
     def start(job: launch.Job) -> SimulatedEngine:
-        return Engine((0.7,) * job.spec.k, batch=job.spec.batch)
+        return SimulatedEngine((0.7,) * job.spec.k, batch=job.spec.batch)
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
@@ -190,45 +180,110 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_resumes(call, 
     assert json.loads(call("show", "run", "--json").out)["suites"]["own"]["conversations"] == 30
 
 
-class Later(RunSpec):
-    """The request of a later version of speceval."""
+class LaterSpec(RunSpec):
+    """The request of a later version of speceval, which can ask for more."""
 
     thinking: bool = False
 
 
-@pytest.mark.parametrize("out", [(), ("--out", "run")], ids=["in results", "in a directory of its own"])
-def test_a_run_that_was_begun_is_finished_by_a_version_that_can_ask_for_more(
-    call, simulated: Path, monkeypatch, out: tuple[str, ...]
-) -> None:
-    """With another field of the request, and another fact of the engine in the fingerprint."""
+class LaterFacts(Facts):
+    """Its engine tells more."""
+
+    nodes: int = 1
+
+
+class LaterFingerprint(Fingerprint):
+    """Its fingerprint."""
+
+    engine: LaterFacts
+
+
+class LaterMeta(RunMeta):
+    """Its record."""
+
+    spec: LaterSpec
+    fingerprint: LaterFingerprint
+
+
+def later(monkeypatch: pytest.MonkeyPatch, nodes: int = 1) -> None:
+    """From here on that later version runs, on so many nodes."""
+    facts = SimulatedEngine.facts
+    monkeypatch.setattr(protocol, "RunSpec", LaterSpec)
+    for module in (launch, schema):
+        monkeypatch.setattr(module, "Fingerprint", LaterFingerprint)
+        monkeypatch.setattr(module, "RunMeta", LaterMeta)
+    monkeypatch.setattr(
+        SimulatedEngine, "facts", lambda self: LaterFacts(**{**facts(self).model_dump(), "nodes": nodes})
+    )
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Ctrl-C at that engine step, once."""
     original, steps = SimulatedEngine.step, 0
 
     def interrupted(self: SimulatedEngine) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 40:
+        if steps == at:
             raise KeyboardInterrupt
         return original(self)
 
     monkeypatch.setattr(SimulatedEngine, "step", interrupted)
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "run")], ids=["in results", "in a directory of its own"])
+def test_a_run_that_was_begun_is_finished_by_a_version_that_can_ask_for_and_tell_more(
+    call, simulated: Path, monkeypatch, out: tuple[str, ...]
+) -> None:
+    interrupt(monkeypatch, at=40)
     assert call(*RUN, "--suite", "own.jsonl", *out).code == cli.EXIT_INTERRUPTED
     (begun,) = simulated.glob("**/run.json")
-    name = json.loads(begun.read_text())["name"]
-
-    facts = SimulatedEngine.facts
-    monkeypatch.setattr(protocol, "RunSpec", Later)
-    monkeypatch.setattr(SimulatedEngine, "facts", lambda self: {**facts(self), "nodes": 1})
-    monkeypatch.setitem(protocol.EARLIER, "engine.nodes", 1)
+    before = json.loads(begun.read_text())
+    later(monkeypatch)
     finished = call(*RUN, "--suite", "own.jsonl", *out)
-    assert finished.code == 0 and "same command" not in finished.err, finished.err
-    assert list(simulated.glob("**/run.json")) == [begun] and json.loads(begun.read_text())["name"] == name
+    assert finished.code == 0, finished.err
+    assert list(simulated.glob("**/run.json")) == [begun]
+    after = json.loads(begun.read_text())
+    assert after["status"] == "complete" and after["spec"]["thinking"] is False
+    assert [after[name] for name in ("name", "fingerprint_hash")] == [
+        before[name] for name in ("name", "fingerprint_hash")
+    ]
     assert call(*RUN, "--suite", "own.jsonl", *out).out == finished.out
-    monkeypatch.setattr(SimulatedEngine, "facts", lambda self: {**facts(self), "nodes": 2})
-    (simulated / "other").mkdir()
-    meta = json.loads(begun.read_text()) | {"status": "running"}
-    (simulated / "other" / "run.json").write_text(json.dumps(meta))
-    refused = call(*RUN, "--suite", "own.jsonl", "--out", "other")
-    assert "engine.nodes: 1 -> 2" in refused.line
+
+
+def test_the_same_protocol_has_the_same_hash_in_a_version_that_tells_more(call, simulated: Path, monkeypatch) -> None:
+    call(*RUN, "--suite", "own.jsonl", "--out", "now")
+    later(monkeypatch)
+    call(*RUN, "--suite", "own.jsonl", "--out", "then")
+    now, then = (json.loads((simulated / name / "run.json").read_text()) for name in ("now", "then"))
+    assert (now["name"], now["fingerprint_hash"]) == (then["name"], then["fingerprint_hash"])
+    assert call("compare", "now", "then").code == 0
+
+
+def test_a_baseline_of_an_earlier_version_is_held_against_a_run_that_tells_more(
+    call, simulated: Path, monkeypatch
+) -> None:
+    call(*RUN, "--suite", "own.jsonl", "--out", "now")
+    call("baseline", "now", "-o", "now.json")
+    old = json.loads(Path("now.json").read_text())
+    del old["fingerprint"]["replay"], old["fingerprint"]["engine"]["draft_truncation"]
+    Path("older.json").write_text(json.dumps(old))
+    for name in ("now.json", "older.json"):
+        assert call("check", "now", "--baseline", name).code == 0
+
+
+def test_what_a_later_version_tells_counts_when_it_is_not_what_it_stood_for(call, simulated: Path, monkeypatch) -> None:
+    interrupt(monkeypatch, at=40)
+    call(*RUN, "--suite", "own.jsonl", "--out", "run")
+    later(monkeypatch, nodes=2)
+    assert "engine.nodes: 1 -> 2" in call(*RUN, "--suite", "own.jsonl", "--out", "run").line
+
+
+def test_a_run_of_a_later_version_is_refused_naming_the_field(call, simulated: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patched:
+        later(patched)
+        call(*RUN, "--suite", "own.jsonl", "--out", "run")
+    assert "run.json: spec.thinking is not known to this speceval: update it" in call("show", "run").line
 
 
 def test_a_directory_that_holds_another_run_is_refused_naming_the_field(call, simulated: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from records import run_meta
 from rich.console import Console
 
 from speceval import demo_all, zoo
@@ -32,14 +33,8 @@ def made_up(job: Job) -> StoredRun:
     turns = turns.assign(suite="demo", category="", finish_reason="length", turn=1, steps=100)
     turns[["conversation", "drafted", "accepted"]] = totals[["conversation", "drafted", "accepted"]]
     turns["output_tokens"] = totals["committed"] + 1
-    meta = {
-        "spec": job.spec.model_dump(mode="json"),
-        "status": "complete",
-        "problems": [],
-        "fingerprint": {"suites": {"demo": {}}},
-        "fingerprint_hash": "",
-    }
-    return StoredRun(job.directory, meta, turns, steps)
+    asked = {f"spec__{name}": value for name, value in job.spec}
+    return StoredRun(job.directory, run_meta(**asked), turns, steps)
 
 
 def test_every_drafter_of_the_zoo_has_a_row() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,9 @@ def test_the_books_of_every_reference_run_balance(docs_numbers) -> None:
     from speceval import acceptance
 
     for run in docs_numbers.demo_runs().values():
-        assert run.meta["status"] == "complete"
+        assert run.meta.status == "complete"
         assert acceptance.reconcile(run.steps, run.turns) == []
-        assert acceptance.check_counters(run.steps, run.meta["segments"][0]["counters"]) == []
+        assert acceptance.check_counters(run.steps, asdict(run.meta.segments[0].counters)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -48,25 +48,25 @@ def sampled(zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> S
 
 
 def test_sampled_drafts_are_accepted_and_the_books_balance(sampled: StoredRun) -> None:
-    assert sampled.meta["status"] == "complete" and sampled.meta["problems"] == []
+    assert sampled.meta.status == "complete" and sampled.meta.problems == []
     assert sampled.conversations == 24 * 4
     assert acceptance.reconcile(sampled.steps, sampled.turns) == []
     assert acceptance.tau(sampled.steps) > 1.5
 
 
 def test_the_settings_in_the_fingerprint_are_the_engine_s_own(sampled: StoredRun) -> None:
-    engine = sampled.meta["fingerprint"]["engine"]
+    engine = sampled.meta.fingerprint.engine
     expected = {"method": "eagle3", "draft_sample_method": "probabilistic", "rejection_sample_method": "standard"}
-    assert engine.items() >= expected.items()
-    assert engine["generation_config"] == "vllm" and engine["prefix_caching"] is False
-    assert "cpu-expand" in sampled.meta["fingerprint"]["patches"]
+    assert engine.model_dump().items() >= expected.items()
+    assert engine.generation_config == "vllm" and engine.prefix_caching is False
+    assert "cpu-expand" in sampled.meta.fingerprint.patches
 
 
 def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
     """The cross-check with vLLM's own counters can fail: one accepted token more is seen at its position."""
-    counters = sampled.meta["segments"][0]["counters"]
+    counters = sampled.meta.segments[0].counters
     assert acceptance.check_counters(sampled.steps, counters) == []
-    assert counters["steps_with_q"] == len(acceptance.drafted_steps(sampled.steps)) and counters["steps_one_hot"] == 0
+    assert counters.steps_with_q == len(acceptance.drafted_steps(sampled.steps)) and counters.steps_one_hot == 0
     steps = sampled.steps.copy()
     row = steps.index[(steps["drafted"] > 0) & (steps["accepted"] == 1)][0]
     steps.loc[row, "accepted"] = 2
@@ -76,7 +76,7 @@ def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
 def test_every_step_has_a_record_that_agrees_with_the_counts(sampled: StoredRun) -> None:
     """|z| < 5: a false alarm of 6e-7."""
     rows = acceptance.drafted_steps(sampled.steps)
-    record = rows[recorded_columns(sampled.meta["spec"]["k"])].to_numpy()
+    record = rows[recorded_columns(sampled.meta.spec.k)].to_numpy()
     assert not np.isnan(record).any() and record.min() >= 0 and record.max() <= 1 + 1e-5
     found = rao_blackwell.agreement(sampled.steps)
     assert found["steps"] == len(rows) and found["agrees"] is True
@@ -91,9 +91,9 @@ def replayed(sampled: StoredRun) -> StoredRun:
 def test_a_replay_emits_the_source_s_tokens_and_records_every_draft_within_the_text(
     sampled: StoredRun, replayed: StoredRun
 ) -> None:
-    assert replayed.meta["problems"] == [] and tokens(replayed) == tokens(sampled)
+    assert replayed.meta.problems == [] and tokens(replayed) == tokens(sampled)
     assert (replayed.steps["committed"] == 1).all() and (replayed.steps["accepted"] == 0).all()
-    k = replayed.meta["spec"]["k"]
+    k = replayed.meta.spec.k
     kept = replayed.steps[recorded_columns(k, ("kept",))].to_numpy()
     left = replayed.steps.groupby(replay.REQUEST).cumcount(ascending=False).to_numpy() + 1
     assert (np.isnan(kept) == (np.arange(k) >= left[:, None])).all()
@@ -135,7 +135,7 @@ def test_a_replay_sees_the_p_and_q_of_the_free_run_at_each_token(sampled: Stored
 
 @pytest.mark.parametrize("shift", ["position", "row"])
 def test_a_replay_shifted_by_one_is_contradicted(sampled: StoredRun, replayed: StoredRun, shift: str) -> None:
-    steps, names = replayed.steps.copy(), recorded_columns(replayed.meta["spec"]["k"], ("kept",))
+    steps, names = replayed.steps.copy(), recorded_columns(replayed.meta.spec.k, ("kept",))
     if shift == "position":
         steps[names] = steps[[*names[1:], names[-1]]].to_numpy()
     else:
@@ -147,7 +147,7 @@ def test_a_replay_shifted_by_one_is_contradicted(sampled: StoredRun, replayed: S
 def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) -> None:
     """Sampled and greedy drafting differ by more than six standard errors on the same prompts."""
     greedy = run(tmp_path / "greedy", "--seeds", "0-3", "--batch", "64", "--drafting", "greedy")
-    assert greedy.meta["fingerprint"]["engine"]["draft_sample_method"] == "greedy"
+    assert greedy.meta.fingerprint.engine.draft_sample_method == "greedy"
     difference = acceptance.compare(greedy.steps, greedy.turns, sampled.steps, sampled.turns)["difference"]
     assert abs(difference["value"]) > 6 * difference["se"]
 
@@ -192,10 +192,10 @@ def test_padded_rounds_of_cached_prompts_are_left_out_and_counted(zoo: dict[str,
     done = speceval(*arguments, *options, "--engine-arg", "block_size=32", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = read_run(tmp_path / "run")
-    counters = stored.meta["segments"][0]["counters"]
-    assert stored.turns["padded_steps"].sum() == counters["steps_padded"] > 0
-    assert counters["num_drafts"] == len(acceptance.drafted_steps(stored.steps)) + counters["steps_padded"]
-    assert stored.meta["problems"] == []
+    counters = stored.meta.segments[0].counters
+    assert stored.turns["padded_steps"].sum() == counters.steps_padded > 0
+    assert counters.num_drafts == len(acceptance.drafted_steps(stored.steps)) + counters.steps_padded
+    assert stored.meta.problems == []
     assert "padded steps" in done.stdout
     assert acceptance.tau(stored.steps) == 4.0
 
@@ -220,7 +220,7 @@ def test_real_prompts_run_with_both_turns_of_mt_bench(zoo: dict[str, Path], data
     assert sorted(stored.turns.query("suite == 'mt_bench'")["turn"]) == [1, 1, 1, 2, 2, 2]
     rows = [json.loads(line) for line in (stored.directory / "outputs.jsonl").open(encoding="utf-8")]
     assert {row["turn"] for row in rows if row["suite"] == "mt_bench"} == {1, 2}
-    assert stored.meta["problems"] == [] and stored.meta["skipped"] == []
+    assert stored.meta.problems == [] and stored.meta.skipped == []
 
 
 def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[str, Path], tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[s
     resumed = run(tmp_path / "run", *options)
     stored = [(conversation, seed) for conversation, seed, _ in tokens(resumed)]
     assert sorted(stored) == sorted((c.id, seed) for c in load("demo").conversations for seed in range(6))
-    assert resumed.meta["problems"] == []
+    assert resumed.meta.problems == []
 
 
 def _lines(path: Path) -> int:
@@ -248,9 +248,9 @@ def _lines(path: Path) -> int:
 
 def test_the_target_alone_is_timed_beside_the_drafter(zoo: dict[str, Path], tmp_path: Path) -> None:
     timed = run(tmp_path / "timed", "--limit", "8", "--max-tokens", "8", "--batch", "8", "--baseline")
-    timings = timed.meta["speedup"]["timings"]
-    assert [row["block"] for row in timings] == list(range(8)) and {row["batch"] for row in timings} == {1}
-    assert all(row["alone_seconds"] > 0 and row["drafted_seconds"] > 0 for row in timings)
-    assert all(1 <= row["alone_tokens"] <= 8 and 1 <= row["drafted_tokens"] <= 8 for row in timings)
+    timings = timed.meta.speedup.timings
+    assert [row.block for row in timings] == list(range(8)) and {row.batch for row in timings} == {1}
+    assert all(row.alone_seconds > 0 and row.drafted_seconds > 0 for row in timings)
+    assert all(1 <= row.alone_tokens <= 8 and 1 <= row.drafted_tokens <= 8 for row in timings)
     shown = speceval("show", str(timed.directory), cwd=tmp_path)
     assert "speed-up, batch 1" in shown.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from records import altered, content
 
 from speceval import acceptance, cli, explain, store
 from speceval.errors import UserError
@@ -148,15 +149,13 @@ def stored(tmp_path: Path) -> Path:
     steps, turns = frames()
     turns.to_parquet(tmp_path / store.TURNS)
     steps.to_parquet(tmp_path / store.STEPS)
-    spec = {"k": K, "temperature": 1.0, "drafting": "probabilistic"}
-    meta = {"status": "complete", "problems": ["[red]one"], "spec": spec, "fingerprint": {"suites": {"hand": {}}}}
-    (tmp_path / store.RUN).write_text(json.dumps({"schema": store.SCHEMA_VERSION, **meta}))
+    made = content(problems=["[red]one"], spec__k=K, spec__suites=("hand",))
+    (tmp_path / store.RUN).write_text(json.dumps(made))
     return tmp_path
 
 
 def test_a_replay_has_nothing_to_count(stored: Path) -> None:
-    run = store.read_run(stored)
-    run.meta["spec"]["replay"] = "0123"
+    run = altered(store.read_run(stored), spec__replay="0123")
     with pytest.raises(UserError, match="a replay has no accepted tokens"):
         explain.explain_run(run)
 

@@ -28,6 +28,7 @@ from speceval.store import StoredRun
 from speceval.tables import suite_summary
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
+from records import altered
 from report_runs import write_run
 
 HOSTILE = "<b>|x|`y`\n---\ntags: [z]\n\x1b[31m{{ 7 }} # \u202e"
@@ -81,9 +82,7 @@ def test_the_card_names_the_dataset_protocol_command_versions_and_weights(run: S
 
 
 def test_a_hub_target_is_the_base_model(run: StoredRun) -> None:
-    fingerprint = run.meta["fingerprint"]
-    target = fingerprint["target"] | {"model": "org/target"}
-    changed = replace(run, meta=run.meta | {"fingerprint": fingerprint | {"target": target}})
+    changed = altered(run, fingerprint__target__model="org/target")
     assert card_data(changed).base_model == "org/target"
 
 
@@ -101,7 +100,7 @@ def test_hostile_names_break_neither_front_matter_nor_tables(tmp_path: Path) -> 
 def test_the_profile_follows_from_a_known_histogram(run: StoredRun) -> None:
     """100 steps at K=3: 40 accept nothing, 30 accept one, 30 accept two."""
     steps = run.steps.iloc[:100].assign(drafted=3, accepted=[0] * 40 + [1] * 30 + [2] * 30)
-    found = profile(replace(run, steps=steps, meta=run.meta | {"spec": run.meta["spec"] | {"k": 3}}))
+    found = profile(altered(replace(run, steps=steps), spec__k=3))
     assert found.marginal_accept_rates == [0.6, 0.3, 0.0]
     assert found.conditional_accept_rates == [0.6, 0.5, 0.0]
     assert found.mean_accept_length == 1.9
@@ -138,16 +137,11 @@ def test_short_drafts_leave_a_survival_function_whose_sum_is_the_mean(run: Store
 
 @pytest.mark.parametrize(("method", "model"), [("eagle3", "chain_analytic"), ("dflash", "measured_per_k")])
 def test_only_chain_drafters_promise_other_k(run: StoredRun, method: str, model: str) -> None:
-    fingerprint = run.meta["fingerprint"]
-    engine = fingerprint["engine"] | {"method": method}
-    meta = run.meta | {"fingerprint": fingerprint | {"engine": engine}}
-    assert profile(replace(run, meta=meta)).accept_length_model == model
+    assert profile(altered(run, fingerprint__engine__method=method)).accept_length_model == model
 
 
 def test_block_verification_withholds_the_rates(run: StoredRun) -> None:
-    fingerprint = run.meta["fingerprint"]
-    engine = fingerprint["engine"] | {"rejection_sample_method": "block"}
-    found = profile(replace(run, meta=run.meta | {"fingerprint": fingerprint | {"engine": engine}}))
+    found = profile(altered(run, fingerprint__engine__rejection_sample_method="block"))
     assert found.marginal_accept_rates is found.conditional_accept_rates is found.validation is None
     assert "longest-prefix" in (found.vectors_unavailable_reason or "") and found.acceptance_length_histogram
 
@@ -202,15 +196,14 @@ def test_extreme_acceptance_is_exported_without_nan(tmp_path: Path, kind: str, a
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_unsound_runs_are_not_exported(run: StoredRun, kind: str) -> None:
-    spec = run.meta["spec"]
     for change, line in (
         ({"status": "running"}, "is unfinished"),
         ({"problems": ["x"]}, "do not balance"),
-        ({"spec": spec | {"replay": "0" * 16}}, "is a replay"),
-        ({"spec": spec | {"rejection": "synthetic"}}, "forced its acceptance"),
+        ({"spec__replay": "0" * 16}, "is a replay"),
+        ({"spec__rejection": "synthetic"}, "forced its acceptance"),
     ):
         with pytest.raises(UserError, match=line):
-            export(replace(run, meta=run.meta | change), kind)
+            export(altered(run, **change), kind)
     with pytest.raises(UserError, match="measured nothing"):
         export(replace(run, steps=run.steps.assign(drafted=0, accepted=0)), kind)
 

@@ -4,20 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 
 from speceval import catalog, launch
 from speceval.errors import UserError
 from speceval.protocol import RunSpec
+from speceval.schema import Facts
 
 SPEC = RunSpec(target="t", draft="d", k=3, temperature=1, drafting="probabilistic", suites=("demo",))
-FACTS = {
-    "k": 3,
-    "prefix_caching": False,
-    "generation_config": "vllm",
-    "draft_sample_method": "probabilistic",
-    "rejection_sample_method": "standard",
-    "draft_truncation": True,
-}
+FACTS = Facts(**records.FACTS)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +29,11 @@ FACTS = {
 def test_a_setting_that_vllm_changed_stops_the_run(facts: dict[str, Any], spec: dict[str, Any], says: str) -> None:
     launch.check_settings(FACTS, SPEC)
     with pytest.raises(UserError, match=says):
-        launch.check_settings(FACTS | facts, SPEC.model_copy(update=spec))
+        launch.check_settings(FACTS.model_copy(update=facts), SPEC.model_copy(update=spec))
 
 
 def test_truncation_of_drafts_matters_only_where_something_is_truncated() -> None:
-    launch.check_settings(FACTS | {"draft_truncation": False}, SPEC)
+    launch.check_settings(FACTS.model_copy(update={"draft_truncation": False}), SPEC)
 
 
 def draft(method: str, **fields: Any) -> catalog.Draft:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import MACHINE, SUITE_FACTS
 from scipy import stats
 from table_runs import binomial, constant, write_run
 
@@ -42,7 +43,7 @@ def mt_bench(directory: Path, accepted: int, **more: Any) -> Path:
     pinned = read_suite_file(SUITES_DIR / "mt_bench.yaml").pinned
     assert pinned is not None
     counts = np.random.default_rng(0).integers(accepted - 1, accepted + 2, (80, 20))
-    facts = {"mt_bench": {"version": 1, "dataset": pinned.dataset_hash}}
+    facts = {"mt_bench": SUITE_FACTS | {"dataset": pinned.dataset_hash}}
     return write_run(
         directory, {"mt_bench": counts}, target="gpt-oss-120b", draft="lk-eagle3", k=7,
         fingerprint={"suites": facts}, **more,
@@ -173,7 +174,7 @@ def test_a_run_that_hits_the_published_figure_says_so(tmp_path: Path) -> None:
     counts = draw.binomial(7, 1.69 / 7, (80, 50))
     run = write_run(
         tmp_path / "run", {"mt_bench": counts}, target="gpt-oss-120b", draft="lk-eagle3", k=7,
-        fingerprint={"suites": {"mt_bench": {"version": 1, "dataset": pinned.dataset_hash}}},
+        fingerprint={"suites": {"mt_bench": SUITE_FACTS | {"dataset": pinned.dataset_hash}}},
     )  # fmt: skip
     assert texts(build("summary", [run]))[0][-1] == "yes"
     assert OUTSIDE not in build("paper-main", [run]).footnotes
@@ -184,7 +185,7 @@ def test_the_published_figure_beside_a_run_has_the_sources_footnotes(tmp_path: P
     assert pinned is not None
     run = write_run(
         tmp_path / "run", {"gsm8k": constant(2)}, target="Llama-3.1-8B-Instruct", draft="zhuyksir-eagle3", k=7,
-        fingerprint={"suites": {"gsm8k": {"version": 1, "dataset": pinned.dataset_hash}}},
+        fingerprint={"suites": {"gsm8k": SUITE_FACTS | {"dataset": pinned.dataset_hash}}},
     )  # fmt: skip
     for layout in ("summary", "paper-main"):
         assert "3.21 in version 1 of the paper, 3.36 in version 2." in build(layout, [run]).footnotes
@@ -229,13 +230,17 @@ def test_steps_that_draft_less_than_k_make_the_definitions_differ_and_it_is_said
 def test_measured_speed_up_is_that_of_the_smallest_batch(tmp_path: Path) -> None:
     timings = [
         {
-            "suite": "s", "batch": batch, "alone_tokens": 100, "alone_seconds": 10.0 + block / 10,
+            "suite": "s", "batch": batch, "block": block, "alone_tokens": 100, "alone_seconds": 10.0 + block / 10,
             "drafted_tokens": 100, "drafted_seconds": seconds,
         }
         for batch, seconds in ((8, 9.0), (1, 5.0))
         for block in range(3)
     ]  # fmt: skip
-    run = write_run(tmp_path / "run", {"s": constant(1)}, meta={"speedup": {"batches": [8, 1], "timings": timings}})
+    run = write_run(
+        tmp_path / "run",
+        {"s": constant(1)},
+        meta={"speedup": {"machine": MACHINE, "batches": [8, 1], "timings": timings}},
+    )
     table = build("paper-main", [run])
     [record] = records(table, definition="speedup")
     assert record["batch"] == 1 and record["value"] == pytest.approx(2.02)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field
 
 from speceval.errors import UserError
-from speceval.protocol import RunSpec, default_drafting, fingerprint_differences, make_spec, request_seed
+from speceval.protocol import RunSpec, default_drafting, make_spec, request_seed
 
 BASE = {"target": "t", "draft": "d", "k": 3, "temperature": 1.0, "drafting": "probabilistic", "suites": ("demo",)}
 
@@ -78,18 +78,3 @@ def test_request_seeds_differ_between_requests_and_fit_in_63_bits() -> None:
     keys = [(s, suite, c, t) for s in (0, 1) for suite in ("a", "b") for c in ("1", "11") for t in (1, 2)]
     seeds = {request_seed(*key) for key in keys}
     assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_differences_name_the_field_and_both_values() -> None:
-    a = {"engine": {"dtype": "float32", "patches": []}, "seeds": [0]}
-    b = {"engine": {"dtype": "bfloat16", "patches": []}, "seeds": [0], "new": 1}
-    assert fingerprint_differences(a, b) == ["engine.dtype: float32 -> bfloat16", "new: absent -> 1"]
-    assert fingerprint_differences(a, a) == []
-
-
-def test_what_an_earlier_version_did_not_write_differs_only_where_it_is_not_what_it_stood_for() -> None:
-    old = {"engine": {"k": 3}}
-    new = {"engine": {"k": 3, "draft_truncation": True}, "replay": None}
-    assert fingerprint_differences(old, new) == fingerprint_differences(new, old) == []
-    changed = {"engine": {"k": 3, "draft_truncation": False}, "replay": "0123"}
-    assert fingerprint_differences(old, changed) == ["engine.draft_truncation: True -> False", "replay: None -> 0123"]

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import run_meta
 
 from speceval import published
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
+from speceval.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
 
@@ -22,14 +24,14 @@ FOLDER = ROOT / "results" / "published"
 
 def meta(
     target: str = "gpt-oss-120b", draft: str = "lk-eagle3", suite: str = "mt_bench", dataset: str = "", **spec: Any
-) -> dict[str, Any]:
+) -> RunMeta:
     pinned = read_suite_file(SUITES_DIR / "mt_bench.yaml").pinned
     assert pinned is not None
-    asked = {"k": 7, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "drafting": "probabilistic", **spec}
-    return {
-        "spec": {"target": target, "draft": draft, **asked},
-        "fingerprint": {"suites": {suite: {"dataset": dataset or pinned.dataset_hash}}},
-    }
+    asked = {"target": target, "draft": draft, "suites": (suite,), "k": 7, **spec}
+    return run_meta(
+        **{f"spec__{name}": value for name, value in asked.items()},
+        **{f"fingerprint__suites__{suite}__dataset": dataset or pinned.dataset_hash},
+    )
 
 
 def test_all_222_figures_are_there_once() -> None:
@@ -117,7 +119,7 @@ def test_the_figure_is_the_papers() -> None:
 )
 def test_a_run_under_another_protocol_repeats_nothing(other: dict[str, Any]) -> None:
     run = meta(**other)
-    assert published.repeated(run, next(iter(run["fingerprint"]["suites"]))) is None
+    assert published.repeated(run, next(iter(run.fingerprint.suites))) is None
 
 
 def test_an_installed_package_carries_the_figures() -> None:

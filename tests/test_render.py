@@ -187,7 +187,7 @@ def test_csv_and_json_carry_the_numbers_under_fixed_names() -> None:
     assert tuple(rows[0]) == FIELDS and len(rows) == 4
     assert (rows[0]["value"], rows[0]["high"], rows[0]["best"]) == ("1.25", "-2.5e-07", "True")
     parsed = json.loads(json_text(shown))
-    assert set(parsed) == {"layout", "caption", "notes", "numbers"}
+    assert set(parsed) == {"schema", "layout", "caption", "notes", "numbers"}
     assert all(tuple(record) == FIELDS for record in parsed["numbers"])
     assert (parsed["numbers"][0]["value"], parsed["numbers"][0]["footnotes"]) == (1.25, [])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from records import altered, run_meta
 
 from speceval import replay
 from speceval.errors import UserError
@@ -251,10 +251,9 @@ class TestSummary:
 
 
 class TestSource:
-    SPEC = dict.fromkeys(replay.INHERITED) | {"temperature": 1.0, "seeds": [0, 1], "suites": ["s"], "k": 2}
-
     def run(self, directory: Path, **changes: Any) -> StoredRun:
-        meta = {"status": "complete", "spec": {**self.SPEC, **changes}}
+        asked = {"seeds": (0, 1), "suites": ("s",), "k": 2, **changes}
+        meta = run_meta(**{f"spec__{name}": value for name, value in asked.items()})
         rows = [("a", 0, 1, [5, 6, 7]), ("a", 1, 1, [5]), ("b", 0, 1, [1, 2])]
         lines = [
             {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "output": "x"}
@@ -290,7 +289,7 @@ class TestSource:
     def test_runs_that_cannot_be_replayed_are_refused(self, tmp_path: Path, change: dict[str, Any], says: str) -> None:
         run = self.run(tmp_path, **{name: value for name, value in change.items() if name in ("replay", "temperature")})
         if "status" in change:
-            run = dataclasses.replace(run, meta=run.meta | change)
+            run = altered(run, **change)
         if "outputs" in change:
             (tmp_path / OUTPUTS).unlink()
         with pytest.raises(UserError, match=f"--replay .*{says}") as raised:

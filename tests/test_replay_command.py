@@ -27,18 +27,6 @@ SOURCE = (
     "9",
 )
 AGAIN = ("run", "--target", "zoo", "--draft", "kl-eagle3", "--temp", "1", "--out", "again")
-FACTS = {
-    "draft_sample_method": "probabilistic",
-    "rejection_sample_method": "standard",
-    "prefix_caching": False,
-    "generation_config": "vllm",
-    "method": "eagle3",
-}
-
-
-class Engine(SimulatedEngine):
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | FACTS
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -55,9 +43,9 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
     """A finished run in ./source; every job that gets as far as an engine afterwards."""
     jobs: list[launch.Job] = []
 
-    def start(job: launch.Job, *_: Any, **__: Any) -> Engine:
+    def start(job: launch.Job, *_: Any, **__: Any) -> SimulatedEngine:
         jobs.append(job)
-        return Engine((0.5,) * job.spec.k, batch=job.spec.batch)
+        return SimulatedEngine((0.5,) * job.spec.k, batch=job.spec.batch)
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
@@ -154,7 +142,9 @@ def test_sources_that_cannot_be_replayed_are_refused(monkeypatch, made: list[lau
     Path("source/outputs.jsonl").rename("elsewhere")
     assert "--replay source: has no outputs.jsonl" in refused(monkeypatch, capfd, "--replay", "source")
     path = Path("source/run.json")
-    path.write_text(path.read_text().replace('"temperature": 1.0', '"temperature": 0.0'))
+    path.write_text(
+        path.read_text().replace('"temperature": 1.0', '"temperature": 0.0').replace("probabilistic", "greedy")
+    )
     assert "--replay source: is at temperature 0" in refused(monkeypatch, capfd, "--replay", "source")
 
 

@@ -1,13 +1,16 @@
 """Conversations through an engine with a known answer."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from records import run_meta
 
 from speceval import acceptance
 from speceval.engines.simulated import SimulatedEngine
 from speceval.protocol import RunSpec, make_spec
-from speceval.runner import Progress, Segment, Template, measure, plan
+from speceval.runner import Progress, Template, measure, plan
+from speceval.schema import Segment
 from speceval.store import Store, read_run
 from speceval.suites import Conversation, Suite
 
@@ -31,9 +34,10 @@ def spec(**changes: object) -> RunSpec:
 def run(directory: Path, engine: SimulatedEngine, spec: RunSpec, suites: list[Suite]) -> tuple[Segment, Progress]:
     progress = Progress(len(plan(suites, spec.seeds)))
     with Store(directory) as store:
-        store.write_meta({"status": "running", "spec": spec.model_dump(mode="json")})
+        asked = {f"spec__{name}": value for name, value in spec}
+        store.write_meta(run_meta(status="running", **asked))
         segment = measure(engine, spec, suites, TEMPLATE, store, progress, lambda: None)
-        store.finish({"status": "complete", "spec": spec.model_dump(mode="json")})
+        store.finish(run_meta(**asked))
     return segment, progress
 
 
@@ -42,7 +46,7 @@ def test_every_turn_of_every_conversation_and_seed_is_stored_and_the_books_balan
     stored = read_run(tmp_path)
     assert len(stored.turns) == 12 * 2 * 2 and stored.conversations == progress.done == 24
     assert acceptance.reconcile(stored.steps, stored.turns) == []
-    assert acceptance.check_counters(stored.steps, segment.as_json()["counters"]) == []
+    assert acceptance.check_counters(stored.steps, asdict(segment.counters)) == []
     assert segment.tokens == progress.tokens == int(stored.turns["output_tokens"].sum())
 
 
@@ -99,7 +103,7 @@ def test_a_turn_that_does_not_fit_the_context_is_skipped_and_said(tmp_path: Path
     _, progress = run(tmp_path, engine, spec(seeds=(0,)), [suite(count=3)])
     stored = read_run(tmp_path)
     assert progress.done == 3 and len(stored.turns) == 3  # the second turns are too long
-    assert [line["skipped"].split(" needs")[0] for line in stored.meta["skipped"]] == ["turn 2"] * 3
+    assert [line.skipped.split(" needs")[0] for line in stored.meta.skipped] == ["turn 2"] * 3
 
 
 def test_at_temperature_0_requests_carry_no_seed(tmp_path: Path) -> None:

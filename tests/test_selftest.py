@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def simulated(directory: Path, change: Callable[[Finished], Finished] = lambda f
         segment = measure(engine, spec, [suite], Template({}, None), opened, Progress(24 * 30), lambda: None)
         turns, steps = opened.frames()
     problems = acceptance.reconcile(steps, turns)
-    problems += acceptance.check_counters(steps, segment.as_json()["counters"])
+    problems += acceptance.check_counters(steps, asdict(segment.counters))
     return failed(selftest.judge(steps, turns, problems, RATES, STEPS, LEVEL))
 
 
@@ -230,4 +230,4 @@ def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], t
     (condition,) = report["conditions"]
     assert condition["tested_steps"] == 600 and len(condition["checks"]) == selftest.tests(3) + 4
     run = store.read_run(tmp_path / "runs" / "T1")
-    assert run.meta["problems"] == [launch.FORCED] and tables.run_json(run)["forced"] is True
+    assert run.meta.problems == [launch.FORCED] and tables.run_json(run)["forced"] is True

@@ -1,15 +1,15 @@
 """Speed-ups from timings, and the refusal to compare machines."""
 
-from typing import Any
-
 import numpy as np
 import pytest
+from records import MACHINE
 
 from speceval import speedup
 from speceval.errors import NotComparable
+from speceval.schema import Speedup
 
 
-def timings(gain: float, blocks: int = 40, noise: float = 0.1, seed: int = 0, machine: str = "a") -> dict[str, Any]:
+def timings(gain: float, blocks: int = 40, noise: float = 0.1, seed: int = 0, machine: str = "a") -> Speedup:
     """Blocks of unequal size on an engine that is `gain` times as fast as the target alone."""
     draw = np.random.default_rng(seed)
     rows = []
@@ -26,7 +26,8 @@ def timings(gain: float, blocks: int = 40, noise: float = 0.1, seed: int = 0, ma
                 "drafted_seconds": (tokens + 3) / speed / gain * np.exp(0.02 * draw.normal()),
             }
         )
-    return {"machine": {"host": machine, "cpus": 2}, "batches": [1], "timings": rows}
+    made = {"machine": MACHINE | {"host": machine}, "batches": [1], "timings": rows}
+    return Speedup.model_validate(made)
 
 
 def test_a_speed_up_is_the_ratio_of_rates_and_its_interval_holds_it() -> None:
@@ -55,5 +56,5 @@ def test_speed_ups_of_two_machines_are_refused_naming_what_differs() -> None:
 
 def test_what_only_one_run_timed_is_left_out() -> None:
     other = timings(1.5)
-    other["timings"] = [row | {"suite": "gsm8k"} for row in other["timings"]]
-    assert speedup.compare(timings(1.5), other) == []
+    rows = [row.model_copy(update={"suite": "gsm8k"}) for row in other.timings]
+    assert speedup.compare(timings(1.5), other.model_copy(update={"timings": rows})) == []

@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from records import content, run_meta, segment
 
 from speceval import acceptance
 from speceval.errors import UserError
 from speceval.protocol import RunSpec
+from speceval.schema import SCHEMA_VERSION, other_request
 from speceval.store import (
     JOURNAL,
     OUTPUTS,
-    SCHEMA_VERSION,
-    WORKER_COUNTERS,
     Store,
-    differences,
     list_runs,
     pack,
     read_meta,
@@ -30,9 +29,10 @@ from speceval.store import (
     recorded_columns,
     run_directory,
     unpack,
+    write_meta,
 )
 
-META: dict[str, Any] = {"status": "running", "spec": {"k": 3}}
+META, OVER = run_meta(status="running"), run_meta()
 
 
 def conversation(name: str, seed: int = 0) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def finished(directory: Path, *names: str) -> Path:
         store.write_meta(META)
         for name in names:
             store.append(conversation(name))
-        store.finish({**META, "status": "complete"})
+        store.finish(OVER)
     return directory
 
 
@@ -92,7 +92,7 @@ def test_what_the_verifier_saw_lies_beside_the_steps_that_drafted(tmp_path: Path
         store.append(recorded("b", None))
         store.append(recorded("a", RATIO_ALPHA))
         unfinished = read_run(tmp_path).steps
-        store.finish({**META, "status": "complete"})
+        store.finish(OVER)
     nothing = [NAN] * 4
     expected = [[0.5, 1.0, 0.75, 0.25], nothing, [0.1, NAN, 0.2, NAN], nothing, nothing, nothing]
     for steps in (unfinished, read_run(tmp_path).steps):
@@ -129,36 +129,53 @@ def old_run(directory: Path, schema: int) -> Path:
     """A finished run as speceval of that schema wrote it."""
     finished(directory, "a", "b")
     turns = pd.read_parquet(directory / "turns.parquet")
-    spec = {"k": 3, "target": "t", "seeds": [0]}
+    old = content(schema=schema)
+    for name in ("until", "against", "replay", "record"):
+        del old["spec"][name]
+    del old["fingerprint"]["replay"]
     counters = {"num_drafts": 2, "num_draft_tokens": 6, "num_accepted_tokens": 2}
     if schema == 1:
         turns.drop(columns="padded_steps").to_parquet(directory / "turns.parquet", index=False)
+        del old["spec"]["draft_truncation"], old["spec"]["rejection"], old["fingerprint"]["engine"]["draft_truncation"]
     else:
         turns.assign(padded_steps=[1, 0]).to_parquet(directory / "turns.parquet", index=False)
-        spec |= {"draft_truncation": False, "rejection": "block"}
+        old["spec"] |= {"draft_truncation": False, "rejection": "block"}
         counters |= dict.fromkeys(WORKER_COUNTERS, 7)
-    meta = {"schema": schema, "status": "complete", "spec": spec, "fingerprint": {"engine": {}}, "problems": []}
-    (directory / "run.json").write_text(json.dumps({**meta, "segments": [{"counters": counters}]}))
+    old["segments"] = [segment(**counters)]
+    (directory / "run.json").write_text(json.dumps(old))
     return directory
+
+
+WORKER_COUNTERS = ("steps_with_q", "steps_one_hot", "steps_structured", "steps_padded")
+"""What schema 1 did not count."""
 
 
 def test_runs_of_schema_1_load_with_what_was_not_recorded_then_off_or_0(tmp_path: Path) -> None:
     run = read_run(old_run(tmp_path / "run", 1))
-    since = {"draft_truncation": True, "rejection": "standard", "record": False}
-    expected = {"k": 3, "target": "t", "seeds": [0], **since, "replay": None, "until": None, "against": None}
-    assert run.meta["schema"] == SCHEMA_VERSION and run.meta["spec"] == expected
+    expected = {"draft_truncation": True, "rejection": "standard", "record": False}
+    assert run.meta.spec.model_dump().items() >= expected.items()
+    assert (run.meta.spec.replay, run.meta.spec.until, run.meta.spec.against) == (None, None, None)
     assert run.turns["padded_steps"].tolist() == [0, 0]
-    assert [run.meta["segments"][0]["counters"][name] for name in WORKER_COUNTERS] == [0] * len(WORKER_COUNTERS)
-    assert run.meta["segments"][0]["counters"]["num_drafts"] == 2
-    assert run.meta["fingerprint"] == {"engine": {"draft_truncation": True}, "replay": None}
+    counters = run.meta.segments[0].counters
+    assert [getattr(counters, name) for name in WORKER_COUNTERS] == [0] * len(WORKER_COUNTERS)
+    assert counters.num_drafts == 2
+    assert run.meta.fingerprint.engine.draft_truncation is True and run.meta.fingerprint.replay is None
 
 
 def test_runs_of_schema_2_keep_what_they_recorded(tmp_path: Path) -> None:
     run = read_run(old_run(tmp_path / "run", 2))
-    assert run.meta["schema"] == SCHEMA_VERSION and run.meta["spec"]["record"] is False
-    assert (run.meta["spec"]["draft_truncation"], run.meta["spec"]["rejection"]) == (False, "block")
+    assert run.meta.spec.record is False
+    assert (run.meta.spec.draft_truncation, run.meta.spec.rejection) == (False, "block")
     assert run.turns["padded_steps"].tolist() == [1, 0]
-    assert {run.meta["segments"][0]["counters"][name] for name in WORKER_COUNTERS} == {7}
+    assert {getattr(run.meta.segments[0].counters, name) for name in WORKER_COUNTERS} == {7}
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_old_runs_are_written_back_as_this_version_writes_them(tmp_path: Path, schema: int) -> None:
+    run = read_run(old_run(tmp_path / "run", schema))
+    write_meta(run.directory, run.meta)
+    assert json.loads((run.directory / "run.json").read_text())["schema"] == SCHEMA_VERSION
+    assert read_meta(run.directory) == run.meta
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -177,8 +194,8 @@ def test_the_stored_reference_runs_load() -> None:
         assert json.loads(path.read_text())["schema"] == 2
         run = read_run(path.parent)
         assert run.meta == read_meta(path.parent) and run.complete and run.conversations >= 24
-        assert run.meta["spec"]["record"] is False and run.turns["padded_steps"].ge(0).all()
-        found = acceptance.summarise(run.steps, run.turns, run.meta["spec"]["k"])
+        assert run.meta.spec.record is False and run.turns["padded_steps"].ge(0).all()
+        found = acceptance.summarise(run.steps, run.turns, run.meta.spec.k)
         assert found["tau"]["value"] > 1 and found["tau_rb"]["value"] is None
 
 
@@ -191,13 +208,14 @@ def test_every_stored_run_answers_to_its_name_and_to_its_spec(path: Path, tmp_pa
     stored = json.loads(path.read_text())
     asked = RunSpec(**stored["spec"])
     assert stored["name"] in (asked.name, *asked.older_names)
-    assert differences(read_meta(path.parent), asked) == []
+    meta = read_meta(path.parent)
+    assert other_request(meta, asked) == other_request(meta, meta.spec) == []
     assert run_directory(tmp_path, asked) == tmp_path / asked.name
     (tmp_path / stored["name"]).symlink_to(path.parent)
     assert run_directory(tmp_path, asked) == tmp_path / stored["name"]
     for field, value in {"k": 1, "seeds": (7,), "batch": 3, "replay": "0123", "until": 0.5}.items():
         other = asked.model_copy(update={field: value})
-        assert len(differences(read_meta(path.parent), other)) == 1
+        assert len(other_request(meta, other)) == 1
         assert run_directory(tmp_path, other) == tmp_path / other.name
 
 
@@ -254,10 +272,10 @@ def test_a_table_that_cannot_be_written_leaves_the_journal(tmp_path: Path, monke
         with monkeypatch.context() as patched:
             patched.setattr(pd.DataFrame, "to_parquet", full)
             with pytest.raises(OSError, match="No space"):
-                store.finish({**META, "status": "complete"})
+                store.finish(OVER)
         assert read_run(tmp_path).conversations == 1
         assert not list(tmp_path.glob(".*.tmp"))
-        store.finish({**META, "status": "complete"})
+        store.finish(OVER)
     assert read_run(tmp_path).complete
 
 
@@ -276,7 +294,7 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     for name, created in (("old", "2026-01-01"), ("new", "2026-02-02")):
         with Store(tmp_path / name) as store:
-            store.write_meta({**META, "created": created})
+            store.write_meta(run_meta(created=created))
     assert [directory.name for directory, _ in list_runs(tmp_path)] == ["new", "old"]
 
 

@@ -25,11 +25,6 @@ RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--batch
 class Engine(SimulatedEngine):
     """Every seventh request is ten times as long as the others, so that short conversations finish out of order."""
 
-    def facts(self) -> dict[str, Any]:
-        """What the checks ask for."""
-        asked = {"draft_sample_method": "probabilistic", "rejection_sample_method": "standard"}
-        return {**super().facts(), **asked, "prefix_caching": False, "generation_config": "vllm", "method": "eagle3"}
-
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
         """Cut the request to its length."""
         long = hashlib.sha256(request_id.encode()).digest()[0] % 7 == 0
@@ -74,34 +69,35 @@ def order(suite: str = "own.jsonl") -> list[str]:
 
 def tables(run: StoredRun) -> list[Any]:
     """Decision and data; what else was in flight at the end depends on when a run was killed."""
-    stopping = run.meta["stopping"]
-    for suite in stopping["suites"].values():
-        suite.pop("behind"), suite.pop("tokens_saved")
-    return [stopping, run.turns.to_dict("list"), run.steps.to_dict("list")]
+    assert run.meta.stopping is not None
+    suites = {
+        name: suite.model_dump(exclude={"behind", "tokens_saved"}) for name, suite in run.meta.stopping.suites.items()
+    }
+    return [suites, run.turns.to_dict("list"), run.steps.to_dict("list")]
 
 
 def test_a_run_stops_when_tau_is_known_and_holds_the_prefix_of_a_random_order_and_nothing_else(call) -> None:
     code, out, err = call(*RUN, "--suite", "own.jsonl", "--until", TARGET, "--out", "run", "--json")
     assert code == 0, (out, err)
     run = read_run(Path("run"))
-    found = run.meta["stopping"]["suites"]["own"]
-    used = found["conversations"]
-    assert found["outcome"] == "target reached" and used in grid(SIZE) and 80 <= used < SIZE
-    assert found["half_width"] <= 0.03
+    found = run.meta.stopping.suites["own"]
+    used = found.conversations
+    assert found.outcome == "target reached" and used in grid(SIZE) and 80 <= used < SIZE
+    assert found.half_width <= 0.03
     assert set(run.turns["conversation"]) == set(order()[:used]) and len(run.turns) == 2 * used
     assert run.turns["category"].nunique() == -(-SIZE // 30)  # file order would have given the first categories only
-    assert run.meta["problems"] == [] and run.meta["spec"]["shuffle_seed"] == until.SHUFFLE_SEED
+    assert run.meta.problems == [] and run.meta.spec.shuffle_seed == until.SHUFFLE_SEED
     assert acceptance.reconcile(run.steps, run.turns) == []
-    assert found["tokens"] == run.turns["output_tokens"].sum() and found["tokens_saved"] > 0
+    assert found.tokens == run.turns["output_tokens"].sum() and found.tokens_saved > 0
 
 
 def test_the_books_balance_with_what_was_generated_behind_the_stopping_point(call) -> None:
     call(*RUN, "--suite", "own.jsonl", "--until", TARGET, "--out", "run")
     run = read_run(Path("run"))
-    behind = run.meta["stopping"]["suites"]["own"]["behind"]
-    assert behind["tokens"] > 0
-    generated = sum(segment["tokens"] for segment in run.meta["segments"])
-    assert generated == run.turns["output_tokens"].sum() + behind["tokens"]
+    behind = run.meta.stopping.suites["own"].behind
+    assert behind.tokens > 0
+    generated = sum(segment.tokens for segment in run.meta.segments)
+    assert generated == run.turns["output_tokens"].sum() + behind.tokens
     outputs = [json.loads(line) for line in Path("run/outputs.jsonl").read_text().splitlines()]
     assert {(row["conversation"], row["turn"]) for row in outputs} == {
         (row.conversation, row.turn) for row in run.turns.itertuples()
@@ -139,7 +135,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_decision(call, monkeypatch: p
         assert call(*arguments, "--out", out)[0] == 0
         resumed = read_run(Path(out))
         if cut == total:  # the decision had been taken: there is nothing left to generate
-            assert [segment["conversations"] for segment in resumed.meta["segments"]] == [0]
+            assert [segment.conversations for segment in resumed.meta.segments] == [0]
         assert tables(resumed) == whole, out
 
 
@@ -171,36 +167,34 @@ def test_what_has_overtaken_an_unfinished_conversation_does_not_count(tmp_path: 
 def test_all_seeds_of_a_conversation_are_one_unit(call) -> None:
     call(*RUN, "--suite", "own.jsonl", "--until", TARGET, "--seeds", "0-2", "--out", "run")
     run = read_run(Path("run"))
-    used = run.meta["stopping"]["suites"]["own"]["conversations"]
+    used = run.meta.stopping.suites["own"].conversations
     assert used < SIZE and set(run.turns["conversation"]) == set(order()[:used])
     assert (run.turns.groupby("conversation")["seed"].nunique() == 3).all()
 
 
 def test_every_suite_stops_by_itself_and_a_target_out_of_reach_runs_to_the_end(call) -> None:
     call(*RUN, "--suite", "own.jsonl,other.jsonl", "--until", TARGET, "--out", "run")
-    suites = read_run(Path("run")).meta["stopping"]["suites"]
-    assert suites["own"]["outcome"] == "target reached" and suites["own"]["conversations"] < SIZE
+    suites = read_run(Path("run")).meta.stopping.suites
+    assert suites["own"].outcome == "target reached" and suites["own"].conversations < SIZE
     call(*RUN, "--suite", "other.jsonl", "--until", "0.1%", "--out", "far")
     run = read_run(Path("far"))
-    found = run.meta["stopping"]["suites"]["other"]
-    assert (found["outcome"], found["conversations"], found["tokens_saved"]) == ("all conversations used", 120, 0)
+    found = run.meta.stopping.suites["other"]
+    assert (found.outcome, found.conversations, found.tokens_saved) == ("all conversations used", 120, 0)
     assert run.turns["conversation"].nunique() == 120
 
 
 def test_show_gives_the_interval_that_is_corrected_for_the_looks(call) -> None:
     out = call(*RUN, "--suite", "own.jsonl", "--until", TARGET, "--out", "run")[1]
     run = read_run(Path("run"))
-    found = run.meta["stopping"]["suites"]["own"]
+    found = run.meta.stopping.suites["own"]
     shown = json.loads(call("show", "run", "--json")[1])
     tau = shown["suites"]["own"]["tau"]
-    assert found["confidence"] > 0.95 and len(found["looks"]) > 1
-    assert (tau["high"] - tau["low"]) / 2 / tau["value"] == pytest.approx(found["half_width"])
-    plain = acceptance.summarise(run.steps, run.turns, run.meta["spec"]["k"])["tau"]
+    assert found.confidence > 0.95 and len(found.looks) > 1
+    assert (tau["high"] - tau["low"]) / 2 / tau["value"] == pytest.approx(found.half_width)
+    plain = acceptance.summarise(run.steps, run.turns, run.meta.spec.k)["tau"]
     assert tau["high"] - tau["low"] > plain["high"] - plain["low"]
-    assert shown["stopping"] == run.meta["stopping"]
-    line = (
-        f"own: target reached (± {100 * found['half_width']:.2f} % of tau, asked: 3 %) after {found['conversations']}"
-    )
+    assert shown["stopping"] == run.meta.stopping.model_dump(mode="json")
+    line = f"own: target reached (± {100 * found.half_width:.2f} % of tau, asked: 3 %) after {found.conversations}"
     assert line in " ".join(out.split()) and call("show", "run")[1] == out
 
 
@@ -210,13 +204,13 @@ def test_a_difference_is_known_when_its_own_interval_is_narrow_enough(call) -> N
     code, _, err = call(*new, "--until", TARGET, "--against", "base", "--out", "run")
     assert code == 0, err
     run, base = read_run(Path("run")), read_run(Path("base"))
-    found = run.meta["stopping"]["suites"]["own"]
-    assert found["outcome"] == "target reached" and found["conversations"] < SIZE
-    paired = acceptance.compare(base.steps, base.turns, run.steps, run.turns, confidence=found["confidence"])
-    assert found["value"] == pytest.approx(paired["relative_percent"]["value"])
+    found = run.meta.stopping.suites["own"]
+    assert found.outcome == "target reached" and found.conversations < SIZE
+    paired = acceptance.compare(base.steps, base.turns, run.steps, run.turns, confidence=found.confidence)
+    assert found.value == pytest.approx(paired["relative_percent"]["value"])
     width = (paired["relative_percent"]["high"] - paired["relative_percent"]["low"]) / 2
-    assert 100 * found["half_width"] == pytest.approx(width) and width <= 3
-    assert f"of tau against {base.meta['name']}" in " ".join(call("show", "run")[1].split())
+    assert 100 * found.half_width == pytest.approx(width) and width <= 3
+    assert f"of tau against {base.meta.name}" in " ".join(call("show", "run")[1].split())
     assert call(*new, "--until", TARGET, "--against", "base", "--out", "run")[0] == 0  # printed again
 
 

@@ -32,8 +32,6 @@ def check(
 
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
-    import json
-
     from speceval import baseline as baselines
     from speceval import gate, gate_reports
     from speceval.comparison import require_comparable
@@ -41,7 +39,7 @@ def check(
     share = _share(margin, "--margin")
     position_share = None if position_margin is None else _share(position_margin, "--position-margin")
     base, new = baselines.load(baseline), baselines.load(run)
-    allowed = require_comparable([base.meta, new.meta], allow or (), ignore=("seeds",))
+    allowed = require_comparable([base.fingerprint, new.fingerprint], allow or (), ignore=("seeds",))
     report = gate_reports.Report(gate.check(base.counts(), new.counts(), share, position_share), base, new, allowed)
     for path, content in (
         (junit, gate_reports.junit(report)),
@@ -50,7 +48,7 @@ def check(
         if path is not None:
             baselines.replace(path, content)
     if as_json:
-        print(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False))
+        options.print_json("check", report.as_json())
     else:
         options.output().print(gate_reports.terminal(report))
     raise typer.Exit(report.check.exit_code)
@@ -62,8 +60,6 @@ def baseline(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
-    import json
-
     from speceval import baseline as baselines
     from speceval.store import read_run
 
@@ -71,7 +67,7 @@ def baseline(
     size = baselines.write(written, output)
     if as_json:
         shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
-        print(json.dumps(shown, ensure_ascii=False))
+        options.print_json("baseline", shown)
     else:
         options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
 

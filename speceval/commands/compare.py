@@ -28,9 +28,7 @@ def compare(
 
     found = compare_runs([read_run(run) for run in runs], allow or ())
     if as_json:
-        import json
-
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        options.print_json("compare", found)
     else:
         from speceval.comparison_tables import comparison_tables
 

@@ -17,9 +17,7 @@ def explain(
 
     found = explain_run(read_run(run))
     if as_json:
-        import json
-
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        options.print_json("explain", found)
         return
     console = options.output()
     for suite, shown in found["suites"].items():

@@ -60,6 +60,15 @@ def output() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
+def print_json(output: str, content: dict[str, Any]) -> None:
+    """Print a command's one JSON object; `output`: its kind, a key of `schema.OUTPUTS`."""
+    import json
+
+    from speceval.schema import versioned
+
+    print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
+
+
 def given(ctx: typer.Context, parameter: str) -> bool:
     """Whether the user set an option on the command line."""
     source = ctx.get_parameter_source(parameter)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from speceval.commands import options
+
+if TYPE_CHECKING:
+    from speceval.launch import Job
+    from speceval.store import StoredRun
 
 
 def run(
@@ -94,18 +98,18 @@ def run(
     if baseline:
         finished = _with_speedup(job, finished, batches)
     print_run(finished, as_json)
-    if finished.meta["problems"]:
+    if finished.meta.problems:
         raise typer.Exit(1)
 
 
-def _with_speedup(job: Any, finished: Any, batches: tuple[int, ...]) -> Any:
+def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> StoredRun:
     """The finished run with its speed-up, timed now unless it has been."""
     from speceval import timing
     from speceval.store import read_run, write_meta
 
-    if finished.meta.get("speedup", {}).get("batches") != list(batches):
-        found = timing.measure(job, batches, finished.directory / "speedup.log")
-        write_meta(finished.directory, {**finished.meta, "speedup": found})
+    if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
+        timed = timing.measure(job, batches, finished.directory / "speedup.log")
+        write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
         finished = read_run(finished.directory)
     return finished
 
@@ -120,7 +124,7 @@ def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: 
     if options.given(ctx, "baseline"):
         raise UserError("--baseline: has no meaning with --replay: leave it out")
     stored = read_run(run)
-    found, name = replay.source(stored), stored.meta["spec"]["target"]
+    found, name = replay.source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft)
     if pair.draft is not None and pair.draft.method in DETERMINISTIC_METHODS:
         raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
@@ -137,7 +141,7 @@ def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: 
     return found
 
 
-def measure(job: Any) -> Any:
+def measure(job: Job) -> StoredRun:
     """Run a prepared job with a progress display on stderr, or read it back when it is complete."""
     from rich.console import Console
 
@@ -163,13 +167,11 @@ def measure(job: Any) -> Any:
             raise
 
 
-def print_run(stored: Any, as_json: bool) -> None:
+def print_run(stored: StoredRun, as_json: bool) -> None:
     """Print a stored run: its tables, or one JSON object."""
     from speceval import tables
 
     if as_json:
-        import json
-
-        print(json.dumps(tables.run_json(stored), ensure_ascii=False, allow_nan=False))
+        options.print_json("run", tables.run_json(stored))
     else:
         options.output().print(tables.run_tables(stored))

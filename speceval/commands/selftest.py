@@ -38,6 +38,7 @@ def selftest(
 
     from speceval import launch
     from speceval import selftest as known
+    from speceval.schema import versioned
 
     if runs is not None and runs.exists():
         raise UserError(f"--runs {runs}: exists: name a new directory")
@@ -63,7 +64,7 @@ def selftest(
             for temperature in (known.TEMPERATURES if temp is None else (temp,))
         ]
         report = known.run(jobs, steps, measure)
-    report["environment"] = launch.environment()
+    report = versioned("selftest", report | {"environment": launch.environment().model_dump()})
     _print(report, as_json)
     if out is not None:
         _write(report, out)
@@ -93,9 +94,7 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        import json
-
-        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+        options.print_json("selftest", report)
         return
     console = options.output()
     for condition in report["conditions"]:

@@ -5,10 +5,13 @@ This module holds the plain data that every engine speaks; it imports nothing he
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from speceval.schema import Counters, Facts
 from vllm_patches import PatchStatus
+
+__all__ = ["Counters", "Engine", "Facts", "Finished", "Sampling", "Step", "align_steps", "is_padded"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,47 +59,13 @@ class Finished:
     """
 
 
-@dataclass
-class Counters:
-    """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics).
-
-    The `steps_*` are the worker's (`vllm_patches.counters`); 0 where nothing counts them.
-    """
-
-    num_drafts: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    steps_with_q: int = 0
-    steps_one_hot: int = 0
-    steps_structured: int = 0
-    steps_padded: int = 0
-
-    def minus(self, other: Counters) -> Counters:
-        """What was counted since `other`."""
-        mine, theirs = asdict(self), asdict(other)
-        before = theirs.pop("num_accepted_tokens_per_pos") or [0] * len(self.num_accepted_tokens_per_pos)
-        per_position = zip(mine.pop("num_accepted_tokens_per_pos"), before, strict=True)
-        return Counters(
-            num_accepted_tokens_per_pos=[a - b for a, b in per_position],
-            **{name: count - theirs[name] for name, count in mine.items()},
-        )
-
-    def without_padding(self, steps: int, k: int) -> Counters:
-        """What is left when `steps` padded steps of `k` drafts each, none accepted, are taken out."""
-        return replace(
-            self, num_drafts=self.num_drafts - steps, num_draft_tokens=self.num_draft_tokens - k * steps, steps_padded=0
-        )
-
-
 class Engine(Protocol):
     """What the runner needs of an engine."""
 
     tokenizer: Any
     max_model_len: int
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """The settings as the engine resolved them, for the fingerprint."""
 
     def patches(self) -> list[PatchStatus]:

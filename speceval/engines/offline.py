@@ -9,7 +9,7 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from speceval.engines import Counters, Finished, Sampling, align_steps, is_padded
+from speceval.engines import Counters, Facts, Finished, Sampling, align_steps, is_padded
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
@@ -121,36 +121,36 @@ class OfflineEngine:
         limits = [self._config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
         return min(limit for limit in limits if limit)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """The settings as vLLM resolved them, and the patches as the worker process sees them."""
         import torch
 
         config = self._config
         speculative, parallel = config.speculative_config, config.parallel_config
-        return {
-            "vllm": self.version,
-            "torch": torch.__version__,
-            "device": config.device_config.device_type,
-            "runner": "V2" if config.use_v2_model_runner else "V1",
-            "method": speculative.method,
-            "k": speculative.num_speculative_tokens,
-            "draft_sample_method": speculative.draft_sample_method,
-            "rejection_sample_method": speculative.rejection_sample_method,
-            "draft_truncation": draft_truncation() and not config.use_v2_model_runner,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "quantization": config.model_config.quantization,
-            "kv_cache_dtype": str(config.cache_config.cache_dtype),
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "async_scheduling": bool(config.scheduler_config.async_scheduling),
-            "prefix_caching": bool(config.cache_config.enable_prefix_caching),
-            "enforce_eager": bool(config.model_config.enforce_eager),
-            "generation_config": config.model_config.generation_config,
-            "tensor_parallel": parallel.tensor_parallel_size,
-            "pipeline_parallel": parallel.pipeline_parallel_size,
-            "data_parallel": parallel.data_parallel_size,
-        }
+        return Facts(
+            vllm=self.version,
+            torch=torch.__version__,
+            device=config.device_config.device_type,
+            runner="V2" if config.use_v2_model_runner else "V1",
+            method=speculative.method,
+            k=speculative.num_speculative_tokens,
+            draft_sample_method=speculative.draft_sample_method,
+            rejection_sample_method=speculative.rejection_sample_method,
+            draft_truncation=draft_truncation() and not config.use_v2_model_runner,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            quantization=config.model_config.quantization,
+            kv_cache_dtype=str(config.cache_config.cache_dtype),
+            max_model_len=self.max_model_len,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            async_scheduling=bool(config.scheduler_config.async_scheduling),
+            prefix_caching=bool(config.cache_config.enable_prefix_caching),
+            enforce_eager=bool(config.model_config.enforce_eager),
+            generation_config=config.model_config.generation_config,
+            tensor_parallel=parallel.tensor_parallel_size,
+            pipeline_parallel=parallel.pipeline_parallel_size,
+            data_parallel=parallel.data_parallel_size,
+        )
 
     def patches(self) -> list[PatchStatus]:
         """Status of every ledger row, asked of the worker processes themselves."""

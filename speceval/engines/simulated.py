@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from speceval.engines import Counters, Finished, Sampling, Step
+from speceval.engines import Counters, Facts, Finished, Sampling, Step
 from vllm_patches import PatchStatus
 
 
@@ -53,9 +53,32 @@ class SimulatedEngine:
     def __post_init__(self) -> None:
         self._counters = Counters(num_accepted_tokens_per_pos=[0] * len(self.conditional))
 
-    def facts(self) -> dict[str, Any]:
-        """What a real engine would tell of itself."""
-        return {"device": "simulated", "runner": "simulated", "method": "simulated", "k": len(self.conditional)}
+    def facts(self) -> Facts:
+        """What a real engine would tell of itself, as far as there is something to tell."""
+        return Facts(
+            vllm=None,
+            torch=None,
+            device="simulated",
+            runner="simulated",
+            method="simulated",
+            k=len(self.conditional),
+            draft_sample_method="probabilistic",
+            rejection_sample_method="standard",
+            draft_truncation=True,
+            dtype=None,
+            quantization=None,
+            kv_cache_dtype=None,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.batch,
+            max_num_batched_tokens=None,
+            async_scheduling=False,
+            prefix_caching=False,
+            enforce_eager=None,
+            generation_config="vllm",
+            tensor_parallel=1,
+            pipeline_parallel=1,
+            data_parallel=1,
+        )
 
     def patches(self) -> list[PatchStatus]:
         """None."""

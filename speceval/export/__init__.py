@@ -29,9 +29,9 @@ def export(run: StoredRun, kind: str) -> str:
     drafted = run.steps["drafted"] > 0
     for fault, wrong in (
         ("is unfinished: finish it with the command that began it", not run.complete),
-        ("has books that do not balance: `speceval show` says where", bool(run.meta["problems"])),
+        ("has books that do not balance: `speceval show` says where", bool(run.meta.problems)),
         ("is a replay, which holds expectations and no counts: export a run that generates", replay.is_replay(run)),
-        ("forced its acceptance: it measures no drafter", run.meta["spec"]["rejection"] == "synthetic"),
+        ("forced its acceptance: it measures no drafter", run.meta.spec.rejection == "synthetic"),
         ("measured nothing: no step has drafts", not drafted.any()),
     ):
         if wrong:

@@ -33,14 +33,14 @@ def card_data(run: StoredRun) -> ModelCardData:
     """The front matter: what the drafter belongs to, and a result for every suite and definition of tau."""
     from huggingface_hub import ModelCardData
 
-    fingerprint, name = run.meta["fingerprint"], _name(run)
+    fingerprint, name = run.meta.fingerprint, _name(run)
     datasets = [hub.id for suite in run.suites if (hub := hub_dataset(suite))]
-    target = fingerprint["target"]["model"]
+    target = fingerprint.target.model
     return ModelCardData(
         model_name=name,
         base_model=target if target not in ("zoo", "local") else None,
         library_name="vllm",
-        tags=["speculative-decoding", "draft-model", fingerprint["engine"]["method"]],
+        tags=["speculative-decoding", "draft-model", fingerprint.engine.method],
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=[result for suite in run.suites for result in _results(run, suite)],
     )
@@ -50,11 +50,11 @@ def _results(run: StoredRun, suite: str) -> list[EvalResult]:
     """One result for each acceptance length of a suite that was measured, its interval and conditions beside it."""
     from huggingface_hub import EvalResult
 
-    summary, spec, hub = suite_summary(run, suite), run.meta["spec"], hub_dataset(suite)
+    summary, spec, hub = suite_summary(run, suite), run.meta.spec, hub_dataset(suite)
     conditions = {
-        "num_speculative_tokens": spec["k"],
-        "temperature": spec["temperature"],
-        "drafting": spec["drafting"],
+        "num_speculative_tokens": spec.k,
+        "temperature": spec.temperature,
+        "drafting": spec.drafting,
         "conversations": summary["conversations"],
         "steps": summary["steps"],
     }
@@ -82,12 +82,12 @@ def _interval(found: dict[str, float | None]) -> list[float] | str:
 
 
 def _body(run: StoredRun) -> str:
-    meta, spec = run.meta, run.meta["spec"]
-    fingerprint = meta["fingerprint"]
-    sampling = {"k": spec["k"], "drafting": spec["drafting"], **fingerprint["sampling"], "seeds": spec["seeds"]}
-    checkpoints = flatten({name: checkpoint(fingerprint[name]) for name in ("target", "draft")})
-    suites = flatten({"suite": fingerprint["suites"]})
-    versions = {"vllm": fingerprint["engine"].get("vllm"), **meta["environment"]["packages"]}
+    meta, spec, fingerprint = run.meta, run.meta.spec, run.meta.fingerprint
+    asked = {"k": spec.k, "drafting": spec.drafting}
+    sampling = {**asked, **fingerprint.sampling.model_dump(), "seeds": fingerprint.seeds}
+    checkpoints = flatten({name: checkpoint(getattr(fingerprint, name)) for name in ("target", "draft")})
+    suites = flatten({"suite": {name: suite.model_dump() for name, suite in fingerprint.suites.items()}})
+    versions = {"vllm": fingerprint.engine.vllm, **meta.environment.packages}
     parts = [
         "# Acceptance in speculative decoding\n",
         "How many draft tokens of this drafter the target accepts, measured with speceval on vLLM. tau is 1 + accepted "
@@ -97,11 +97,11 @@ def _body(run: StoredRun) -> str:
         "## Draft positions\n",
         render.markdown(layouts.build("positions", [run.directory])),
         "## Protocol\n",
-        _facts({**checkpoints, **suites, **sampling, "fingerprint": meta["fingerprint_hash"]}, "What was measured."),
+        _facts({**checkpoints, **suites, **sampling, "fingerprint": meta.fingerprint_hash}, "What was measured."),
         "## Reproduce\n",
-        _fenced(shlex.join(meta["command"])),
+        _fenced(shlex.join(meta.command)),
         "## Versions\n",
-        _facts(versions, "What it ran on.", f"Patches to vLLM: {', '.join(fingerprint['patches']) or 'none'}."),
+        _facts(versions, "What it ran on.", f"Patches to vLLM: {', '.join(fingerprint.patches) or 'none'}."),
     ]
     return "\n".join(parts)
 
@@ -127,7 +127,7 @@ def _fenced(text: str) -> str:
 
 
 def _name(run: StoredRun) -> str:
-    return render.clean(public(run.meta["spec"]["draft"]) or "drafter")
+    return render.clean(public(run.meta.spec.draft) or "drafter")
 
 
 def _check(text: str, data: ModelCardData) -> None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from speceval.schema import Checkpoint
 from speceval.suites.load import SUITES_DIR, names
 from speceval.suites.schema import Hub, read_suite_file
 
 
-def checkpoint(entry: dict[str, Any]) -> dict[str, Any]:
+def checkpoint(entry: Checkpoint) -> dict[str, Any]:
     """A checkpoint of a fingerprint, fit to be published: name or hub id, revision, hash of the weights."""
-    return {
-        "name": public(entry["name"]),
-        "model": public(entry["model"]),
-        "revision": entry["revision"],
-        "weights": entry["weights"],
-    }
+    return entry.model_dump() | {"name": public(entry.name), "model": public(entry.model)}
 
 
 def public(name: str | None) -> str | None:

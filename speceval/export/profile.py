@@ -20,6 +20,8 @@ from speceval.store import StoredRun
 
 CHAIN_METHODS = ("eagle", "eagle3", "draft_model")
 """Methods whose first drafts do not depend on K, by the proposal's list: acceptance at K tells that at smaller K."""
+CONDITIONS = ("vllm", "runner", "device", "dtype", "quantization")
+"""Facts of the engine that are among the conditions."""
 TOLERANCE = 0.02
 DIGITS = 6
 
@@ -101,17 +103,17 @@ def profile_json(run: StoredRun) -> str:
 
 def profile(run: StoredRun) -> Profile:
     """The profile of a run that has steps with drafts, all suites pooled: it describes the checkpoint, not a suite."""
-    spec, fingerprint = run.meta["spec"], run.meta["fingerprint"]
-    k, engine = spec["k"], fingerprint["engine"]
+    k, fingerprint = run.meta.spec.k, run.meta.fingerprint
+    engine = fingerprint.engine
     rows = acceptance.drafted_steps(run.steps)
-    block = engine.get("rejection_sample_method") == "block"
+    block = engine.rejection_sample_method == "block"
     marginal = [float((rows["accepted"] >= j).mean()) for j in range(1, k + 1)]
     mean = _rounded(1 + float(rows["accepted"].mean()))
     lengths = (1 + rows["accepted"]).value_counts().sort_index()
     return Profile(
-        method=engine["method"],
-        draft_checkpoint=checkpoint(fingerprint["draft"]),
-        target_model=checkpoint(fingerprint["target"]),
+        method=engine.method,
+        draft_checkpoint=checkpoint(fingerprint.draft),
+        target_model=checkpoint(fingerprint.target),
         num_speculative_tokens=k,
         max_supported_k=k,
         verification_method="block" if block else "longest_prefix",
@@ -120,7 +122,7 @@ def profile(run: StoredRun) -> Profile:
         vectors_unavailable_reason="block verification gives no longest-prefix distribution" if block else None,
         mean_accept_length=mean,
         mean_accept_length_per_request=_rounded(acceptance.tau_request_mean(run.turns) or 1.0),
-        accept_length_model="chain_analytic" if engine["method"] in CHAIN_METHODS and not block else "measured_per_k",
+        accept_length_model="chain_analytic" if engine.method in CHAIN_METHODS and not block else "measured_per_k",
         accept_length_by_k={str(k): mean},
         acceptance_length_histogram={str(length): int(count) for length, count in lengths.items()},
         per_category=_per_category(run),
@@ -171,29 +173,28 @@ def _per_category(run: StoredRun) -> dict[str, dict[str, float | int]] | None:
 
 def _conditions(run: StoredRun) -> dict[str, Any]:
     """What the numbers hold for, and their errors."""
-    meta, fingerprint = run.meta, run.meta["fingerprint"]
-    spec, engine = meta["spec"], fingerprint["engine"]
+    meta, spec, fingerprint = run.meta, run.meta.spec, run.meta.fingerprint
     return {
-        "dataset": list(fingerprint["suites"]),
-        "datasets": fingerprint["suites"],
+        "dataset": list(fingerprint.suites),
+        "datasets": {name: suite.model_dump() for name, suite in fingerprint.suites.items()},
         "num_samples": run.conversations,
         "decode_steps": len(acceptance.drafted_steps(run.steps)),
-        "sampling": fingerprint["sampling"],
-        "draft_sampling": spec["drafting"],
-        "seeds": spec["seeds"],
-        "concurrency": spec["batch"],
-        "engine": {name: engine.get(name) for name in ("vllm", "runner", "device", "dtype", "quantization")},
-        "patches": fingerprint["patches"],
+        "sampling": fingerprint.sampling.model_dump(),
+        "draft_sampling": spec.drafting,
+        "seeds": fingerprint.seeds,
+        "concurrency": spec.batch,
+        "engine": {name: getattr(fingerprint.engine, name) for name in CONDITIONS},
+        "patches": fingerprint.patches,
         "mean_accept_length_by_dataset": {suite: _tau(run, suite) for suite in run.suites},
         "interval": "95 %, clustered by conversation: new prompts like these and new seeds",
-        "fingerprint": meta["fingerprint_hash"],
-        "measured_at": meta["created"],
+        "fingerprint": meta.fingerprint_hash,
+        "measured_at": meta.created,
     }
 
 
 def _tau(run: StoredRun, suite: str) -> dict[str, float | None]:
     steps, turns = (frame[frame["suite"] == suite] for frame in (run.steps, run.turns))
-    found: dict[str, float | None] = acceptance.summarise(steps, turns, run.meta["spec"]["k"])["tau"]
+    found: dict[str, float | None] = acceptance.summarise(steps, turns, run.meta.spec.k)["tau"]
     return found
 
 

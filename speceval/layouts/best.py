@@ -63,7 +63,7 @@ def compare(a: Entry, b: Entry) -> dict[str, Any]:
     """`acceptance.compare` of two measured entries of one suite. Raises `UserError` when they cannot be compared."""
     assert a.run is not None and b.run is not None
     # Only requests that both have are compared: more seeds in one run do no harm.
-    require_comparable([a.run.meta, b.run.meta], ignore=("seeds",))
+    require_comparable([a.run.meta.fingerprint, b.run.meta.fingerprint], ignore=("seeds",))
     frames = ((run.steps, run.turns) for run in (a.run, b.run))
     (steps_a, turns_a), (steps_b, turns_b) = (
         (steps[steps["suite"] == a.name], turns[turns["suite"] == a.name]) for steps, turns in frames

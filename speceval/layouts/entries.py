@@ -90,7 +90,7 @@ class Entry:
 
     @cached_property
     def _speedups(self) -> dict[str, dict[str, Any]]:
-        timed = self.run.meta.get("speedup") if self.run else None
+        timed = self.run.meta.speedup if self.run else None
         return speedup.summarise(timed).get(self.name, {}) if timed else {}
 
     @property
@@ -117,9 +117,9 @@ class Entry:
         meta, notes = self.run.meta, []
         if not self.run.complete:
             notes.append("The run is not finished.")
-        if meta["problems"]:
+        if meta.problems:
             notes.append("The run's books do not balance: `speceval show` says where.")
-        if meta["spec"]["limit"] is not None:
+        if meta.spec.limit is not None:
             notes.append("Measured on a part of the suite.")
         return tuple(notes)
 
@@ -151,18 +151,18 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
 
 def from_run(run: StoredRun) -> list[Entry]:
     """One entry for each suite of a run."""
-    spec = run.meta["spec"]
+    spec = run.meta.spec
     names = published.load().suites
     architecture, setup = _kind(run)
     return [
         Entry(
-            target=spec["target"],
+            target=spec.target,
             architecture=architecture,
             setup=setup,
-            drafter=spec["draft"],
-            k=spec["k"],
-            temperature=spec["temperature"],
-            drafting=spec["drafting"],
+            drafter=spec.draft,
+            k=spec.k,
+            temperature=spec.temperature,
+            drafting=spec.drafting,
             suite=names.get(suite, suite),
             run=run,
             name=suite,
@@ -213,16 +213,16 @@ def row_key(entry: Entry) -> tuple[Hashable, ...]:
 
 def _kind(run: StoredRun) -> tuple[str, str]:
     """Architecture and setup of a run's drafter, as far as catalog, zoo and engine tell."""
-    spec, method = run.meta["spec"], run.meta["fingerprint"]["engine"]["method"]
-    target = load_entries().get(spec["target"])
-    listed = target.drafters.get(spec["draft"]) if target else None
+    spec, method = run.meta.spec, run.meta.fingerprint.engine.method
+    target = load_entries().get(spec.target)
+    listed = target.drafters.get(spec.draft) if target else None
     if listed:
-        return ARCHITECTURES[listed.method], listed.paper_setup or spec["draft"]
-    if spec["target"] == "zoo":
-        loss, _, name = spec["draft"].rpartition("-")
+        return ARCHITECTURES[listed.method], listed.paper_setup or spec.draft
+    if spec.target == "zoo":
+        loss, _, name = spec.draft.rpartition("-")
         method = {"mlp": "mlp_speculator", "draft": "draft_model"}.get(name, name)
-        return ARCHITECTURES.get(method, method), ZOO_SETUPS.get(loss, spec["draft"])
-    return ARCHITECTURES.get(method, str(method)), spec["draft"]
+        return ARCHITECTURES.get(method, method), ZOO_SETUPS.get(loss, spec.draft)
+    return ARCHITECTURES.get(method, method), spec.draft
 
 
 def _order() -> Any:

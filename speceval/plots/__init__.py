@@ -34,7 +34,7 @@ def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> D
     A forest plot compares: runs whose protocols differ in more than the drafter and the fields in `allow` raise
     `NotComparable` (`comparison.require_comparable`), and what was allowed is in the caption.
     """
-    allowed = require_comparable([run.meta for run in runs], allow) if kind == "forest" else []
+    allowed = require_comparable([run.meta.fingerprint for run in runs], allow) if kind == "forest" else []
     with matplotlib.rc_context(style.RC):
         figure, caption = OF_RUNS[kind](runs)
     differences = [f"Runs differ in {'; '.join(allowed)}."] if allowed else []

@@ -62,7 +62,7 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
         width = bin_width(max(int(style.turns(run, suite)["output_tokens"].max()) for run in runs))
         widths.append(width)
         for index, (run, label) in enumerate(zip(runs, style.labels(runs), strict=True)):
-            rows = binned(style.steps(run, suite), width, run.meta["spec"]["k"])
+            rows = binned(style.steps(run, suite), width, run.meta.spec.k)
             centres = [row["start"] + width / 2 for row in rows]
             style.estimates(axis, centres, rows, band=True, label=label, **style.series(index))
         axis.set(xlabel="output tokens before the step", xlim=(0, None))

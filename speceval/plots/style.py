@@ -166,7 +166,7 @@ def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str
 
     Fields of the spec in `leave_out` are not named.
     """
-    specs = [run.meta["spec"] for run in runs]
+    specs = [run.meta.spec for run in runs]
     shown = {
         "target": "{}",
         "draft": "{}",
@@ -181,10 +181,11 @@ def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str
     differ = [
         name
         for name in shown
-        if name == "draft" or (name not in leave_out and len({str(spec.get(name)) for spec in specs}) > 1)
+        if name == "draft" or (name not in leave_out and len({str(getattr(spec, name)) for spec in specs}) > 1)
     ]
     names = [
-        ", ".join(shown[name].format(spec[name]) for name in differ if spec.get(name) is not None) for spec in specs
+        ", ".join(shown[name].format(getattr(spec, name)) for name in differ if getattr(spec, name) is not None)
+        for spec in specs
     ]
     twice = {name for name in names if names.count(name) > 1}
     return [
@@ -209,10 +210,10 @@ def plain(text: str) -> str:
 
 def settings(runs: Sequence[StoredRun]) -> str:
     """What a caption says of the protocol: "target zoo, T=1, K=5, probabilistic drafts"."""
-    specs = [run.meta["spec"] for run in runs]
+    specs = [run.meta.spec for run in runs]
 
     def values(name: str, form: str = "{}") -> str:
-        return ", ".join(form.format(value) for value in sorted({spec[name] for spec in specs}))
+        return ", ".join(form.format(value) for value in sorted({getattr(spec, name) for spec in specs}))
 
     return f"target {values('target')}, T={values('temperature', '{:g}')}, K={values('k')}, {values('drafting')} drafts"
 
@@ -224,8 +225,8 @@ def notes(runs: Sequence[StoredRun]) -> list[str]:
     for run in runs:
         if not run.complete:
             found.append(f"Run {run.directory.name} is unfinished.")
-        if run.meta["problems"]:
-            found.append(f"Run {run.directory.name} has {len(run.meta['problems'])} problems: see `speceval show`.")
+        if run.meta.problems:
+            found.append(f"Run {run.directory.name} has {len(run.meta.problems)} problems: see `speceval show`.")
     return found
 
 

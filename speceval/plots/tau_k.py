@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from speceval import acceptance
 from speceval.plots import style
+from speceval.protocol import digest
 from speceval.statistics import ratio_interval
 from speceval.store import StoredRun
 
@@ -37,8 +38,8 @@ APART = 0.1
 
 def has_curve(run: StoredRun) -> bool:
     """Whether a run at K tells about smaller K: the method drafts position by position, each verified on its own."""
-    engine = run.meta["fingerprint"]["engine"]
-    return engine["method"] in METHODS and engine["rejection_sample_method"] == "standard"
+    engine = run.meta.fingerprint.engine
+    return engine.method in METHODS and engine.rejection_sample_method == "standard"
 
 
 def totals(steps: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -61,9 +62,9 @@ def groups(runs: Sequence[StoredRun]) -> list[list[int]]:
     """Indices of runs that differ in K alone, each group by falling K."""
     found: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
-        spec = {name: value for name, value in run.meta["spec"].items() if name not in ("k", "seeds", "batch")}
-        found.setdefault(repr(sorted(spec.items())), []).append(index)
-    return [sorted(group, key=lambda index: -runs[index].meta["spec"]["k"]) for group in found.values()]
+        spec = run.meta.spec.model_dump(mode="json", exclude={"k", "seeds", "batch"})
+        found.setdefault(digest(spec), []).append(index)
+    return [sorted(group, key=lambda index: -runs[index].meta.spec.k) for group in found.values()]
 
 
 def draw(runs: Sequence[StoredRun]) -> style.Drawn:
@@ -77,14 +78,12 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
             look = style.series(index)
             points = group
             if has_curve(group[0]):
-                k, points = group[0].meta["spec"]["k"], group[1:]
+                k, points = group[0].meta.spec.k, group[1:]
                 rows = curve(style.steps(group[0], suite), k)
                 places = [row["k"] for row in rows]
                 style.estimates(axis, places, rows, band=True, label=f"{label}: curve from K={k}", **look)
             if points:
-                separate = [
-                    (run.meta["spec"]["k"], curve(style.steps(run, suite), run.meta["spec"]["k"])[-1]) for run in points
-                ]
+                separate = [(run.meta.spec.k, curve(style.steps(run, suite), run.meta.spec.k)[-1]) for run in points]
                 places = [k + APART * (1 + index) for k, _ in separate]
                 bars = {**look, "linestyle": "none", "markerfacecolor": "none", "markersize": 6}
                 style.estimates(axis, places, [row for _, row in separate], label=f"{label}: separate runs", **bars)

@@ -6,10 +6,12 @@ explained in docs/report.md; they call for a look, they are no tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from speceval import catalog
+from speceval.protocol import RunSpec
+from speceval.schema import Counters
 from speceval.statistics import TRUSTED_CLUSTERS
 from speceval.store import StoredRun
 
@@ -58,8 +60,8 @@ def _above(part: float, whole: float, limit: float) -> bool:
 
 
 def _complete(run: StoredRun) -> Audit:
-    planned, have = run.meta["conversations"], run.conversations
-    skipped = len(run.meta.get("skipped", []))
+    planned, have = run.meta.conversations, run.conversations
+    skipped = len(run.meta.skipped)
     value = f"{have:,} of {planned:,}" + (f", {skipped:,} cut short" if skipped else "")
     return Audit(
         "conversations in the store",
@@ -136,8 +138,8 @@ def _padded(run: StoredRun) -> Audit:
 
 
 def _one_hot(run: StoredRun) -> Audit:
-    lost = _counted(run, "steps_one_hot")
-    known = lost + _counted(run, "steps_with_q") + _counted(run, "steps_structured")
+    lost = _counted(run, lambda counters: counters.steps_one_hot)
+    known = _counted(run, lambda counters: counters.steps_with_q + counters.steps_one_hot + counters.steps_structured)
     return Audit(
         "steps that lost q",
         share(lost, known, "counted steps") if known else "not counted (no sampled drafts)",
@@ -147,7 +149,7 @@ def _one_hot(run: StoredRun) -> Audit:
 
 
 def _structured(run: StoredRun) -> Audit:
-    structured = _counted(run, "steps_structured")
+    structured = _counted(run, lambda counters: counters.steps_structured)
     return Audit(
         "steps under a grammar",
         f"{structured:,}",
@@ -157,7 +159,7 @@ def _structured(run: StoredRun) -> Audit:
 
 
 def _preemptions(run: StoredRun) -> Audit:
-    count = _counted(run, "preemptions")
+    count = _counted(run, lambda counters: counters.preemptions)
     return Audit(
         "preemptions",
         f"{count:,}",
@@ -168,8 +170,8 @@ def _preemptions(run: StoredRun) -> Audit:
 
 
 def _resumed(run: StoredRun) -> Audit:
-    stretches = run.meta["segments"]
-    value = "no" if len(stretches) < 2 else ", ".join(f"{s['conversations']:,}" for s in stretches) + " conversations"
+    stretches = run.meta.segments
+    value = "no" if len(stretches) < 2 else ", ".join(f"{s.conversations:,}" for s in stretches) + " conversations"
     return Audit(
         "resumed",
         value if len(stretches) < 2 else f"{len(stretches)} stretches: {value}",
@@ -180,7 +182,7 @@ def _resumed(run: StoredRun) -> Audit:
 
 def _cache_hits(run: StoredRun) -> Audit:
     cached, prompt = int(run.turns["cached_tokens"].sum()), int(run.turns["prompt_tokens"].sum())
-    asked = run.meta["spec"]["prefix_caching"]
+    asked = run.meta.spec.prefix_caching
     return Audit(
         "cache hits",
         share(cached, prompt, "prompt tokens") + (", prefix caching on" if asked else ", prefix caching off"),
@@ -190,7 +192,7 @@ def _cache_hits(run: StoredRun) -> Audit:
 
 
 def _own_k(run: StoredRun) -> Audit:
-    k, own = _k(run), own_k(run.meta["spec"])
+    k, own = _k(run), own_k(run.meta.spec)
     return Audit(
         "K against the trained block",
         f"K={k}, the drafter's own is {own if own is not None else 'not known'}",
@@ -201,11 +203,11 @@ def _own_k(run: StoredRun) -> Audit:
 
 
 def _quantity(run: StoredRun) -> Audit:
-    spec = run.meta["spec"]
-    greedy = spec["drafting"] == "greedy" and spec["temperature"] > 0
+    spec = run.meta.spec
+    greedy = spec.drafting == "greedy" and spec.temperature > 0
     return Audit(
         "drafting mode",
-        f"{spec['drafting']} at T={spec['temperature']:g}",
+        f"{spec.drafting} at T={spec.temperature:g}",
         greedy,
         "Greedy drafts at a temperature above 0 are accepted with p(argmax q), not Σ min(p, q): another quantity.",
     )
@@ -217,17 +219,17 @@ AUDITS = (
 )  # fmt: skip
 
 
-def own_k(spec: dict[str, Any]) -> int | None:
+def own_k(spec: RunSpec) -> int | None:
     """K that a catalog drafter was trained or published with; None for others. Needs no network."""
     rows = catalog.listing("drafters")
-    found = [row["K"] for row in rows if (row["target"], row["draft"]) == (spec["target"], spec["draft"])]
+    found = [row["K"] for row in rows if (row["target"], row["draft"]) == (spec.target, spec.draft)]
     return int(found[0]) if found and found[0].isdigit() else None
 
 
 def _k(run: StoredRun) -> int:
-    return int(run.meta["spec"]["k"])
+    return run.meta.spec.k
 
 
-def _counted(run: StoredRun, counter: str) -> int:
-    """The worker's own counter over all stretches of the run."""
-    return sum(int(segment["counters"].get(counter, 0)) for segment in run.meta["segments"])
+def _counted(run: StoredRun, counter: Callable[[Counters], int]) -> int:
+    """One of the engine's own counters over all stretches of the run."""
+    return sum(counter(segment.counters) for segment in run.meta.segments)

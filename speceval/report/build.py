@@ -11,11 +11,12 @@ from typing import Any, Literal
 from speceval import comparison, replay, speedup
 from speceval.comparison_tables import signed
 from speceval.errors import UserError
-from speceval.protocol import flatten, told
+from speceval.protocol import flatten
 from speceval.report import differences, samples, verification
 from speceval.report.audits import Audit, audit
 from speceval.report.figures import pictures
 from speceval.report.text import cut, visible
+from speceval.schema import ABSENT, PatchState
 from speceval.statistics import COVERS
 from speceval.store import StoredRun
 from speceval.tables import TAUS, plus_minus, suite_summary
@@ -102,14 +103,14 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
     shown = [_show(run, label, picks, given) for run, label in zip(runs, labels(runs), strict=True)]
     found = differences.find(runs, [one.label for one in shown], allow)
     drawn, left_out = pictures(runs, allow, compared=bool(found.rows))
-    drafters = dict.fromkeys(cut(run.meta["spec"]["draft"]) for run in runs)
+    drafters = dict.fromkeys(cut(run.meta.spec.draft) for run in runs)
     return {
-        "title": f"{', '.join(drafters)} on {cut(runs[0].meta['spec']['target'])}",
+        "title": f"{', '.join(drafters)} on {cut(runs[0].meta.spec.target)}",
         "shown": shown,
         "columns": [column for one in shown for column in one.columns],
         "taus": _measured_taus(shown),
         "batches": list(dict.fromkeys(batch for one in shown for column in one.columns for batch in column.speedups)),
-        "most_k": max(run.meta["spec"]["k"] for run in runs),
+        "most_k": max(run.meta.spec.k for run in runs),
         "statements": _comparison_statements(found) + _statements(shown),
         "differences": found.rows,
         "covers": COVERS,
@@ -120,25 +121,26 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "kinds": samples.KINDS,
         "fields": _fields(shown),
         "patches": _patches(runs),
-        "environments": [flatten(run.meta["environment"]) for run in runs],
-        "commands": [shlex.join(run.meta["command"]) for run in runs],
+        "environments": [flatten(run.meta.environment.model_dump()) for run in runs],
+        "commands": [shlex.join(run.meta.command) for run in runs],
     }
 
 
 def labels(runs: Sequence[StoredRun]) -> list[str]:
     """A short name for each run: its drafter, and what else of the request tells the runs apart."""
-    specs = [run.meta["spec"] for run in runs]
+    specs = [run.meta.spec for run in runs]
     forms = {"target": "{}", "temperature": "T={:g}", "k": "K={}", "drafting": "{} drafts", "rejection": "{}"}
-    differ = [name for name in forms if len({spec[name] for spec in specs}) > 1]
+    differ = [name for name in forms if len({getattr(spec, name) for spec in specs}) > 1]
     names = [
-        ", ".join([cut(spec["draft"]), *(cut(forms[name].format(spec[name])) for name in differ)]) for spec in specs
+        ", ".join([cut(spec.draft), *(cut(forms[name].format(getattr(spec, name))) for name in differ)])
+        for spec in specs
     ]
     unique = len(set(names)) == len(names)
     return names if unique else [f"{name} ({run.directory.name})" for name, run in zip(names, runs, strict=True)]
 
 
 def _show(run: StoredRun, label: str, picks: list[samples.Pick], given: tuple[Path, dict[str, Any]] | None) -> Shown:
-    timed = speedup.summarise(run.meta["speedup"]) if "speedup" in run.meta else {}
+    timed = speedup.summarise(run.meta.speedup) if run.meta.speedup else {}
     return Shown(
         label=label,
         run=run,
@@ -185,7 +187,7 @@ def _of_run(one: Shown, alone: bool) -> list[Statement]:
     measured = [column.summary["tau"]["value"] is not None for column in one.columns]
     # Of several runs the differences are the result; each one's tau stands above them.
     taus = [_tau(one, column) for column, found in zip(one.columns, measured, strict=True) if alone or not found]
-    forced = [FORCED] if one.run.meta["spec"]["rejection"] == "synthetic" else []
+    forced = [FORCED] if one.run.meta.spec.rejection == "synthetic" else []
     return [*forced, *taus, *_books(one.run), *_agreement(one), _verified(one), _audited(one.audits)]
 
 
@@ -197,21 +199,21 @@ def _audited(audits: list[Audit]) -> Statement:
 
 
 def _tau(one: Shown, column: Column) -> Statement:
-    summary, spec = column.summary, one.run.meta["spec"]
+    summary, spec = column.summary, one.run.meta.spec
     if summary["tau"]["value"] is None:
         return Statement("bad", f"Nothing was measured on {column.suite}: no step has drafts.")
     interval = "" if summary["tau"]["low"] is None else " (95 % interval)"
     return Statement(
         "result",
-        f"On {column.suite} a step emits {plus_minus(summary['tau'])} tokens{interval} at K={spec['k']}, "
-        f"T={spec['temperature']:g}, {spec['drafting']} drafts: {summary['conversations']:,} conversations, "
+        f"On {column.suite} a step emits {plus_minus(summary['tau'])} tokens{interval} at K={spec.k}, "
+        f"T={spec.temperature:g}, {spec.drafting} drafts: {summary['conversations']:,} conversations, "
         f"{summary['steps']:,} steps.",
     )
 
 
 def _books(run: StoredRun) -> list[Statement]:
-    if run.meta["problems"]:
-        return [Statement("bad", f"The books do not balance: {problem}.") for problem in run.meta["problems"]]
+    if run.meta.problems:
+        return [Statement("bad", f"The books do not balance: {problem}.") for problem in run.meta.problems]
     if not run.complete:
         return [Statement("look", "The run is unfinished: its books have not been checked yet.")]
     return [
@@ -237,9 +239,8 @@ def _agreement(one: Shown) -> list[Statement]:
 
 
 def _verified(one: Shown) -> Statement:
-    spec = one.run.meta["spec"]
     if one.verified is None:
-        if spec["temperature"] == 0:
+        if one.run.meta.spec.temperature == 0:
             return Statement("look", "Not verified: greedy decoding samples nothing that could be tested.")
         return Statement("look", f"Not verified on this engine: run {verification.command(one.run)}")
     _, found = one.verified
@@ -254,9 +255,9 @@ def _verified(one: Shown) -> Statement:
 
 def _fields(shown: list[Shown]) -> list[dict[str, Any]]:
     """Every field of the fingerprints, with each run's value and whether they differ."""
-    flat = [flatten(one.run.meta["fingerprint"]) for one in shown]
+    flat = [one.run.meta.fingerprint.flat() for one in shown]
     names = sorted({name for fields in flat for name in fields})
-    rows = {name: [told(fields, name) for fields in flat] for name in names}
+    rows = {name: [fields.get(name, ABSENT) for fields in flat] for name in names}
     return [
         {"name": name, "values": [_field(value) for value in values], "differs": any(v != values[0] for v in values)}
         for name, values in rows.items()
@@ -271,15 +272,15 @@ def _field(value: Any) -> str:
 
 def _patches(runs: Sequence[StoredRun]) -> dict[str, dict[str, Any]]:
     """Every patch that a run's worker told of: its title and its state in each run."""
-    told = [{patch["id"]: patch for patch in run.meta["patches"]} for run in runs]
-    titles = {name: patch["title"] for patches in told for name, patch in patches.items()}
+    told = [{patch.id: patch for patch in run.meta.patches} for run in runs]
+    titles = {name: patch.title for patches in told for name, patch in patches.items()}
     return {
         name: {"title": title, "states": [_patch_state(patches.get(name)) for patches in told]}
         for name, title in titles.items()
     }
 
 
-def _patch_state(patch: dict[str, Any] | None) -> str:
+def _patch_state(patch: PatchState | None) -> str:
     if patch is None:
-        return "absent"
-    return f"{patch['state']}: {patch['reason']}" if patch["reason"] else str(patch["state"])
+        return ABSENT
+    return f"{patch.state}: {patch.reason}" if patch.reason else patch.state

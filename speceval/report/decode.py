@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from speceval.schema import Checkpoint
 
 
 class Decode(Protocol):
@@ -41,9 +43,9 @@ def _letters(text: str) -> str:
     return "".join(text.split())
 
 
-def decoder(meta: dict[str, Any]) -> Decode | None:
-    """The target's tokenizer if it lies on this machine (zoo, directory, hub cache), else None."""
-    path = _tokenizer_file(meta["fingerprint"]["target"])
+def decoder(target: Checkpoint) -> Decode | None:
+    """A run's target's tokenizer if it lies on this machine (zoo, directory, hub cache), else None."""
+    path = _tokenizer_file(target)
     if path is None:
         return None
     from tokenizers import Tokenizer
@@ -59,19 +61,20 @@ def decoder(meta: dict[str, Any]) -> Decode | None:
     return decode
 
 
-def _tokenizer_file(target: dict[str, Any]) -> Path | None:
+def _tokenizer_file(target: Checkpoint) -> Path | None:
     """tokenizer.json of a run's target, as its fingerprint names it."""
-    model, revision = target["model"], target["revision"]
-    if model == "zoo":
+    if target.model == "zoo":
         from speceval.zoo.build import zoo_root
         from speceval.zoo.recipe import TARGET, Recipe
 
         return _existing(zoo_root(Recipe()) / TARGET / "tokenizer.json")
-    if model == "local":
-        return _existing(Path(target["name"]).expanduser() / "tokenizer.json")
+    if target.model == "local":
+        return _existing(Path(target.name).expanduser() / "tokenizer.json")
+    if target.model is None:
+        return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model, "tokenizer.json", revision=revision)
+    cached = try_to_load_from_cache(target.model, "tokenizer.json", revision=target.revision)
     return Path(cached) if isinstance(cached, str) else None
 
 

@@ -109,7 +109,7 @@ def gather(run: StoredRun, picks: Sequence[Pick]) -> dict[Key, list[Turn]] | Non
     outputs = read_outputs(run, [pick.key for pick in picks])
     if outputs is None:
         return None
-    decode = decoder(run.meta)
+    decode = decoder(run.meta.fingerprint.target)
     steps = run.steps[run.steps["conversation"].isin([pick.key[1] for pick in picks])]
     by_turn = dict(iter(steps.groupby(["suite", "conversation", "seed", "turn"])))
     none = run.steps.iloc[:0]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from speceval.errors import UserError
 from speceval.store import StoredRun
 
@@ -45,31 +47,35 @@ def read(path: Path) -> dict[str, Any]:
 
 def mismatches(run: StoredRun, verification: dict[str, Any]) -> list[str]:
     """What was verified otherwise than it was run, one line each."""
-    pairs = [(name, run.meta["spec"], verification["settings"]) for name in REQUEST]
-    pairs += [(name, run.meta["fingerprint"]["engine"], verification["engine"]) for name in ENGINE]
-    found = [
-        f"{name}: run {ours.get(name)!r}, verified {theirs.get(name)!r}"
-        for name, ours, theirs in pairs
-        if ours.get(name) != theirs.get(name)
-    ]
+    pairs: list[tuple[str, BaseModel, dict[str, Any]]]
+    pairs = [(name, run.meta.spec, verification["settings"]) for name in REQUEST]
+    pairs += [(name, run.meta.fingerprint.engine, verification["engine"]) for name in ENGINE]
+    values = [(name, getattr(ours, name), theirs.get(name, _default(ours, name))) for name, ours, theirs in pairs]
+    found = [f"{name}: run {ours!r}, verified {theirs!r}" for name, ours, theirs in values if ours != theirs]
     # A run is refused where a patch that it needs is missing, a verification is not.
     missing = verification.get("missing", [])
     return found + ([f"patches: missing when verified were {', '.join(map(str, missing))}"] if missing else [])
 
 
+def _default(fields: BaseModel, name: str) -> Any:
+    """What a field stands for in a verification that does not know it; None for one that each must have."""
+    field = type(fields).model_fields[name]
+    return None if field.is_required() else field.default
+
+
 def command(run: StoredRun) -> str:
     """The command line that verifies the engine of a run."""
-    spec = run.meta["spec"]
-    parts = ["speceval verify", f"--target {spec['target']}", f"--draft {spec['draft']}"]
-    parts += [f"--temp {spec['temperature']:g}", f"--k {spec['k']}"]
-    if spec["top_k"]:
-        parts.append(f"--top-k {spec['top_k']}")
-    if spec["top_p"] < 1:
-        parts.append(f"--top-p {spec['top_p']:g}")
-    if spec["drafting"] != "deterministic":
-        parts.append(f"--drafting {spec['drafting']}")
-    if not spec["draft_truncation"]:
+    spec = run.meta.spec
+    parts = ["speceval verify", f"--target {spec.target}", f"--draft {spec.draft}"]
+    parts += [f"--temp {spec.temperature:g}", f"--k {spec.k}"]
+    if spec.top_k:
+        parts.append(f"--top-k {spec.top_k}")
+    if spec.top_p < 1:
+        parts.append(f"--top-p {spec.top_p:g}")
+    if spec.drafting != "deterministic":
+        parts.append(f"--drafting {spec.drafting}")
+    if not spec.draft_truncation:
         parts.append("--no-draft-truncation")
-    if spec["rejection"] != "standard":
-        parts.append(f"--rejection {spec['rejection']}")
+    if spec.rejection != "standard":
+        parts.append(f"--rejection {spec.rejection}")
     return " ".join(parts)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from speceval import display, launch
+from speceval.schema import versioned
 from speceval.verify.run import Settings, Tell, verify
 from speceval.verify.verdict import Report, tables
 
@@ -33,7 +34,7 @@ def execute(settings: Settings, out: Path | None, console: Console | None, **ask
         report = verify(job, settings, directory, teller(Console(file=terminal)), display.output_to)
     write(report, directory)
     if console is None:
-        print(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(versioned("verify", report.as_json()), ensure_ascii=False, allow_nan=False))
     else:
         console.print(tables(report), highlight=False)
     return report
@@ -43,7 +44,8 @@ def write(report: Report, directory: Path) -> None:
     """Write `directory`/verify.json, whole or not at all."""
     file = directory / "verify.json"
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    content = versioned("verify", report.as_json())
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     partial.replace(file)
 
 

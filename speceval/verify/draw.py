@@ -78,7 +78,7 @@ def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
     _check_context(engine, plan)
     recording = _start_recording(engine)
     before = engine.counters().preemptions
-    batch = AHEAD * engine.facts()["max_num_seqs"]
+    batch = AHEAD * (engine.facts().max_num_seqs or 1)
     finished: dict[str, Finished] = {}
     sent = 0
     while len(finished) < plan.samples:
@@ -124,7 +124,7 @@ def prompt_log_probabilities(engine: OfflineEngine, sequences: Sequence[Sequence
 
 
 def _check_context(engine: OfflineEngine, plan: Plan) -> None:
-    longest, k = max(map(len, plan.prompts)), engine.facts()["k"]
+    longest, k = max(map(len, plan.prompts)), engine.facts().k
     needed = longest + plan.tokens + k + 1
     if needed > engine.max_model_len:
         raise UserError(
@@ -136,7 +136,7 @@ def _check_context(engine: OfflineEngine, plan: Plan) -> None:
 def _start_recording(engine: OfflineEngine) -> bool:
     from vllm_patches import record
 
-    if engine.facts()["runner"] != "V1":
+    if engine.facts().runner != "V1":
         return False
     try:
         return all(engine.llm.collective_rpc(record.start))

@@ -124,7 +124,7 @@ def examine(
     counts = found.counts | {"steps_without_drafts": found.undrafted, "unrecorded": int(found.recorded is None)}
     return Report(
         settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
-        engine=facts,
+        engine=facts.model_dump(),
         missing=launch.missing_patches(engine, job.spec),
         reference=kind,
         checks=checks,

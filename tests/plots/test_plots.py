@@ -13,6 +13,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from records import altered, run_meta
 
 from speceval import acceptance, cli, plots
 from speceval.errors import NotComparable, UserError
@@ -30,7 +31,6 @@ HOSTILE = [
     "שלום",
     "line\nbreak\x00\x1b[31m",
     "x" * 500,
-    "\ud800",
 ]
 
 REQUEST = ["suite", "conversation", "seed", "turn"]
@@ -67,15 +67,13 @@ def make_run(
         }
         for (name, seed), rows in requests.items()
     ]
-    fields = {"target": "zoo", "draft": "d", "k": k, "temperature": 1.0, "drafting": "probabilistic", **spec}
-    engine = {"method": method, "k": k, "rejection_sample_method": spec.get("rejection", "standard")}
-    meta = {
-        "spec": fields,
-        "fingerprint": {"suites": {suite: {}}, "engine": engine, "drafting": fields["drafting"], "patches": []},
-        "status": "complete",
-        "problems": [],
-    }
-    directory = Path("runs") / fields["draft"].replace("\x00", "")[:60]
+    asked = {"draft": "d", "k": k, "suites": (suite,), **spec}
+    meta = run_meta(
+        **{f"spec__{name}": value for name, value in asked.items()},
+        fingerprint__engine__method=method,
+        fingerprint__patches=[],
+    )
+    directory = Path("runs") / asked["draft"].replace("\x00", "")[:60]
     return StoredRun(directory, meta, pd.DataFrame(turns), pd.DataFrame(steps, columns=STEPS))
 
 
@@ -372,8 +370,7 @@ def test_more_lines_than_a_figure_tells_apart_are_refused(by_hand: StoredRun) ->
 
 @pytest.mark.parametrize("kind", list(plots.OF_RUNS))
 def test_hostile_names_are_drawn_without_a_warning(kind: str, tmp_path: Path) -> None:
-    suite = " ".join(HOSTILE).replace("\ud800", "")
-    names = HOSTILE[-2:] if kind == "conversations" else HOSTILE
+    suite, names = " ".join(HOSTILE), HOSTILE[-2:] if kind == "conversations" else HOSTILE
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = plots.draw(kind, [make_run(BY_HAND, draft=name, suite=suite) for name in names])
@@ -430,14 +427,14 @@ def test_a_run_without_drafts_is_one_line(kind: str) -> None:
 
 
 def test_captions_tell_of_few_conversations_unfinished_runs_and_problems(by_hand: StoredRun) -> None:
-    by_hand.meta |= {"status": "running", "problems": ["x", "y"]}
+    by_hand = altered(by_hand, status="running", problems=["x", "y"])
     caption = plots.draw("positions", [by_hand]).caption
     assert "Only 3 conversations" in caption and "is unfinished" in caption and "has 2 problems" in caption
 
 
 def test_suites_get_a_panel_each() -> None:
     run, second = make_run(BY_HAND), make_run(BY_HAND, suite="t")
-    run.meta["fingerprint"]["suites"]["t"] = {}
+    run.meta.fingerprint.suites["t"] = run.meta.fingerprint.suites["s"]
     run.turns, run.steps = pd.concat([run.turns, second.turns]), pd.concat([run.steps, second.steps])
     assert [axis.get_title(loc="left") for axis in plots.draw("positions", [run]).figure.axes] == ["s", "t"]
     with pytest.raises(UserError, match="no suite in common"):
@@ -452,7 +449,7 @@ def test_no_estimate_or_interval_lies_outside_its_panel(kind: str) -> None:
     runs = []
     for draft, requests in (("d", hard), ("e", easy)):
         run, second = make_run(hard, draft=draft), make_run(requests, suite="t")
-        run.meta["fingerprint"]["suites"]["t"] = {}
+        run.meta.fingerprint.suites["t"] = run.meta.fingerprint.suites["s"]
         run.turns, run.steps = pd.concat([run.turns, second.turns]), pd.concat([run.steps, second.steps])
         runs.append(run)
     figure = plots.draw(kind, runs).figure

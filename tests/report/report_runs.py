@@ -9,17 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from records import SUITE_FACTS, content, segment
 
 from speceval import store
-from speceval.protocol import digest, make_spec
 from speceval.store import StoredRun, read_run
 
 TEXT = "the answer to the question is forty two because six times seven is that "
-
-COUNTERS = {
-    "num_drafts": 0, "num_draft_tokens": 0, "num_accepted_tokens": 0, "num_accepted_tokens_per_pos": [],
-    "preemptions": 0, "steps_with_q": 0, "steps_one_hot": 0, "steps_structured": 0, "steps_padded": 0,
-}  # fmt: skip
 
 
 def write_run(
@@ -70,60 +65,17 @@ def write_run(
                 line |= {"category": "math", "turn": 1, "user": user(row), "token_ids": ids}
                 line |= {"output": output(ids) if output else TEXT}
                 file.write(json.dumps(line) + "\n")
-    made = _meta(keys, accepted, k, suites, conversations, seeds, draft, target)
-    made["spec"] |= spec or {}
-    (directory / store.RUN).write_text(json.dumps(made | (meta or {})))
+    made = content(
+        spec__target=target,
+        spec__draft=draft,
+        spec__k=k,
+        spec__suites=suites,
+        spec__seeds=tuple(range(seeds)),
+        **{f"spec__{name}": value for name, value in (spec or {}).items()},
+        fingerprint__suites={suite: SUITE_FACTS | {"conversations": conversations} for suite in suites},
+        conversations=len(keys),
+        segments=[segment(len(keys), num_drafts=accepted.size, steps_with_q=accepted.size)],
+        **(meta or {}),
+    )
+    (directory / store.RUN).write_text(json.dumps(made))
     return read_run(directory)
-
-
-def _meta(
-    keys: list[Any], accepted: Any, k: int, suites: tuple[str, ...], conversations: int, seeds: int,
-    draft: str, target: str,
-) -> dict[str, Any]:  # fmt: skip
-    spec = make_spec(
-        target=target, draft=draft, k=k, temperature=1.0, drafting="probabilistic", suites=suites,
-        seeds=tuple(range(seeds)),
-    ).model_dump(mode="json")  # fmt: skip
-    fingerprint = {
-        "target": {"name": target, "model": "zoo" if target == "zoo" else "local", "revision": None, "weights": "a1"},
-        "draft": {"name": draft, "model": "zoo", "revision": None, "weights": f"weights of {draft}"},
-        "suites": {
-            suite: {"version": 1, "dataset": "0" * 64, "conversations": conversations, "max_tokens": 64}
-            for suite in suites
-        },
-        "prompts": "1" * 64,
-        "chat_template": "2" * 64,
-        "chat_template_kwargs": {},
-        "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0},
-        "drafting": "probabilistic",
-        "seeds": list(range(seeds)),
-        "limit": None,
-        "shuffle_seed": None,
-        "engine": {
-            "vllm": "0.32.0", "device": "cpu", "runner": "V1", "method": "eagle3", "k": k, "dtype": "float32",
-            "draft_sample_method": "probabilistic", "rejection_sample_method": "standard", "quantization": None,
-            "tensor_parallel": 1, "prefix_caching": False,
-        },
-        "patches": ["cpu-expand"],
-    }  # fmt: skip
-    counters = COUNTERS | {"num_drafts": accepted.size, "steps_with_q": accepted.size}
-    return {
-        "schema": store.SCHEMA_VERSION,
-        "name": "made",
-        "status": "complete",
-        "created": "2026-01-02T03:04:05+00:00",
-        "command": ["speceval", "run", "--target", target, "--draft", draft, "--temp", "1"],
-        "spec": spec,
-        "fingerprint": fingerprint,
-        "fingerprint_hash": digest(fingerprint),
-        "conversations": len(keys),
-        "environment": {"python": "3.11", "platform": "Linux", "cpus": 2, "packages": {"speceval": "0.1.0"}},
-        "patches": [
-            {"id": "cpu-expand", "title": "A repair.", "target": "x", "versions": "x", "upstream": "https://example.org",
-             "state": "active", "reason": ""}
-        ],
-        "segments": [{"conversations": len(keys), "tokens": 100, "seconds": 1.0, "counters": counters}],
-        "problems": [],
-        "finished": "2026-01-02T03:05:05+00:00",
-        "skipped": [],
-    }  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import COUNTERS, write_run
+from records import altered, segment
+from report_runs import write_run
 
 from speceval.report.audits import EXCESS, FEW_STEPS, TRUNCATED, Audit, audit, own_k, share
 from speceval.statistics import TRUSTED_CLUSTERS
@@ -25,12 +26,11 @@ def found(run: StoredRun, name: str) -> Audit:
 
 
 def with_counters(run: StoredRun, **counters: Any) -> StoredRun:
-    segment = {"conversations": 100, "tokens": 1, "seconds": 1.0, "counters": COUNTERS | counters}
-    return replace(run, meta=run.meta | {"segments": [segment]})
+    return altered(run, segments=[segment(100, **counters)])
 
 
 def with_spec(run: StoredRun, **fields: Any) -> StoredRun:
-    return replace(run, meta=run.meta | {"spec": run.meta["spec"] | fields})
+    return altered(run, **{f"spec__{name}": value for name, value in fields.items()})
 
 
 def with_turns(run: StoredRun, count: int, **columns: Any) -> StoredRun:
@@ -96,12 +96,11 @@ def test_worker_counters_call_at_the_first(run: StoredRun, counter: str, name: s
 
 def test_counters_that_nobody_kept_are_not_called_none(run: StoredRun) -> None:
     assert found(with_counters(run), "steps that lost q").value == "not counted (no sampled drafts)"
-    assert found(replace(run, meta=run.meta | {"segments": []}), "preemptions").value == "0"
+    assert found(altered(run, segments=[]), "preemptions").value == "0"
 
 
 def test_a_resumed_run_names_its_stretches_without_alarm(run: StoredRun) -> None:
-    segments = [run.meta["segments"][0] | {"conversations": n} for n in (60, 40)]
-    one = found(replace(run, meta=run.meta | {"segments": segments}), "resumed")
+    one = found(altered(run, segments=[segment(60), segment(40)]), "resumed")
     assert one.value == "2 stretches: 60, 40 conversations" and not one.attention
     assert found(run, "resumed").value == "no"
 
@@ -112,8 +111,8 @@ def test_cache_hits_call_and_say_whether_they_were_asked_for(run: StoredRun) -> 
 
 
 def test_k_beyond_the_drafters_own_calls(run: StoredRun) -> None:
-    assert own_k({"target": "zoo", "draft": "lk-eagle3"}) == 5
-    assert own_k({"target": "zoo", "draft": "someone/else"}) is None
+    assert own_k(run.meta.spec) == 5
+    assert own_k(with_spec(run, draft="someone/else").meta.spec) is None
     beyond = found(with_spec(run, k=6), "K against the trained block")
     assert beyond.attention and beyond.value == "K=6, the drafter's own is 5"
     assert not found(with_spec(run, draft="x", k=60), "K against the trained block").attention
@@ -127,15 +126,15 @@ def test_greedy_drafts_call_only_above_temperature_0(run: StoredRun) -> None:
 def test_few_conversations_and_missing_or_shortened_ones_call(tmp_path: Path, run: StoredRun) -> None:
     few = write_run(tmp_path / "few", conversations=TRUSTED_CLUSTERS - 1, seeds=9)
     assert found(few, "different conversations").attention
-    missing = replace(run, meta=run.meta | {"conversations": 101})
+    missing = altered(run, conversations=101)
     assert found(missing, "conversations in the store").value == "100 of 101"
     assert found(missing, "conversations in the store").attention
-    skipped = replace(run, meta=run.meta | {"skipped": [{"suite": "demo"}]})
+    skipped = altered(run, skipped=[{"suite": "demo", "conversation": "1", "seed": 0, "skipped": "too long"}])
     assert found(skipped, "conversations in the store").value == "100 of 100, 1 cut short"
 
 
 def test_a_run_without_anything_has_audits_in_words(run: StoredRun) -> None:
-    empty = replace(run, turns=run.turns.iloc[:0], steps=run.steps.iloc[:0], meta=run.meta | {"segments": []})
+    empty = altered(replace(run, turns=run.turns.iloc[:0], steps=run.steps.iloc[:0]), segments=[])
     values = {one.name: one.value for one in audit(empty)}
     assert values["truncation rate"] == "no turns" and values["short drafts"] == "no steps with drafts"
     assert not any("nan" in value for value in values.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import altered
 from report_runs import write_run
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from speceval.cli import app
 from speceval.errors import UserError
 from speceval.report import build, verification, write
 from speceval.report.figures import TITLES, pictures
+from speceval.schema import PatchState
 from speceval.store import StoredRun
 
 NAME = (
@@ -149,9 +151,9 @@ def test_hostile_prompts_outputs_and_names_are_shown_and_not_obeyed(tmp_path: Pa
     other = tmp_path / "<b>run & co"
     run = write_run(
         other, suites=(NAME,), draft=NAME, user=lambda row: HOSTILE, output=lambda ids: HOSTILE,
-        meta={"command": ["speceval", HOSTILE], "problems": [HOSTILE],
-              "patches": [{"id": HOSTILE, "title": HOSTILE, "state": HOSTILE, "reason": HOSTILE}],
-              "environment": {HOSTILE: HOSTILE}},
+        meta={"command": ["speceval", NAME], "problems": [NAME],
+              "patches": [dict.fromkeys(PatchState.model_fields, NAME)],
+              "environment": {"python": NAME, "platform": NAME, "cpus": 2, "packages": {NAME: NAME}}},
     )  # fmt: skip
     out = tmp_path / "page.html"
     write([run, replace(run, directory=tmp_path / "twin")], out)
@@ -216,11 +218,11 @@ def test_the_verdict_of_one_run_says_tau_books_and_verification(tmp_path: Path) 
 @pytest.mark.usefixtures("unpainted")
 def test_books_that_do_not_balance_unfinished_and_forced_runs_are_said_first_hand(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    wrong = replace(run, meta=run.meta | {"problems": ["12 steps are missing"]})
+    wrong = altered(run, problems=["12 steps are missing"])
     assert said([wrong], "The books do not balance: 12 steps are missing") == "bad"
-    running = replace(run, meta=run.meta | {"status": "running"})
+    running = altered(run, status="running")
     assert said([running], "The run is unfinished") == "look"
-    forced = replace(run, meta=run.meta | {"spec": run.meta["spec"] | {"rejection": "synthetic"}})
+    forced = altered(run, spec__rejection="synthetic")
     assert said([forced], "Acceptance was forced") == "bad"
 
 
@@ -238,8 +240,7 @@ def test_clearly_better_and_equal_runs_get_plain_sentences(tmp_path: Path) -> No
 def test_runs_of_different_protocols_are_not_compared_unless_allowed(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", draft="kl-eagle3")
     b = write_run(tmp_path / "b")
-    fingerprint = b.meta["fingerprint"] | {"sampling": {"temperature": 0.5, "top_p": 1.0, "top_k": 0}}
-    b = replace(b, meta=b.meta | {"fingerprint": fingerprint})
+    b = altered(b, fingerprint__sampling__temperature=0.5)
     assert said([a, b], "Not compared") == "bad"
     page = build.gather([a, b])
     assert page["differences"] == []
@@ -278,7 +279,8 @@ def test_runs_where_nothing_was_drafted_give_a_page(tmp_path: Path) -> None:
 def verified(run: StoredRun, **settings: Any) -> dict[str, Any]:
     return {
         "verdict": "exact", "line": "exact: none of 38 tests failed", "reference": "exact probabilities", "missing": [],
-        "settings": run.meta["spec"] | {"samples": 20000} | settings, "engine": run.meta["fingerprint"]["engine"],
+        "settings": run.meta.spec.model_dump(mode="json") | {"samples": 20000} | settings,
+        "engine": run.meta.fingerprint.engine.model_dump(),
         "checks": [{"kind": "tokens", "where": "draft 1", "n": 9, "p": 0.5, "detectable": 0.1},
                    {"kind": "tokens", "where": "bonus", "n": 0}],
     }  # fmt: skip
@@ -328,7 +330,7 @@ def test_a_file_that_is_no_verification_is_one_line(tmp_path: Path, content: str
 
 def test_runs_get_names_that_tell_them_apart(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
-    b = replace(a, meta=a.meta | {"spec": a.meta["spec"] | {"temperature": 0.5}})
+    b = altered(a, spec__temperature=0.5)
     assert build.labels([a]) == ["lk-eagle3"]
     assert build.labels([a, b]) == ["lk-eagle3, T=1", "lk-eagle3, T=0.5"]
     assert build.labels([a, replace(a, directory=tmp_path / "c")]) == ["lk-eagle3 (a)", "lk-eagle3 (c)"]

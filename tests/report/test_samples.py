@@ -140,9 +140,9 @@ def test_another_tokenizer_than_the_runs_colours_ids_and_says_so(tmp_path: Path)
 
 def test_no_tokenizer_at_hand_gives_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECEVAL_CACHE", str(tmp_path))
-    assert decoder(write_run(tmp_path / "run").meta) is None
+    assert decoder(write_run(tmp_path / "run").meta.fingerprint.target) is None
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert decoder(write_run(tmp_path / "local", target=str(tmp_path)).meta) is None
+    assert decoder(write_run(tmp_path / "local", target=str(tmp_path)).meta.fingerprint.target) is None
 
 
 def test_long_answers_are_cut_and_say_so(tmp_path: Path) -> None:
