@@ -12,68 +12,74 @@ from rich.table import Table
 from rich.text import Text
 
 
-def targets() -> Table:
-    """The catalog's targets."""
+def show(what: str, root: Path) -> RenderableType:
+    """A listing for people; `root` is where runs are looked for."""
+    listed = rows(what, root)
+    return _blocks(listed) if what == "patches" else table(listed)
+
+
+def rows(what: str, root: Path) -> list[dict[str, str]]:
+    """A listing as plain rows of equal keys; of patches, each has keys of its own."""
+    if what == "runs":
+        return _runs(root)
+    if what == "patches":
+        return _patches()
+    if what == "suites":
+        from speceval.suites.load import listing
+
+        return listing()
     from speceval import catalog
 
-    return table(catalog.listing("targets"))
+    return catalog.listing("targets" if what == "targets" else "drafters")
 
 
-def drafters() -> Table:
-    """The catalog's drafters, by target."""
-    from speceval import catalog
-
-    return table(catalog.listing("drafters"))
-
-
-def suites() -> Table:
-    """The built-in suites."""
-    from speceval.suites.load import listing
-
-    return table(listing())
-
-
-def patches() -> Group:
+def _patches() -> list[dict[str, str]]:
     """The ledger: the patches, each with its state in this process, and the defects that nothing is replaced for."""
     import vllm_patches
     from vllm_patches import unpatched
 
-    installed = vllm_patches.vllm_version() or "not installed"
-    blocks: list[RenderableType] = [Text(f"vLLM: {installed}")]
-    for status in vllm_patches.status():
-        reason = f": {status.reason}" if status.reason else ""
-        blocks += _ledger_row(
-            status.id,
-            what=status.title,
-            replaces=status.target,
-            vLLM=status.versions,
-            state=status.state + reason,
-            upstream=status.upstream,
-        )
-    for row in unpatched.ROWS:
-        blocks += _ledger_row(
-            row.id,
-            what=row.title,
-            place=row.target,
-            vLLM=f"{row.versions}, {row.runner} runner",
-            state=f"{row.state}: {row.answer}",
-            upstream=" ".join(row.upstream),
-        )
-    return Group(*blocks)
+    replaced = [
+        {
+            "id": status.id,
+            "what": status.title,
+            "replaces": status.target,
+            "vLLM": status.versions,
+            "state": f"{status.state}: {status.reason}" if status.reason else status.state,
+            "upstream": status.upstream,
+        }
+        for status in vllm_patches.status()
+    ]
+    accounted = [
+        {
+            "id": row.id,
+            "what": row.title,
+            "place": row.target,
+            "vLLM": f"{row.versions}, {row.runner} runner",
+            "state": f"{row.state}: {row.answer}",
+            "upstream": " ".join(row.upstream),
+        }
+        for row in unpatched.ROWS
+    ]
+    return replaced + accounted
 
 
-def _ledger_row(name: str, **facts: str) -> list[RenderableType]:
-    block = Table.grid(padding=(0, 2))
-    for label, value in facts.items():
-        block.add_row(f"  {label}", Text(value))
-    return [Text(name, style="bold"), block]
+def _blocks(patches: list[dict[str, str]]) -> Group:
+    import vllm_patches
+
+    parts: list[RenderableType] = [Text(f"vLLM: {vllm_patches.vllm_version() or 'not installed'}")]
+    for facts in patches:
+        block = Table.grid(padding=(0, 2))
+        for label, value in list(facts.items())[1:]:
+            block.add_row(f"  {label}", Text(value))
+        parts += [Text(facts["id"], style="bold"), block]
+    return Group(*parts)
 
 
-def runs(root: Path) -> Table:
+def _runs(root: Path) -> list[dict[str, str]]:
     """The runs stored below `root`, newest first."""
     from speceval.store import list_runs
 
-    return table(
+    return [
         {
             "run": str(directory),
             "target": meta.spec.target,
@@ -85,7 +91,7 @@ def runs(root: Path) -> Table:
             "created": meta.created,
         }
         for directory, meta in list_runs(root)
-    )
+    ]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -22,6 +22,7 @@ from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.protocol import make_spec
 from speceval.runner import Progress, Template, measure
+from speceval.schema import OUTPUTS
 from speceval.suites import Conversation, Suite
 from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
 
@@ -226,6 +227,7 @@ def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], t
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["schema"] == OUTPUTS["selftest"]
     assert report["ok"] and report["verdict"] == "the harness gives the forced rates back"
     (condition,) = report["conditions"]
     assert condition["tested_steps"] == 600 and len(condition["checks"]) == selftest.tests(3) + 4

@@ -35,10 +35,12 @@ def show(
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
     root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("results"),
+    as_json: options.AsJson = False,
 ) -> None:
     """List the catalog, the suites, the vLLM patches or the stored runs."""
     from speceval import listings
 
-    options.output().print(
-        getattr(listings, what.value)(root) if what is Listing.runs else getattr(listings, what.value)()
-    )
+    if as_json:
+        options.print_json("ls", {"what": what.value, "rows": listings.rows(what.value, root)})
+    else:
+        options.output().print(listings.show(what.value, root))

@@ -11,6 +11,7 @@ from rich.console import Console
 from simulated import Chain, plan, simulate
 
 from speceval import cli
+from speceval.schema import OUTPUTS
 from speceval.verify import EXIT_CODES, Report, Verdict
 from speceval.verify.checks import exact_checks
 from speceval.verify.command import teller, write
@@ -56,6 +57,7 @@ def test_the_file_is_the_report_as_json(tmp_path: Path) -> None:
 
     write(report(bias=0.1), tmp_path)
     stored = json.loads((tmp_path / "verify.json").read_text())
+    assert stored["schema"] == OUTPUTS["verify"]
     assert stored["verdict"] == "exact" and stored["tests"] == len([c for c in stored["checks"] if "p" in c])
     assert [path.name for path in tmp_path.iterdir()] == ["verify.json"]
 
