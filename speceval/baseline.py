@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from speceval import gate
 from speceval.errors import UserError
 from speceval.replay import is_replay
-from speceval.store import StoredRun, read_run
+from speceval.store import StoredRun, own_method, read_run
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -106,7 +106,7 @@ class Baseline(_Strict):
     speceval: str | None
     vllm: str | None
     weights: Weights
-    fingerprint: dict[str, Any]
+    fingerprint: Annotated[dict[str, Any], AfterValidator(own_method)]
     """The run's protocol; what `speceval.comparison` holds against another run's."""
     suites: dict[str, SuiteCounts] = Field(min_length=1)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 import vllm_patches
+import vllm_patches.methods
 import vllm_patches.refuse
 from speceval import acceptance, catalog, rao_blackwell, replay, runner, suites, until
 from speceval.display import Watch
@@ -211,9 +212,9 @@ def start_engine(job: Job, alone: bool = False) -> OfflineEngine:
 
 def drafter_arguments(draft: catalog.Draft, spec: RunSpec) -> dict[str, Any]:
     """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
-    from vllm_patches import heads
+    if vllm_patches.methods.ours(draft.method, require_vllm()):
+        from vllm_patches import heads
 
-    if heads.drafts(draft.method, require_vllm()):
         checkpoint = f"{draft.model}@{draft.revision}" if draft.revision else str(draft.model)
         arguments = heads.engine_arguments(draft.method, checkpoint, spec.k, spec.drafting)
     else:
@@ -261,7 +262,7 @@ def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
         engine.patches(),
         device=facts["device"],
         temperature=spec.temperature,
-        method=facts["method"],
+        method=vllm_patches.methods.transport(facts["method"], facts.get("vllm")),
         runner=facts["runner"],
     )
 

@@ -210,8 +210,10 @@ def migrate(meta: dict[str, Any]) -> dict[str, Any]:
     """run.json's content of an older schema as this version writes it; what was not recorded then is off or 0.
 
     2: prefills that vLLM padded are counted beside (`padded_steps`; `migrate_turns`), q is truncated as p is.
-    3: r and alpha of every draft may be recorded.
+    3: r and alpha of every draft may be recorded. Of any: `own_method`.
     """
+    if "fingerprint" in meta:
+        meta = {**meta, "fingerprint": own_method(meta["fingerprint"])}
     if meta["schema"] == SCHEMA_VERSION:
         return meta
     since = {"draft_truncation": True, "rejection": "standard", "record": False}
@@ -222,6 +224,23 @@ def migrate(meta: dict[str, Any]) -> dict[str, Any]:
     for segment in meta["segments"]:
         segment["counters"] = dict.fromkeys(WORKER_COUNTERS, 0) | segment["counters"]
     return meta | {"schema": SCHEMA_VERSION}
+
+
+def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint with the drafter's own method, where it has the name by which vLLM takes a class of ours.
+
+    That was an MLP speculator before vLLM 0.33, and from 0.33 on also MEDUSA: there the drafter's names decide, and
+    "heads" says that they do not.
+    """
+    engine, draft = fingerprint.get("engine"), fingerprint.get("draft")
+    if not isinstance(engine, dict) or not isinstance(draft, dict) or engine.get("method") != "custom_class":
+        return fingerprint
+    names = f"{draft.get('name')} {draft.get('model')}".lower()
+    release = tuple(int(part) for part in str(engine.get("vllm", "0.32")).split(".")[:2])
+    method = "medusa" if "medusa" in names else "heads"
+    if release < (0, 33) or "mlp" in names:
+        method = "mlp_speculator"
+    return {**fingerprint, "engine": {**engine, "method": method}}
 
 
 def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:

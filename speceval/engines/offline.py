@@ -13,6 +13,7 @@ from speceval.engines import Counters, Finished, Sampling, align_steps, is_padde
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
+from vllm_patches.methods import own_name
 from vllm_patches.state import draft_truncation
 from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
 from vllm_patches.worker import record as record_drafts
@@ -132,7 +133,7 @@ class OfflineEngine:
             "torch": torch.__version__,
             "device": config.device_config.device_type,
             "runner": "V2" if config.use_v2_model_runner else "V1",
-            "method": speculative.method,
+            "method": own_name(speculative.method, speculative.model),
             "k": speculative.num_speculative_tokens,
             "draft_sample_method": speculative.draft_sample_method,
             "rejection_sample_method": speculative.rejection_sample_method,

@@ -26,9 +26,9 @@ from speceval.plots import style
 from speceval.statistics import ratio_interval
 from speceval.store import StoredRun
 
-METHODS = ("eagle", "eagle3", "mtp", "draft_model", "medusa", "mlp_speculator", "custom_class")
-"""Draft position j is computed from the positions before it (or from none): it does not know K. `custom_class` is the
-MLP speculator. Drafters that fill a block at once, n-gram and suffix look-up are not of this kind."""
+METHODS = ("eagle", "eagle3", "mtp", "draft_model", "medusa", "mlp_speculator")
+"""Draft position j is computed from the positions before it (or from none): it does not know K. Drafters that
+fill a block at once, n-gram and suffix look-up are not of this kind."""
 
 
 APART = 0.1
