@@ -19,14 +19,13 @@ import vllm_patches
 import vllm_patches.methods
 import vllm_patches.refuse
 from speceval import acceptance, catalog, rao_blackwell, replay, runner, suites, until
+from speceval.catalog.methods import default_drafting, find
 from speceval.display import Watch
 from speceval.engines import Engine
 from speceval.engines.offline import OfflineEngine, require_vllm
 from speceval.errors import UserError
 from speceval.protocol import (
-    DETERMINISTIC_METHODS,
     RunSpec,
-    default_drafting,
     digest,
     fingerprint_differences,
     make_spec,
@@ -124,7 +123,7 @@ def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
     if reason := vllm_patches.refuse.rejection(spec.rejection):
         raise UserError(f"--rejection {spec.rejection}: {reason}")
-    deterministic = method in DETERMINISTIC_METHODS
+    deterministic = find(method).deterministic
     if deterministic != (spec.drafting == "deterministic"):
         only = "deterministic" if deterministic else "probabilistic or greedy"
         raise UserError(f"--drafting {spec.drafting}: {draft} ({method}) drafts {only}")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from speceval.catalog.methods import default_drafting
 from speceval.errors import UserError
-from speceval.protocol import RunSpec, default_drafting, fingerprint_differences, make_spec, request_seed
+from speceval.protocol import RunSpec, fingerprint_differences, make_spec, request_seed
 
 BASE = {"target": "t", "draft": "d", "k": 3, "temperature": 1.0, "drafting": "probabilistic", "suites": ("demo",)}
 

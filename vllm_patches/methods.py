@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
+DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
+"""Methods that propose tokens without a distribution: q is one-hot whatever the temperature."""
+
+XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
+"""Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
+
 TRANSPORT = "custom_class"
 """vLLM's `method` of a drafter that is a class of ours; its `model` is then the class's path."""
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from packaging.version import Version
 
+from vllm_patches.methods import DETERMINISTIC, XPRESS
+
 SUPPORTED = ("0.29", "0.33")
 """First and last minor version of vLLM that the patches and these rules were written for."""
 BLOCK_EXACT = Version("0.33")
-XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
-"""Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
-DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
 KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
 """Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
 given, no measurement: only `speceval selftest` sets this, for its own engines, to see whether the given rates come

@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 
-from vllm_patches.methods import TRANSPORT
+from vllm_patches.methods import DETERMINISTIC, TRANSPORT
 from vllm_patches.v1_draft_sampling import sample
-
-DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
 
 
 def replace(original: Callable[..., Any]) -> Callable[..., Any]:
