@@ -19,6 +19,7 @@ from speceval.comparison import compare_runs
 from speceval.comparison_tables import comparison_tables
 from speceval.store import StoredRun, read_run
 from speceval.tables import plus_minus, run_json
+from vllm_patches import ledger, unpatched
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -39,6 +40,7 @@ def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
         ROOT / "README.md": {"demo": demo_table()},
+        ROOT / "docs" / "patches.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
         ROOT / "docs" / "zoo.md": {"demo-all": demo_all_table()},
         ROOT / "docs" / "rao_blackwell.md": {"rao-blackwell": rao_blackwell_table(), "recorder": recorder_table()},
         ROOT / "docs" / "replay.md": {"replay": replay_table()},

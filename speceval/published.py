@@ -13,9 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
-from speceval.protocol import default_drafting
 from speceval.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
@@ -24,20 +24,6 @@ MANIFEST = "source.yaml"
 
 PLACES = (Path(__file__).parent / "data" / "published", Path(__file__).parents[1] / "results" / "published")
 """Where an installed package keeps the figures, and where the repository does."""
-
-ARCHITECTURES = {
-    "eagle": "EAGLE",
-    "eagle3": "EAGLE-3",
-    "medusa": "MEDUSA",
-    "mlp_speculator": "MLP speculator",
-    "mtp": "MTP",
-    "draft_model": "draft model",
-    "dflash": "DFlash",
-    "dspark": "DSpark",
-    "ngram": "n-gram",
-    "suffix": "suffix",
-}
-"""Drafting method -> what tables, and the papers, call it; in the tables' order."""
 
 
 class _Strict(BaseModel):
@@ -144,7 +130,7 @@ def repeated(meta: RunMeta, suite: str) -> Figure | None:
         return None
     wanted = (
         spec.target,
-        ARCHITECTURES[drafter.method],
+        find(drafter.method).display,
         spec.k,
         drafter.paper_setup,
         spec.temperature,

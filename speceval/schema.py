@@ -459,19 +459,37 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
 
     2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
     3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
+    Of any: `own_method`.
     """
     content = dict(content)
     if content.pop("schema") < 3:
         content["spec"] = {"record": False} | content["spec"]
         content["fingerprint"] = migrate_fingerprint(content["fingerprint"])
-    return content
+    return content | {"fingerprint": own_method(content["fingerprint"])}
 
 
 def migrate_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint of an older schema as this version writes it."""
     engine = fingerprint.get("engine")
     told = {"engine": {"draft_truncation": True} | engine} if isinstance(engine, dict) else {}
-    return {"replay": None} | fingerprint | told
+    return own_method({"replay": None} | fingerprint | told)
+
+
+def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint with the drafter's own method, where it has the name by which vLLM takes a class of ours.
+
+    That was an MLP speculator before vLLM 0.33, and from 0.33 on also MEDUSA: there the drafter's names decide, and
+    "heads" says that they do not.
+    """
+    engine, draft = fingerprint.get("engine"), fingerprint.get("draft")
+    if not isinstance(engine, dict) or not isinstance(draft, dict) or engine.get("method") != "custom_class":
+        return fingerprint
+    names = f"{draft.get('name')} {draft.get('model')}".lower()
+    release = tuple(int(part) for part in str(engine.get("vllm", "0.32")).split(".")[:2])
+    method = "medusa" if "medusa" in names else "heads"
+    if release < (0, 33) or "mlp" in names:
+        method = "mlp_speculator"
+    return {**fingerprint, "engine": {**engine, "method": method}}
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[str]:

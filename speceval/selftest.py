@@ -98,7 +98,7 @@ def prepare(
 ) -> Job:
     """A run of the demo's prompts with forced `rates`, `samples` times each. Raises UserError."""
     from speceval import launch
-    from speceval.protocol import DETERMINISTIC_METHODS
+    from speceval.catalog.methods import find
 
     job = launch.prepare(
         target=target,
@@ -112,7 +112,7 @@ def prepare(
         out=directory / f"T{temperature:g}",
         **{"batch": BATCH, **options},
     )
-    if job.draft.method in DETERMINISTIC_METHODS:
+    if find(job.draft.method).deterministic:
         raise UserError(f"--draft {draft}: drafts nothing in some steps: name a drafter that always drafts K tokens")
     return replace(job, spec=job.spec.model_copy(update={"rejection": "synthetic"}), forced=tuple(rates))
 

@@ -17,6 +17,7 @@ from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.protocol import RunSpec
 from speceval.schema import Facts, Fingerprint, RunMeta
+from vllm_patches import versions
 
 PROMPTS = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(30)]
 
@@ -127,10 +128,10 @@ def test_a_missing_vllm_is_said_with_the_mend(call, simulated: Path, monkeypatch
     assert not Path("results").exists()
 
 
-@pytest.mark.parametrize("version", ["0.28.1", "0.34.0", "1.0"])
+@pytest.mark.parametrize("version", ["0.28.1", f"{versions.NEXT}.0", "1.0"])
 def test_an_unsupported_vllm_is_said_with_the_range(call, simulated: Path, monkeypatch, version: str) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    assert f"vLLM {version} is not supported: install vllm>=0.29,<0.34" in call(*RUN, "--suite", "own.jsonl").line
+    assert f"vLLM {version} is not supported: install vllm{versions.SPAN}" in call(*RUN, "--suite", "own.jsonl").line
 
 
 def test_json_is_one_object_with_the_promised_shape(call, simulated: Path) -> None:

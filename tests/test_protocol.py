@@ -3,8 +3,9 @@
 import pytest
 from pydantic import Field
 
+from speceval.catalog.methods import default_drafting
 from speceval.errors import UserError
-from speceval.protocol import RunSpec, default_drafting, make_spec, request_seed
+from speceval.protocol import RunSpec, make_spec, request_seed
 
 BASE = {"target": "t", "draft": "d", "k": 3, "temperature": 1.0, "drafting": "probabilistic", "suites": ("demo",)}
 

@@ -152,7 +152,7 @@ COMMANDS = {
 """A command that prints each kind of output; of `verify` see its own tests."""
 
 
-@pytest.mark.parametrize("output", OUTPUTS.keys() - {"verify"})
+@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - {"verify"}))
 def test_every_json_output_says_its_schema(
     output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from vllm_patches.ledger import LEDGER, Patch
+from vllm_patches.methods import own_name
 from vllm_patches.refuse import KNOWN_ANSWER_SWITCH, check, check_config
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
 
@@ -105,8 +106,9 @@ def summary(config: Any) -> str:
     rows = [(patch.id, judge(patch)[0]) for patch in needs(config)]
     patched = ", ".join(name for name, state in rows if state not in (NATIVE, OFF)) or "nothing"
     left = "".join(f"; {name} {state}" for name, state in rows if state in (NATIVE, OFF))
+    method = own_name(config.speculative_config.method, getattr(config.speculative_config, "model", None))
     return (
-        f"vLLM {vllm_version()}, {runner_of(config)} runner, {config.speculative_config.method}: "
+        f"vLLM {vllm_version()}, {runner_of(config)} runner, {method}: "
         f"patches {patched}{left} ({SWITCH}=0 turns this off)"
     )
 

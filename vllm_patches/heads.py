@@ -1,8 +1,8 @@
 """Drafters that are a few heads on the target's last hidden state, where vLLM has no proposer that samples.
 
-vLLM takes them as `method="custom_class"`, whose interface gives a drafter neither hidden states nor sampling
-parameters: the patch `v1-draft-streams` calls `Heads.draft` with both, and keeps q. `engine_arguments` says how to
-start an engine with one.
+vLLM takes them as custom classes (`methods.TRANSPORT`), whose interface gives a drafter neither hidden states nor
+sampling parameters: the patch `v1-draft-streams` calls `Heads.draft` with both, and keeps q. `engine_arguments` says
+how to start an engine with one.
 
 MEDUSA (arXiv 2401.10774) was removed from vLLM 0.33; the MLP speculator (arXiv 2404.19124) cannot be loaded by any of
 0.29 to 0.33. Checkpoints are those that vLLM's own models read or used to read (model_executor/models/medusa.py and
@@ -20,13 +20,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from packaging.specifiers import SpecifierSet
+
+from vllm_patches.methods import HEADS, TRANSPORT
 
 CHECKPOINT = "draft_checkpoint"
 """Key of vLLM's `additional_config` that names the drafter's directory or hub id ("id@revision" for one revision)."""
-
-NEEDED = {"medusa": ">=0.33", "mlp_speculator": ">=0.29"}
-"""Drafting method -> versions of vLLM without a proposer of their own that works."""
 
 MLP_EPS = 1e-6
 
@@ -34,21 +32,15 @@ Sample = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Logits [B, V] -> draft tokens [B] and their q [B, V] (None: argmax)."""
 
 
-def drafts(method: str, version: str) -> bool:
-    """Whether a drafter of this method needs `engine_arguments` on this version of vLLM."""
-    return method in NEEDED and SpecifierSet(NEEDED[method]).contains(version, prereleases=True)
-
-
 def engine_arguments(method: str, checkpoint: str, k: int, drafting: str = "probabilistic") -> dict[str, Any]:
-    """Arguments of vllm.LLM that draft `k` tokens with `checkpoint`; `method` is "medusa" or "mlp_speculator".
+    """Arguments of vllm.LLM that draft `k` tokens with `checkpoint`; `method` is one of `methods.HEADS`.
 
     `drafting`: "probabilistic" draws from the heads, "greedy" takes their argmaxes.
     """
-    drafter = {"medusa": Medusa, "mlp_speculator": MLPSpeculator}[method]
     return {
         "speculative_config": {
-            "method": "custom_class",
-            "model": f"{drafter.__module__}.{drafter.__qualname__}",
+            "method": TRANSPORT,
+            "model": HEADS[method][0],
             "num_speculative_tokens": k,
             "draft_sample_method": drafting,
         },

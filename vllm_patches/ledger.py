@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_patches.versions import CHECKED, FIRST
+
 ANY = "any"
 """`Patch.device` of a row that every platform needs."""
 
@@ -64,7 +66,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.cpu_expand",
         device="cpu",
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("x", "cu_num_tokens", "num_tokens", "replace_from=0", "replace_to=0"),
         sources={
             "0.29.0": "66705fcbad69285d",
@@ -92,7 +94,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.cpu_seeded_chunk",
         device="cpu",
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("self", "grammar_output"),
         sources={
             "0.29.0": "e764887f827c2fb2",
@@ -117,7 +119,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.cpu_rejection",
         device="cpu",
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=(
             "draft_token_ids",
             "num_draft_tokens",
@@ -154,7 +156,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.v1_missing_q",
         device=ANY,
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("self", "spec_decode_metadata"),
         sources={
             "0.29.0": "944db527e0dd2e82",
@@ -179,7 +181,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.v1_drafting",
         device=ANY,
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=(
             "self",
             "scheduler_output",
@@ -214,7 +216,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.v1_draft_sampling",
         device=ANY,
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("self", "logits", "sampling_metadata"),
         sources={
             "0.29.0": "37f15d2a34491b50",
@@ -236,7 +238,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.v1_medusa",
         device=ANY,
         sampling_only=True,
-        versions=">=0.29,<0.33",
+        versions=f">={FIRST},<0.33",
         parameters=(
             "self",
             "num_speculative_tokens",
@@ -252,7 +254,7 @@ LEDGER: tuple[Patch, ...] = (
         },
         upstream=("https://github.com/vllm-project/vllm/issues/20459",),
         tested_by="tests/vllm_patches/test_heads.py",
-        until="0.29 to 0.32 are no longer supported: 0.33 has no MEDUSA, there `vllm_patches.heads` drafts",
+        until="no version before 0.33 is supported: 0.33 has no MEDUSA, there `vllm_patches.heads` drafts",
         methods=("medusa",),
     ),
     Patch(
@@ -264,7 +266,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.cpu_rotary",
         device="cpu",
         sampling_only=False,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("self", "positions", "query", "key=None"),
         sources={
             "0.29.0": "b749c83b4c38da1e",
@@ -287,7 +289,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.empty_top_k",
         device="cpu",
         sampling_only=True,
-        versions=">=0.29,<=0.33.0",
+        versions=CHECKED,
         parameters=("logits", "cu_num_draft_tokens", "sampling_metadata"),
         sources={
             "0.29.0": "07477e9bd0a88efc",

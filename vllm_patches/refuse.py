@@ -11,12 +11,10 @@ from typing import Any
 
 from packaging.version import Version
 
-SUPPORTED = ("0.29", "0.33")
-"""First and last minor version of vLLM that the patches and these rules were written for."""
+from vllm_patches.methods import DETERMINISTIC, XPRESS
+from vllm_patches.versions import FIRST, LAST, supported
+
 BLOCK_EXACT = Version("0.33")
-XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
-"""Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
-DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
 KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
 """Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
 given, no measurement: only `speceval selftest` sets this, for its own engines, to see whether the given rates come
@@ -81,11 +79,9 @@ def sampled_drafts(config: Mapping[str, Any]) -> bool:
 
 
 def _version(version: str) -> str | None:
-    first, last = SUPPORTED
-    found = Version(version.partition("+")[0])
-    if Version(first) <= Version(f"{found.major}.{found.minor}") <= Version(last):
+    if supported(version):
         return None
-    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {first} to {last}"
+    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {FIRST} to {LAST}"
 
 
 def _count(config: Mapping[str, Any]) -> str | None:

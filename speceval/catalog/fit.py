@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from speceval.errors import UserError
 
+from .methods import find
 from .schema import Draft, Target, load_entries
-
-_READS_HIDDEN_STATES = {"eagle", "eagle3", "medusa", "mlp_speculator", "mtp"}
 
 
 def check_fit(target: Target, draft: Draft) -> None:
@@ -47,7 +46,7 @@ def _verifier(target: Target, draft: Draft) -> str | None:
 
 
 def _hidden_size(target: Target, draft: Draft) -> str | None:
-    if draft.method not in _READS_HIDDEN_STATES or draft.sizes.target_hidden_size is not None:
+    if not find(draft.method).reads_hidden_states or draft.sizes.target_hidden_size is not None:
         field, size = "target_hidden_size", draft.sizes.target_hidden_size
     else:
         field, size = "hidden_size", draft.sizes.hidden_size

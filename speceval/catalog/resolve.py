@@ -11,13 +11,11 @@ from speceval.errors import UserError
 
 from .fit import check_fit
 from .hub import hub_config, local_config
+from .methods import METHODS
 from .recognise import recognise, sizes
-from .schema import Draft, DraftEntry, Method, Pair, Target, TargetEntry, load_entries
+from .schema import Draft, DraftEntry, Pair, Target, TargetEntry, load_entries
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-
-# Drafting without a checkpoint of its own.
-_BARE_METHODS: dict[str, Method] = {"ngram": "ngram", "suffix": "suffix", "mtp": "mtp"}
 
 
 def resolve(target: str, draft: str | None) -> Pair:
@@ -141,7 +139,7 @@ def _foreign_target(
 
 
 def _find_draft(typed: str, target: Target) -> Draft:
-    if typed in _BARE_METHODS:
+    if typed in METHODS and METHODS[typed].bare:
         return _bare_draft(typed, target)
     entry = _entry(target.name) or _entry(target.model)
     drafters = _drafters_of(entry) if entry else {}
@@ -170,23 +168,24 @@ def _find_draft(typed: str, target: Target) -> Draft:
 
 
 def _bare_methods(target: Target) -> list[str]:
-    return [name for name in _BARE_METHODS if name != "mtp" or target.sizes.mtp_layers]
+    """Methods that `--draft` may name for this target; those of layers in the target if it has them."""
+    return [row.name for row in METHODS.values() if row.bare and (not row.k_in_layers or target.sizes.mtp_layers)]
 
 
 def _bare_draft(name: str, target: Target) -> Draft:
-    if name == "mtp":
+    if METHODS[name].k_in_layers:
         if not target.sizes.mtp_layers:
-            raise UserError(f"drafter 'mtp': target '{target.name}' has no MTP layers")
+            raise UserError(f"drafter '{name}': target '{target.name}' has no MTP layers")
         return Draft(
             name=name,
             source=target.source,
             model=target.model,
             revision=target.revision,
-            method="mtp",
+            method=name,
             k_unit=target.sizes.mtp_layers,
             sizes=target.sizes,
         )
-    return Draft(name=name, source="none", model=None, method=_BARE_METHODS[name])
+    return Draft(name=name, source="none", model=None, method=name)
 
 
 def _drafters_of(entry: TargetEntry) -> dict[str, Draft]:

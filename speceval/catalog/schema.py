@@ -11,13 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speceval.errors import UserError
 
+from .methods import Method
+
 Source = Literal["hub", "local", "zoo", "none"]
 """Where a checkpoint is: model hub, directory, the embedded zoo, or nowhere (n-gram and suffix drafting)."""
-
-Method = Literal[
-    "eagle", "eagle3", "medusa", "mlp_speculator", "mtp", "draft_model", "dflash", "dspark", "ngram", "suffix"
-]
-"""vLLM's `speculative_config["method"]`."""
 
 TARGETS_DIR = Path(__file__).parent / "targets"
 

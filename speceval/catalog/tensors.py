@@ -8,7 +8,7 @@ from typing import Any
 
 from speceval.errors import UserError
 
-from .schema import Method
+from .methods import Method
 
 
 def check_tensors(directory: Path, config: dict[str, Any], method: Method) -> None:

@@ -117,8 +117,9 @@ def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> St
 def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was `asked`; `UserError` where they differ."""
     from speceval import catalog, replay
+    from speceval.catalog.methods import find
     from speceval.errors import UserError
-    from speceval.protocol import DETERMINISTIC_METHODS, FLAGS
+    from speceval.protocol import FLAGS
     from speceval.store import read_run
 
     if options.given(ctx, "baseline"):
@@ -126,7 +127,7 @@ def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: 
     stored = read_run(run)
     found, name = replay.source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft)
-    if pair.draft is not None and pair.draft.method in DETERMINISTIC_METHODS:
+    if pair.draft is not None and find(pair.draft.method).deterministic:
         raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:
         raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")

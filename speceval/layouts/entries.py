@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from speceval import published, replay, speedup
+from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
-from speceval.protocol import default_drafting
-from speceval.published import ARCHITECTURES, Figure
+from speceval.published import Figure
 from speceval.store import RUN, StoredRun, read_run
 from speceval.tables import suite_summary
+from speceval.zoo.recipe import METHODS as ZOO_METHODS
 
 KL = "KL"
 """Setup that Δ% is over unless told otherwise: trained with the KL divergence."""
@@ -217,12 +218,11 @@ def _kind(run: StoredRun) -> tuple[str, str]:
     target = load_entries().get(spec.target)
     listed = target.drafters.get(spec.draft) if target else None
     if listed:
-        return ARCHITECTURES[listed.method], listed.paper_setup or spec.draft
+        return find(listed.method).display, listed.paper_setup or spec.draft
     if spec.target == "zoo":
         loss, _, name = spec.draft.rpartition("-")
-        method = {"mlp": "mlp_speculator", "draft": "draft_model"}.get(name, name)
-        return ARCHITECTURES.get(method, method), ZOO_SETUPS.get(loss, spec.draft)
-    return ARCHITECTURES.get(method, method), spec.draft
+        return find(ZOO_METHODS.get(name, name)).display, ZOO_SETUPS.get(loss, spec.draft)
+    return find(str(method)).display, spec.draft
 
 
 def _order() -> Any:
@@ -232,7 +232,7 @@ def _order() -> Any:
     setups = _ranks((row.target, row.setup) for row in rows)
     losses = _ranks(row.setup for row in rows)
     suites = _ranks(row.suite for row in rows)
-    architectures = _ranks(ARCHITECTURES.values())
+    architectures = _ranks(row.display for row in METHODS.values())
 
     def rank(known: dict[Any, int], *names: Any) -> int:
         return next((known[name] for name in names if name in known), len(known))

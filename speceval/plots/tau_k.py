@@ -22,15 +22,11 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from speceval import acceptance
+from speceval.catalog.methods import find
 from speceval.plots import style
 from speceval.protocol import digest
 from speceval.statistics import ratio_interval
 from speceval.store import StoredRun
-
-METHODS = ("eagle", "eagle3", "mtp", "draft_model", "medusa", "mlp_speculator", "custom_class")
-"""Draft position j is computed from the positions before it (or from none): it does not know K. `custom_class` is the
-MLP speculator. Drafters that fill a block at once, n-gram and suffix look-up are not of this kind."""
-
 
 APART = 0.1
 """Of the separate runs from the curve, in K."""
@@ -39,7 +35,7 @@ APART = 0.1
 def has_curve(run: StoredRun) -> bool:
     """Whether a run at K tells about smaller K: the method drafts position by position, each verified on its own."""
     engine = run.meta.fingerprint.engine
-    return engine.method in METHODS and engine.rejection_sample_method == "standard"
+    return find(engine.method).nests and engine.rejection_sample_method == "standard"
 
 
 def totals(steps: pd.DataFrame, k: int) -> pd.DataFrame:

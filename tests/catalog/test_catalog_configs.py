@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from speceval import catalog
+from speceval.catalog.methods import METHODS
 from speceval.catalog.recognise import recognise
 from speceval.errors import UserError
 
@@ -244,8 +245,6 @@ def test_every_speculative_architecture_of_vllm_is_recognised_here() -> None:
 
 
 def test_the_speculators_types_are_those_of_vllm() -> None:
-    from speceval.catalog.recognise import _SPECULATORS
-
     tree = vllm_source("transformers_utils/configs/speculators/algos.py")
     registered = {
         decorator.args[0].value
@@ -254,4 +253,4 @@ def test_the_speculators_types_are_those_of_vllm() -> None:
         for decorator in node.decorator_list
         if isinstance(decorator, ast.Call) and isinstance(decorator.args[0], ast.Constant)
     }
-    assert registered == set(_SPECULATORS)
+    assert registered == {kind for row in METHODS.values() for kind in row.speculators_types}

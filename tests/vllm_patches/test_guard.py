@@ -15,6 +15,7 @@ import tiny
 
 from vllm_patches import guard, ledger, state
 from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
+from vllm_patches.versions import NEXT
 
 SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
@@ -57,8 +58,8 @@ def test_a_refused_combination_and_an_unknown_version_stop_the_engine(
     fits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "the V1 runner ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
-    monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
-    assert "0.34.0 is not supported" in (guard.refusal(config()) or "")
+    monkeypatch.setattr(guard, "vllm_version", lambda: f"{NEXT}.0")
+    assert f"{NEXT}.0 is not supported" in (guard.refusal(config()) or "")
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "true"])
