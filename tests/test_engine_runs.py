@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,12 @@ def test_the_settings_in_the_fingerprint_are_the_engine_s_own(sampled: StoredRun
 def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
     """The cross-check with vLLM's own counters can fail: one accepted token more is seen at its position."""
     counters = sampled.meta.segments[0].counters
-    assert acceptance.check_counters(sampled.steps, counters) == []
+    assert acceptance.check_counters(sampled.steps, asdict(counters)) == []
     assert counters.steps_with_q == len(acceptance.drafted_steps(sampled.steps)) and counters.steps_one_hot == 0
     steps = sampled.steps.copy()
     row = steps.index[(steps["drafted"] > 0) & (steps["accepted"] == 1)][0]
     steps.loc[row, "accepted"] = 2
-    assert len(acceptance.check_counters(steps, counters)) == 2
+    assert len(acceptance.check_counters(steps, asdict(counters))) == 2
 
 
 def test_every_step_has_a_record_that_agrees_with_the_counts(sampled: StoredRun) -> None:

@@ -100,6 +100,8 @@ def test_a_missing_key_is_named_in_one_line(place: str) -> None:
         ("conversations", True),
         ("problems", [1]),
         ("fingerprint__seeds", [0.5]),
+        ("fingerprint__limit", "3"),
+        ("fingerprint__sampling__top_k", True),
         ("fingerprint__drafting", "lucky"),
         ("segments", {}),
         ("spec", None),
