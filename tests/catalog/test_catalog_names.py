@@ -13,7 +13,6 @@ from speceval import catalog
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 
-
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "lk_losses.csv"
 
 
