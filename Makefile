@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all test lint bench results docs-figures clean
+.PHONY: setup demo demo-all test quick lint bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -16,6 +16,10 @@ demo-all: setup
 
 test: setup lint
 	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile
+
+# Two minutes instead of the whole: nothing that starts vLLM or takes more than a few seconds.
+quick: setup
+	@$(RUN) -m pytest -m "not engine and not slow and not gpu" -n 2 --dist loadfile
 
 lint: setup
 	@$(RUN) -m ruff format --check .

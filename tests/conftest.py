@@ -1,20 +1,23 @@
-"""Shared by all tests: where the benchmark files are, and the zoo."""
+"""Shared by all tests: where the benchmark files are, the zoo, and the watch over skipped tests."""
 
-import os
 from pathlib import Path
 
+import machine
 import pytest
+import skips
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Skipped tests are judged."""
+    config.pluginmanager.register(skips.Watch(skips.read(skips.EXPECTED.read_text()), machine.LACKS), "skips")
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The real benchmark files: $SPECEVAL_DATA_DIR, or shared/data beside the checkout."""
-    directory = Path(os.environ.get("SPECEVAL_DATA_DIR", ROOT.parent / "shared" / "data"))
-    if not (directory / "gsm8k_test.jsonl").exists():
-        pytest.skip(f"no benchmark files in {directory}: set SPECEVAL_DATA_DIR")
-    return directory
+    if not machine.has_data():
+        pytest.skip(f"no benchmark data in {machine.DATA_DIR}: set SPECEVAL_DATA_DIR")
+    return machine.DATA_DIR
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from printed import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -23,13 +24,14 @@ def docs_numbers():
 def test_every_table_is_what_the_stored_runs_give(docs_numbers) -> None:
     for page, contents in docs_numbers.blocks().items():
         text = page.read_text()
-        assert docs_numbers.replace_blocks(text, contents) == text, f"run scripts/docs_numbers.py: {page.name} is stale"
+        stale = difference(text, docs_numbers.replace_blocks(text, contents))
+        assert stale is None, f"run scripts/docs_numbers.py: {page.name}: {stale}"
 
 
 def test_a_stale_table_is_seen(docs_numbers) -> None:
     page, contents = next(iter(docs_numbers.blocks().items()))
     text = page.read_text().replace("± 0.", "± 1.", 1)
-    assert docs_numbers.replace_blocks(text, contents) != text
+    assert difference(text, docs_numbers.replace_blocks(text, contents)) is not None
 
 
 def test_the_books_of_every_reference_run_balance(docs_numbers) -> None:

@@ -184,7 +184,8 @@ def test_no_sampling_default_of_the_checkpoint_leaks_in(zoo: dict[str, Path], tm
 def test_padded_rounds_of_cached_prompts_are_left_out_and_counted(zoo: dict[str, Path], tmp_path: Path) -> None:
     """The target drafts for itself, so that every real round accepts all K; the padded ones would accept nothing.
 
-    A prompt is padded when all but its last token is cached, so when its length is one more than full blocks.
+    A prompt is padded when all but its last token is cached, so when its length is one more than full blocks. Target
+    and drafter compute p in batches of another shape, so that rounding may reject a draft once in a million.
     """
     words = [{"turns": ["a" * length]} for length in range(1, 34)]
     (tmp_path / "lengths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
@@ -198,7 +199,8 @@ def test_padded_rounds_of_cached_prompts_are_left_out_and_counted(zoo: dict[str,
     assert counters.num_drafts == len(acceptance.drafted_steps(stored.steps)) + counters.steps_padded
     assert stored.meta.problems == []
     assert "padded steps" in done.stdout
-    assert acceptance.tau(stored.steps) == 4.0
+    drafted = acceptance.drafted_steps(stored.steps)
+    assert (drafted["drafted"] - drafted["accepted"]).sum() < 3  # one padded round would lack all three
 
 
 def test_without_the_patch_a_sampled_run_on_a_cpu_is_refused(zoo: dict[str, Path], tmp_path: Path) -> None:

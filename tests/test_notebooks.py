@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import re
 import runpy
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pandas
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from printed import difference
 
 from speceval.plots import Drawn
 
@@ -79,11 +79,6 @@ def run(cells: list[Any]) -> Executed:
     return Executed(left, shown, time.process_time() - began)
 
 
-def numbers(text: str) -> list[str]:
-    """All numbers of a text: how they are set differs between versions of pandas."""
-    return re.findall(r"-?\d[\d.,]*", text)
-
-
 def test_there_are_five_notebooks_and_each_has_its_executed_file() -> None:
     assert [name[0] for name in NAMES] == list("12345")
     assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))] == NAMES
@@ -136,7 +131,7 @@ def test_executed_file_shows_what_the_stored_results_give(script: Path, executed
         data = next((output.data for output in cell.outputs if output.output_type == "execute_result"), {})
         shown = data.get("text/markdown") or data.get("text/plain", "")
         if "image/png" not in data:
-            assert numbers(shown) == numbers(text or ""), f"run scripts/notebooks.py {script.stem}"
+            assert difference(shown, text or "") is None, f"run scripts/notebooks.py {script.stem}"
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ def run(names: list[str], requests: int) -> dict[str, dict[str, object]]:
     return {row["name"]: row for row in found}
 
 
+@pytest.mark.slow
 def test_mutants_of_vllms_code_are_biased_and_the_code_itself_is_not() -> None:
     found = run([*FAST, *RIGHT], 20_000)
     assert sorted(found) == sorted([*FAST, *RIGHT])
@@ -57,6 +58,7 @@ def test_the_other_mutants_are_biased_and_the_code_is_exact_at_the_default_sampl
     assert set(right.values()) == {Verdict.exact}, right
 
 
+@pytest.mark.slow
 def test_every_cell_agrees_with_tritons_interpreter_token_by_token() -> None:
     pytest.importorskip("triton")
     frame = kernels.run_kernels(["installed"], n=200, check=1)
@@ -66,6 +68,7 @@ def test_every_cell_agrees_with_tritons_interpreter_token_by_token() -> None:
     assert set(triton["strays"]) == {0}
 
 
+@pytest.mark.slow
 def test_patched_runs_refuse_biased_block_verification() -> None:
     frame = kernels.run_kernels(["installed"], patched=True, n=200, check=0)
     block = frame[frame["rejection"] == "block"]

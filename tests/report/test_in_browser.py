@@ -5,18 +5,17 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import CHROMIUM
 from report_runs import write_run
 
 from speceval.report import write
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 FRAME = """<!DOCTYPE html><iframe id="frame" width="{width}" height="800" src="{page}"></iframe><pre id="found"></pre>

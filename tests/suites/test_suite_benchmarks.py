@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +17,6 @@ from speceval.suites import read
 
 SIZES = {"mt_bench": 80, "humaneval": 164, "gsm8k": 1319}
 FILES = {"mt_bench": "mt_bench_question.jsonl", "humaneval": "HumanEval.jsonl.gz", "gsm8k": "gsm8k_test.jsonl"}
-
-
-@pytest.fixture(scope="module")
-def data_dir() -> Path:
-    beside = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-    directory = Path(os.environ.get("SPECEVAL_DATA_DIR") or beside)
-    if not all((directory / file).is_file() for file in FILES.values()):
-        pytest.skip("no benchmark files: set SPECEVAL_DATA_DIR")
-    return directory
 
 
 def raw_rows(data_dir: Path, name: str) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_the_switch_leaves_the_drafts_untruncated(models: tuple[Path, Path], res
     found = live.acceptance_p(run, chances)
     print(chances, found, truncated)
     assert all(p > ALPHA for _, p in found)
-    assert live.acceptance_p(run, truncated)[0][1] < 1e-12
+    assert live.acceptance_p(run, truncated)[0][1] < ALPHA
     assert live.fit_tokens(run, law, ALPHA).p > ALPHA
 
 

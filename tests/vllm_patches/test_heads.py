@@ -43,7 +43,7 @@ def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         "medusa": {"llm": arguments, "runs": runs},
         "medusa as a custom class": {"llm": arguments | custom["medusa"], "runs": [live.same(PROMPT, 1000)]},
         "mlp": {"llm": arguments | custom["mlp_speculator"], "runs": runs},
-        "stock": {"llm": arguments, "runs": [live.same(PROMPT, 300)], "env": {"SPECEVAL_PATCHES_SKIP": "v1-medusa"}},
+        "stock": {"llm": arguments, "runs": [live.same(PROMPT, 1000)], "env": {"SPECEVAL_PATCHES_SKIP": "v1-medusa"}},
     }
     return live.engines(tmp_path_factory.mktemp("engines"), jobs)
 

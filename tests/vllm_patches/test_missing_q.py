@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def results(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     llm = live.llm_arguments(*models, "draft_model", enable_prefix_caching=True, block_size=32, max_num_seqs=128)
-    few = [live.same(LONG, 300, max_tokens=4)]
+    few = [live.same(LONG, 1000, max_tokens=4)]
     jobs = {
         "patched": {"llm": llm, "runs": [live.same(LONG, 3000, max_tokens=4), live.same(SHORT, 3000)]},
         # A budget of 16 requests with their drafts, for 64: each waits for several steps with its drafts.

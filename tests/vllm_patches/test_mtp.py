@@ -75,7 +75,7 @@ def results(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         "patched": {"llm": llm, "runs": [live.same(PROMPT, 3000)]},
         "stock": {
             "llm": llm,
-            "runs": [live.same(PROMPT, 2500)],
+            "runs": [live.same(PROMPT, 6000)],
             "env": {"SPECEVAL_PATCHES_SKIP": "cpu-rotary"},
         },
     }

@@ -32,7 +32,7 @@ def results(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     skip = {"SPECEVAL_PATCHES_SKIP": "v1-draft-streams,v1-missing-q"}
     jobs = {
         "patched": {"llm": llm, "runs": [{"prompts": [PROMPT] * len(params), "params": params}]},
-        "stock": {"llm": llm, "runs": [live.same(PROMPT, 2500, **GRAMMAR)], "env": skip},
+        "stock": {"llm": llm, "runs": [live.same(PROMPT, 5000, **GRAMMAR)], "env": skip},
     }
     return live.engines(tmp_path_factory.mktemp("engines"), jobs)
 

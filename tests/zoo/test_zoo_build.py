@@ -88,6 +88,7 @@ def test_training_code_moves_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     assert build.digest(MINIATURE) != plain
 
 
+@pytest.mark.slow
 def test_killed_build_leaves_no_half_checkpoint_and_resumes_after_the_target() -> None:
     root = build.zoo_root(MINIATURE)
     command = (
@@ -112,6 +113,7 @@ def test_killed_build_leaves_no_half_checkpoint_and_resumes_after_the_target() -
     assert not list(root.glob(".part-*"))
 
 
+@pytest.mark.slow
 def test_failed_training_leaves_nothing_and_shows_why(monkeypatch: pytest.MonkeyPatch) -> None:
     impossible = dataclasses.replace(MINIATURE, heads=5)
     with pytest.raises(RuntimeError, match="training target failed"):
