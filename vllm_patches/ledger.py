@@ -304,7 +304,7 @@ LEDGER: tuple[Patch, ...] = (
 
 
 def table() -> str:
-    """The ledger as a Markdown table, as docs/patches.md shows it."""
+    """The ledger as a Markdown table, as docs/trust/what-is-patched.md shows it."""
     head = "| id | what is wrong | effect | replaced symbol | needed on | vLLM | upstream | tested by | can go when |"
     return "\n".join([head, "|---" * head.count(" | ") + "|---|", *map(table_row, LEDGER)])
 
@@ -319,7 +319,9 @@ def table_row(patch: Patch) -> str:
         needed_on(patch),
         f"{patch.versions} (read: {', '.join(patch.sources)})"
         + (f"; native in {patch.native}" if patch.native else ""),
-        " ".join(f"[{link.rsplit('/', 1)[1]}]({link.removeprefix('docs/')})" for link in patch.upstream),
+        " ".join(
+            f"[{link.rsplit('/', 1)[1]}]({link.replace('docs/upstream', '../upstream')})" for link in patch.upstream
+        ),
         f"`{patch.tested_by}`",
         patch.until,
     ]

@@ -1,4 +1,4 @@
-"""The ledger is complete, and docs/patches.md shows it as it is."""
+"""The ledger is complete, and docs/trust/what-is-patched.md shows it as it is."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def test_a_row_without_a_patch_is_in_one_of_three_states() -> None:
 
 
 def test_the_page_shows_the_ledger() -> None:
-    page = (ROOT / "docs" / "patches.md").read_text()
+    page = (ROOT / "docs" / "trust" / "what-is-patched.md").read_text()
     assert table() in page
     assert unpatched.table() in page
