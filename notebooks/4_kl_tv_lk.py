@@ -204,5 +204,5 @@ text = [f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in changes
 changes.assign(text=text).pivot_table(index="architecture", columns="setup", values="text", aggfunc="first", sort=False)
 
 # %% [markdown]
-# How each drafter was trained, and what these numbers do not show, is in [the zoo's page](../docs/build/zoo.md); the losses in
+# How each drafter was trained, and what these numbers do not show, is in [the zoo](../docs/build/zoo.md); the losses in
 # torch are `speceval/zoo/losses.py`.

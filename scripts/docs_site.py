@@ -1,7 +1,7 @@
 """What mkdocs.yml adds to the pages in docs/ when the site is built.
 
-README, CONTRIBUTING and CHANGELOG become pages, and two markers are filled from the code itself, so that no flag and no
-field has to be written down twice: `<!-- commands -->` and `<!-- record -->`. mkdocs calls the functions named `on_…`.
+README, CONTRIBUTING and CHANGELOG become pages, and two blocks are filled from the code itself, so that no flag and no
+field has to be written down twice: the blocks `commands` and `record`. mkdocs calls the functions named `on_…`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the markers."""
-    for marker, content in (("<!-- commands -->", commands), ("<!-- record -->", record)):
-        if marker in markdown:
-            markdown = markdown.replace(marker, content())
-    return markdown
+    """Fill the blocks."""
+    return BLOCK.sub(lambda block: BLOCKS[block[1]](), markdown)
 
 
 def as_page(text: str, page: str) -> str:
@@ -81,13 +78,13 @@ def _command(name: str, command: Any) -> str:
 
 def _row(option: str, text: str) -> str:
     """A line of a command's table, from what `--help` prints of an option; its default stands in brackets there."""
-    default = re.search(r"\[default: ([^]]*)\]", text)
-    if default is None:
-        return f"| {_code(option)} |  | {_cell(text.replace('[required]', '**Needed.**'))} |"
-    value = default[1] if " " in default[1] else _code(default[1])
-    return (
-        f"| {_code(option)} | {value} | {_cell(text.replace(default[0], '.')).replace(' .', '.').replace('..', '.')} |"
-    )
+    flags, _, kind = option.partition(" <")
+    takes = "".join(f" {_code(value)}" for value in kind.removesuffix(">").split("|") if value)
+    default, text = "", text.replace("[required]", "**Needed.**")
+    if stated := re.search(r"\s*\[default: ([^]]*)\]", text):
+        default = stated[1] if " " in stated[1] else _code(stated[1])
+        text = text.replace(stated[0], "").rstrip(".") + "."
+    return f"| {_code(flags)}{{: .flag }}{takes} | {default} | {_cell(text)} |"
 
 
 def _code(text: str) -> str:
@@ -146,3 +143,7 @@ def _annotation(annotation: Any) -> str:
 
 def _flag(name: str) -> str:
     return f"`{FLAGS.get(name, '--' + name.replace('_', '-'))}`"
+
+
+BLOCKS = {"commands": commands, "record": record}
+BLOCK = re.compile(rf"<!-- ({'|'.join(BLOCKS)}) -->\n.*?<!-- /\1 -->", re.DOTALL)
