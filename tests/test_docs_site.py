@@ -19,6 +19,7 @@ from test_docs import ROOT, SHELVES, script
 
 from speceval import cli
 from speceval.commands import options
+from speceval.protocol import RunSpec
 from speceval.schema import Fingerprint, RunMeta
 from speceval.suites import load
 
@@ -101,10 +102,11 @@ def test_neither_the_terminal_nor_the_machine_is_in_the_reference(
 
 def test_the_record_s_page_has_every_field_with_its_meaning(docs_site: ModuleType) -> None:
     page = docs_site.record()
-    for model in (RunMeta, Fingerprint):
-        for name in model.model_fields:
-            assert re.search(rf"^\| `{name}` \| `.+` \| .+ \|$", page, re.MULTILINE), name
-    assert "| `temperature` | `float` | `--temp` |" in page
+    sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL))
+    for title, model in (("run.json", RunMeta), ("Fingerprint", Fingerprint), ("RunSpec", RunSpec)):
+        rows = re.findall(r"^\| `(\w+)` \| `.+` \| .+ \|$", sections[title], re.MULTILINE)
+        assert rows == list(model.model_fields)
+    assert "| `temperature` | `float` | `--temp` |" in sections["RunSpec"]
 
 
 def test_blocks_are_filled_where_they_stand_and_nowhere_else(docs_site: ModuleType) -> None:
