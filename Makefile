@@ -23,7 +23,7 @@ lint: setup
 	@$(RUN) -m mypy
 
 docs: setup
-	@$(RUN) -m mkdocs build --quiet
+	@$(RUN) -m mkdocs build --strict --quiet
 
 bench: setup
 	@$(RUN) scripts/bench.py

@@ -72,23 +72,24 @@ def _command(name: str, command: Any) -> str:
     context = command.make_context(name, [], resilient_parsing=True)
     records = [parameter.get_help_record(context) for parameter in command.params]
     rows = [_row(*record) for record in records if record is not None]
-    table = "\n".join(["| option | default | what it does |", "|---|---|---|", *rows])
+    table = "\n".join(["| option | what it does | default |", "|---|---|---|", *rows])
     return f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}"
 
 
 def _row(option: str, text: str) -> str:
     """A line of a command's table, from what `--help` prints of an option; its default stands in brackets there."""
     flags, _, kind = option.partition(" <")
+    names = " ".join(f"{_code(flag)}{{: .flag }}" for flag in re.split(r", | / ", flags))
     takes = "".join(f" {_code(value)}" for value in kind.removesuffix(">").split("|") if value)
     default, text = "", text.replace("[required]", "**Needed.**")
     if stated := re.search(r"\s*\[default: ([^]]*)\]", text):
         default = stated[1] if " " in stated[1] else _code(stated[1])
         text = text.replace(stated[0], "").rstrip(".") + "."
-    return f"| {_code(flags)}{{: .flag }}{takes} | {default} | {_cell(text)} |"
+    return f"| {names}{takes} | {_cell(text)} | {default} |"
 
 
 def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|")
+    return f"`{text}`"  # a bar in code is no border to Python-Markdown
 
 
 def _cell(text: str) -> str:
@@ -110,8 +111,8 @@ def record() -> str:
 
 
 def _section(title: str, line: str, rows: list[tuple[str, str, str]]) -> str:
-    cells = [f"| {_code(name)} | {_code(kind)} | {_cell(meaning)} |" for name, kind, meaning in rows]
-    return "\n".join([f"### {title}\n\n{line}\n\n| field | type | what it is |", "|---|---|---|", *cells])
+    cells = [f"| {_code(name)} | {_cell(meaning)} | {_code(kind)} |" for name, kind, meaning in rows]
+    return "\n".join([f"### {title}\n\n{line}\n\n| field | what it is | type |", "|---|---|---|", *cells])
 
 
 def _classes(model: type) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:

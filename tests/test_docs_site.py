@@ -84,8 +84,8 @@ def test_a_new_flag_is_in_the_reference_without_further_work(
 
     monkeypatch.setattr(docs_site, "app", app)
     page = docs_site.commands()
-    assert "| `--level`{: .flag } `int` | `3` | How much \\| how often. |" in page
-    assert "| `--kind`{: .flag } `str` | `all` | Which. |" in page
+    assert "| `--level`{: .flag } `int` | How much \\| how often. | `3` |" in page
+    assert "| `--kind`{: .flag } `str` | Which. | `all` |" in page
     assert "## probe\n\nProbe." in page
 
 
@@ -104,9 +104,9 @@ def test_the_record_s_page_has_every_field_with_its_meaning(docs_site: ModuleTyp
     page = docs_site.record()
     sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL))
     for title, model in (("run.json", RunMeta), ("Fingerprint", Fingerprint), ("RunSpec", RunSpec)):
-        rows = re.findall(r"^\| `(\w+)` \| `.+` \| .+ \|$", sections[title], re.MULTILINE)
+        rows = re.findall(r"^\| `(\w+)` \| .+ \| `.+` \|$", sections[title], re.MULTILINE)
         assert rows == list(model.model_fields)
-    assert "| `temperature` | `float` | `--temp` |" in sections["RunSpec"]
+    assert "| `temperature` | `--temp` | `float` |" in sections["RunSpec"]
 
 
 def test_blocks_are_filled_where_they_stand_and_nowhere_else(docs_site: ModuleType) -> None:
@@ -203,11 +203,12 @@ def test_the_site_builds_without_a_warning(built: SimpleNamespace) -> None:
     assert (built.code, "WARNING" in built.said) == (0, False), built.said
 
 
-def test_the_site_loads_nothing_from_elsewhere(built: SimpleNamespace) -> None:
+def test_the_site_loads_nothing_from_elsewhere_and_shows_no_markup(built: SimpleNamespace) -> None:
     pages = list(built.site.rglob("*.html"))
     assert len(pages) > 35
     for page in pages:
         text = page.read_text()
+        assert "```" not in text, f"{page.name}: a block of code in a list"
         loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=\"([^\"]+)\"", text)
         assert [place for place in loaded if re.match(r"(https?:)?//", place)] == [], page.name
     for style in built.site.rglob("*.css"):
