@@ -79,13 +79,19 @@ def _command(name: str, command: Any) -> str:
 def _row(option: str, text: str) -> str:
     """A line of a command's table, from what `--help` prints of an option; its default stands in brackets there."""
     flags, _, kind = option.partition(" <")
-    names = " ".join(f"{_code(flag)}{{: .flag }}" for flag in re.split(r", | / ", flags))
-    takes = "".join(f" {_code(value)}" for value in kind.removesuffix(">").split("|") if value)
+    kind = re.sub(
+        r"^list\[(\w+)\]$", lambda of: of[1].lower(), kind.removesuffix(">")
+    )  # the help says: may be repeated
+    names = [flag for flag in re.split(r", | / ", flags) if flag]
+    takes = "".join(f" {_code(value)}" for value in kind.split("|") if value)
     default, text = "", text.replace("[required]", "**Needed.**")
     if stated := re.search(r"\s*\[default: ([^]]*)\]", text):
-        default = stated[1] if " " in stated[1] else _code(stated[1])
-        text = text.replace(stated[0], "").rstrip(".") + "."
-    return f"| {names}{takes} | {_cell(text)} | {default} |"
+        on_or_off = {names[0].lstrip("-"): "on", names[-1].lstrip("-"): "off"} if " / " in flags else {}
+        value = on_or_off.get(stated[1], stated[1])
+        default = value if " " in value or on_or_off else _code(value)
+        text = text.replace(stated[0], "").rstrip(".")
+        text += "." * bool(text)
+    return f"| {' '.join(_code(name) + '{: .flag }' for name in names)}{takes} | {_cell(text)} | {default} |"
 
 
 def _code(text: str) -> str:

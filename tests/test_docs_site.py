@@ -89,6 +89,19 @@ def test_a_new_flag_is_in_the_reference_without_further_work(
     assert "## probe\n\nProbe." in page
 
 
+def test_what_an_option_takes_is_said_in_words_of_the_command_line(docs_site: ModuleType) -> None:
+    assert (
+        docs_site._row("--part, -p <list[Path]>", "Which.")
+        == "| `--part`{: .flag } `-p`{: .flag } `path` | Which. |  |"
+    )
+    assert docs_site._row("--on / --no-on", "How. [default: no-on]").endswith("| How. | off |")
+    assert docs_site._row("--on / --no-on", "How. [default: on]").endswith("| How. | on |")
+    assert docs_site._row("--kind <a|b>", "[default: the other]") == "| `--kind`{: .flag } `a` `b` |  | the other |"
+    rows = [line for line in docs_site.commands().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert [row for row in rows if re.search(r"list\[|`no-|\| \. \||[dD]efault: ", row)] == []
+
+
 def test_neither_the_terminal_nor_the_machine_is_in_the_reference(
     docs_site: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
