@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all test quick lint bench results docs-figures clean
+.PHONY: setup demo demo-all test quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -14,7 +14,7 @@ demo: setup
 demo-all: setup
 	@$(RUN) -m speceval demo --all
 
-test: setup lint
+test: setup lint docs
 	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 # Two minutes instead of the whole: nothing that starts vLLM or takes more than a few seconds.
@@ -25,6 +25,9 @@ lint: setup
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+
+docs: setup
+	@$(RUN) -m mkdocs build --strict --quiet
 
 bench: setup
 	@$(RUN) scripts/bench.py
@@ -37,4 +40,4 @@ docs-figures: setup
 	@$(RUN) scripts/notebooks.py
 
 clean:
-	rm -rf .venv results/demo results/demo-all .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site results/demo results/demo-all .mypy_cache .ruff_cache .pytest_cache

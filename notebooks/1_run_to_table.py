@@ -157,4 +157,4 @@ print("\n".join(render.latex(table).splitlines()[:16]))
 
 # %% [markdown]
 # Next: [what sampled and greedy drafts measure](2_sampled_and_greedy.ipynb). The formulas are in
-# [docs/statistics.md](../docs/statistics.md).
+# [docs/trust/how-sure.md](../docs/trust/how-sure.md).

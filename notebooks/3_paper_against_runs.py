@@ -147,7 +147,7 @@ pd.DataFrame(seen).T.rename_axis("± % of tau").round(2)
 # The zoo has 50 samples of each prompt and the paper may have one, which adds noise that this leaves out; longer
 # answers take some away. So read it as an order of magnitude: gains of 3 % and more on three suites would be beyond
 # chance, a tenth of that on MT-Bench would not. For the zoo's 24 prompts only changes of about 2 to 4 % are in reach,
-# and a table of fifteen comparisons asks more of each (Holm): stars in [docs/zoo.md](../docs/zoo.md).
+# and a table of fifteen comparisons asks more of each (Holm): stars in [the zoo's page](../docs/build/zoo.md).
 #
 # So the small runs show the mechanics and the direction where an effect is large. They are no replication: that needs
 # the paper's models, `speceval run --target gpt-oss-120b --draft lk-eagle3 --temp 1`, and `speceval table`, which

@@ -3,7 +3,7 @@
 #
 # A sampled draft is accepted with probability $\alpha = \sum_x \min(p(x), q(x)) = 1 - TV(p, q)$. Drafters are trained
 # with $KL(p\,\|\,q)$ all the same. LK Losses (arXiv 2602.23881) train $\alpha$ itself. Three questions: does it
-# matter which loss is used, why not simply use TV, and what do the two LK losses mend?
+# matter which loss is used, why not simply use TV, and what do the two LK losses fix?
 #
 # ## A drafter that cannot reach its target
 #
@@ -134,7 +134,7 @@ pd.DataFrame(sizes).groupby(bins, observed=True).mean().rename_axis("α").round(
 # ## An untrained drafter
 #
 # At the start $q$ is nearly uniform over $V$ tokens. Let the target give 99 % to 50 tokens and spread the rest. Then
-# $Q \approx 50 / V$: the larger the vocabulary, the less TV pulls. $LK_\alpha$ mends that only as far as the small
+# $Q \approx 50 / V$: the larger the vocabulary, the less TV pulls. $LK_\alpha$ fixes that only as far as the small
 # $\alpha$ is made of $Q$. The rest of $\alpha$ is the target's own tail, it does not shrink with $V$, and it makes
 # the quotient small again:
 
@@ -204,5 +204,5 @@ text = [f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in changes
 changes.assign(text=text).pivot_table(index="architecture", columns="setup", values="text", aggfunc="first", sort=False)
 
 # %% [markdown]
-# How each drafter was trained, and what these numbers do not show, is in [docs/zoo.md](../docs/zoo.md); the losses in
+# How each drafter was trained, and what these numbers do not show, is in [the zoo](../docs/build/zoo.md); the losses in
 # torch are `speceval/zoo/losses.py`.

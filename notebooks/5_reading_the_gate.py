@@ -232,4 +232,4 @@ shown.pivot_table(index="conversations", columns="loss", values=["pass", "inconc
 # little at a margin of 2 %; more prompts, longer answers or more seeds do. So plan the suite for the margin, and
 # treat exit code 2 as "not yet", never as 0.
 #
-# The rule in full, the baseline file and a ready workflow: [docs/regression.md](../docs/regression.md).
+# The rule in full, the baseline file and a ready workflow: [the gate's page](../docs/measure/may-it-be-released.md).

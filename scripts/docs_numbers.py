@@ -40,27 +40,34 @@ def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
         ROOT / "README.md": {"demo": demo_table()},
-        ROOT / "docs" / "patches.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
-        ROOT / "docs" / "zoo.md": {"demo-all": demo_all_table()},
-        ROOT / "docs" / "rao_blackwell.md": {"rao-blackwell": rao_blackwell_table(), "recorder": recorder_table()},
-        ROOT / "docs" / "replay.md": {"replay": replay_table()},
-        ROOT / "docs" / "tables.md": {
+        ROOT / "docs" / "trust" / "what-is-patched.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
+        ROOT / "docs" / "build" / "zoo.md": {"demo-all": demo_all_table()},
+        ROOT / "docs" / "trust" / "tau-from-p-and-q.md": {
+            "rao-blackwell": rao_blackwell_table(),
+            "recorder": recorder_table(),
+        },
+        ROOT / "docs" / "measure" / "same-text.md": {"replay": replay_table()},
+        ROOT / "docs" / "measure" / "make-tables.md": {
             "table-arch": layout_table("paper-arch", DEMO_ALL),
             "table-mean": layout_table("paper-mean", PUBLISHED),
         },
-        ROOT / "docs" / "explain.md": {"explain": explain_table()},
-        ROOT / "docs" / "until.md": {"until": until_table()},
-        ROOT / "docs" / "selftest.md": {"selftest": selftest_table()},
-        ROOT / "docs" / "plots.md": {"tau-k": tau_k_table(), "gaussian": gaussian_table()},
-        ROOT / "docs" / "compare.md": {"compare": compare_example()},
-        ROOT / "docs" / "regression.md": {"gate": gate_table(), "gate-zoo": gate_zoo_table()},
-        ROOT / "docs" / "statistics.md": {
+        ROOT / "docs" / "trust" / "other-tools.md": {"explain": explain_table()},
+        ROOT / "docs" / "measure" / "when-to-stop.md": {"until": until_table()},
+        ROOT / "docs" / "trust" / "is-the-count-right.md": {"selftest": selftest_table()},
+        ROOT / "docs" / "measure" / "make-figures.md": {"tau-k": tau_k_table(), "gaussian": gaussian_table()},
+        ROOT / "docs" / "measure" / "does-b-beat-a.md": {"compare": compare_example()},
+        ROOT / "docs" / "measure" / "may-it-be-released.md": {"gate": gate_table(), "gate-zoo": gate_zoo_table()},
+        ROOT / "docs" / "trust" / "how-sure.md": {
             "coverage-lengths": coverage_table(LENGTHS, {"skew": "in use", "student": "plain t"}),
             "coverage-positions": coverage_table(
                 POSITIONS, {"effective": "in use", "skew": "as lengths", "logit": "logit t", "student": "plain t"}
             ),
         },
-        ROOT / "docs" / "benchmarks.md": {"bench": bench_table(), "patches": patches_table(), "scale": scale_table()},
+        ROOT / "docs" / "trust" / "what-it-costs.md": {
+            "bench": bench_table(),
+            "patches": patches_table(),
+            "scale": scale_table(),
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """Regenerates the known-bad matrix: `python scripts/known_bad.py SOURCE...` (wheels, source trees, "installed").
 
 Runs `speceval verify --kernels` on every source, as it is and with the patches, and writes results/verify/kernels.csv
-and kernels.json (versions, seeds, command), the table in docs/known_bad.md and the picture docs/images/known_bad.png.
+and kernels.json (versions, seeds, command), the table in docs/trust/which-vllm-is-exact.md and the picture
+docs/images/known_bad.png.
 Without sources it only redraws table and picture from the stored results.
 """
 
@@ -27,7 +28,7 @@ from speceval.plots.known_bad import key, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
-PAGE = ROOT / "docs" / "known_bad.md"
+PAGE = ROOT / "docs" / "trust" / "which-vllm-is-exact.md"
 PICTURE = ROOT / "docs" / "images" / "known_bad.png"
 BEGIN, END = "<!-- table: scripts/known_bad.py -->", "<!-- end of table -->"
 

@@ -1,4 +1,4 @@
-"""Create or refresh `.venv` with speceval, vLLM for this machine and the development tools.
+"""Create or refresh `.venv` with speceval, vLLM for this machine, and the tools that check code and docs.
 
 Run by `make`; needs nothing but a Python 3.11–3.13 with `venv` and `pip`. Quick when nothing changed.
 
@@ -38,7 +38,7 @@ def main() -> int:
     fingerprint = _fingerprint(extra)
     if STAMP.exists() and STAMP.read_text() == fingerprint:
         return 0
-    print(f"setting up .venv with the extras {extra},dev (once, about half a minute) ...", flush=True)
+    print(f"setting up .venv with the extras {extra},dev,docs (once, about half a minute) ...", flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
     if _run([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.6"]):
@@ -60,7 +60,7 @@ def _install(extra: str) -> int:
         "--python",
         PYTHON,
         "-e",
-        f".[{extra},dev]",
+        f".[{extra},dev,docs]",
     ]
     attempts = [[*install, *_pip_options()]]
     if extra == "cpu":

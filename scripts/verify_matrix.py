@@ -1,8 +1,9 @@
-"""Run `speceval verify` over drafting methods and conditions, and over mutants, and write the tables of docs/verify.md.
+"""Run `speceval verify` over drafting methods and conditions, and over mutants; write the tables of its page
+docs/trust/is-it-exact.md.
 
     python scripts/verify_matrix.py            # results/verify/engine.csv: rows that are there are not run again
     python scripts/verify_matrix.py --mutants  # results/verify/mutants.csv, all in one engine
-    python scripts/verify_matrix.py --tables   # only docs/verify.md
+    python scripts/verify_matrix.py --tables   # only docs/trust/is-it-exact.md
     --only TEXT runs the rows whose name contains TEXT, --samples N overrides the number of continuations.
     --vllm DIR runs VERSIONS' rows on another vLLM: DIR holds an unpacked wheel.
 
@@ -27,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
-PAGE = ROOT / "docs" / "verify.md"
+PAGE = ROOT / "docs" / "trust" / "is-it-exact.md"
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "verify")]
 
 SAMPLES = 40000
@@ -274,7 +275,7 @@ def append(file: Path, row: dict[str, Any]) -> None:
 
 
 def write_tables() -> None:
-    """Put the tables of the results that are there between their markers in docs/verify.md."""
+    """Put the tables of the results that are there between their markers in docs/trust/is-it-exact.md."""
     page = PAGE.read_text(encoding="utf-8")
     for mark, table in (("engine", engine_table()), ("mutants", mutants_table())):
         if not (RESULTS / f"{mark}.csv").exists():

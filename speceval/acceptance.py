@@ -1,6 +1,6 @@
 """Acceptance lengths and acceptance rates per position, from the step and turn tables of a run.
 
-Pure functions on data frames; no engine is imported. Formulas with their sources: docs/statistics.md.
+Pure functions on data frames; no engine is imported. Formulas with their sources: docs/trust/how-sure.md.
 
 steps: one row per verify step: suite, conversation, seed, turn, step, drafted, accepted, committed.
 turns: one row per request: suite, conversation, seed, turn, category, prompt_tokens, output_tokens,

@@ -1,6 +1,6 @@
 """What other tools would have printed for a stored generation, and why each number differs from `tau`.
 
-Pure functions on data frames. Every definition with its source: docs/explain.md.
+Pure functions on data frames. Every definition with its source: docs/trust/other-tools.md.
 
 A tool's *definition* is applied to the stored turns and steps. Where the tool's own settings would have made another
 generation (other drafts, another sampling rule, fewer turns) the reason says so: that difference is not computable.
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the definitions are made of; see docs/statistics.md for the names."""
+    """What the definitions are made of; see docs/trust/how-sure.md for the names."""
 
     k: int
     requests: int

@@ -1,6 +1,7 @@
 """The regression gate: has a drafter lost more acceptance than a margin, against a baseline on the same conversations?
 
-One-sided non-inferiority, paired by conversation (docs/regression.md). Two hypotheses about the relative change of tau:
+One-sided non-inferiority, paired by conversation (docs/measure/may-it-be-released.md). Two hypotheses about the
+relative change of tau:
 
     pass   rejects "the loss is the margin or more" at 5 %: the one-sided 95 % lower bound is above -margin
     fail   rejects "the loss is the margin or less" at 5 %, of tau or of a position (`_adjust`)

@@ -313,7 +313,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
 
 
 def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fingerprint:
-    """Everything that moves tau (docs/architecture.md: the store)."""
+    """Everything that moves tau (docs/build/architecture.md: the store)."""
     spec = job.spec
     return Fingerprint(
         target=_checkpoint(job.target.name, job.target),

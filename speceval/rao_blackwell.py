@@ -5,7 +5,7 @@ Given a step's drafts and the distributions p and q, draft j is accepted with pr
     s_j = (prod_{i<j} r_i) alpha_j,    r_i = min(1, p_i(d_i)/q_i(d_i)),    alpha_j = sum_x min(p_j(x), q_j(x)),
 
 once the uniforms that accept the drafts and the draw of draft j itself are integrated out (Rao-Blackwell). E[s_j] =
-P(A >= j), so that sum_j s_j is unbiased for A. Derivation and measured gain: docs/rao_blackwell.md.
+P(A >= j), so that sum_j s_j is unbiased for A. Derivation and measured gain: docs/trust/tau-from-p-and-q.md.
 
 Pure functions on the steps of a run that has `store.recorded_columns`; a step without a record counts nowhere here.
 """

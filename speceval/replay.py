@@ -7,7 +7,7 @@ holds kept_j for every start s of every text (`vllm_patches.replay`); where the 
 
     v(1) = 1,    v(s + 1 + a) += v(s) P(A = a | s, x),
 
-the chance that s is a start. Derivation, limits and measured gain: docs/replay.md.
+the chance that s is a start. Derivation, limits and measured gain: docs/measure/same-text.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The ruler is measured first: a run whose acceptance rates are known in advance must give them back.
+"""The harness itself is measured: a run whose acceptance rates are known in advance must give them back.
 
 vLLM's `rejection_sample_method="synthetic"` accepts draft position j, once it is reached, at a given rate whatever p
 and q. Every acceptance is a coin of its own, so the numbers A of accepted drafts of the steps are independent and
 identically distributed by construction, and binomial errors are right. What is tested, and why the number of steps
-must be fixed in advance: docs/selftest.md.
+must be fixed in advance: docs/trust/is-the-count-right.md.
 """
 
 from __future__ import annotations

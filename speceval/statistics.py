@@ -12,7 +12,7 @@ correction G/(G-1) (Cameron and Miller 2015, J. Human Resources 50(2), 317-372).
 
 (R - true R) / se is not Student t with G-1 degrees of freedom when a few conversations hold most of Σ y or
 the e_c are skewed. So the degrees of freedom are those of se² (`_degrees_of_freedom`) and the skewness is
-taken out by Hall's transformation (`_skewed_quantile`). What that is worth: docs/statistics.md. Nothing here
+taken out by Hall's transformation (`_skewed_quantile`). What that is worth: docs/trust/how-sure.md. Nothing here
 knows what is being counted.
 """
 
@@ -34,7 +34,7 @@ COVERS = (
 )
 
 TRUSTED_CLUSTERS = 20
-"""From here on 95 % intervals of every tau covered 93 to 97 % in every scenario of docs/statistics.md's table."""
+"""From here on 95 % intervals of every tau covered 93 to 97 % in every scenario of docs/trust/how-sure.md's table."""
 
 NO_SPREAD = 1e-12
 """A standard error up to here, relative to the value, is rounding."""

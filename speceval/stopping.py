@@ -16,7 +16,7 @@ Critical values: the linearised terms of conversations in random order are a ran
 j < k have correlation √(n_j / n_k); crossing probabilities by the recursion of Armitage, McPherson and Rowe 1969 (JRSS
 A 132(2), 235-244). A critical value c becomes the nominal confidence 2 Φ(c) - 1 and is used in the interval of
 `speceval.statistics` like any other (Jennison and Turnbull, sec. 3.8). At the look that stops c is at most a.
-Measured coverage: docs/until.md.
+Measured coverage: docs/measure/when-to-stop.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ Floats = NDArray[np.float64]
 ERROR = 0.05
 """Chance that any look of a run misses the truth."""
 FIRST_LOOK = 80
-"""Conversations before the first look: with fewer, runs stop on a spread that is small by luck (docs/until.md)."""
+"""Conversations before the first look: with fewer, runs stop on a spread that is small by luck
+(docs/measure/when-to-stop.md)."""
 GROWTH = 1.25
 """Ratio of the conversations at two looks in a row."""
 

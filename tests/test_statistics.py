@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def simulation() -> SimpleNamespace:
-    """The functions of scripts/coverage.py, which makes the table in docs/statistics.md."""
+    """The functions of scripts/coverage.py, which makes the table in docs/trust/how-sure.md."""
     return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "coverage.py"), run_name="coverage"))
 
 

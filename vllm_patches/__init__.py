@@ -1,4 +1,6 @@
-"""Repairs to vLLM's speculative decoding, applied by vLLM itself as a general plugin; see docs/patches.md.
+"""Repairs to vLLM's speculative decoding, applied by vLLM itself as a general plugin.
+
+See docs/trust/what-is-patched.md.
 
 Importing this package imports neither torch nor vLLM.
 """

@@ -103,7 +103,7 @@ LEDGER: tuple[Patch, ...] = (
             "0.32.0": "047e6a4738dead56",
             "0.33.0": "047e6a4738dead56",
         },
-        upstream=("https://github.com/vllm-project/vllm/pull/10097",),
+        upstream=("https://github.com/vllm-project/vllm/pull/10097", "docs/upstream/cpu-seeded-chunk.md"),
         tested_by="tests/vllm_patches/test_cpu_seeded_chunk.py",
         until="`_bookkeeping_sync` no longer calls `set_offset` on CPU generators",
     ),
@@ -306,7 +306,7 @@ LEDGER: tuple[Patch, ...] = (
 
 
 def table() -> str:
-    """The ledger as a Markdown table, as docs/patches.md shows it."""
+    """The ledger as a Markdown table, as docs/trust/what-is-patched.md shows it."""
     head = "| id | what is wrong | effect | replaced symbol | needed on | vLLM | upstream | tested by | can go when |"
     return "\n".join([head, "|---" * head.count(" | ") + "|---|", *map(table_row, LEDGER)])
 
@@ -321,7 +321,9 @@ def table_row(patch: Patch) -> str:
         needed_on(patch),
         f"{patch.versions} (read: {', '.join(patch.sources)})"
         + (f"; native in {patch.native}" if patch.native else ""),
-        " ".join(f"[{link.rsplit('/', 1)[1]}]({link.removeprefix('docs/')})" for link in patch.upstream),
+        " ".join(
+            f"[{link.rsplit('/', 1)[1]}]({link.replace('docs/upstream', '../upstream')})" for link in patch.upstream
+        ),
         f"`{patch.tested_by}`",
         patch.until,
     ]

@@ -1,7 +1,7 @@
 """Combinations that no patch makes right: refused before an engine starts, with one clear line.
 
-Pure functions of the version and the settings; vLLM is not imported. `unpatched.ROWS` says why, `docs/known_bad.md`
-has the measurements, `guard` asks before vLLM starts.
+Pure functions of the version and the settings; vLLM is not imported. `unpatched.ROWS` says why,
+docs/trust/which-vllm-is-exact.md has the measurements, `guard` asks before vLLM starts.
 """
 
 from __future__ import annotations

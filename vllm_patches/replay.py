@@ -7,7 +7,8 @@ that has accepted so far. What is kept is the chance that the text's token at po
 
     kept_j = min(1, q_j(x_j) / p_j(x_j)),
 
-and 1 or 0 for drafts without a distribution, as they are the text's token or not. Derivation: docs/replay.md.
+and 1 or 0 for drafts without a distribution, as they are the text's token or not. Derivation:
+docs/measure/same-text.md.
 
 V1 runner, synchronous scheduling, temperature above 0. Needs the patches that draft and keep q (`ledger`).
 """

@@ -15,7 +15,7 @@ class Unpatched:
     effect: str
     """What it does to a measurement."""
     state: str
-    """"refused" (`refuse` rejects it), "accounted for" (`answer` says how) or "native" (vLLM mended it)."""
+    """"refused" (`refuse` rejects it), "accounted for" (`answer` says how) or "native" (vLLM fixed it)."""
     answer: str
     """What happens instead, in one sentence."""
     target: str
@@ -156,13 +156,15 @@ ROWS: tuple[Unpatched, ...] = (
 
 
 def table() -> str:
-    """The rows as a Markdown table, as docs/patches.md shows it."""
+    """The rows as a Markdown table, as docs/trust/what-is-patched.md shows it."""
     head = "| id | state | what is wrong | effect | what happens | place | runner | vLLM | upstream | tested by |"
     return "\n".join([head, "|---" * head.count(" | ") + "|---|", *map(table_row, ROWS)])
 
 
 def table_row(row: Unpatched) -> str:
     """One line of `table`."""
-    links = " ".join(f"[{link.rsplit('/', 1)[1]}]({link.removeprefix('docs/')})" for link in row.upstream)
+    links = " ".join(
+        f"[{link.rsplit('/', 1)[1]}]({link.replace('docs/upstream', '../upstream')})" for link in row.upstream
+    )
     cells = [f"`{row.id}`", row.state, row.title, row.effect, row.answer, f"`{row.target}`", row.runner, row.versions]
     return "| " + " | ".join([*cells, links, f"`{row.tested_by}`"]) + " |"

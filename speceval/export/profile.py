@@ -1,8 +1,8 @@
 """`speculation_profile.json`, schema version 1.0, as NVIDIA Model-Optimizer's pull requests 2247 and 2313-2316 propose.
 
 The field names and the two conversions (acceptance length to draft position, a survival function without gaps) follow
-`examples/specdec_bench/specdec_bench/speculation_profile.py` of those pull requests; docs/export.md says what was
-chosen where they leave room.
+`examples/specdec_bench/specdec_bench/speculation_profile.py` of those pull requests; docs/measure/share-a-run.md says
+what was chosen where they leave room.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ FIELDS = (
 )  # fmt: skip
 """What csv and json say of each number, under these names in every layout; what does not apply is empty.
 
-`definition` names the estimator (docs/statistics.md) or says what was counted; `low` and `high` bound the 95 %
+`definition` names the estimator (docs/trust/how-sure.md) or says what was counted; `low` and `high` bound the 95 %
 interval; `n` is the number of conversations, or of steps for a position; `best`: shown in bold; `published`: the figure
 that a run repeats, and whether the interval contains it; `source`: "measured", or where it was published.
 """

@@ -1,7 +1,7 @@
 """What can move tau, or make it mean something else, without showing in tau: counted and judged for one run.
 
 Every audit has a value, a verdict (unremarkable or needs attention) and one line on what it means. The limits are
-explained in docs/report.md; they call for a look, they are no tests.
+explained in docs/measure/one-page-report.md; they call for a look, they are no tests.
 """
 
 from __future__ import annotations

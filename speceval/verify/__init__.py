@@ -1,4 +1,7 @@
-"""`speceval verify`: does speculative decoding on this engine sample as the target alone would? See docs/verify.md."""
+"""`speceval verify`: does speculative decoding on this engine sample as the target alone would?
+
+See docs/trust/is-it-exact.md.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Mutant:
 
     name: str
     condition: str
-    """What it breaks, by the conditions of docs/known_bad.md."""
+    """What it breaks, by the conditions of docs/trust/which-vllm-is-exact.md."""
     cell: worker.Cell
     file: str
     old: str

@@ -521,7 +521,7 @@ def test_command_says_in_one_line_what_is_wrong(
 def test_every_kind_of_the_command_is_documented() -> None:
     from speceval.commands.plot import Kind
 
-    page = (ROOT / "docs" / "plots.md").read_text()
+    page = (ROOT / "docs" / "measure" / "make-figures.md").read_text()
     assert set(Kind) == {*plots.OF_RUNS, "known-bad", "gaussian"}
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) >= set(Kind)
 

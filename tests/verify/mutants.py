@@ -27,7 +27,8 @@ NOISE = f'torch.stack(__import__("sys").modules["{DRAFT}"].NOISE[-max_spec_len:]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`condition`: number in the list of docs/verify.md. `asked`: what the run needs for the mutant to matter."""
+    """`condition`: number in the list of docs/trust/is-it-exact.md. `asked`: what the run needs for the mutant to
+    matter."""
 
     name: str
     condition: int

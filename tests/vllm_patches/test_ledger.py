@@ -1,4 +1,4 @@
-"""The ledger is complete (tests/test_docs.py: docs/patches.md shows it as it is)."""
+"""The ledger is complete (tests/test_docs.py: docs/trust/what-is-patched.md shows it as it is)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,156 @@
+"""What mkdocs.yml adds to the pages in docs/ when the site is built.
+
+README, CONTRIBUTING and CHANGELOG become pages, and two blocks are filled from the code itself, so that no flag and no
+field has to be written down twice: the blocks `commands` and `record`. mkdocs calls the functions named `on_…`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from speceval.cli import app
+from speceval.protocol import FLAGS, RunSpec
+from speceval.schema import RunMeta
+
+ROOT = Path(__file__).resolve().parent.parent
+AT_ROOT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "build/contributing.md",
+    "CHANGELOG.md": "build/changelog.md",
+}
+"""Files beside docs/ that are pages of the site, and where."""
+
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the files of the root as pages."""
+    from mkdocs.structure.files import File
+
+    for source, page in AT_ROOT.items():
+        files.append(File.generated(config, page, content=as_page((ROOT / source).read_text(encoding="utf-8"), page)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill the blocks."""
+    return BLOCK.sub(lambda block: BLOCKS[block[1]](), markdown)
+
+
+def as_page(text: str, page: str) -> str:
+    """A file of the root as the page `page`: links into docs/ follow, what is on no page loses its link."""
+
+    def follow(match: re.Match[str]) -> str:
+        image, label, target = match.groups()
+        if "://" in target:
+            return match[0]
+        path, _, fragment = target.partition("#")
+        there = AT_ROOT.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
+        if there is None:
+            return f"{label}"
+        link = os.path.relpath(there, Path(page).parent) + (f"#{fragment}" if fragment else "")
+        return f"{image}[{label}]({link})"
+
+    return LINK.sub(follow, text)
+
+
+def commands() -> str:
+    """Every command with its arguments, options, their values and defaults, as Markdown."""
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(_command(name, command) for name, command in sorted(group.commands.items()))
+
+
+def _command(name: str, command: Any) -> str:
+    context = command.make_context(name, [], resilient_parsing=True)
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    rows = [_row(*record) for record in records if record is not None]
+    table = "\n".join(["| option | what it does | default |", "|---|---|---|", *rows])
+    return f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}"
+
+
+def _row(option: str, text: str) -> str:
+    """A line of a command's table, from what `--help` prints of an option; its default stands in brackets there."""
+    flags, _, kind = option.partition(" <")
+    kind = re.sub(
+        r"^list\[(\w+)\]$", lambda of: of[1].lower(), kind.removesuffix(">")
+    )  # the help says: may be repeated
+    names = [flag for flag in re.split(r", | / ", flags) if flag]
+    takes = "".join(f" {_code(value)}" for value in kind.split("|") if value)
+    default, text = "", text.replace("[required]", "**Needed.**")
+    if stated := re.search(r"\s*\[default: ([^]]*)\]", text):
+        on_or_off = {names[0].lstrip("-"): "on", names[-1].lstrip("-"): "off"} if " / " in flags else {}
+        value = on_or_off.get(stated[1], stated[1])
+        default = value if " " in value or on_or_off else _code(value)
+        text = text.replace(stated[0], "").rstrip(".")
+        text += "." * bool(text)
+    return f"| {' '.join(_code(name) + '{: .flag }' for name in names)}{takes} | {_cell(text)} | {default} |"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"  # a bar in code is no border to Python-Markdown
+
+
+def _cell(text: str) -> str:
+    """One line that a cell of a table can hold."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def record() -> str:
+    """Every field of run.json with its type and meaning, part by part, as Markdown."""
+    request = [
+        (name, _annotation(field.annotation), f"{_flag(name)}{': ' * bool(field.description)}{field.description or ''}")
+        for name, field in RunSpec.model_fields.items()
+    ]
+    parts = {name: (line, rows) for name, line, rows in _classes(RunMeta)}
+    first = parts.pop(RunMeta.__name__)
+    sections = [("run.json", *first), ("RunSpec", "The request: what the command line asked for.", request)]
+    sections += [(name, line, rows) for name, (line, rows) in parts.items()]
+    return "\n\n".join(_section(*section) for section in sections)
+
+
+def _section(title: str, line: str, rows: list[tuple[str, str, str]]) -> str:
+    cells = [f"| {_code(name)} | {_cell(meaning)} | {_code(kind)} |" for name, kind, meaning in rows]
+    return "\n".join([f"### {title}\n\n{line}\n\n| field | what it is | type |", "|---|---|---|", *cells])
+
+
+def _classes(model: type) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """Name, first line and documented fields of the model's module's classes, in the order of the source."""
+    module = inspect.getmodule(model)
+    assert module is not None
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ClassDef):
+            rows = list(_fields(node))
+            if rows:
+                yield node.name, (ast.get_docstring(node) or "").split("\n\n")[0], rows
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
+    """Fields that a line of text follows."""
+    for field, text in zip(node.body, node.body[1:], strict=False):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind), ast.Expr(
+                value=ast.Constant(value=str(line))
+            ):
+                yield name, ast.unparse(kind).replace("'", '"'), line
+
+
+def _annotation(annotation: Any) -> str:
+    """A type as the source would write it."""
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    return str(annotation.__name__ if plain else annotation).replace("typing.", "").replace("'", '"')
+
+
+def _flag(name: str) -> str:
+    return f"`{FLAGS.get(name, '--' + name.replace('_', '-'))}`"
+
+
+BLOCKS = {"commands": commands, "record": record}
+BLOCK = re.compile(rf"<!-- ({'|'.join(BLOCKS)}) -->\n.*?<!-- /\1 -->", re.DOTALL)
