@@ -35,10 +35,11 @@ def running_tau(progress: Progress) -> str:
     from speceval.statistics import ratio_interval
 
     counts: dict[tuple[str, str], list[int]] = {}
-    for (suite, conversation, _), (accepted, steps) in progress.accepted_by_conversation.items():
+    for (suite, conversation, _), turns in progress.counts.items():
         total = counts.setdefault((suite, conversation), [0, 0])
-        total[0] += accepted + steps
-        total[1] += steps
+        for accepted, steps in turns:
+            total[0] += accepted + steps
+            total[1] += steps
     if not any(steps for _, steps in counts.values()):
         return "tau –"
     tau = ratio_interval([a for a, _ in counts.values()], [s for _, s in counts.values()])

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, KeysView
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ SYNC_SECONDS = 1.0
 
 Key = tuple[str, str, int]
 """A conversation of a run: suite, conversation id, seed."""
+
+Counts = tuple[int, int]
+"""Accepted draft tokens, and steps that had drafts."""
 
 TURN_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
@@ -94,6 +97,12 @@ class StoredRun:
         """Conversations that are in, each seed counted."""
         return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
 
+    @property
+    def checked(self) -> tuple[int, int]:
+        """Conversations that were held against the engine's counters, and those that were measured."""
+        told = sum(segment.conversations for segment in self.meta.segments)
+        return self.meta.checked_conversations, max(told, self.conversations)
+
 
 class Store:
     """A run's directory, open for writing. Use as a context manager: it holds a lock against a second writer."""
@@ -102,7 +111,13 @@ class Store:
         self.directory = directory
         self._journal: IO[bytes] | None = None
         self._synced = 0.0
-        self.done: set[Key] = set()
+        self.counts: dict[Key, list[Counts]] = {}
+        """What each turn of each conversation accepted, in the order in which the conversations came in."""
+
+    @property
+    def done(self) -> KeysView[Key]:
+        """The conversations that are in."""
+        return self.counts.keys()
 
     def __enter__(self) -> Store:
         try:
@@ -116,7 +131,7 @@ class Store:
             self._journal.close()
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
         _drop_torn_line(self._journal)
-        self.done = {_key(line) for line in read_lines(self.directory / JOURNAL)}
+        self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,21 +147,23 @@ class Store:
         return read_meta(self.directory) if (self.directory / RUN).exists() else None
 
     def write_meta(self, meta: RunMeta) -> None:
-        """Replace run.json."""
+        """Replace run.json, which tells no more than the journal holds."""
+        assert self._journal is not None
+        os.fdatasync(self._journal.fileno())
         write_meta(self.directory, meta)
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Store one finished conversation: safe from kill -9 on return, from a power cut about a second later."""
         assert self._journal is not None
         key = _key(conversation)
-        if key in self.done:
+        if key in self.counts:
             raise ValueError(f"conversation {key} is in the store already")
         self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
         self._journal.flush()  # survives a kill of this process from here on
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())
             self._synced = time.monotonic()
-        self.done.add(key)
+        self.counts[key] = _counts(conversation)
 
     def frames(self, counted: Collection[Key] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The turns and steps so far, of the `counted` conversations (None: of all)."""
@@ -286,6 +303,12 @@ def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
 
 def _key(line: dict[str, Any]) -> Key:
     return line["suite"], line["conversation"], line["seed"]
+
+
+def _counts(line: dict[str, Any]) -> list[Counts]:
+    """Of each turn of a journal line."""
+    turns = ([step for step in turn["steps"] if step[0]] for turn in line["turns"])
+    return [(sum(accepted for _, accepted, _ in steps), len(steps)) for steps in turns]
 
 
 def read_lines(path: Path, ignore_torn: bool = False) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,7 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "fingerprint": meta.fingerprint_hash,
         "forced": spec.rejection == "synthetic",
         "problems": meta.problems,
+        "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": {name: suite_summary(run, name) for name in run.suites},
         "speedup": speedup.summarise(meta.speedup) if meta.speedup else {},
@@ -104,6 +105,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
         *_fallbacks(run.meta.segments),
+        *_unchecked(run),
         *(f"PROBLEM: {problem}" for problem in shown["problems"]),
         f"run: {escape(str(run.directory))}",
     ]
@@ -164,6 +166,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _variance(shown["suites"])
     notes += until.notes(run.meta)
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
+    notes += _unchecked(run)
     notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
@@ -203,9 +206,20 @@ def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
     return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
 
 
+def _unchecked(run: StoredRun) -> list[str]:
+    """How much of a finished run the engine's counters say nothing about, if anything."""
+    checked, measured = run.checked
+    if not run.complete or checked >= measured:
+        return []
+    return [
+        f"{checked:,} of {measured:,} conversations were held against the engine's counters: the others were measured "
+        "by an engine that was killed before it could be asked."
+    ]
+
+
 def _fallbacks(segments: list[Segment]) -> list[str]:
     """How many steps were verified with another q than the one drafted with."""
-    counters = [segment.counters for segment in segments]
+    counters = [segment.counters for segment in segments if segment.counters is not None]
     one_hot, structured = sum(c.steps_one_hot for c in counters), sum(c.steps_structured for c in counters)
     with_q = sum(c.steps_with_q for c in counters)
     total, lines = with_q + one_hot + structured, []

@@ -135,7 +135,9 @@ def test_a_run_killed_anywhere_resumes_to_the_same_decision(call, monkeypatch: p
         assert call(*arguments, "--out", out)[0] == 0
         resumed = read_run(Path(out))
         if cut == total:  # the decision had been taken: there is nothing left to generate
-            assert [segment.conversations for segment in resumed.meta.segments] == [0]
+            assert [segment.conversations for segment in resumed.meta.segments][1:] == [0]
+        assert len(resumed.meta.segments) == 2 and resumed.meta.problems == []
+        assert len(set(resumed.checked)) == 1
         assert tables(resumed) == whole, out
 
 
