@@ -244,10 +244,12 @@ def reconcile(steps: pd.DataFrame, turns: pd.DataFrame) -> list[str]:
     duplicates = turns[turns.duplicated(REQUEST)]
     if len(duplicates):  # the other identities need one turn row per request
         return [f"{_name(row)}: more than one turn row" for row in duplicates.to_dict("records")]
-    request = _request_index(turns).get_indexer(_request_index(steps))
-    orphans = steps[request < 0].drop_duplicates(REQUEST)
-    found = [f"{_name(row)}: step rows without a turn row" for row in orphans.to_dict("records")]
-    steps, request = steps[request >= 0], request[request >= 0]
+    request = _owners(steps, turns)
+    found = []
+    if (request < 0).any():
+        orphans = steps[request < 0].drop_duplicates(REQUEST)
+        found = [f"{_name(row)}: step rows without a turn row" for row in orphans.to_dict("records")]
+        steps, request = steps[request >= 0], request[request >= 0]
     return found + _step_violations(steps, request) + _turn_violations(steps, turns, request)
 
 
@@ -417,6 +419,24 @@ def _compare_warnings(lengths: dict[str, Any], shared: int) -> list[str]:
     return found
 
 
+def _owners(steps: pd.DataFrame, turns: pd.DataFrame) -> NDArray[np.intp]:
+    """Row number in `turns` of the request of each step, -1 where there is none."""
+    count = (turns["steps"] + turns["undrafted_steps"]).to_numpy()
+    if count.min(initial=0) >= 0 and count.sum() == len(steps):  # as stored: the steps of one turn after another
+        owners = np.repeat(np.arange(len(turns)), count)
+        if all((turns[name].array.take(owners) == steps[name].array).all() for name in REQUEST):
+            return owners
+    return _request_index(turns).get_indexer(_request_index(steps))
+
+
+def _repeated(request: NDArray[np.intp], number: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which steps have a number that an earlier one of the request has."""
+    follows = (request[1:] == request[:-1]) & (number[1:] > number[:-1]) | (request[1:] > request[:-1])
+    if follows.all():
+        return np.zeros(len(number), bool)
+    return pd.DataFrame({"request": request, "number": number}).duplicated().to_numpy()
+
+
 def _step_violations(steps: pd.DataFrame, request: NDArray[np.intp]) -> list[str]:
     """Identities inside one step row, or between a step and its place in the request."""
     drafted, accepted, committed = (steps[name].to_numpy() for name in ("drafted", "accepted", "committed"))
@@ -435,11 +455,13 @@ def _step_violations(steps: pd.DataFrame, request: NDArray[np.intp]) -> list[str
             last & ((committed < 1) | (committed > emitted)),
             "is the last and commits {committed} tokens, outside 1 … 1 + {accepted} accepted",
         ),
-        (steps.duplicated([*REQUEST, "step"]).to_numpy(), "appears twice"),
+        (_repeated(request, number), "appears twice"),
+        (number < 1, "has no number from 1 on"),
     ]
     return [
         f"{_name(row)}: step {row['step']} " + text.format(**row)
         for mask, text in failures
+        if mask.any()
         for row in steps[mask].to_dict("records")
     ]
 
@@ -451,16 +473,19 @@ def _turn_violations(steps: pd.DataFrame, turns: pd.DataFrame, request: NDArray[
     def total(values: NDArray[Any]) -> NDArray[np.int64]:
         return np.bincount(request, weights=values, minlength=len(turns)).astype(np.int64)
 
-    rows = total(np.ones(len(steps)))
+    rows, with_drafts, all_drafted, all_accepted, all_committed = (
+        np.bincount(request, minlength=len(turns)),
+        *map(total, (drafted > 0, drafted, accepted, committed)),
+    )
     last_number = np.zeros(len(turns), np.int64)
     np.maximum.at(last_number, request, steps["step"].to_numpy())
     identities = [  # what is recorded, the same from the step rows
-        ("steps", turns["steps"], "#(drafted > 0)", total(drafted > 0)),
-        ("undrafted_steps", turns["undrafted_steps"], "#(drafted = 0)", total(drafted == 0)),
-        ("drafted", turns["drafted"], "Σ drafted", total(drafted)),
-        ("accepted", turns["accepted"], "Σ accepted", total(accepted)),
-        ("output_tokens", turns["output_tokens"], "1 + Σ committed", 1 + total(committed)),
-        ("excess", turns["excess"], "Σ (1 + accepted - committed)", total(1 + accepted - committed)),
+        ("steps", turns["steps"], "#(drafted > 0)", with_drafts),
+        ("undrafted_steps", turns["undrafted_steps"], "#(drafted = 0)", rows - with_drafts),
+        ("drafted", turns["drafted"], "Σ drafted", all_drafted),
+        ("accepted", turns["accepted"], "Σ accepted", all_accepted),
+        ("output_tokens", turns["output_tokens"], "1 + Σ committed", 1 + all_committed),
+        ("excess", turns["excess"], "Σ (1 + accepted - committed)", rows + all_accepted - all_committed),
         ("the last step's number", last_number, "#(step rows)", rows),
     ]
     found = [

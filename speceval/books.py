@@ -1,17 +1,95 @@
-"""The books of a run: identities that must hold exactly, and what the engine counted itself."""
+"""The books of a run: identities that must hold exactly, and what the engine counted itself.
+
+`check` judges a run at its end. Files can be damaged, or edited, after it: whoever reads a stored run asks `read` for
+it, or `problems`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from speceval import acceptance, rao_blackwell, replay
+from speceval.errors import UserError
 from speceval.protocol import RunSpec
-from speceval.schema import Counters, Segment
-from speceval.store import Key
+from speceval.schema import Counters, RunMeta, Segment
+from speceval.store import Key, StoredRun, is_recorded, read_run
+
+ROUNDING = 1e-4
+"""By how much a sum of float32 probabilities may exceed 1."""
+
+
+def read(directory: Path) -> StoredRun:
+    """A stored run whose tables agree with themselves and with its record. Raises `UserError` for any other.
+
+    What the run itself found wrong when it was measured (`meta.problems`) is told by whoever shows its numbers.
+    """
+    run = read_run(directory)
+    if broken := identities(run):
+        more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(
+            f"{directory}: the run's books do not balance ({broken[0]}{more}): `speceval validate` names all; measure "
+            "it again"
+        )
+    return run
+
+
+def problems(run: StoredRun) -> list[str]:
+    """What is wrong with a stored run, one line each: found when it was measured, and identities that fail now."""
+    return list(dict.fromkeys([*run.meta.problems, *identities(run)]))
+
+
+def identities(run: StoredRun) -> list[str]:
+    """Identities that the tables of a stored run violate, with each other or with run.json, one line each."""
+    found = acceptance.reconcile(run.steps, run.turns)
+    found += _against_request(run) + _recorded(run.steps)
+    if run.complete:
+        found += _complete(run)
+        checked, measured = run.checked
+        if run.meta.stopping is None and checked == measured:
+            found += against_counters(run.turns, run.steps, run.meta.segments, run.meta.spec.k)
+    return found
+
+
+def _against_request(run: StoredRun) -> list[str]:
+    """Rows that nobody asked for."""
+    spec = run.meta.spec
+    longest = int(run.steps["drafted"].max()) if len(run.steps) else 0
+    lines = [f"a step drafts {longest} tokens, K is {spec.k}"] if longest > spec.k else []
+    for column, asked in (("suite", run.suites), ("seed", spec.seeds)):
+        others = sorted(set(run.turns[column].unique()) - set(asked))
+        lines += [f"{column} {other} is in the tables and was not asked for" for other in others]
+    return lines
+
+
+def _recorded(steps: pd.DataFrame) -> list[str]:
+    """What the verifier saw and cannot have seen: r, alpha and kept are probabilities, up to rounding."""
+    values = {str(name): steps[name].to_numpy() for name in steps if is_recorded(str(name))}
+    outside = [
+        name
+        for name, column in values.items()
+        if np.fmin.reduce(column, initial=0) < 0 or np.fmax.reduce(column, initial=0) > 1 + ROUNDING
+    ]
+    return [f"{', '.join(outside)}: outside 0 … 1, and probabilities"] if outside else []
+
+
+def _complete(run: StoredRun) -> list[str]:
+    """Conversations that a finished run has lost. One that was cut short before its first turn has no rows."""
+    expected = _expected(run.meta) - len(run.meta.skipped)
+    if run.conversations >= expected:
+        return []
+    return [f"the run is finished and has {run.conversations} conversations, not {expected}"]
+
+
+def _expected(meta: RunMeta) -> int:
+    """Conversations that the tables of a finished run hold, each seed counted."""
+    if meta.stopping is None:
+        return meta.conversations
+    return len(meta.spec.seeds) * sum(suite.conversations for suite in meta.stopping.suites.values())
 
 
 def check(

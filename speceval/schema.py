@@ -34,6 +34,7 @@ OUTPUTS = {
     "check": 1,
     "baseline": 1,
     "verify": 1,
+    "validate": 1,
     "selftest": 1,
     "explain": 1,
     "table": 1,

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, KeysView
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,11 @@ def recorded_columns(k: int, names: tuple[str, ...] = RECORDED_COLUMNS["recorded
     p_j(x_j)); NaN where nothing was drafted or recorded.
     """
     return [f"{name}_{j}" for name in names for j in range(1, k + 1)]
+
+
+def is_recorded(column: str) -> bool:
+    """Whether a column of `steps` is one of `recorded_columns`."""
+    return any(column.rpartition("_")[0] in names for names in RECORDED_COLUMNS.values())
 
 
 @dataclass
@@ -209,6 +214,8 @@ def read_meta(directory: Path) -> RunMeta:
         raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise UserError(f"{path}: not JSON: the file is damaged") from None
     return parse(content, path)
 
 
@@ -218,18 +225,59 @@ def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_run(directory: Path) -> StoredRun:
-    """Read a run, finished or not. Raises `UserError` when the directory holds none or it is damaged."""
-    import pandas as pd
+    """Read a run, finished or not. Raises `UserError` when the directory holds none or its tables are not tables.
 
+    Whether what they say is consistent is another question: `speceval.books`.
+    """
     meta = read_meta(directory)
-    if meta.status == "running":
-        turns, steps = frames(read_lines(directory / JOURNAL, ignore_torn=True))
-    else:
+    turns, steps = _read_journal(directory) if meta.status == "running" else _read_tables(directory)
+    return StoredRun(directory, meta, turns, steps)
+
+
+def _read_journal(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of an unfinished run."""
+    try:
+        return frames(read_lines(directory / JOURNAL, ignore_torn=True))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{directory / JOURNAL}: fields are missing or of another kind: the file is damaged") from None
+
+
+def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of a finished run, with all columns that a run has, and these of the right kind."""
+    import pandas as pd
+    import pyarrow as pa
+
+    tables = []
+    for name in (TURNS, STEPS):
         try:
-            turns, steps = (pd.read_parquet(directory / name) for name in (TURNS, STEPS))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{directory}: {TURNS} or {STEPS} cannot be read ({error}): run it again") from None
-    return StoredRun(directory, meta, migrate_turns(turns), steps)
+            tables.append(pd.read_parquet(directory / name))
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{directory / name}: cannot be read ({reason}): run it again") from None
+    turns, steps = migrate_turns(tables[0]), tables[1]
+    for name, table, columns in ((TURNS, turns, TURN_COLUMNS), (STEPS, steps, STEP_COLUMNS)):
+        if fault := _fault(table, columns):
+            raise UserError(f"{directory / name}: {fault}: the file is damaged, run it again")
+    return turns, steps
+
+
+def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
+    """What is wrong with a table that should have these columns, of these types; widths of integers do not matter."""
+    from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
+
+    if absent := [name for name in columns if name not in table]:
+        return f"lacks the column(s) {', '.join(absent)}"
+    for name, kind in columns.items():
+        column = table[name]
+        if name == "category" and column.isna().all():
+            continue
+        if name != "category" and column.isna().any():
+            return f"has empty values in {name}"
+        known = column.dropna() if column.dtype == object else column
+        if not (is_string_dtype(known) if kind == "string" else is_integer_dtype(known)):
+            return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
+    wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
+    return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
 
 
 def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:

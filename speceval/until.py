@@ -16,13 +16,14 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from speceval import books
 from speceval.acceptance import REQUEST, conversation_totals
 from speceval.comparison import require_comparable
 from speceval.errors import UserError
 from speceval.protocol import RunSpec, digest
 from speceval.schema import Behind, Fingerprint, RunMeta, StoppedSuite, Stopping
 from speceval.stopping import ERROR, Decision, decide, grid, paired_estimate, tau_estimate
-from speceval.store import Key, Store, StoredRun, read_run
+from speceval.store import Key, Store, StoredRun
 from speceval.suites import Suite
 
 AHEAD = 1
@@ -164,7 +165,7 @@ def ask(fields: dict[str, Any], against: Path | None, replayed: bool) -> tuple[d
         fields = {**fields, "shuffle_seed": SHUFFLE_SEED}
     if against is None:
         return fields, None
-    reference = read_run(against)
+    reference = books.read(against)
     if not reference.complete:
         raise UserError(f"--against {against}: is unfinished: finish it first")
     return {**fields, "against": identity(reference)}, reference

@@ -322,6 +322,10 @@ TAMPERINGS: dict[str, tuple[list[tuple[str, int, str, Any]], list[str]]] = {
         [("steps", 6, "step", 3)],
         ["82 seed 0 turn 1: the last step's number is 3 but #(step rows) is 2"],
     ),
+    "a step number below 1": (
+        [("steps", 1, "step", 0)],
+        ["81 seed 0 turn 1: step 0 has no number from 1 on"],
+    ),
     "a step number twice": (
         [("steps", 1, "step", 1)],
         ["81 seed 0 turn 1: step 1 appears twice"],

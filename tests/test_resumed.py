@@ -102,6 +102,7 @@ def test_every_stretch_of_a_run_that_ctrl_c_interrupted_is_in_its_record_and_bal
     generated = sum(segment.tokens for segment in segments)
     assert generated > run.turns["output_tokens"].sum()  # the conversations in flight were generated twice
     assert "held against" not in call("show", "run")[1]
+    assert call("validate", "run") == (0, "run: ok\n")
 
 
 def test_the_audits_of_a_resumed_run_tell_of_all_its_stretches(call, engine) -> None:
@@ -264,6 +265,7 @@ def test_after_kill_9_the_run_says_for_how_many_conversations_there_was_nothing_
     line = f"{CONVERSATIONS - lost} of {CONVERSATIONS} conversations were held against the engine's counters"
     assert line in call("show", "run")[1]
     assert line in value(run, "resumed") and next(one for one in audit(run) if one.name == "resumed").attention
+    assert call("validate", "run") == (0, "run: ok\n")
     told = json.loads(call("show", "run", "--json")[1])["checked_conversations"]
     assert told == {"checked": CONVERSATIONS - lost, "measured": CONVERSATIONS}
     assert call("report", "run", "-o", "page.html")[0] == 0 and line in html.unescape(Path("page.html").read_text())
