@@ -187,7 +187,7 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         meta.status = "inconsistent" if meta.problems else "complete"
         meta.finished = _now()
         if goal is not None:
-            meta.stopping = until.report(goal, turns, steps)
+            meta.stopping = until.report(goal, turns)
         counted = None if goal is None or meta.stopping is None else until.counted(goal, meta.stopping)
         store.finish(meta, counted)
     return read_run(job.directory)
