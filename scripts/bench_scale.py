@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from speceval.launch import environment
+from speceval.schema import Counters, Segment
 from speceval.store import (
     STEP_COLUMNS,
     STEPS,
@@ -77,8 +78,21 @@ def write_run(directory: Path, steps: int, drafter: str, seed: int) -> Path:
     }
     meta.name, meta.fingerprint = directory.name, fingerprint.model_copy(update=changed)
     meta.spec = meta.spec.model_copy(update={"draft": drafter, "k": K, "suites": (SUITE,), "seeds": (0,)})
+    meta.conversations, meta.segments = CONVERSATIONS, [segment(accepted)]
     write_meta(directory, meta)
     return directory
+
+
+def segment(accepted: NDArray[np.int64]) -> Segment:
+    """What an engine would have counted."""
+    counters = Counters(
+        num_drafts=len(accepted),
+        num_draft_tokens=K * len(accepted),
+        num_accepted_tokens=int(accepted.sum()),
+        num_accepted_tokens_per_pos=[int((accepted >= j).sum()) for j in range(1, K + 1)],
+    )
+    tokens = CONVERSATIONS + len(accepted) + counters.num_accepted_tokens
+    return Segment(conversations=CONVERSATIONS, tokens=tokens, seconds=1.0, counters=counters)
 
 
 def measure(arguments: list[str], rounds: int) -> dict[str, float]:

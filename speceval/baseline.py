@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from speceval import gate
+from speceval import books, gate
 from speceval.errors import UserError
 from speceval.replay import is_replay
 from speceval.schema import Fingerprint, migrate_fingerprint
-from speceval.store import StoredRun, read_run
+from speceval.store import StoredRun
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -163,7 +163,7 @@ class Baseline(_Strict):
 
 def load(path: Path) -> Baseline:
     """A run's directory or a baseline file. Raises `UserError` in one line."""
-    return Baseline.of(read_run(path)) if path.is_dir() else read(path)
+    return Baseline.of(books.read(path)) if path.is_dir() else read(path)
 
 
 def write(baseline: Baseline, path: Path) -> int:

@@ -21,12 +21,9 @@ from speceval.commands.run import run
 from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
 from speceval.commands.table import table
+from speceval.commands.validate import validate
 from speceval.commands.verify import verify
-from speceval.errors import NotComparable, UserError
-
-EXIT_NOT_COMPARABLE = 3
-EXIT_BAD_INPUT = 4
-EXIT_INTERRUPTED = 130
+from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
 
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """Every complaint of the option parser; typer names no public class for it."""
@@ -42,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "selftest": selftest,
     "show": show,
+    "validate": validate,
     "compare": compare,
     "table": table,
     "check": check,

@@ -23,6 +23,8 @@ REFRESH = 0.5
 """Seconds between two updates of the display."""
 PLAIN_REFRESH = 10.0
 """Seconds between two lines when the output is no terminal."""
+MOST_OFTEN = 50
+"""Time between two updates, at least, for each second that one takes: tau of 100,000 conversations takes a while."""
 
 
 def watcher(console: Console) -> Watch:
@@ -35,10 +37,11 @@ def running_tau(progress: Progress) -> str:
     from speceval.statistics import ratio_interval
 
     counts: dict[tuple[str, str], list[int]] = {}
-    for (suite, conversation, _), (accepted, steps) in progress.accepted_by_conversation.items():
+    for (suite, conversation, _), turns in progress.counts.items():
         total = counts.setdefault((suite, conversation), [0, 0])
-        total[0] += accepted + steps
-        total[1] += steps
+        for accepted, steps in turns:
+            total[0] += accepted + steps
+            total[1] += steps
     if not any(steps for _, steps in counts.values()):
         return "tau –"
     tau = ratio_interval([a for a, _ in counts.values()], [s for _, s in counts.values()])
@@ -72,11 +75,17 @@ def _bar(console: Console) -> Watch:
                 completed=progress.done,
                 status="",
             )
-            due = _every(REFRESH)
+
+            def show() -> None:
+                bar.update(task, completed=progress.done, status=_status(progress), refresh=True)
+
+            now_and_then = _every(REFRESH, show)
 
             def changed() -> None:
-                if due() or progress.done == progress.conversations:
-                    bar.update(task, completed=progress.done, status=_status(progress), refresh=True)
+                if progress.done == progress.conversations:
+                    show()
+                else:
+                    now_and_then()
 
             yield changed
 
@@ -86,33 +95,31 @@ def _bar(console: Console) -> Watch:
 def _lines(console: Console) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
-        due = _every(PLAIN_REFRESH)
+        def show() -> None:
+            console.print(
+                f"{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} conversations, "
+                f"{_status(progress)}",
+                soft_wrap=True,
+            )
 
-        def changed() -> None:
-            if due():
-                console.print(
-                    f"{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} conversations, "
-                    f"{_status(progress)}",
-                    soft_wrap=True,
-                )
-
-        yield changed
+        yield _every(PLAIN_REFRESH, show)
 
     return watch
 
 
-def _every(seconds: float) -> Callable[[], bool]:
-    last = time.monotonic()
+def _every(seconds: float, show: Callable[[], None]) -> Callable[[], None]:
+    """Calls `show` at most that often, and so that it takes no more than a fiftieth of the time."""
+    due = time.monotonic() + seconds
 
-    def due() -> bool:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < seconds:
-            return False
-        last = now
-        return True
+    def maybe() -> None:
+        nonlocal due
+        begin = time.monotonic()
+        if begin >= due:
+            show()
+            end = time.monotonic()
+            due = begin + max(seconds, MOST_OFTEN * (end - begin))
 
-    return due
+    return maybe
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+EXIT_NOT_COMPARABLE = 3
+EXIT_BAD_INPUT = 4
+EXIT_INTERRUPTED = 130
+
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where, and the mend, in one line."""

@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 import vllm_patches
 import vllm_patches.methods
 import vllm_patches.refuse
-from speceval import acceptance, catalog, rao_blackwell, replay, runner, suites, until
+from speceval import books, catalog, runner, suites, until
 from speceval.catalog.methods import default_drafting, find
 from speceval.display import Watch
 from speceval.engines import Engine
@@ -42,7 +40,8 @@ from speceval.schema import (
     differences,
     other_request,
 )
-from speceval.store import Key, Store, StoredRun, read_meta, read_run, run_directory
+from speceval.store import Store, StoredRun, read_meta, read_run, run_directory
+from speceval.stretch import account_for
 from speceval.suites import Suite
 from speceval.weights import weights_hash
 from vllm_patches.state import TRUNCATION_SWITCH
@@ -167,23 +166,29 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
         meta = _open_meta(store, job, engine, template)
         engine.warm_up()
-        progress, before = _progress(job, store), set(store.done)
+        planned = len(runner.plan(job.suites, job.spec.seeds))
+        progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
         goal = until.goal(job.spec, job.suites, job.against)
         looks = None if goal is None else until.Looks(goal, store)
         ahead = runner.QUEUE_AHEAD if looks is None else until.AHEAD
+        earlier = meta.segments
+
+        def keep(segment: Segment) -> None:
+            meta.segments = [*earlier, segment]
+            store.write_meta(meta)
+
         with watch(progress, job.spec) as changed:
-            segment = runner.measure(
-                engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks
+            runner.measure(
+                engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
-        meta.segments.append(segment)
         turns, steps = store.frames()
-        meta.problems += _check_books(turns, steps, job.spec, before, segment)
+        meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts))
         if job.forced is not None:
             meta.problems.append(FORCED)
         meta.status = "inconsistent" if meta.problems else "complete"
         meta.finished = _now()
         if goal is not None:
-            meta.stopping = until.report(goal, turns, steps)
+            meta.stopping = until.report(goal, turns)
         counted = None if goal is None or meta.stopping is None else until.counted(goal, meta.stopping)
         store.finish(meta, counted)
     return read_run(job.directory)
@@ -293,6 +298,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
                 f"{job.directory}: cannot resume, something that moves tau changed since the run began "
                 f"({'; '.join(changes)}): undo that, or name another --out"
             )
+        meta.segments = account_for(meta.segments, len(store.done))
         return meta
     meta = RunMeta(
         name=job.spec.name,
@@ -350,50 +356,6 @@ def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> Checkp
         revision=revision,
         weights=weights_hash(model, revision) if model else None,
     )
-
-
-def _progress(job: Job, store: Store) -> runner.Progress:
-    progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)), done=len(store.done))
-    _, steps = store.frames()
-    verified = steps[steps["drafted"] > 0].groupby(["suite", "conversation", "seed"])["accepted"]
-    counts = verified.agg(["sum", "size"]).reset_index()
-    for suite, conversation, seed, accepted, count in counts.itertuples(index=False):
-        progress.accepted_by_conversation[suite, conversation, seed] = (int(accepted), int(count))
-    return progress
-
-
-def _check_books(
-    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, before: set[Key], segment: Segment
-) -> list[str]:
-    """Identities that must hold exactly; what does not is kept in run.json and shown with every table."""
-    measured_turns, measured = (_without(frame, before) for frame in (turns, steps))
-    padded = int(measured_turns["padded_steps"].sum())
-    counters = segment.counters
-    problems = acceptance.reconcile(steps, turns)
-    problems += acceptance.check_counters(measured, asdict(counters.without_padding(padded, spec.k)))
-    for suite, rows in steps.groupby("suite", sort=False):
-        found = rao_blackwell.agreement(rows)
-        if found["agrees"] is False:
-            problems.append(
-                f"{suite}: accepted tokens are not what p and q say (z = {found['z']:+.1f}, {found['steps']} steps): "
-                "the engine does not accept as it should, or p and q are not what it drew from"
-            )
-    if spec.replay is not None and (lost := replay.unrecorded(steps)):
-        problems.append(f"{lost} replayed steps have no drafts or no record: the expectations are wrong")
-    if counters.steps_padded > padded:
-        unknown = counters.steps_padded - padded
-        problems.append(
-            f"{unknown} steps that vLLM filled up with padding could not be told from rounds: tau is too low"
-        )
-    return problems
-
-
-def _without(frame: pd.DataFrame, conversations: set[Key]) -> pd.DataFrame:
-    """The rows of all other conversations."""
-    if not conversations:
-        return frame
-    keys = pd.MultiIndex.from_frame(frame[["suite", "conversation", "seed"]])
-    return frame[~keys.isin(list(conversations))]
 
 
 def environment() -> Environment:

@@ -7,15 +7,17 @@ conversation as soon as there is room, so that the batch stays full. A finished 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speceval import chat
+from speceval import chat, interrupts
 from speceval.engines import Engine, Finished, Sampling
 from speceval.protocol import RunSpec, digest, request_seed
 from speceval.schema import Segment
-from speceval.store import RECORDED_COLUMNS, Key, Store, pack
+from speceval.store import RECORDED_COLUMNS, Counts, Key, Store, pack
+from speceval.stretch import Stretch
 from speceval.suites import Conversation, Suite
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class Progress:
     done: int = 0
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
-    accepted_by_conversation: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    """For each finished conversation: accepted draft tokens, verify steps."""
+    counts: Mapping[Key, Sequence[Counts]] = field(default_factory=dict)
+    """`Store.counts` of the run: what the turns of each finished conversation accepted."""
 
 
 class _Live:
@@ -179,27 +181,26 @@ def measure(
     texts: Texts | None = None,
     ahead: int = QUEUE_AHEAD,
     looks: Looks | None = None,
+    keep: Callable[[Segment], None] = lambda _: None,
 ) -> Segment:
     """Generate every conversation that the store does not hold yet and append each as it finishes.
 
     `texts`: what the target is made to answer, in place of sampling; `ahead`: conversations kept in flight for each
-    request that the engine runs at once; `looks`: closes suites that are known well enough.
+    request that the engine runs at once; `looks`: closes suites that are known well enough; `keep`: takes what is to be
+    known of this stretch, when it begins and again when it is over, however it ends.
     Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
     """
     due = [_Live(*item) for item in plan(suites, spec.seeds, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
     active: dict[str, _Live] = {}
-    before, start, tokens = engine.counters(), time.perf_counter(), 0
-    done = progress.done
+    stretch = Stretch(engine, store)
 
     def closed(live: _Live) -> bool:
         return looks is not None and live.suite.name in looks.closed
 
     def settle(live: _Live) -> None:
         store.append(live.record())
-        rows = [step for turn in live.turns for step in turn["steps"] if step[0]]
-        progress.accepted_by_conversation[live.key] = (sum(accepted for _, accepted, _ in rows), len(rows))
         progress.done += 1
         if looks is not None:
             looks.finished(live.suite.name)
@@ -207,32 +208,48 @@ def measure(
     def advance(live: _Live) -> None:
         if not live.over and not closed(live):
             live.submit(engine, spec, template, texts)
+        active[live.request_id] = live
         if live.over or closed(live):
-            active.pop(live.request_id, None)
             settle(live)
-        else:
-            active[live.request_id] = live
+            del active[live.request_id]
 
-    while pending or active:
+    def fill() -> None:
         while pending and len(active) < ahead * spec.batch:
             live = pending.pop()
             if closed(live):
                 progress.conversations -= 1
             else:
                 advance(live)
-        if not active:
-            continue
+
+    def step() -> None:
         committed, finished = engine.step()
-        tokens += committed
+        stretch.tokens += committed
         progress.tokens += committed
-        for result in finished:
-            live = active[result.request_id]
+        lives = [active[result.request_id] for result in finished]
+        for live, result in zip(lives, finished, strict=True):
             live.receive(result, engine.tokenizer, template.answer_marker, "recorded" if texts is None else "kept")
+        for live in lives:
             advance(live)
         changed()
-    return Segment(
-        conversations=progress.done - done,
-        tokens=tokens,
-        seconds=time.perf_counter() - start,
-        counters=engine.counters().minus(before),
-    )
+
+    def unfinished_turns() -> list[dict[str, Any]]:
+        return [turn for live in active.values() if live.key not in store.done for turn in live.turns]
+
+    keep(stretch.so_far())
+    with interrupts.deferred() as interrupt:
+        try:
+            while pending or active:
+                fill()
+                if active:
+                    step()
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+        except BaseException as error:
+            between_steps = isinstance(error, KeyboardInterrupt) and interrupt.between_steps
+            with suppress(OSError):  # a full disk, say, which is being reported already
+                keep(stretch.interrupted(unfinished_turns(), spec.k, between_steps))
+            if interrupt.requested and isinstance(error, Exception):
+                raise KeyboardInterrupt from error  # the engine's own processes were interrupted too
+            raise
+    keep(ended := stretch.ended())
+    return ended

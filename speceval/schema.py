@@ -7,10 +7,19 @@ that a later version adds has a default, which is what it stood for in every run
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+)
 from pydantic.dataclasses import dataclass
 
 from speceval.errors import UserError
@@ -25,6 +34,7 @@ OUTPUTS = {
     "check": 1,
     "baseline": 1,
     "verify": 1,
+    "validate": 1,
     "selftest": 1,
     "explain": 1,
     "table": 1,
@@ -216,6 +226,17 @@ class Counters:
             **{name: count - theirs[name] for name, count in mine.items()},
         )
 
+    def plus(self, other: Counters) -> Counters:
+        """The sum; a position that one of them has not seen counts 0 there."""
+        mine, theirs = asdict(self), asdict(other)
+        positions = zip_longest(
+            mine.pop("num_accepted_tokens_per_pos"), theirs.pop("num_accepted_tokens_per_pos"), fillvalue=0
+        )
+        return Counters(
+            num_accepted_tokens_per_pos=[a + b for a, b in positions],
+            **{name: count + theirs[name] for name, count in mine.items()},
+        )
+
     def without_padding(self, steps: int, k: int) -> Counters:
         """What is left when `steps` padded steps of `k` drafts each, none accepted, are taken out."""
         return replace(
@@ -224,20 +245,36 @@ class Counters:
 
 
 class Segment(Strict):
-    """One uninterrupted stretch of a run."""
+    """One stretch of a run: from the start of an engine to the end, an interruption or a kill."""
 
     conversations: int
     """Finished in it."""
     tokens: int
-    """Committed in it, by unfinished conversations too."""
+    """Committed in it, by unfinished conversations too; 0 if it was killed."""
     seconds: float
-    """From the first request to the last token; stored to 0.1 ms."""
-    counters: Counters
-    """What the engine counted in it."""
+    """From the first request to the last token; stored to 0.1 ms, 0 if it was killed."""
+    counters: Counters | None
+    """What the engine counted in it; None if it was killed, or the engine did not answer any more."""
+    first: int = 0
+    """Conversations that were in the journal when it began: its own are those that follow."""
+    interrupted: bool = False
+    """Whether it ended before all conversations were in: by Ctrl-C, an error or a kill."""
+    unfinished_least: Counters | None = None
+    """What conversations that it did not finish have of `counters`, at least; None if it ended in order."""
+    unfinished_most: Counters | None = None
+    """The same at most: an unfinished request does not tell which of its steps had drafts. None if it is not known,
+    because the engine was broken off within a step."""
 
     @field_serializer("seconds")
     def _rounded(self, seconds: float) -> float:
         return round(seconds, 4)
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that say nothing, as runs were written before there were any."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        content: dict[str, Any] = whole(self)
+        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
 
 
 class PatchState(Strict):
@@ -432,6 +469,11 @@ class RunMeta(BaseModel):
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
     """Of a run with `--baseline`."""
+
+    @property
+    def checked_conversations(self) -> int:
+        """Conversations that were held against the engine's counters: those of stretches that have any."""
+        return sum(segment.conversations for segment in self.segments if segment.counters is not None)
 
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""

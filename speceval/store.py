@@ -12,11 +12,14 @@ import base64
 import fcntl
 import json
 import os
+import tempfile
 import time
+from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -42,6 +45,9 @@ SYNC_SECONDS = 1.0
 
 Key = tuple[str, str, int]
 """A conversation of a run: suite, conversation id, seed."""
+
+Counts = tuple[int, int]
+"""Accepted draft tokens, and steps that had drafts."""
 
 TURN_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
@@ -70,6 +76,11 @@ def recorded_columns(k: int, names: tuple[str, ...] = RECORDED_COLUMNS["recorded
     return [f"{name}_{j}" for name in names for j in range(1, k + 1)]
 
 
+def is_recorded(column: str) -> bool:
+    """Whether a column of `steps` is one of `recorded_columns`."""
+    return any(column.rpartition("_")[0] in names for names in RECORDED_COLUMNS.values())
+
+
 @dataclass
 class StoredRun:
     """A run read back. `turns` and `steps` as the estimators take them (see `speceval.acceptance`)."""
@@ -94,6 +105,12 @@ class StoredRun:
         """Conversations that are in, each seed counted."""
         return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
 
+    @property
+    def checked(self) -> tuple[int, int]:
+        """Conversations that were held against the engine's counters, and those that were measured."""
+        told = sum(segment.conversations for segment in self.meta.segments)
+        return self.meta.checked_conversations, max(told, self.conversations)
+
 
 class Store:
     """A run's directory, open for writing. Use as a context manager: it holds a lock against a second writer."""
@@ -102,7 +119,15 @@ class Store:
         self.directory = directory
         self._journal: IO[bytes] | None = None
         self._synced = 0.0
-        self.done: set[Key] = set()
+        self.counts: dict[Key, list[Counts]] = {}
+        """What each turn of each conversation accepted, in the order in which the conversations came in."""
+        self._tables: Tables | None = None
+        """Of the journal as it is now, once they have been asked for."""
+
+    @property
+    def done(self) -> KeysView[Key]:
+        """The conversations that are in."""
+        return self.counts.keys()
 
     def __enter__(self) -> Store:
         try:
@@ -115,8 +140,8 @@ class Store:
         except BlockingIOError:
             self._journal.close()
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
+        self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL, ignore_torn=True)}
         _drop_torn_line(self._journal)
-        self.done = {_key(line) for line in read_lines(self.directory / JOURNAL)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,49 +157,105 @@ class Store:
         return read_meta(self.directory) if (self.directory / RUN).exists() else None
 
     def write_meta(self, meta: RunMeta) -> None:
-        """Replace run.json."""
+        """Replace run.json, which tells no more than the journal holds."""
+        assert self._journal is not None
+        os.fdatasync(self._journal.fileno())
         write_meta(self.directory, meta)
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Store one finished conversation: safe from kill -9 on return, from a power cut about a second later."""
         assert self._journal is not None
         key = _key(conversation)
-        if key in self.done:
+        if key in self.counts:
             raise ValueError(f"conversation {key} is in the store already")
         self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
         self._journal.flush()  # survives a kill of this process from here on
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())
             self._synced = time.monotonic()
-        self.done.add(key)
+        self.counts[key], self._tables = _counts(conversation), None
 
-    def frames(self, counted: Collection[Key] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The turns and steps so far, of the `counted` conversations (None: of all)."""
-        return frames(self._lines(counted))
-
-    def _lines(self, counted: Collection[Key] | None) -> Iterator[dict[str, Any]]:
-        lines = read_lines(self.directory / JOURNAL)
-        return (line for line in lines if counted is None or _key(line) in counted)
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The turns and steps so far."""
+        whole = self._whole()
+        return whole.turns, whole.steps
 
     def finish(self, meta: RunMeta, counted: Collection[Key] | None = None) -> None:
         """Turn the journal into the tables, of the `counted` conversations (None: of all), and mark the run as over."""
-        turns, steps = self.frames(counted)
-        with _replacing(self.directory / OUTPUTS) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for line in sorted(self._lines(counted), key=_key):
-                for turn in line["turns"]:
-                    kept = {name: value for name, value in turn.items() if name not in ("steps", *RECORDED)}
-                    row = {name: line[name] for name in ("suite", "conversation", "seed", "category")} | kept
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        whole = self._whole()
+        kept = whole.places.keys() if counted is None else whole.places.keys() & counted
+        turns, steps = whole.of(None if counted is None else kept)
+        with _replacing(self.directory / OUTPUTS) as temporary, temporary.open("wb") as file:
+            for key in sorted(kept):
+                file.write(whole.outputs_of(key))
         for name, frame in ((TURNS, turns), (STEPS, steps)):
             with _replacing(self.directory / name) as temporary:
                 frame.to_parquet(temporary, index=False)
-        self.write_meta(meta.model_copy(update={"skipped": self.skipped(counted)}))
+        skipped = [line for line in whole.skipped if (line.suite, line.conversation, line.seed) in kept]
+        self.write_meta(meta.model_copy(update={"skipped": skipped}))
         (self.directory / JOURNAL).unlink()
 
-    def skipped(self, counted: Collection[Key] | None = None) -> list[Skipped]:
-        """Conversations that ended before their last turn, and why."""
-        lines = (line for line in self._lines(counted) if "skipped" in line)
-        return [Skipped(**{name: line[name] for name in Skipped.model_fields}) for line in lines]
+    def _whole(self) -> Tables:
+        """Everything that the journal tells, parsed once for as long as nothing is appended."""
+        if self._tables is None:
+            self._tables = Tables.of_journal(self.directory / JOURNAL)
+        return self._tables
+
+
+@dataclass
+class Tables:
+    """A journal as tables. The texts, which may not fit into memory, wait in a file without a name."""
+
+    turns: pd.DataFrame
+    steps: pd.DataFrame
+    skipped: list[Skipped]
+    places: dict[Key, tuple[int, int]]
+    """Where each conversation's lines of outputs.jsonl begin and end in `texts`."""
+    texts: IO[bytes]
+
+    @classmethod
+    def of_journal(cls, path: Path) -> Tables:
+        """In one pass over the file."""
+        skipped: list[Skipped] = []
+        places: dict[Key, tuple[int, int]] = {}
+        texts = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 (open as long as the tables are)
+
+        def lines() -> Iterator[dict[str, Any]]:
+            for line in read_lines(path):
+                begin = texts.tell()
+                texts.write("".join(_outputs(line)).encode())
+                places[_key(line)] = begin, texts.tell()
+                if "skipped" in line:
+                    skipped.append(Skipped(**{name: line[name] for name in Skipped.model_fields}))
+                yield line
+
+        turns, steps = frames(lines())
+        return cls(turns, steps, skipped, places, texts)
+
+    def of(self, conversations: Collection[Key] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Turns and steps of some conversations (None: of all)."""
+        if conversations is None:
+            return self.turns, self.steps
+        import numpy as np
+
+        keys = zip(self.turns["suite"], self.turns["conversation"], self.turns["seed"], strict=True)
+        kept = np.fromiter((key in conversations for key in keys), bool, len(self.turns))
+        of_steps = np.repeat(kept, self.turns["steps"] + self.turns["undrafted_steps"])
+        return self.turns[kept].reset_index(drop=True), self.steps[of_steps].reset_index(drop=True)
+
+    def outputs_of(self, key: Key) -> bytes:
+        """A conversation's lines of outputs.jsonl."""
+        begin, end = self.places[key]
+        self.texts.seek(begin)
+        return self.texts.read(end - begin)
+
+
+def _outputs(line: dict[str, Any]) -> Iterator[str]:
+    """The lines of outputs.jsonl of one line of the journal: a turn each, without its counts."""
+    conversation = {name: line[name] for name in ("suite", "conversation", "seed", "category")}
+    for turn in line["turns"]:
+        kept = {name: value for name, value in turn.items() if name not in ("steps", *RECORDED)}
+        yield json.dumps(conversation | kept, ensure_ascii=False) + "\n"
 
 
 def write_meta(directory: Path, meta: RunMeta) -> None:
@@ -192,6 +273,8 @@ def read_meta(directory: Path) -> RunMeta:
         raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise UserError(f"{path}: not JSON: the file is damaged") from None
     return parse(content, path)
 
 
@@ -201,50 +284,123 @@ def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_run(directory: Path) -> StoredRun:
-    """Read a run, finished or not. Raises `UserError` when the directory holds none or it is damaged."""
-    import pandas as pd
+    """Read a run, finished or not. Raises `UserError` when the directory holds none or its tables are not tables.
 
+    Whether what they say is consistent is another question: `speceval.books`.
+    """
     meta = read_meta(directory)
-    if meta.status == "running":
-        turns, steps = frames(read_lines(directory / JOURNAL, ignore_torn=True))
-    else:
+    turns, steps = _read_journal(directory) if meta.status == "running" else _read_tables(directory)
+    return StoredRun(directory, meta, turns, steps)
+
+
+def _read_journal(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of an unfinished run."""
+    try:
+        return frames(read_lines(directory / JOURNAL, ignore_torn=True))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{directory / JOURNAL}: fields are missing or of another kind: the file is damaged") from None
+
+
+def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of a finished run, with all columns that a run has, and these of the right kind."""
+    import pandas as pd
+    import pyarrow as pa
+
+    tables = []
+    for name in (TURNS, STEPS):
         try:
-            turns, steps = (pd.read_parquet(directory / name) for name in (TURNS, STEPS))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{directory}: {TURNS} or {STEPS} cannot be read ({error}): run it again") from None
-    return StoredRun(directory, meta, migrate_turns(turns), steps)
+            tables.append(pd.read_parquet(directory / name))
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{directory / name}: cannot be read ({reason}): run it again") from None
+    turns, steps = migrate_turns(tables[0]), tables[1]
+    for name, table, columns in ((TURNS, turns, TURN_COLUMNS), (STEPS, steps, STEP_COLUMNS)):
+        if fault := _fault(table, columns):
+            raise UserError(f"{directory / name}: {fault}: the file is damaged, run it again")
+    return turns, steps
+
+
+def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
+    """What is wrong with a table that should have these columns, of these types; widths of integers do not matter."""
+    from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
+
+    if absent := [name for name in columns if name not in table]:
+        return f"lacks the column(s) {', '.join(absent)}"
+    for name, kind in columns.items():
+        column = table[name]
+        if name == "category" and column.isna().all():
+            continue
+        if name != "category" and column.isna().any():
+            return f"has empty values in {name}"
+        known = column.dropna() if column.dtype == object else column
+        if not (is_string_dtype(known) if kind == "string" else is_integer_dtype(known)):
+            return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
+    wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
+    return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
 
 
 def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Journal lines as the data frames `turns` (a row per request) and `steps` (a row per step), sorted."""
+    import numpy as np
     import pandas as pd
 
-    turns: list[tuple[Any, ...]] = []
-    steps: list[tuple[Any, ...]] = []
-    recorded: dict[str, list[tuple[list[int], NDArray[np.float32]]]] = defaultdict(list)
+    requests: list[tuple[Any, ...]] = []
+    numbers = array("i")  # drafted, accepted and committed of every step
+    recorded: dict[str, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     for line in conversations:
         key = _key(line)
         for turn in line["turns"]:
             rows = turn["steps"]
-            verified = [(drafted, accepted, committed) for drafted, accepted, committed in rows if drafted]
-            turns.append(
-                (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
-                 len(turn["token_ids"]), turn["finish_reason"], len(verified), len(rows) - len(verified),
-                 turn.get("padded_steps", 0), sum(d for d, _, _ in verified), sum(a for _, a, _ in verified),
-                 sum(1 + a - c for _, a, c in rows))
-            )  # fmt: skip
             for kind in RECORDED & turn.keys():
-                drafted = [index for index, row in enumerate(rows, start=len(steps)) if row[0]]
-                recorded[kind].append((drafted, unpack(turn[kind], len(drafted), len(RECORDED_COLUMNS[kind]))))
-            steps.extend((*key, turn["turn"], index, *row) for index, row in enumerate(rows, start=1))
-    order = ["suite", "conversation", "seed", "turn"]
-    step_frame = pd.DataFrame(steps, columns=list(STEP_COLUMNS)).astype(STEP_COLUMNS)
+                drafted = sum(step[0] > 0 for step in rows)
+                recorded[kind].append((len(requests), unpack(turn[kind], drafted, len(RECORDED_COLUMNS[kind]))))
+            if any(len(step) != 3 for step in rows):
+                raise ValueError(f"{key}: a step has three numbers")
+            numbers.extend(chain.from_iterable(rows))
+            requests.append(
+                (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
+                 len(turn["token_ids"]), turn["finish_reason"], turn.get("padded_steps", 0), len(rows))
+            )  # fmt: skip
+    turns = pd.DataFrame(requests, columns=[*(name for name in TURN_COLUMNS if name not in SUMS), "rows"])
+    count = turns.pop("rows").to_numpy(np.int64)
+    counts = np.array(numbers, np.int32).reshape(-1, 3)
+    turns = turns.assign(**_sums(counts.astype(np.int64), np.repeat(np.arange(len(turns)), count), len(turns)))
+    turns = turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).sort_values(["suite", "conversation", "seed", "turn"])
+    order = turns.index.to_numpy()
+    rows_of = _ranges(np.cumsum(count)[order] - count[order], count[order])
+    steps = turns[["suite", "conversation", "seed", "turn"]].loc[np.repeat(order, count[order])]
+    numbered = {"step": _ranges(np.ones(len(order), np.int64), count[order])}
+    numbered |= dict(zip(("drafted", "accepted", "committed"), counts[rows_of].T, strict=True))
+    steps = steps.reset_index(drop=True).assign(**numbered).astype(STEP_COLUMNS)
     for kind, values in recorded.items():
-        step_frame = step_frame.join(_recorded_frame(values, len(steps), RECORDED_COLUMNS[kind]))
-    return (
-        pd.DataFrame(turns, columns=list(TURN_COLUMNS)).astype(TURN_COLUMNS).sort_values(order, ignore_index=True),
-        step_frame.sort_values([*order, "step"], ignore_index=True),
-    )
+        table = _recorded_table(values, counts[:, 0], count)
+        names = recorded_columns(table.shape[1] // len(RECORDED_COLUMNS[kind]), RECORDED_COLUMNS[kind])
+        steps = steps.join(pd.DataFrame(table[rows_of], columns=names))
+    return turns.reset_index(drop=True), steps
+
+
+SUMS = ("steps", "undrafted_steps", "drafted", "accepted", "excess")
+"""Columns of `turns` that are sums over `steps`."""
+
+
+def _sums(counts: NDArray[np.int64], owner: NDArray[np.intp], turns: int) -> dict[str, NDArray[np.int64]]:
+    """`SUMS` of each turn, from drafted, accepted and committed [steps, 3] and the turn of each step."""
+    import numpy as np
+
+    def total(values: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(owner, values, minlength=turns).astype(np.int64)
+
+    drafted, accepted, committed = counts.T
+    verified = drafted > 0
+    columns = (verified, ~verified, drafted, accepted * verified, 1 + accepted - committed)
+    return {name: total(values) for name, values in zip(SUMS, columns, strict=True)}
+
+
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """start, start + 1 … of `counts` numbers each, one range after another."""
+    import numpy as np
+
+    return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 
 def pack(recorded: NDArray[np.float32]) -> str:
@@ -259,17 +415,21 @@ def unpack(text: str, steps: int, kinds: int) -> NDArray[np.float32]:
     return np.frombuffer(base64.b64decode(text), "<f4").reshape(steps, kinds, -1)
 
 
-def _recorded_frame(
-    recorded: list[tuple[list[int], NDArray[np.float32]]], steps: int, names: tuple[str, ...]
-) -> pd.DataFrame:
-    """`recorded_columns` of `names` for rows 0 … steps-1, from (rows, values [rows, len(names), K]) of each turn."""
-    import numpy as np
-    import pandas as pd
+def _recorded_table(
+    recorded: list[tuple[int, NDArray[np.float32]]], drafted: NDArray[np.int32], count: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """What was recorded, [steps, kinds * K], from (turn, values [its steps with drafts, kinds, K]) of turns that were.
 
-    k = max(values.shape[2] for _, values in recorded)
-    table = np.full((steps, len(names), k), np.nan, np.float32)
-    table[np.concatenate([rows for rows, _ in recorded])] = np.concatenate([values for _, values in recorded])
-    return pd.DataFrame(table.reshape(steps, -1), columns=recorded_columns(k, names))
+    `drafted`: of each step; `count`: steps of each turn.
+    """
+    import numpy as np
+
+    was = np.zeros(len(count), bool)
+    was[[turn for turn, _ in recorded]] = True
+    values = np.concatenate([values for _, values in recorded])
+    table = np.full((len(drafted), *values.shape[1:]), np.nan, np.float32)
+    table[np.repeat(was, count) & (drafted > 0)] = values
+    return table.reshape(len(drafted), -1)
 
 
 def run_directory(root: Path, spec: RunSpec) -> Path:
@@ -286,6 +446,12 @@ def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
 
 def _key(line: dict[str, Any]) -> Key:
     return line["suite"], line["conversation"], line["seed"]
+
+
+def _counts(line: dict[str, Any]) -> list[Counts]:
+    """Of each turn of a journal line."""
+    turns = ([step for step in turn["steps"] if step[0]] for turn in line["turns"])
+    return [(sum(accepted for _, accepted, _ in steps), len(steps)) for steps in turns]
 
 
 def read_lines(path: Path, ignore_torn: bool = False) -> Iterator[dict[str, Any]]:

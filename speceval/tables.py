@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from speceval import acceptance, replay, speedup, until
+from speceval import acceptance, books, replay, speedup, until
+from speceval.errors import UserError
 from speceval.schema import Segment, Skipped
 from speceval.store import StoredRun
 
@@ -22,14 +23,19 @@ TAUS = {
 }
 """Acceptance lengths by column name, with the label under which people read them."""
 
+SCREENFUL = 20
+"""Problems that are shown with a run; there can be one for every step."""
 
 LOPSIDED = 0.1
 """An interval is shown by its bounds when its middle is off the value by more than this share of its half."""
 
 
 def run_json(run: StoredRun) -> dict[str, Any]:
-    """A run as one JSON-ready object: its request and state, then `suite_summary` of every suite."""
-    meta, spec = run.meta, run.meta.spec
+    """A run as one JSON-ready object: its request and state, then `suite_summary` of every suite.
+
+    `problems` are `books.problems`; where they leave no numbers to make, `suites` is empty.
+    """
+    meta, spec, problems = run.meta, run.meta.spec, books.problems(run)
     return {
         "run": str(run.directory),
         "status": meta.status,
@@ -41,11 +47,23 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "seeds": list(spec.seeds),
         "fingerprint": meta.fingerprint_hash,
         "forced": spec.rejection == "synthetic",
-        "problems": meta.problems,
+        "problems": problems,
+        "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
-        "suites": {name: suite_summary(run, name) for name in run.suites},
+        "suites": _summaries(run, problems),
         "speedup": speedup.summarise(meta.speedup) if meta.speedup else {},
     }
+
+
+def _summaries(run: StoredRun, problems: list[str]) -> dict[str, Any]:
+    """`suite_summary` of every suite; of a run whose books do not balance, as far as that can be made."""
+    try:
+        return {name: suite_summary(run, name) for name in run.suites}
+    except UserError as error:
+        if not problems:
+            raise
+        problems.append(f"no numbers can be made of these tables: {error}")
+        return {}
 
 
 def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
@@ -59,9 +77,12 @@ def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
     )
 
 
-def run_tables(run: StoredRun) -> RenderableType:
-    """What `speceval show` prints: lengths, positions, and what a reader must know to trust them."""
-    shown = run_json(run)
+def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> RenderableType:
+    """What `speceval show` prints: lengths, positions, and what a reader must know to trust them.
+
+    `shown`: `run_json` of the run, if it is at hand.
+    """
+    shown = shown or run_json(run)
     if replay.is_replay(run):
         return _replay_tables(run, shown)
     suites = shown["suites"]
@@ -104,7 +125,8 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
         *_fallbacks(run.meta.segments),
-        *(f"PROBLEM: {problem}" for problem in shown["problems"]),
+        *_unchecked(run),
+        *_problems(shown["problems"]),
         f"run: {escape(str(run.directory))}",
     ]
     return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in notes))
@@ -164,7 +186,8 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _variance(shown["suites"])
     notes += until.notes(run.meta)
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
-    notes += [f"PROBLEM: {problem}" for problem in shown["problems"]]
+    notes += _unchecked(run)
+    notes += _problems(shown["problems"])
     notes.append(f"run: {escape(str(run.directory))}")
     return notes
 
@@ -203,9 +226,27 @@ def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
     return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
 
 
+def _problems(problems: list[str]) -> list[str]:
+    """A line each, up to a screenful."""
+    lines = [f"PROBLEM: {problem}" for problem in problems[:SCREENFUL]]
+    left = len(problems) - len(lines)
+    return [*lines, f"PROBLEM: {left:,} more: `speceval validate` names all."] if left else lines
+
+
+def _unchecked(run: StoredRun) -> list[str]:
+    """How much of a finished run the engine's counters say nothing about, if anything."""
+    checked, measured = run.checked
+    if not run.complete or checked >= measured:
+        return []
+    return [
+        f"{checked:,} of {measured:,} conversations were held against the engine's counters: the others were measured "
+        "by an engine that was killed before it could be asked."
+    ]
+
+
 def _fallbacks(segments: list[Segment]) -> list[str]:
     """How many steps were verified with another q than the one drafted with."""
-    counters = [segment.counters for segment in segments]
+    counters = [segment.counters for segment in segments if segment.counters is not None]
     one_hot, structured = sum(c.steps_one_hot for c in counters), sum(c.steps_structured for c in counters)
     with_q = sum(c.steps_with_q for c in counters)
     total, lines = with_q + one_hot + structured, []

@@ -16,13 +16,14 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from speceval import books
 from speceval.acceptance import REQUEST, conversation_totals
 from speceval.comparison import require_comparable
 from speceval.errors import UserError
 from speceval.protocol import RunSpec, digest
 from speceval.schema import Behind, Fingerprint, RunMeta, StoppedSuite, Stopping
 from speceval.stopping import ERROR, Decision, decide, grid, paired_estimate, tau_estimate
-from speceval.store import Key, Store, StoredRun, read_run
+from speceval.store import Counts, Key, Store, StoredRun
 from speceval.suites import Suite
 
 AHEAD = 1
@@ -62,27 +63,28 @@ class Looks:
             now += 1
         self._prefix[suite] = now
         due = suite not in self.closed and any(before < look <= now for look in grid(len(order)))
-        if due and decide_suite(self.goal, suite, *self.store.frames(), available=now).outcome != "goes on":
+        if due and decide_suite(self.goal, suite, _turns(self.store.counts), available=now).outcome != "goes on":
             self.closed.add(suite)
 
 
-def decide_suite(goal: Goal, suite: str, turns: pd.DataFrame, steps: pd.DataFrame, available: int) -> Decision:
-    """The decision on one suite from a run's tables, whose first `available` conversations of the order are whole."""
+def decide_suite(goal: Goal, suite: str, turns: pd.DataFrame, available: int) -> Decision:
+    """The decision on one suite from a run's turns, whose first `available` conversations of the order are whole."""
     order = goal.order[suite]
-    turns, steps = (frame[frame["suite"] == suite] for frame in (turns, steps))
+    turns = turns[turns["suite"] == suite]
     looks = grid(len(order))
     if goal.against is None:
-        return decide(tau_estimate(*_terms(steps, order)), available, looks, goal.target)
-    common = _requests(turns).intersection(_requests(goal.against.turns))
-    ours, theirs = (_terms(frame[_requests(frame).isin(common)], order) for frame in (steps, goal.against.steps))
+        return decide(tau_estimate(*_terms(turns, order)), available, looks, goal.target)
+    against = goal.against.turns
+    common = _requests(turns).intersection(_requests(against))
+    ours, theirs = (_terms(frame[_requests(frame).isin(common)], order) for frame in (turns, against))
     return decide(paired_estimate(*theirs, *ours), available, looks, goal.target, whole=100.0)
 
 
-def report(goal: Goal, turns: pd.DataFrame, steps: pd.DataFrame) -> Stopping:
-    """What run.json keeps of a run whose suites have all been stopped, from its tables before `counted`."""
+def report(goal: Goal, turns: pd.DataFrame) -> Stopping:
+    """What run.json keeps of a run whose suites have all been stopped, from its turns before `counted`."""
     suites = {}
     for suite, order in goal.order.items():
-        decision = decide_suite(goal, suite, turns, steps, available=len(order))
+        decision = decide_suite(goal, suite, turns, available=len(order))
         last = decision.looks[-1]
         mine = turns[turns["suite"] == suite]
         used = mine["conversation"].isin(order[: last.conversations])
@@ -164,7 +166,7 @@ def ask(fields: dict[str, Any], against: Path | None, replayed: bool) -> tuple[d
         fields = {**fields, "shuffle_seed": SHUFFLE_SEED}
     if against is None:
         return fields, None
-    reference = read_run(against)
+    reference = books.read(against)
     if not reference.complete:
         raise UserError(f"--against {against}: is unfinished: finish it first")
     return {**fields, "against": identity(reference)}, reference
@@ -207,9 +209,19 @@ def check_against(against: StoredRun, fingerprint: Fingerprint) -> None:
     require_comparable([against.meta.fingerprint, fingerprint], ignore=ignore)
 
 
-def _terms(steps: pd.DataFrame, order: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _turns(counts: Mapping[Key, Sequence[Counts]]) -> pd.DataFrame:
+    """What a growing run's turns (`Store.counts`) have in common with those of a finished one, as far as tau needs."""
+    rows = [
+        (*key, number, accepted, steps)
+        for key, turns in counts.items()
+        for number, (accepted, steps) in enumerate(turns, start=1)
+    ]
+    return pd.DataFrame(rows, columns=[*REQUEST, "accepted", "steps"])
+
+
+def _terms(turns: pd.DataFrame, order: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Numerator and denominator of tau per conversation, in the order of the run; 0 where there are no steps."""
-    totals = conversation_totals(steps).reindex(list(order), fill_value=0)
+    totals = turns.groupby("conversation")[["steps", "accepted"]].sum().reindex(list(order), fill_value=0)
     return (totals["steps"] + totals["accepted"]).to_numpy(), totals["steps"].to_numpy()
 
 

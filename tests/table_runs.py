@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from records import content
 
-from speceval.store import RUN, STEPS, TURNS
+from speceval.store import RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS
 
 Counts = NDArray[np.int64]
 
@@ -64,9 +64,8 @@ def write_run(
                     }
                 )
     directory.mkdir(parents=True)
-    names = ["suite", "conversation", "seed", "turn", "step", "drafted", "accepted", "committed"]
-    pd.DataFrame(steps, columns=names).to_parquet(directory / STEPS)
-    pd.DataFrame(rows).to_parquet(directory / TURNS)
+    pd.DataFrame(steps, columns=list(STEP_COLUMNS)).astype(STEP_COLUMNS).to_parquet(directory / STEPS)
+    pd.DataFrame(rows).astype(TURN_COLUMNS).to_parquet(directory / TURNS)
     made = content(
         spec__target=target,
         spec__draft=draft,
@@ -75,8 +74,7 @@ def write_run(
         spec__drafting=drafting,
         spec__suites=tuple(accepted),
         **{f"spec__{name}": value for name, value in (spec or {}).items()},
-        segments=[],
-        **(meta or {}),
+        **{"segments": [], "conversations": sum(map(len, accepted.values()))} | (meta or {}),
     )
     made["fingerprint"] |= fingerprint or {}
     (directory / RUN).write_text(json.dumps(made))

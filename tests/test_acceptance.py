@@ -304,7 +304,6 @@ TAMPERINGS: dict[str, tuple[list[tuple[str, int, str, Any]], list[str]]] = {
         [
             "82 seed 0 turn 1: step 2 accepts -1 of 3 drafted tokens",
             "82 seed 0 turn 1: step 2 is the last and commits 1 tokens, outside 1 … 1 + -1 accepted",
-            "82 seed 0 turn 1: Σ accepted is 2 but Σ_j #(accepted >= j) is 3",
         ],
     ),
     "an earlier step trimmed": (
@@ -322,6 +321,10 @@ TAMPERINGS: dict[str, tuple[list[tuple[str, int, str, Any]], list[str]]] = {
     "a step number skipped": (
         [("steps", 6, "step", 3)],
         ["82 seed 0 turn 1: the last step's number is 3 but #(step rows) is 2"],
+    ),
+    "a step number below 1": (
+        [("steps", 1, "step", 0)],
+        ["81 seed 0 turn 1: step 0 has no number from 1 on"],
     ),
     "a step number twice": (
         [("steps", 1, "step", 1)],
@@ -413,6 +416,37 @@ class TestCheckCounters:
     )
     def test_each_position_is_compared_exactly(self, steps: pd.DataFrame, per_position: list[int], line: str) -> None:
         assert check_counters(steps, COUNTERS | {"num_accepted_tokens_per_pos": per_position}) == [line]
+
+    @pytest.mark.parametrize(
+        ("name", "beside", "words"),
+        [
+            ("num_drafts", 1, "1 to 3"), ("num_drafts", 3, "1 to 3"), ("num_accepted_tokens", 2, "2"),
+            ("num_draft_tokens", 0, ""),
+        ],
+    )  # fmt: skip
+    def test_what_unfinished_conversations_counted_is_taken_off_within_its_bounds(
+        self, steps: pd.DataFrame, name: str, beside: int, words: str
+    ) -> None:
+        least = {"num_drafts": 1, "num_accepted_tokens": 2, "num_accepted_tokens_per_pos": [1, 1]}
+        most = least | {"num_drafts": 3}
+        inside = COUNTERS | {"num_drafts": 7, "num_accepted_tokens": 10, "num_accepted_tokens_per_pos": [5, 4, 1]}
+        at = inside | {name: COUNTERS[name] + beside}
+        assert check_counters(steps, at, least, most) == []
+        for off in {beside - 1, beside + 1} - {2} if words == "1 to 3" else {beside - 1, beside + 1}:
+            wrong = inside | {name: COUNTERS[name] + off}
+            (line,) = check_counters(steps, wrong, least, most)
+            given = f"step rows give {COUNTERS[name]}" + (f" and unfinished conversations {words}" if words else "")
+            assert line == f"{name}: {given}, the engine counted {wrong[name]}"
+
+    def test_without_an_upper_bound_only_too_few_are_seen(self, steps: pd.DataFrame) -> None:
+        least = {"num_accepted_tokens_per_pos": [1, 1]}
+        many = COUNTERS | {"num_drafts": 99, "num_draft_tokens": 999, "num_accepted_tokens_per_pos": [99, 99, 99, 99]}
+        assert check_counters(steps, many, least) == []
+        (line,) = check_counters(steps, many | {"num_accepted_tokens_per_pos": [99, 3, 1]}, least)
+        assert line == (
+            "num_accepted_tokens_per_pos[1]: step rows give 3 and unfinished conversations 1 or more, "
+            "the engine counted 3"
+        )
 
     def test_a_missing_counter_is_refused(self, steps: pd.DataFrame) -> None:
         with pytest.raises(UserError, match="lack num_drafts, num_accepted_tokens_per_pos"):

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from speceval import baseline, cli
+from speceval.acceptance import REQUEST
 from speceval.store import read_run
 
 DEMO = Path(__file__).resolve().parent.parent / "results" / "reference" / "demo"
@@ -35,7 +36,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def changed(tmp_path: Path, edit: Callable[[dict[str, Any]], None] | None = None, keep: float = 1.0) -> Path:
-    """A copy of the KL run with another run.json, or whose accepted drafts survive with probability `keep`."""
+    """A copy of the KL run with another run.json, or whose accepted drafts survive with probability `keep`.
+
+    The engine's counters go with the drafts: such a run has none.
+    """
     copy = tmp_path / "run"
     copy.mkdir(exist_ok=True)
     for name in ("run.json", "turns.parquet", "steps.parquet"):
@@ -48,7 +52,16 @@ def changed(tmp_path: Path, edit: Callable[[dict[str, Any]], None] | None = None
         steps = pd.read_parquet(copy / "steps.parquet")
         survived = np.random.default_rng(0).geometric(1 - keep, len(steps)) - 1
         steps["accepted"] = np.minimum(steps["accepted"], survived).astype("int32")
+        steps["committed"] = np.minimum(steps["committed"], 1 + steps["accepted"])
         steps.to_parquet(copy / "steps.parquet", index=False)
+        turns = pd.read_parquet(copy / "turns.parquet")
+        sums = steps.groupby(REQUEST)[["accepted", "committed"]].sum().reindex(pd.MultiIndex.from_frame(turns[REQUEST]))
+        accepted, committed = (sums[name].fillna(0).to_numpy().astype(int) for name in ("accepted", "committed"))
+        emitted = accepted + (turns["steps"] + turns["undrafted_steps"]).to_numpy()
+        turns = turns.assign(accepted=accepted, output_tokens=1 + committed, excess=emitted - committed)
+        turns.to_parquet(copy / "turns.parquet", index=False)
+        meta = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps(meta | {"segments": []}))
     return copy
 
 

@@ -65,9 +65,11 @@ def test_the_settings_in_the_fingerprint_are_the_engine_s_own(sampled: StoredRun
 
 def test_counters_of_a_tampered_store_do_not_agree(sampled: StoredRun) -> None:
     """The cross-check with vLLM's own counters can fail: one accepted token more is seen at its position."""
-    counters = sampled.meta.segments[0].counters
-    assert acceptance.check_counters(sampled.steps, asdict(counters)) == []
-    assert counters.steps_with_q == len(acceptance.drafted_steps(sampled.steps)) and counters.steps_one_hot == 0
+    (segment,) = sampled.meta.segments
+    assert segment.counters is not None and not segment.interrupted
+    counters = asdict(segment.counters)
+    assert acceptance.check_counters(sampled.steps, counters) == []
+    assert counters["steps_with_q"] == len(acceptance.drafted_steps(sampled.steps)) and counters["steps_one_hot"] == 0
     steps = sampled.steps.copy()
     row = steps.index[(steps["drafted"] > 0) & (steps["accepted"] == 1)][0]
     steps.loc[row, "accepted"] = 2
@@ -233,16 +235,46 @@ def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[s
     command = [sys.executable, "-m", "speceval", *ZOO, *options, "--out", "run"]
     journal = tmp_path / "run" / "journal.jsonl"
     for _ in range(3):
-        wanted = _lines(journal) + chance.randint(1, 25)
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            while _lines(journal) < wanted and process.poll() is None:
-                time.sleep(0.02)
-            assert process.poll() is None, "the run ended before it could be killed"
-            process.send_signal(signal.SIGKILL)
+        _signal_after(chance.randint(1, 25), signal.SIGKILL, command, journal)
     resumed = run(tmp_path / "run", *options)
     stored = [(conversation, seed) for conversation, seed, _ in tokens(resumed)]
     assert sorted(stored) == sorted((c.id, seed) for c in load("demo").conversations for seed in range(6))
     assert resumed.meta.problems == []
+    *killed, last = resumed.meta.segments
+    assert [segment.counters for segment in killed] == [None] * 3 and last.counters is not None
+    assert resumed.checked == (last.conversations, 24 * 6)
+
+
+def test_after_ctrl_c_the_counters_are_what_was_stored_and_what_was_in_flight(
+    zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ("--seeds", "0-5", "--batch", "8")
+    obey = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in the background
+    start = f"{obey}; runpy.run_module('speceval', run_name='__main__')"
+    command = [sys.executable, "-c", start, *ZOO, *options, "--out", "run"]
+    for lines in (20, 40):
+        assert _signal_after(lines, signal.SIGINT, command, tmp_path / "run" / "journal.jsonl") == 130
+    resumed = run(tmp_path / "run", *options)
+    assert resumed.meta.problems == [] and resumed.checked == (24 * 6, 24 * 6)
+    first, second, last = resumed.meta.segments
+    for segment in (first, second):
+        assert segment.interrupted and segment.unfinished_least is not None and segment.unfinished_most is not None
+        in_flight = segment.unfinished_least.num_accepted_tokens
+        assert in_flight == segment.unfinished_most.num_accepted_tokens > 0  # to be equal, not merely bounded
+    assert not last.interrupted
+
+
+def _signal_after(lines: int, number: signal.Signals, command: list[str], journal: Path) -> int:
+    """Send a running command a signal once so many more conversations are in the journal; returns its exit code."""
+    wanted = _lines(journal) + lines
+    with subprocess.Popen(
+        command, cwd=journal.parent.parent, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
+        while _lines(journal) < wanted and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it could be stopped"
+        process.send_signal(number)
+    return process.returncode
 
 
 def _lines(path: Path) -> int:

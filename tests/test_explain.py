@@ -149,7 +149,9 @@ def stored(tmp_path: Path) -> Path:
     steps, turns = frames()
     turns.to_parquet(tmp_path / store.TURNS)
     steps.to_parquet(tmp_path / store.STEPS)
-    made = content(problems=["[red]one"], spec__k=K, spec__suites=("hand",))
+    made = content(
+        problems=["[red]one"], spec__k=K, spec__suites=("hand",), spec__seeds=(0, 1), conversations=3, segments=[]
+    )
     (tmp_path / store.RUN).write_text(json.dumps(made))
     return tmp_path
 

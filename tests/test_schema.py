@@ -149,6 +149,7 @@ COMMANDS = {
     "explain": ("explain", KL, "--json"),
     "table": ("table", KL, "--format", "json"),
     "ls": ("ls", "suites", "--json"),
+    "validate": ("validate", KL, "--json"),
     "selftest": ("selftest", "--json", "--out", "selftest.json"),
 }
 """A command that prints each kind of output; of `verify` see its own tests."""

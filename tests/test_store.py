@@ -75,7 +75,7 @@ def test_tables_hold_what_was_appended(tmp_path: Path) -> None:
 def recorded(name: str, values: list[list[list[float]]] | None, kind: str = "recorded") -> dict[str, Any]:
     """A conversation of three steps, the middle one without drafts; `values` of the others, [2, kinds, K]."""
     line = conversation(name)
-    line["turns"][0]["steps"] = [(2, 1, 2), (0, 0, 1), (1, 0, 1)]
+    line["turns"][0] |= {"steps": [(2, 1, 2), (0, 0, 1), (1, 0, 1)], "token_ids": [1, 2, 3, 4, 5]}
     if values is not None:
         line["turns"][0][kind] = pack(np.array(values, np.float32))
     return line
@@ -241,6 +241,65 @@ def test_a_torn_last_line_is_dropped_and_its_conversation_is_due_again(tmp_path:
         assert store.done == {("s", "a", 0)}
         store.append(conversation("b"))
     assert journal.read_text().count("\n") == 2
+
+
+def test_a_journal_is_parsed_once_when_it_is_opened_and_once_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    original = json.loads
+
+    def loads(text: Any) -> Any:
+        parsed.append(text)
+        return original(text)
+
+    names = [f"{n:03}" for n in range(50)]
+    with Store(tmp_path / "run") as store:
+        store.write_meta(META)
+        monkeypatch.setattr("speceval.store.json.loads", loads)
+        for name in names[:40]:
+            store.append(conversation(name))
+        assert parsed == []
+    with Store(tmp_path / "run") as store:
+        assert len(parsed) == 40 and store.counts["s", "000", 0] == [(1, 1)]
+        for name in names[40:]:
+            store.append(conversation(name))
+        assert len(parsed) == 40
+        turns, _ = store.frames()
+        assert len(turns) == 50
+        store.finish(OVER)
+    assert len(parsed) == 40 + 50
+
+
+def test_tables_that_were_asked_for_early_do_not_stay_as_they_were(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(conversation("a"))
+        assert len(store.frames()[0]) == 1
+        store.append(conversation("b"))
+        assert len(store.frames()[0]) == 2
+
+
+def test_a_part_of_the_conversations_is_finished_with_their_rows_texts_and_reasons_alone(tmp_path: Path) -> None:
+    """As `--until` does: some have steps without drafts, are skipped, or come in another order."""
+    lines = {name: recorded(name, RATIO_ALPHA) for name in "dbca"} | {"e": conversation("e")}
+    for name in "ab":
+        lines[name]["skipped"] = f"{name} was too long"
+    with Store(tmp_path) as store:
+        store.write_meta(META)
+        for line in lines.values():
+            store.append(line)
+        store.finish(OVER, {("s", name, 0) for name in "ace"})
+    run = read_run(tmp_path)
+    assert run.turns["conversation"].tolist() == list("ace")
+    assert run.steps["conversation"].tolist() == [*"aaaccc", *"ee"] and run.steps["step"].tolist() == [1, 2, 3] * 2 + [
+        1,
+        2,
+    ]
+    assert run.steps["ratio_1"].notna().tolist() == [True, False, True] * 2 + [False] * 2
+    outputs = [json.loads(line)["conversation"] for line in (tmp_path / OUTPUTS).read_text().split("\n")[:-1]]
+    assert outputs == list("ace")
+    assert [(row.conversation, row.skipped) for row in run.meta.skipped] == [("a", "a was too long")]
+    assert acceptance.reconcile(run.steps, run.turns) == []
 
 
 def test_no_conversation_can_be_stored_twice(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from speceval import acceptance, catalog, cli, launch, until
+from speceval import acceptance, catalog, cli, launch, store, until
 from speceval.engines import Sampling
 from speceval.engines.simulated import SimulatedEngine
 from speceval.stopping import grid
@@ -135,8 +135,31 @@ def test_a_run_killed_anywhere_resumes_to_the_same_decision(call, monkeypatch: p
         assert call(*arguments, "--out", out)[0] == 0
         resumed = read_run(Path(out))
         if cut == total:  # the decision had been taken: there is nothing left to generate
-            assert [segment.conversations for segment in resumed.meta.segments] == [0]
+            assert [segment.conversations for segment in resumed.meta.segments][1:] == [0]
+        assert len(resumed.meta.segments) == 2 and resumed.meta.problems == []
+        assert len(set(resumed.checked)) == 1
         assert tables(resumed) == whole, out
+
+
+def test_looks_read_no_journal(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They follow what comes in: a run of many conversations would read it all at each of its looks."""
+    looks, read = 0, 0
+    decide, lines = until.decide_suite, store.read_lines
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return decide(*arguments, **named)
+
+    def reading(*arguments: Any, **named: Any) -> Any:
+        nonlocal read
+        read += 1
+        return lines(*arguments, **named)
+
+    monkeypatch.setattr(until, "decide_suite", counting)
+    monkeypatch.setattr(store, "read_lines", reading)
+    call(*RUN, "--suite", "own.jsonl", "--until", "1%", "--out", "run")
+    assert looks > 4 and read == 2  # when the store was opened, and at the end
 
 
 def test_what_has_overtaken_an_unfinished_conversation_does_not_count(tmp_path: Path) -> None:
@@ -153,13 +176,13 @@ def test_what_has_overtaken_an_unfinished_conversation_does_not_count(tmp_path: 
             "turns": [{**turn, "steps": steps}],
         }
 
-    with Store(tmp_path / "run") as store:
-        looks = until.Looks(until.Goal(0.5, {"s": order}, (0,)), store)
+    with Store(tmp_path / "run") as opened:
+        looks = until.Looks(until.Goal(0.5, {"s": order}, (0,)), opened)
         for n in range(1, 100):
-            store.append(line(n))
+            opened.append(line(n))
             looks.finished("s")
         assert looks.closed == set()
-        store.append(line(0))
+        opened.append(line(0))
         looks.finished("s")
         assert looks.closed == {"s"}
 

@@ -61,9 +61,9 @@ def baseline(
 ) -> None:
     """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
     from speceval import baseline as baselines
-    from speceval.store import read_run
+    from speceval import books
 
-    written = baselines.Baseline.of(read_run(run))
+    written = baselines.Baseline.of(books.read(run))
     size = baselines.write(written, output)
     if as_json:
         shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}

@@ -23,10 +23,10 @@ def compare(
 
     Runs whose protocols differ in more than the drafter are refused with exit code 3.
     """
+    from speceval import books
     from speceval.comparison import compare_runs
-    from speceval.store import read_run
 
-    found = compare_runs([read_run(run) for run in runs], allow or ())
+    found = compare_runs([books.read(run) for run in runs], allow or ())
     if as_json:
         options.print_json("compare", found)
     else:

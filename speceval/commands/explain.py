@@ -12,10 +12,10 @@ def explain(
     as_json: options.AsJson = False,
 ) -> None:
     """Print what other tools and the paper would have called this run's tau, and why each number differs."""
+    from speceval import books
     from speceval.explain import explain_run
-    from speceval.store import read_run
 
-    found = explain_run(read_run(run))
+    found = explain_run(books.read(run))
     if as_json:
         options.print_json("explain", found)
         return

@@ -26,11 +26,11 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [default: standard output].")] = None,
 ) -> None:
     """Export a finished run: a hub page, a speculation profile, or results as lm-evaluation-harness writes them."""
+    from speceval import books
     from speceval.errors import UserError
     from speceval.export import export as exported
-    from speceval.store import read_run
 
-    text = exported(read_run(run), as_.value)
+    text = exported(books.read(run), as_.value)
     if out is None:
         sys.stdout.write(text)
         return

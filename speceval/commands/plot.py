@@ -50,7 +50,7 @@ def plot(
     Prints each figure's caption, which says what its intervals are. The first run is the one that others are compared
     with.
     """
-    from speceval import plots
+    from speceval import books, plots
 
     if allow and kind not in (None, Kind.forest):
         raise UserError(f"--allow: has no meaning with --kind {kind.value}: leave it out")
@@ -65,9 +65,7 @@ def plot(
         return write(plots.draw_known_bad(*paths), kind, out)
     if not paths:
         raise UserError("which run? Name its directory: `speceval ls runs` lists them")
-    from speceval.store import read_run
-
-    stored = [read_run(path) for path in paths]
+    stored = [books.read(path) for path in paths]
     if kind is not None:
         return write(plots.draw(kind, stored, allow or []), kind, out)
     if out is not None and out.suffix.lower() in FORMATS:

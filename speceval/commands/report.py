@@ -20,11 +20,11 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained page about runs: verdict, tables, figures, audits, coloured outputs, protocol."""
+    from speceval import books
     from speceval.errors import UserError
     from speceval.report import write
-    from speceval.store import read_run
 
     if out.is_dir():
         raise UserError(f"--out {out}: a directory: name the page, such as {out / 'report.html'}")
-    size = write([read_run(run) for run in runs], out, verify, allow or ())
+    size = write([books.read(run) for run in runs], out, verify, allow or ())
     print(f"{out}: {size / 1e6:.1f} MB" if size > 1e6 else f"{out}: {size / 1e3:.0f} kB")

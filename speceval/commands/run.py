@@ -98,8 +98,6 @@ def run(
     if baseline:
         finished = _with_speedup(job, finished, batches)
     print_run(finished, as_json)
-    if finished.meta.problems:
-        raise typer.Exit(1)
 
 
 def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> StoredRun:
@@ -116,15 +114,14 @@ def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> St
 
 def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was `asked`; `UserError` where they differ."""
-    from speceval import catalog, replay
+    from speceval import books, catalog, replay
     from speceval.catalog.methods import find
     from speceval.errors import UserError
     from speceval.protocol import FLAGS
-    from speceval.store import read_run
 
     if options.given(ctx, "baseline"):
         raise UserError("--baseline: has no meaning with --replay: leave it out")
-    stored = read_run(run)
+    stored = books.read(run)
     found, name = replay.source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft)
     if pair.draft is not None and find(pair.draft.method).deterministic:
@@ -169,10 +166,13 @@ def measure(job: Job) -> StoredRun:
 
 
 def print_run(stored: StoredRun, as_json: bool) -> None:
-    """Print a stored run: its tables, or one JSON object."""
+    """Print a stored run: its tables, or one JSON object. Exits with 1 if there is anything wrong with it."""
     from speceval import tables
 
+    content = tables.run_json(stored)
     if as_json:
-        options.print_json("run", tables.run_json(stored))
+        options.print_json("run", content)
     else:
-        options.output().print(tables.run_tables(stored))
+        options.output().print(tables.run_tables(stored, content))
+    if content["problems"]:
+        raise typer.Exit(1)

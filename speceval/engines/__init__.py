@@ -80,6 +80,9 @@ class Engine(Protocol):
     def step(self) -> tuple[int, list[Finished]]:
         """Advance once: the number of tokens committed, and the requests that finished."""
 
+    def in_flight(self) -> list[list[int]]:
+        """Tokens committed at each step so far by each request that is not finished, the prefill's first."""
+
     def counters(self) -> Counters:
         """The engine's own totals."""
 

@@ -226,6 +226,10 @@ class OfflineEngine:
             recorded=recorded,
         )
 
+    def in_flight(self) -> list[list[int]]:
+        """Tokens committed at each step so far by each request that is not finished, the prefill's first."""
+        return [list(commits) for commits in self._commits.values()]
+
     def counters(self) -> Counters:
         """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()

@@ -114,6 +114,11 @@ class SimulatedEngine:
                 )
         return committed, finished
 
+    def in_flight(self) -> list[list[int]]:
+        """Commits of the running requests."""
+        running = (request for request in self._running.values() if request.tokens)
+        return [[1, *(step.committed for step in request.steps)] for request in running]
+
     def counters(self) -> Counters:
         """Totals so far."""
         return Counters(

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from speceval import published, replay, speedup
+from speceval import books, published, replay, speedup
 from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.published import Figure
-from speceval.store import RUN, StoredRun, read_run
+from speceval.store import RUN, StoredRun
 from speceval.tables import suite_summary
 from speceval.zoo.recipe import METHODS as ZOO_METHODS
 
@@ -142,7 +142,7 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
             raise UserError(f"{path}: no runs here and no published figures: `speceval ls runs` lists runs")
         directories |= {directory.resolve(): directory for directory in found}
     for directory in directories.values():
-        run = read_run(directory)
+        run = books.read(directory)
         if not replay.is_replay(run):
             entries += from_run(run)
     if not entries:

@@ -171,12 +171,19 @@ def _preemptions(run: StoredRun) -> Audit:
 
 def _resumed(run: StoredRun) -> Audit:
     stretches = run.meta.segments
-    value = "no" if len(stretches) < 2 else ", ".join(f"{s.conversations:,}" for s in stretches) + " conversations"
+    value = "no"
+    if len(stretches) > 1:
+        value = f"{len(stretches)} stretches: {', '.join(f'{s.conversations:,}' for s in stretches)} conversations"
+    checked, measured = run.checked
+    unchecked = run.complete and checked < measured
+    if unchecked:
+        value += f"; {checked:,} of {measured:,} conversations were held against the engine's counters"
     return Audit(
         "resumed",
-        value if len(stretches) < 2 else f"{len(stretches)} stretches: {value}",
-        False,
-        "Conversations in flight at an interruption were generated again: the same law, other tokens than in one go.",
+        value,
+        unchecked,
+        "Conversations in flight at an interruption were generated again: the same law, other tokens than in one go. "
+        "An engine that is killed takes its counters with it.",
     )
 
 
@@ -231,5 +238,5 @@ def _k(run: StoredRun) -> int:
 
 
 def _counted(run: StoredRun, counter: Callable[[Counters], int]) -> int:
-    """One of the engine's own counters over all stretches of the run."""
-    return sum(counter(segment.counters) for segment in run.meta.segments)
+    """One of the engine's own counters over all stretches of the run, as far as they have any."""
+    return sum(counter(segment.counters) for segment in run.meta.segments if segment.counters is not None)

@@ -216,6 +216,15 @@ def _books(run: StoredRun) -> list[Statement]:
         return [Statement("bad", f"The books do not balance: {problem}.") for problem in run.meta.problems]
     if not run.complete:
         return [Statement("look", "The run is unfinished: its books have not been checked yet.")]
+    checked, measured = run.checked
+    if checked < measured:
+        return [
+            Statement(
+                "look",
+                "The books balance: drafted, accepted and committed tokens reconcile with each other. "
+                f"{checked:,} of {measured:,} conversations were held against the engine's own counters.",
+            )
+        ]
     return [
         Statement(
             "good",

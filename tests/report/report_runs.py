@@ -74,7 +74,16 @@ def write_run(
         **{f"spec__{name}": value for name, value in (spec or {}).items()},
         fingerprint__suites={suite: SUITE_FACTS | {"conversations": conversations} for suite in suites},
         conversations=len(keys),
-        segments=[segment(len(keys), num_drafts=accepted.size, steps_with_q=accepted.size)],
+        segments=[
+            segment(
+                len(keys),
+                num_drafts=accepted.size,
+                num_draft_tokens=k * accepted.size,
+                num_accepted_tokens=int(accepted.sum()),
+                num_accepted_tokens_per_pos=[int((accepted >= j).sum()) for j in range(1, k + 1)],
+                steps_with_q=accepted.size,
+            )
+        ],
         **(meta or {}),
     )
     (directory / store.RUN).write_text(json.dumps(made))

@@ -99,9 +99,14 @@ def test_counters_that_nobody_kept_are_not_called_none(run: StoredRun) -> None:
     assert found(altered(run, segments=[]), "preemptions").value == "0"
 
 
-def test_a_resumed_run_names_its_stretches_without_alarm(run: StoredRun) -> None:
-    one = found(altered(run, segments=[segment(60), segment(40)]), "resumed")
+def test_a_resumed_run_names_its_stretches_and_calls_only_where_counters_are_missing(run: StoredRun) -> None:
+    """As `speceval run` leaves them (tests/test_resumed.py): after Ctrl-C, and after a kill."""
+    first = segment(60) | {"interrupted": True, "unfinished_least": {}, "unfinished_most": {}}
+    last = segment(40) | {"first": 60}
+    one = found(altered(run, segments=[first, last]), "resumed")
     assert one.value == "2 stretches: 60, 40 conversations" and not one.attention
+    one = found(altered(run, segments=[first | {"counters": None}, last]), "resumed")
+    assert one.attention and one.value.endswith("; 40 of 100 conversations were held against the engine's counters")
     assert found(run, "resumed").value == "no"
 
 

@@ -25,8 +25,8 @@ def test_the_cpu_extra_is_a_release_that_was_read() -> None:
     assert [str(pin.version) for pin in requirement.specifier if str(pin.version) in versions.RELEASES]
 
 
-def test_the_readme_names_the_supported_span() -> None:
-    assert f"(vLLM {versions.FIRST} to {versions.LAST})" in (ROOT / "README.md").read_text()
+def test_the_page_on_installation_names_the_supported_span() -> None:
+    assert f"| vLLM {versions.FIRST} to {versions.LAST} |" in (ROOT / "docs" / "start" / "install.md").read_text()
 
 
 @pytest.mark.parametrize("version", [*versions.RELEASES, f"{versions.LAST}.7", f"{versions.FIRST}.0+cpu"])

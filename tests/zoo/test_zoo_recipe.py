@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speceval import catalog, zoo
-from speceval.catalog.recognise import PATH_METHODS
+from speceval.catalog.methods import METHODS as ROWS
 from speceval.zoo import losses, worker
 from speceval.zoo.recipe import FROM_SCRATCH, LOSSES, METHODS, PLANS
 
@@ -18,7 +18,7 @@ def test_every_architecture_has_every_loss_and_both_exist() -> None:
 
 def test_no_name_makes_vllm_take_a_drafter_for_another_method() -> None:
     for name, method in zoo.DRAFTERS.items():
-        assert method == "eagle3" or not any(part in name for part, _ in PATH_METHODS), name
+        assert method == "eagle3" or not any(row.path_part and row.path_part in name for row in ROWS.values()), name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""`speceval validate`: is what is stored still a run, and does it agree with itself?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from speceval.commands import options
+from speceval.errors import EXIT_BAD_INPUT, UserError
+
+
+def validate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Check stored runs: schema, tables, and every identity that their counts must obey. One line per problem.
+
+    Exit code 0 if all are sound, 1 if one has problems, 4 if one cannot be read.
+    """
+    validated = [_validate(run) for run in runs]
+    if as_json:
+        options.print_json("validate", {"runs": validated})
+    else:
+        for row in validated:
+            for line in row["problems"] or ["ok"]:
+                print(f"{row['run']}: {line}")
+    if not all(row["readable"] for row in validated):
+        raise typer.Exit(EXIT_BAD_INPUT)
+    raise typer.Exit(0 if all(row["ok"] for row in validated) else 1)
+
+
+def _validate(run: Path) -> dict[str, Any]:
+    """`run`, `ok`, `readable`, and `problems`, one line each."""
+    from speceval import books
+    from speceval.store import read_run
+
+    try:
+        problems, readable = books.problems(read_run(run)), True
+    except UserError as error:
+        problems, readable = [str(error).removeprefix(str(run)).lstrip(":/ ")], False
+    return {"run": str(run), "ok": not problems, "readable": readable, "problems": problems}
