@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +14,17 @@ from speceval.engines import Counters, Finished, Sampling, align_steps, is_padde
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
-from vllm_patches.state import draft_truncation
-from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
+from vllm_patches.state import merged, switches
+from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, ask_disobedience, ask_settings, drain, start_replay
 from vllm_patches.worker import record as record_drafts
 
 SUPPORTED_VLLM = ((0, 29), (0, 34))
 """First supported version and the first one that is not."""
 
 WARM_UP_TOKENS = 8
+
+RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
+"""vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
 
 DRAIN_STEPS = 1000
 """Engine steps after which recordings are fetched though no request is done: well below `overlap.MOST_STEPS`."""
@@ -86,20 +90,19 @@ class OfflineEngine:
             "disable_log_stats": False,
             "worker_extension_cls": EXTENSION,
             **({} if speculative is None else {"per_request_spec_decode_metrics": "detailed"}),
-            **({"additional_config": additional} if additional else {}),
+            "additional_config": additional or {},
         }
-        clash = sorted(arguments.keys() & engine_args.keys())
-        if clash:
-            raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
         try:
-            self.llm = LLM(**arguments, **engine_args)
+            self.llm = LLM(**joined(arguments, engine_args))
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self.tokenizer = self.llm.get_tokenizer()
-        self.max_model_len = self._usable_context()
+        if wrong := ask_disobedience(self.llm, switches()):
+            raise UserError(f"{wrong}: nothing was measured")
+        self.max_model_len = self.facts()["max_model_len"]
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
         self._recordings = Recordings() if record or replay else None
@@ -115,46 +118,17 @@ class OfflineEngine:
         except NotImplementedError as error:
             raise UserError(f"{error}: set VLLM_USE_V2_MODEL_RUNNER=0") from None
 
-    def _usable_context(self) -> int:
-        """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
-        drafter = getattr(self._config.speculative_config, "draft_model_config", None)
-        limits = [self._config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
-        return min(limit for limit in limits if limit)
-
     def facts(self) -> dict[str, Any]:
-        """The settings as vLLM resolved them, and the patches as the worker process sees them."""
-        import torch
+        """The settings as the worker processes have them. Raises `UserError` where two workers differ.
 
-        config = self._config
-        speculative, parallel = config.speculative_config, config.parallel_config
-        return {
-            "vllm": self.version,
-            "torch": torch.__version__,
-            "device": config.device_config.device_type,
-            "runner": "V2" if config.use_v2_model_runner else "V1",
-            "method": speculative.method,
-            "k": speculative.num_speculative_tokens,
-            "draft_sample_method": speculative.draft_sample_method,
-            "rejection_sample_method": speculative.rejection_sample_method,
-            "draft_truncation": draft_truncation() and not config.use_v2_model_runner,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "quantization": config.model_config.quantization,
-            "kv_cache_dtype": str(config.cache_config.cache_dtype),
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "async_scheduling": bool(config.scheduler_config.async_scheduling),
-            "prefix_caching": bool(config.cache_config.enable_prefix_caching),
-            "enforce_eager": bool(config.model_config.enforce_eager),
-            "generation_config": config.model_config.generation_config,
-            "tensor_parallel": parallel.tensor_parallel_size,
-            "pipeline_parallel": parallel.pipeline_parallel_size,
-            "data_parallel": parallel.data_parallel_size,
-        }
+        `generation_config` is the frontend's: it makes the requests.
+        """
+        settings = agreed(ask_settings(self.llm))
+        return {"vllm": self.version, "generation_config": self._config.model_config.generation_config, **settings}
 
     def patches(self) -> list[PatchStatus]:
-        """Status of every ledger row, asked of the worker processes themselves."""
-        return ask(self.llm)
+        """Status of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
+        return merged(ask(self.llm))
 
     def warm_up(self) -> None:
         """Run a few tokens, so that nothing of the start-up is timed or counted."""
@@ -245,12 +219,38 @@ class OfflineEngine:
         return counters
 
 
+def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
+    """Both sides' arguments of vllm.LLM, with both sides' `additional_config`. Raises `UserError` where they clash."""
+    additional = users.get("additional_config") or {}
+    if not isinstance(additional, dict):
+        raise UserError(f"--engine-arg additional_config={additional}: must be an object of keys and values")
+    clash = sorted(ours.keys() & users.keys() - {"additional_config"})
+    clash += [f"additional_config: {key}" for key in sorted(ours["additional_config"].keys() & additional.keys())]
+    if clash:
+        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
+    return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
+
+
+def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all `workers` reported. Raises `UserError` naming the first that two of them differ in."""
+    first = workers[0]
+    for number, settings in enumerate(workers):
+        for name, value in settings.items():
+            if value != first[name]:
+                raise UserError(f"worker {number} has {name}={value!r}, worker 0 {first[name]!r}: nothing was measured")
+    return first
+
+
 def _environment() -> None:
     # In one process Ctrl-C and kill -9 leave nothing behind. A user's own setting wins.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
+    prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
+    if SWITCH_PREFIX not in prefixes:
+        os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,95 @@
+"""What is asked of vLLM, and that the answers are the worker processes' own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speceval.engines import offline
+from speceval.errors import UserError
+
+
+def test_settings_are_those_of_every_worker() -> None:
+    assert offline.agreed([{"k": 3, "draft_truncation": True}] * 3) == {"k": 3, "draft_truncation": True}
+    with pytest.raises(UserError, match="worker 2 has draft_truncation=False, worker 0 True: nothing was measured"):
+        offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
+
+
+def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None:
+    ours: dict[str, Any] = {"model": "m", "additional_config": {"draft_truncation": True}}
+    joined = offline.joined(ours, {"dtype": "float32", "additional_config": {"other": 1}})
+    assert joined == {
+        "model": "m",
+        "dtype": "float32",
+        "additional_config": {"other": 1, "draft_truncation": True},
+    }
+    for users, says in (
+        ({"model": "n"}, "--engine-arg model"),
+        ({"additional_config": {"draft_truncation": False}}, "--engine-arg additional_config: draft_truncation"),
+        ({"additional_config": "text"}, "must be an object"),
+    ):
+        with pytest.raises(UserError, match=says):
+            offline.joined(ours, users)
+
+
+def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_env = pytest.importorskip("vllm.ray.ray_env")
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards, whatever is set meanwhile
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    monkeypatch.setenv("SPECEVAL_PATCHES_SKIP", "cpu-expand")
+    monkeypatch.setenv(offline.RAY_PREFIXES, "MINE_")
+    assert "SPECEVAL_PATCHES_SKIP" not in ray_env.get_env_vars_to_copy()
+    offline._environment()
+    offline._environment()
+    assert os.environ[offline.RAY_PREFIXES] == "MINE_,SPECEVAL_"
+    assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+class TestAnotherProcess:
+    """The engine runs in a process of its own; `deaf_worker` holds workers that do not do as they are told."""
+
+    def run(self, tmp_path: Path, extension: str, *options: str) -> subprocess.CompletedProcess[str]:
+        code = (
+            "from speceval import cli\nfrom speceval.engines import offline\n"
+            f"offline.EXTENSION = {extension!r}\ncli.main()"
+        )
+        zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
+        small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")
+        environment = os.environ | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code, *zoo, *small, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def test_a_worker_that_obeys_is_measured(self, zoo: dict[str, Path], tmp_path: Path) -> None:
+        from speceval.store import read_run
+
+        done = self.run(tmp_path, "vllm_patches.worker.Extension", "--no-draft-truncation")
+        assert done.returncode == 0, done.stderr
+        assert read_run(tmp_path / "run").meta["fingerprint"]["engine"]["draft_truncation"] is False
+
+    def test_a_worker_that_never_got_the_setting_stops_the_run(self, zoo: dict[str, Path], tmp_path: Path) -> None:
+        done = self.run(tmp_path, "deaf_worker.Unconfigured", "--no-draft-truncation")
+        assert done.returncode == 4 and "Traceback" not in done.stderr
+        assert "the engine resolved draft_truncation to True, asked for False: nothing was measured" in done.stderr
+        assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_a_worker_that_obeyed_another_switch_stops_the_run(self, zoo: dict[str, Path], tmp_path: Path) -> None:
+        done = self.run(tmp_path, "deaf_worker.OtherSwitches")
+        assert done.returncode == 4 and "Traceback" not in done.stderr
+        assert "worker 0 was started with SPECEVAL_PATCHES_SKIP='cpu-expand', asked for None" in done.stderr
+        assert not (tmp_path / "run" / "run.json").exists()
