@@ -24,6 +24,8 @@ SKIP = "SPECEVAL_PATCHES_SKIP"
 PLUGINS = "VLLM_PLUGINS"
 """vLLM's own environment variable: the plugins to load, separated by commas; unset: all."""
 SWITCHES = (SWITCH, SKIP, PLUGINS)
+TEXT = "replay"
+"""Key of a request's `SamplingParams.extra_args`: the token ids that it is to emit (`taps.replay`)."""
 MARK = "__vllm_patch__"
 """Attribute of a replacement that holds its row's id."""
 

@@ -18,7 +18,7 @@ GREEDY_BELOW = 1e-5
 """Temperature below which vLLM takes the argmax (`_SAMPLING_EPS` in v1/sample/sampler.py)."""
 
 choose: Callable[[torch.Tensor], torch.Tensor] | None = None
-"""What stands in for the drawn tokens [rows], if anything does (`vllm_patches.replay`)."""
+"""What stands in for the drawn tokens [rows], if anything does (`vllm_patches.taps.replay`)."""
 
 Drafts = tuple[torch.Tensor, torch.Tensor | None]
 """Draft tokens [rows] and the q they were drawn from [rows, V]; None for argmax drafts."""

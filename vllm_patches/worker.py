@@ -5,17 +5,26 @@ Usage: `LLM(..., worker_extension_cls=EXTENSION)`, then `ask(llm)`. Only strings
 
 from __future__ import annotations
 
+import importlib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vllm_patches.counters import COUNTS
 from vllm_patches.settings import draft_truncation
 from vllm_patches.state import PatchStatus, Switches, disobeyed, status, switches
+from vllm_patches.taps.counters import COUNTS
 
 EXTENSION = "vllm_patches.worker.Extension"
 """Value of vLLM's `worker_extension_cls`."""
-TEXT = "replay"
-"""Key of a request's `SamplingParams.extra_args`: the token ids that it is to emit (`vllm_patches.replay`)."""
+OVERLAP, EVIDENCE, REPLAY = "overlap", "evidence", "replay"
+"""The listeners: modules of `vllm_patches.taps`."""
+SAME = 1e-3
+"""Relative difference of two ranks' sums that rounding explains; another token in a step shows as much more."""
+
+
+class Disagreement(RuntimeError):
+    """Workers that must have done the same did not."""
 
 
 class Extension:
@@ -59,29 +68,55 @@ class Extension:
             "data_parallel": parallel.data_parallel_size,
         }
 
-    def draft_counts(self) -> dict[str, int]:
-        """The worker's verify steps since its start, by how their drafts were verified (`vllm_patches.counters`)."""
-        return dict(COUNTS)
+    def draft_counts(self) -> dict[str, int] | None:
+        """This worker's verify steps since its start, by how their drafts were verified (`taps.counters`).
 
-    def record_overlap(self, on: bool) -> None:
-        """Record r and alpha of every sampled draft from now on, or no longer (`vllm_patches.overlap`)."""
-        from vllm_patches import overlap
+        None from a worker that samples nothing: an earlier stage of a pipeline.
+        """
+        return dict(COUNTS) if _place()[0] else None
 
-        overlap.stop()
-        if on:
-            self.overlap_recorder = overlap.start(self.model_runner)  # type: ignore[attr-defined]
+    def start_tap(self, name: str) -> str:
+        """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
 
-    def start_replay(self) -> None:
-        """Replay the requests that name a text from now on (`vllm_patches.replay`); drained as the overlap is."""
-        from vllm_patches import overlap, replay
+        Returns why that cannot be, or nothing.
+        """
+        from vllm_patches.taps.tap import TAP
 
-        overlap.stop()
-        self.overlap_recorder = replay.start(self.model_runner)  # type: ignore[attr-defined]
+        start = importlib.import_module(f"vllm_patches.taps.{name}").start
+        try:
+            TAP.add(name, start, self.model_runner)  # type: ignore[attr-defined]
+        except NotImplementedError as error:
+            return str(error)
+        return ""
 
-    def drain_overlap(self) -> dict[str, Any]:
-        """What was recorded since the last call: `overlap.Recorder.drain`."""
-        drained: dict[str, Any] = self.overlap_recorder.drain()
-        return drained
+    def stop_tap(self, name: str | None = None) -> None:
+        """The listener `name` hears nothing more; without a name: none does, of an engine before this one neither."""
+        from vllm_patches.taps.tap import TAP
+
+        if name is None:
+            TAP.clear()
+        else:
+            TAP.remove(name)
+
+    def open_taps(self) -> list[str]:
+        """Who hears this worker's verify steps; nobody does if the live verifier is not wrapped."""
+        from vllm_patches.taps.tap import TAP, tapped
+
+        return TAP.names() if tapped() else []
+
+    def drain_tap(self, name: str) -> dict[str, Any] | None:
+        """What a listener has recorded since the last call, and its `sums`; the sums alone from all but the first rank.
+
+        None from a worker that samples nothing: an earlier stage of a pipeline.
+        """
+        from vllm_patches.taps.tap import TAP
+
+        drained = TAP.drain(name)
+        samples, first, alone = _place()
+        if not samples:
+            return None
+        sums = {} if alone else {"sums": recorder_sums(drained)}
+        return drained | sums if first else sums
 
 
 def usable_context(config: Any) -> int:
@@ -110,25 +145,62 @@ def ask_disobedience(llm: Any, asked: Switches) -> str:
     return disobeyed(asked, zip(llm.collective_rpc("patch_switches"), rows, strict=True))
 
 
-def record(llm: Any, on: bool) -> None:
-    """Record r and alpha of every sampled draft of `llm`, a vllm.LLM built with `worker_extension_cls=EXTENSION`.
+def start_tap(llm: Any, name: str) -> str:
+    """Have the listener `name` (OVERLAP, EVIDENCE, REPLAY) hear every verify step of `llm` from now on.
 
-    Off: undo what an engine that ran before in the same process may have left.
+    Returns why a worker cannot, or nothing.
     """
-    llm.collective_rpc("record_overlap", args=(on,))
+    return next(filter(None, llm.collective_rpc("start_tap", args=(name,))), "")
 
 
-def start_replay(llm: Any) -> None:
-    """Replay, in `llm`, the requests that name a text (`vllm_patches.replay`) and record what would be kept."""
-    llm.collective_rpc("start_replay")
+def stop_tap(llm: Any, name: str | None = None) -> None:
+    """The listener `name` hears nothing more; without a name: none does, and the verifiers are vLLM's own."""
+    llm.collective_rpc("stop_tap", args=(name,))
 
 
-def drain(llm: Any) -> dict[str, Any]:
-    """`Extension.drain_overlap` of the worker that samples; tensor-parallel ranks record the same."""
-    drained: list[dict[str, Any]] = llm.collective_rpc("drain_overlap")
-    return next((recorded for recorded in drained if recorded["requests"]), drained[0])
+def ask_taps(llm: Any) -> list[list[str]]:
+    """`Extension.open_taps` of each worker of `llm`."""
+    return list(llm.collective_rpc("open_taps"))
+
+
+def drain_tap(llm: Any, name: str) -> dict[str, Any]:
+    """What the listener `name` has recorded since the last call, from the worker whose tokens vLLM returns.
+
+    That is the first tensor-parallel rank of the last pipeline stage. The other ranks sample the same, each for
+    itself: raises Disagreement if their sums say otherwise.
+    """
+    first, *others = [drained for drained in llm.collective_rpc("drain_tap", args=(name,)) if drained is not None]
+    for rank, other in enumerate(others, start=1):
+        if not same_sums(first["sums"], other["sums"]):
+            raise Disagreement(f"tensor-parallel rank {rank} verified other drafts than rank 0")
+    return dict(first)
 
 
 def ask_counts(llm: Any) -> dict[str, int]:
-    """`Extension.draft_counts` of the first worker of `llm`: ranks of one replica count the same steps."""
-    return dict(llm.collective_rpc("draft_counts")[0])
+    """`Extension.draft_counts` of the workers of `llm` that sample; raises Disagreement if they counted differently."""
+    first, *others = [counts for counts in llm.collective_rpc("draft_counts") if counts is not None]
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise Disagreement(f"tensor-parallel rank {rank} counted other verify steps than rank 0")
+    return dict(first)
+
+
+def _place() -> tuple[bool, bool, bool]:
+    """Whether this worker samples; whether it is the first of those that do; whether it is the only one."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    group = get_tp_group()
+    return get_pp_group().is_last_rank, group.is_first_rank, group.world_size == 1
+
+
+def recorder_sums(drained: dict[str, Any]) -> list[float]:
+    """Steps, drafts and the sum of the values of what a listener drained."""
+    import numpy as np
+
+    values = np.frombuffer(drained["values"], np.float32)
+    return [len(drained["counts"]), sum(drained["counts"]), float(np.nansum(values, dtype=float))]
+
+
+def same_sums(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two ranks heard the same: they compute p and q each for itself, so that the last digits may differ."""
+    return list(a[:2]) == list(b[:2]) and math.isclose(a[2], b[2], rel_tol=SAME)

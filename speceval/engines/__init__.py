@@ -25,7 +25,7 @@ class Sampling:
     max_tokens: int
     seed: int | None
     replay: tuple[int, ...] | None = None
-    """Tokens to emit in place of what is sampled (`vllm_patches.replay`)."""
+    """Tokens to emit in place of what is sampled (`vllm_patches.taps.replay`)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Finished:
 class Counters:
     """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics).
 
-    The `steps_*` are the worker's (`vllm_patches.counters`); 0 where nothing counts them.
+    The `steps_*` are the worker's (`vllm_patches.taps.counters`); 0 where nothing counts them.
     """
 
     num_drafts: int = 0

@@ -14,9 +14,21 @@ from speceval.engines import Counters, Finished, Sampling, align_steps, is_padde
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
-from vllm_patches.state import merged, switches
-from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, ask_disobedience, ask_settings, drain, start_replay
-from vllm_patches.worker import record as record_drafts
+from vllm_patches.state import TEXT, merged, switches
+from vllm_patches.worker import (
+    EXTENSION,
+    OVERLAP,
+    REPLAY,
+    Disagreement,
+    ask,
+    ask_counts,
+    ask_disobedience,
+    ask_settings,
+    ask_taps,
+    drain_tap,
+    start_tap,
+    stop_tap,
+)
 
 SUPPORTED_VLLM = ((0, 29), (0, 34))
 """First supported version and the first one that is not."""
@@ -27,7 +39,7 @@ RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEV
 """vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
 
 DRAIN_STEPS = 1000
-"""Engine steps after which recordings are fetched though no request is done: well below `overlap.MOST_STEPS`."""
+"""Engine steps after which recordings are fetched though no request is done: well below `recorder.MOST_STEPS`."""
 
 
 def require_vllm() -> str:
@@ -53,8 +65,8 @@ class OfflineEngine:
 
     `model` is a hub id or a directory, `speculative` vLLM's `speculative_config` (None: the target
     alone), `additional` its `additional_config`;
-    `record`: keep r and alpha of every sampled draft (`vllm_patches.overlap`); `replay`: requests name their text
-    (`vllm_patches.replay`).
+    `record`: keep r and alpha of every sampled draft (`vllm_patches.taps.overlap`); `replay`: requests name their text
+    (`vllm_patches.taps.replay`).
     Raises `UserError` when vLLM refuses the configuration.
     """
 
@@ -105,18 +117,43 @@ class OfflineEngine:
         self.max_model_len = self.facts()["max_model_len"]
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
-        self._recordings = Recordings() if record or replay else None
+        self._recorder = REPLAY if replay else OVERLAP if record else None
+        self._recordings = Recordings()
         self._undrained = 0
-        self._record(record, replay)
+        self._taps: set[str] = set()
+        stop_tap(self.llm)  # an engine that ran before in this process may have left some
+        if self._recorder is not None:
+            self.listen(self._recorder)
 
-    def _record(self, record: bool, replay: bool) -> None:
+    def listen(self, name: str) -> None:
+        """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
+
+        Raises `UserError` when a worker cannot, or does not.
+        """
+        if reason := start_tap(self.llm, name):
+            raise UserError(f"{reason}: set VLLM_USE_V2_MODEL_RUNNER=0")
+        self._taps.add(name)
+        for number, heard in enumerate(ask_taps(self.llm)):
+            if heard != sorted(self._taps):
+                raise UserError(
+                    f"worker {number} records {', '.join(heard) or 'nothing'}, asked for "
+                    f"{', '.join(sorted(self._taps))}: nothing was measured"
+                )
+
+    def unlisten(self, name: str) -> None:
+        """The listener hears nothing more."""
+        stop_tap(self.llm, name)
+        self._taps.discard(name)
+
+    def heard(self, name: str) -> dict[str, Any]:
+        """What the listener has recorded since the last call (`vllm_patches.worker.drain_tap`).
+
+        Raises `UserError` when workers that must have heard the same did not.
+        """
         try:
-            if replay:
-                start_replay(self.llm)
-            else:
-                record_drafts(self.llm, record)
-        except NotImplementedError as error:
-            raise UserError(f"{error}: set VLLM_USE_V2_MODEL_RUNNER=0") from None
+            return drain_tap(self.llm, name)
+        except Disagreement as error:
+            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
 
     def facts(self) -> dict[str, Any]:
         """The settings as the worker processes have them. Raises `UserError` where two workers differ.
@@ -165,9 +202,11 @@ class OfflineEngine:
             outputs = self._engine.step()
             self._undrained += 1
             due = self._undrained == DRAIN_STEPS or any(output.finished for output in outputs)
-            if self._recordings is not None and due:
-                self._recordings.take(drain(self.llm), self._commits)
+            if self._recorder is not None and due:
+                self._recordings.take(self.heard(self._recorder), self._commits)
                 self._undrained = 0
+        except UserError:
+            raise
         except Exception as error:
             traceback.print_exc()  # into the engine's log
             raise UserError(
@@ -191,7 +230,7 @@ class OfflineEngine:
         drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
         cached, k = output.num_cached_tokens or 0, getattr(self._config.speculative_config, "num_speculative_tokens", 0)
         padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
-        recorded = None if self._recordings is None else self._recordings.pop(name, drafted[padded:], k)
+        recorded = None if self._recorder is None else self._recordings.pop(name, drafted[padded:], k)
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
@@ -206,7 +245,11 @@ class OfflineEngine:
     def counters(self) -> Counters:
         """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()
-        for name, count in ask_counts(self.llm).items():
+        try:
+            counts = ask_counts(self.llm)
+        except Disagreement as error:
+            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+        for name, count in counts.items():
             setattr(counters, name, count)
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")

@@ -22,3 +22,10 @@ class OtherSwitches(Extension):
     def patch_switches(self) -> dict[str, str | None]:
         os.environ["SPECEVAL_PATCHES_SKIP"] = "cpu-expand"
         return super().patch_switches()
+
+
+class NoRecorder(Extension):
+    """Says that it records, and does not."""
+
+    def start_tap(self, name: str) -> str:
+        return ""

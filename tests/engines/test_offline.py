@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from speceval.engines import offline
 from speceval.errors import UserError
+from speceval.store import read_run
 
 
 def test_settings_are_those_of_every_worker() -> None:
@@ -51,12 +53,32 @@ def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest
     assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
 
 
+WORKERS = {
+    "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
+    "never got the setting": ("deaf_worker.Unconfigured", "--no-draft-truncation"),
+    "obeyed another switch": ("deaf_worker.OtherSwitches",),
+    "does not record": ("deaf_worker.NoRecorder",),
+}
+"""Worker extension and options of each run; the engine is in a process of its own."""
+
+
 @pytest.mark.engine
 @pytest.mark.slow
 class TestAnotherProcess:
-    """The engine runs in a process of its own; `deaf_worker` holds workers that do not do as they are told."""
+    """Whether workers that do not do as they are told (`deaf_worker`) are noticed."""
 
-    def run(self, tmp_path: Path, extension: str, *options: str) -> subprocess.CompletedProcess[str]:
+    @pytest.fixture(scope="class")
+    def done(
+        self, zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    ) -> dict[str, tuple[subprocess.CompletedProcess[str], Path]]:
+        """What each of WORKERS came to, and the run's directory; two at a time."""
+        root = tmp_path_factory.mktemp("workers")
+        with ThreadPoolExecutor(2) as pool:
+            return dict(
+                zip(WORKERS, pool.map(lambda name: self.run(root / name, *WORKERS[name]), WORKERS), strict=True)
+            )
+
+    def run(self, folder: Path, extension: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         code = (
             "from speceval import cli\nfrom speceval.engines import offline\n"
             f"offline.EXTENSION = {extension!r}\ncli.main()"
@@ -67,29 +89,27 @@ class TestAnotherProcess:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         }
-        return subprocess.run(
-            [sys.executable, "-c", code, *zoo, *small, *options],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        folder.mkdir()
+        command = [sys.executable, "-c", code, *zoo, *small, *options]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True), folder / "run"
 
-    def test_a_worker_that_obeys_is_measured(self, zoo: dict[str, Path], tmp_path: Path) -> None:
-        from speceval.store import read_run
+    def test_a_worker_that_obeys_is_measured(self, done: dict[str, Any]) -> None:
+        result, directory = done["obeys"]
+        assert result.returncode == 0, result.stderr
+        assert read_run(directory).meta["fingerprint"]["engine"]["draft_truncation"] is False
 
-        done = self.run(tmp_path, "vllm_patches.worker.Extension", "--no-draft-truncation")
-        assert done.returncode == 0, done.stderr
-        assert read_run(tmp_path / "run").meta["fingerprint"]["engine"]["draft_truncation"] is False
-
-    def test_a_worker_that_never_got_the_setting_stops_the_run(self, zoo: dict[str, Path], tmp_path: Path) -> None:
-        done = self.run(tmp_path, "deaf_worker.Unconfigured", "--no-draft-truncation")
-        assert done.returncode == 4 and "Traceback" not in done.stderr
-        assert "the engine resolved draft_truncation to True, asked for False: nothing was measured" in done.stderr
-        assert not (tmp_path / "run" / "run.json").exists()
-
-    def test_a_worker_that_obeyed_another_switch_stops_the_run(self, zoo: dict[str, Path], tmp_path: Path) -> None:
-        done = self.run(tmp_path, "deaf_worker.OtherSwitches")
-        assert done.returncode == 4 and "Traceback" not in done.stderr
-        assert "worker 0 was started with SPECEVAL_PATCHES_SKIP='cpu-expand', asked for None" in done.stderr
-        assert not (tmp_path / "run" / "run.json").exists()
+    @pytest.mark.parametrize(
+        ("worker", "says"),
+        [
+            ("never got the setting", "the engine resolved draft_truncation to True, asked for False"),
+            ("obeyed another switch", "worker 0 was started with SPECEVAL_PATCHES_SKIP='cpu-expand', asked for None"),
+            ("does not record", "worker 0 records nothing, asked for overlap"),
+        ],
+    )
+    def test_a_worker_that_does_not_stops_the_run_with_one_line(
+        self, done: dict[str, Any], worker: str, says: str
+    ) -> None:
+        result, directory = done[worker]
+        assert result.returncode == 4 and "Traceback" not in result.stderr
+        assert f"{says}: nothing was measured" in result.stderr
+        assert not (directory / "run.json").exists()
