@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speceval.engines import Counters, Finished, Sampling, align_steps, is_padded
 from speceval.engines.recordings import Recordings
@@ -16,6 +16,7 @@ from speceval.errors import UserError
 from vllm_patches import PatchStatus
 from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.worker import (
+    EVIDENCE,
     EXTENSION,
     OVERLAP,
     REPLAY,
@@ -29,6 +30,9 @@ from vllm_patches.worker import (
     start_tap,
     stop_tap,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SUPPORTED_VLLM = ((0, 29), (0, 34))
 """First supported version and the first one that is not."""
@@ -154,6 +158,26 @@ class OfflineEngine:
             return drain_tap(self.llm, name)
         except Disagreement as error:
             raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+
+    def start_evidence(self) -> bool:
+        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
+
+        Rejection methods other than the standard one do not accept with probability min(1, p/q).
+        """
+        standard = self.facts()["rejection_sample_method"] == "standard"
+        if standard:
+            self.listen(EVIDENCE)
+        return standard
+
+    def take_evidence(self) -> tuple[dict[str, NDArray[Any]] | None, dict[str, int]]:
+        """What was recorded since `start_evidence`, which ends: rows (None: none) and counts (`taps.evidence`)."""
+        from vllm_patches.taps import evidence
+
+        heard = self.heard(EVIDENCE)
+        self.unlisten(EVIDENCE)
+        rows = evidence.rows(heard)
+        counts = {name: heard[name] for name in evidence.COUNTS}
+        return rows if len(rows["position"]) or counts["broken"] else None, counts
 
     def facts(self) -> dict[str, Any]:
         """The settings as the worker processes have them. Raises `UserError` where two workers differ.

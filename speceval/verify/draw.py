@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from speceval.engines import Finished, Sampling
 from speceval.engines.offline import OfflineEngine
 from speceval.errors import UserError
-from vllm_patches.worker import EVIDENCE
 
 Tick = Callable[[int, int], None]
 """Told after each engine step: continuations finished, and wanted."""
@@ -77,10 +76,7 @@ class Continuations:
 def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
     """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error."""
     _check_context(engine, plan)
-    # Other rejection methods do not accept with probability min(1, p/q).
-    recording = engine.facts()["rejection_sample_method"] == "standard"
-    if recording:
-        engine.listen(EVIDENCE)
+    recording = engine.start_evidence()
     before = engine.counters().preemptions
     batch = AHEAD * engine.facts()["max_num_seqs"]
     finished: dict[str, Finished] = {}
@@ -101,7 +97,8 @@ def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
         found.undrafted += sum(step.drafted == 0 for step in done.steps)
     found.counts["preemptions"] = engine.counters().preemptions - before
     if recording:
-        _take_evidence(engine, found)
+        found.recorded, counts = engine.take_evidence()
+        found.counts |= counts
     return found
 
 
@@ -125,16 +122,6 @@ def prompt_log_probabilities(engine: OfflineEngine, sequences: Sequence[Sequence
         [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], sequence[1:], strict=True)]
         for output, sequence in zip(outputs, sequences, strict=True)
     ]
-
-
-def _take_evidence(engine: OfflineEngine, found: Continuations) -> None:
-    from vllm_patches.taps import evidence
-
-    heard = engine.heard(EVIDENCE)
-    engine.unlisten(EVIDENCE)
-    rows = evidence.rows(heard)
-    found.recorded = rows if len(rows["position"]) else None
-    found.counts |= {name: heard[name] for name in evidence.COUNTS}
 
 
 def _check_context(engine: OfflineEngine, plan: Plan) -> None:

@@ -53,6 +53,42 @@ def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest
     assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
 
 
+class Evidence(offline.OfflineEngine):
+    """An engine whose workers recorded what a test says."""
+
+    def __init__(self, **drained: Any) -> None:
+        self.drained = {"requests": [], "counts": [], "values": b"", "padded": 0, "broken": 0, "without_q": 0} | drained
+
+    def facts(self) -> dict[str, Any]:
+        return {"rejection_sample_method": self.method}
+
+    def heard(self, name: str) -> dict[str, Any]:
+        return self.drained
+
+    def listen(self, name: str) -> None:
+        self.listening = name
+
+    def unlisten(self, name: str) -> None:
+        self.listening = ""
+
+    method, listening = "standard", ""
+
+
+def test_nothing_recorded_is_told_from_rows_that_were_all_broken() -> None:
+    assert Evidence().take_evidence() == (None, {"padded": 0, "broken": 0, "without_q": 0})
+    rows, counts = Evidence(broken=3).take_evidence()
+    assert rows is not None and len(rows["alpha"]) == 0 and counts["broken"] == 3
+
+
+def test_evidence_is_taken_only_of_drafts_that_are_accepted_one_by_one() -> None:
+    engine = Evidence()
+    assert engine.start_evidence() and engine.listening == "evidence"
+    engine.take_evidence()
+    assert engine.listening == ""
+    engine.method = "block"
+    assert not engine.start_evidence() and engine.listening == ""
+
+
 WORKERS = {
     "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
     "never got the setting": ("deaf_worker.Unconfigured", "--no-draft-truncation"),

@@ -52,7 +52,14 @@ def test_what_was_recorded_comes_from_the_rank_whose_tokens_vllm_returns() -> No
 
 @pytest.mark.parametrize(
     ("values", "same"),
-    [([0.5, 0.25], True), ([0.50001, 0.25], True), ([0.5, np.nan], False), ([0.5], False), ([0.5, 0.3], False)],
+    [
+        ([0.5, 0.25], True),
+        ([0.5000001, 0.25], True),
+        ([0.50001, 0.25], False),
+        ([0.5, np.nan], False),
+        ([0.5], False),
+        ([0.5, 0.3], False),
+    ],
 )
 def test_ranks_that_verified_other_drafts_are_an_error(values: list[float], same: bool) -> None:
     workers = answers(drain_tap=[drained([0.5, 0.25]), {"sums": drained(values)["sums"]}])

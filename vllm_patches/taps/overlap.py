@@ -63,11 +63,13 @@ def measure(drafts: Tensor, p: Tensor, q: Tensor | None) -> Tensor:
 
 def measure_logits(drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
     """`measure` with p = softmax(logits) [R, V], a bounded number of rows at a time."""
+    if logits.numel() <= MOST_ELEMENTS:
+        return measure(drafts, logits.softmax(-1, dtype=torch.float32), q)
     parts = [
         measure(drafts[part], logits[part].softmax(-1, dtype=torch.float32), None if q is None else q[part])
         for part in pieces(len(drafts), logits.shape[-1])
     ]
-    return torch.cat(parts, dim=1) if parts else logits.new_zeros(2, 0)
+    return torch.cat(parts, dim=1)
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:
