@@ -142,7 +142,8 @@ def call_rows() -> Iterator[dict[str, Any]]:
     reject = rejection_sampler.rejection_sample, cpu_rejection.replace(rejection_sampler.rejection_sample)
     stock_draft = SpecDecodeBaseProposer._sample_from_logits
     draft = stock_draft, v1_draft_sampling.replace(stock_draft)
-    proposer = SimpleNamespace(_enable_probabilistic_draft_probs=True, use_fp64_gumbel=False)
+    config = SimpleNamespace(additional_config={})
+    proposer = SimpleNamespace(_enable_probabilistic_draft_probs=True, use_fp64_gumbel=False, vllm_config=config)
     for vocabulary, batch in SHAPES:
         torch.manual_seed(0)
         logits = torch.randn(batch, vocabulary) * 3

@@ -22,16 +22,15 @@ from speceval import display, launch, runner
 from speceval.engines import offline
 from speceval.engines.recordings import Recordings
 from speceval.store import Store
-from vllm_patches import overlap
+from vllm_patches.taps.overlap import Overlap
 
 ROUNDS = 5
 SEEDS = tuple(range(16))
 CASES = (("lk-eagle3", 5, 64), ("lk-eagle3", 5, 8), ("lk-mtp", 7, 64))
 """Drafter, K and batch."""
 CALLS: tuple[tuple[Any, str], ...] = (
-    (overlap, "measure_logits"),
-    (overlap.Recorder, "add"),
-    (offline, "drain"),
+    (Overlap, "hear"),
+    (offline, "drain_tap"),
     (Recordings, "take"),
     (Recordings, "pop"),
     (runner, "pack"),

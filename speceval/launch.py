@@ -44,7 +44,7 @@ from speceval.store import Store, StoredRun, read_meta, read_run, run_directory
 from speceval.stretch import account_for
 from speceval.suites import Suite
 from speceval.weights import weights_hash
-from vllm_patches.state import TRUNCATION_SWITCH
+from vllm_patches import settings
 from vllm_patches.versions import DISTRIBUTIONS
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
@@ -208,15 +208,16 @@ def start_engine(job: Job, alone: bool = False) -> OfflineEngine:
     if job.target.source == "zoo":
         for name, value in ZOO_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    os.environ[TRUNCATION_SWITCH] = str(int(spec.draft_truncation))
     arguments = drafter_arguments(job.draft, spec)
+    additional = {settings.DRAFT_TRUNCATION: spec.draft_truncation, **arguments.get("additional_config", {})}
     if job.forced is not None:
         arguments["speculative_config"]["synthetic_acceptance_rates"] = list(job.forced)
+        additional[settings.KNOWN_ANSWER] = True
     return OfflineEngine(
         model=job.target.model,
         revision=job.target.revision,
         speculative=None if alone else arguments["speculative_config"],
-        additional=arguments.get("additional_config"),
+        additional=additional,
         batch=spec.batch,
         seed=spec.seeds[0],
         prefix_caching=spec.prefix_caching,

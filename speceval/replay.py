@@ -3,7 +3,7 @@
 The output of speculative decoding has the target's law whatever the drafter, so drafters can be compared on the same
 text x. Given the text, position j of a step that starts at s was an accepted draft with probability kept_j(s) =
 min(1, q_j(x)/p_j(x)) once the positions before it were, so P(A >= j | s, x) = prod_{i<=j} kept_i(s). A replayed run
-holds kept_j for every start s of every text (`vllm_patches.replay`); where the steps of a free run start follows from
+holds kept_j for every start s of every text (`vllm_patches.taps.replay`); where a free run's steps start follows from
 
     v(1) = 1,    v(s + 1 + a) += v(s) P(A = a | s, x),
 

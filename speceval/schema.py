@@ -109,7 +109,7 @@ class Facts(Strict):
     runner: str
     """vLLM's model runner, "V1" or "V2"."""
     method: str
-    """How drafts are made: "eagle3", "ngram" …"""
+    """How drafts are made: "eagle3", "ngram" …; "none": the target alone."""
     k: int
     """Most draft tokens of a step."""
     draft_sample_method: str | None
@@ -194,7 +194,7 @@ class Fingerprint(Strict):
 class Counters:
     """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics).
 
-    The `steps_*` are the worker's (`vllm_patches.counters`); 0 where nothing counts them.
+    The `steps_*` are the worker's (`vllm_patches.taps.counters`); 0 where nothing counts them.
     """
 
     num_drafts: int = 0

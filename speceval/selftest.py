@@ -8,9 +8,7 @@ must be fixed in advance: docs/trust/is-the-count-right.md.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -81,18 +79,6 @@ def conditional(rates: Sequence[float]) -> tuple[float, ...]:
     return tuple(u / before if before else 0.0 for u, before in zip(rates, [1.0, *rates[:-1]], strict=True))
 
 
-@contextmanager
-def allowed() -> Iterator[None]:
-    """Let engines with forced acceptance start meanwhile (`vllm_patches.refuse.KNOWN_ANSWER_SWITCH`)."""
-    from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
-
-    os.environ[KNOWN_ANSWER_SWITCH] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[KNOWN_ANSWER_SWITCH]
-
-
 def prepare(
     target: str, draft: str, temperature: float, rates: Sequence[float], samples: int, directory: Path, **options: Any
 ) -> Job:
@@ -129,8 +115,7 @@ def run(jobs: Sequence[Job], steps: int, measure: Callable[[Job], StoredRun]) ->
     level = FALSE_ALARM / (tests(len(rates)) * len(jobs))
     conditions: list[dict[str, Any]] = []
     for job in jobs:
-        with allowed():
-            stored = measure(job)
+        stored = measure(job)
         problems = [problem for problem in stored.meta.problems if problem != FORCED]
         engine = stored.meta.fingerprint.engine
         if engine.rejection_sample_method != "synthetic":

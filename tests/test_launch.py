@@ -1,5 +1,6 @@
 """What is compared between the question and the engine, and how a drafter is named to vLLM."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,23 @@ def test_r_and_alpha_are_recorded_where_drafts_are_accepted_by_them(
 ) -> None:
     asked: dict[str, Any] = {}
     version.setattr(launch, "OfflineEngine", lambda **arguments: asked.update(arguments))
-    version.setenv(launch.TRUNCATION_SWITCH, "1")
     target = catalog.Target(name="t", source="hub", model="a/t")  # type: ignore[call-arg]
     launch.start_engine(launch.Job(SPEC.model_copy(update=changes), target, draft("eagle3"), [], Path("run")))
     assert asked["record"] is records
+
+
+@pytest.mark.parametrize("truncation", [True, False])
+@pytest.mark.parametrize("method", ["eagle3", "mlp_speculator"])
+def test_draft_truncation_travels_in_the_engine_s_own_configuration(
+    version: pytest.MonkeyPatch, method: str, truncation: bool
+) -> None:
+    """An environment variable would reach this process only."""
+    asked: dict[str, Any] = {}
+    before = dict(os.environ)
+    version.setattr(launch, "OfflineEngine", lambda **arguments: asked.update(arguments))
+    target = catalog.Target(name="t", source="hub", model="a/t")  # type: ignore[call-arg]
+    spec = SPEC.model_copy(update={"draft_truncation": truncation})
+    launch.start_engine(launch.Job(spec, target, draft(method), [], Path("run")))
+    assert asked["additional"]["draft_truncation"] is truncation
+    assert ("draft_checkpoint" in asked["additional"]) == (method == "mlp_speculator")
+    assert dict(os.environ) == before

@@ -12,7 +12,6 @@ import pytest
 
 from speceval import launch, layouts, render
 from speceval.baseline import Baseline
-from speceval.engines.offline import OfflineEngine
 from speceval.export import FORMATS, export
 from speceval.plots import style, tau_k
 from speceval.protocol import RunSpec
@@ -20,6 +19,7 @@ from speceval.schema import SCHEMA_VERSION, own_method
 from speceval.store import read_run
 from speceval.zoo.recipe import METHODS
 from vllm_patches import methods
+from vllm_patches.worker import Extension
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 STORED = sorted(path.parent for path in REFERENCE.glob("**/run.json"))
@@ -86,24 +86,19 @@ def test_a_baseline_file_of_before_is_read_with_the_method_s_own_name() -> None:
 
 
 @pytest.mark.parametrize("method", methods.HEADS)
-def test_the_engine_tells_the_method_behind_vllm_s_own_name(method: str) -> None:
+def test_a_worker_tells_the_method_behind_vllm_s_own_name(method: str) -> None:
     config: Any = SimpleNamespace(
-        speculative_config=SimpleNamespace(
-            method=methods.TRANSPORT,
-            model=methods.HEADS[method][0],
-            num_speculative_tokens=3,
-            draft_sample_method="greedy",
-            rejection_sample_method="standard",
-        ),
-        device_config=SimpleNamespace(device_type="cpu"),
+        speculative_config=SimpleNamespace(method=methods.TRANSPORT, model=methods.HEADS[method][0]),
         use_v2_model_runner=False,
-        model_config=SimpleNamespace(dtype="f", quantization=None, enforce_eager=True, generation_config="vllm"),
+        model_config=SimpleNamespace(dtype="f", quantization=None, enforce_eager=True, max_model_len=8),
         cache_config=SimpleNamespace(cache_dtype="auto", enable_prefix_caching=False),
         scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=1, async_scheduling=False),
         parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1),
+        additional_config={},
     )
-    engine = SimpleNamespace(_config=config, version="0.33.0", max_model_len=8)
-    assert OfflineEngine.facts(engine).method == method  # type: ignore[arg-type]
+    worker = Extension()
+    vars(worker).update(vllm_config=config, device=SimpleNamespace(type="cpu"))
+    assert worker.engine_settings()["method"] == method
 
 
 def test_the_classes_of_ours_are_where_vllm_is_told_to_look_for_them() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from speceval.protocol import make_spec
 from speceval.runner import Progress, Template, measure
 from speceval.schema import OUTPUTS
 from speceval.suites import Conversation, Suite
-from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
+from vllm_patches.settings import KNOWN_ANSWER
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = (0.9, 0.7, 0.5, 0.3, 0.1)
@@ -180,9 +179,7 @@ def test_too_few_steps_are_no_verdict() -> None:
         selftest.judge(steps, turns, [], RATES, 11, LEVEL)
 
 
-def test_a_user_s_run_with_forced_acceptance_is_refused_at_every_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with the switch set: it opens the engine, not the command."""
-    monkeypatch.setenv(KNOWN_ANSWER_SWITCH, "1")
+def test_a_user_s_run_with_forced_acceptance_is_refused_at_every_temperature() -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(UserError, match="nothing to measure"):
             launch.prepare(
@@ -190,12 +187,10 @@ def test_a_user_s_run_with_forced_acceptance_is_refused_at_every_temperature(mon
             )
 
 
-def test_only_the_self_test_sets_the_switch_and_only_while_it_runs() -> None:
+def test_only_the_self_test_forces_rates_and_only_forced_rates_open_the_engine() -> None:
     files = [*(ROOT / "speceval").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
-    assert [file.name for file in files if "KNOWN_ANSWER" in file.read_text()] == ["selftest.py"]
-    with selftest.allowed():
-        assert os.environ[KNOWN_ANSWER_SWITCH] == "1"
-    assert KNOWN_ANSWER_SWITCH not in os.environ
+    assert [file.name for file in files if "forced=" in file.read_text()] == ["selftest.py"]
+    assert [file.name for file in files if "KNOWN_ANSWER" in file.read_text()] == ["launch.py"]
 
 
 def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(
@@ -209,6 +204,9 @@ def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(
     speculative = asked["speculative"]
     assert speculative["rejection_sample_method"] == "synthetic"
     assert speculative["synthetic_acceptance_rates"] == list(RATES)
+    assert asked["additional"][KNOWN_ANSWER] is True
+    launch.start_engine(replace(job, forced=None))
+    assert KNOWN_ANSWER not in asked["additional"]
     assert job.spec.rejection == "synthetic" and not job.spec.record and job.spec.seeds == (0, 1)
 
 

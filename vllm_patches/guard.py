@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import os
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.methods import own_name
-from vllm_patches.refuse import KNOWN_ANSWER_SWITCH, check, check_config
+from vllm_patches.refuse import check, check_config
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
 
 logger = logging.getLogger("vllm.vllm_patches")
@@ -87,8 +86,7 @@ def refusal(config: Any) -> str | None:
 
     Either no patch makes its settings right (`refuse`), or a patch that it needs does not fit this vLLM's source.
     """
-    known_answer = os.environ.get(KNOWN_ANSWER_SWITCH) == "1"
-    if reason := check_config(config, str(vllm_version()), known_answer):
+    if reason := check_config(config, str(vllm_version())):
         return reason
     for patch in needs(config):
         state, reason = judge(patch)

@@ -11,14 +11,11 @@ from typing import Any
 
 from packaging.version import Version
 
+from vllm_patches import settings
 from vllm_patches.methods import DETERMINISTIC, XPRESS
 from vllm_patches.versions import FIRST, LAST, supported
 
 BLOCK_EXACT = Version("0.33")
-KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
-"""Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
-given, no measurement: only `speceval selftest` sets this, for its own engines, to see whether the given rates come
-back."""
 
 
 def check(
@@ -39,7 +36,7 @@ def check(
     defaults), `temperature` the largest of the run, `structured_outputs` whether any request has a grammar.
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
     `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
-    rejection, and nothing else (KNOWN_ANSWER_SWITCH).
+    rejection, and nothing else (`settings.KNOWN_ANSWER`).
     """
     config = dict(speculative_config)
     method = config.get("rejection_sample_method")
@@ -55,7 +52,7 @@ def check(
     return next((reason for reason in rules if reason), None)
 
 
-def check_config(config: Any, version: str, known_answer: bool = False) -> str | None:
+def check_config(config: Any, version: str) -> str | None:
     """`check` of a resolved `vllm.config.VllmConfig`, at the highest temperature a request could ask for."""
     spec = config.speculative_config
     if spec is None:
@@ -69,7 +66,7 @@ def check_config(config: Any, version: str, known_answer: bool = False) -> str |
         target_vocab=config.model_config.get_vocab_size() if draft is not None else None,
         draft_vocab=draft.get_vocab_size() if draft is not None else None,
         draft_architectures=getattr(getattr(draft, "hf_config", None), "architectures", None) or (),
-        known_answer=known_answer,
+        known_answer=settings.known_answer(config),
     )
 
 

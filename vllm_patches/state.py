@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,10 +22,16 @@ SWITCH = "SPECEVAL_PATCHES"
 """Environment variable; "0" leaves vLLM as it is."""
 SKIP = "SPECEVAL_PATCHES_SKIP"
 """Environment variable: ids of rows to leave out, separated by commas."""
-TRUNCATION_SWITCH = "SPECEVAL_DRAFT_TRUNCATION"
-"""Environment variable; "0" draws drafts with the temperature alone, as stock vLLM does."""
+PLUGINS = "VLLM_PLUGINS"
+"""vLLM's own environment variable: the plugins to load, separated by commas; unset: all."""
+SWITCHES = (SWITCH, SKIP, PLUGINS)
+TEXT = "replay"
+"""Key of a request's `SamplingParams.extra_args`: the token ids that it is to emit (`taps.replay`)."""
 MARK = "__vllm_patch__"
 """Attribute of a replacement that holds its row's id."""
+
+Switches = Mapping[str, str | None]
+"""Environment variables and what they are set to."""
 
 ACTIVE = "active"
 OFF = "switched off"
@@ -89,7 +95,43 @@ def missing(
         if not mine:
             lines.append(f"{patch.id}: not reported")
         lines += [str(s) for s in mine if s.state not in (ACTIVE, NATIVE)]
-    return lines
+    return list(dict.fromkeys(lines))
+
+
+def merged(statuses: Iterable[PatchStatus]) -> list[PatchStatus]:
+    """One status for each row that several processes reported: active only where it is active in all of them.
+
+    Where they differ, the first state that is neither active nor native stands for all.
+    """
+    rows: dict[str, list[PatchStatus]] = {}
+    for row in statuses:
+        rows.setdefault(row.id, []).append(row)
+    return [next((s for s in same if s.state not in (ACTIVE, NATIVE)), same[0]) for same in rows.values()]
+
+
+def switches() -> Switches:
+    """The environment variables that switch patches off, as they stand in this process; None for one that is not set.
+
+    They act before there is any configuration, so that a worker must find them in its own environment.
+    """
+    return {name: os.environ.get(name) for name in SWITCHES}
+
+
+def disobeyed(asked: Switches, workers: Iterable[tuple[Switches, Sequence[PatchStatus]]]) -> str:
+    """What a worker did other than the `switches` that were asked for, in one line; empty if all obeyed.
+
+    `workers`: the switches that each found and its statuses, which are read off the live symbols.
+    """
+    for number, (found, statuses) in enumerate(workers):
+        for name, value in asked.items():
+            if found[name] != value:
+                return f"worker {number} was started with {name}={found[name]!r}, asked for {value!r}"
+        for row in statuses:
+            if row.state == ACTIVE and (off := switched_off(asked) or skipped(row.id, asked)):
+                return f"worker {number} has the patch {row.id} active, though {off}"
+            if row.state == OFF and not (switched_off(asked) or skipped(row.id, asked)):
+                return f"worker {number} has the patch {row.id} switched off ({row.reason}), which was not asked for"
+    return ""
 
 
 def needed(patch: Patch, device: str, temperature: float, method: str | None, runner: str) -> bool:
@@ -114,7 +156,7 @@ def judge(patch: Patch) -> tuple[str, str]:
         return NATIVE, f"vLLM {installed} needs no patch"
     if patch.device not in (ANY, device()):
         return NOT_NEEDED, f"vLLM {installed} does not run on the {patch.device} platform here"
-    if off := switched_off() or skipped(patch):
+    if off := switched_off() or skipped(patch.id):
         return OFF, off
     if not SpecifierSet(patch.versions).contains(installed, prereleases=True):
         return REFUSED, f"vLLM {installed} is outside {patch.versions}"
@@ -189,22 +231,17 @@ def device() -> str:
     return "cpu" if cpu_build or sys.platform == "darwin" else "accelerator"
 
 
-def switched_off() -> str:
+def switched_off(environment: Switches = os.environ) -> str:
     """The environment setting that switches the patches off; empty if none does."""
-    if os.environ.get(SWITCH, "").strip() == "0":
+    if (environment.get(SWITCH) or "").strip() == "0":
         return f"{SWITCH}=0"
-    plugins = os.environ.get("VLLM_PLUGINS")
+    plugins = environment.get(PLUGINS)
     if plugins is not None and PLUGIN not in [name.strip() for name in plugins.split(",")]:
-        return f"VLLM_PLUGINS={plugins} leaves out {PLUGIN}"
+        return f"{PLUGINS}={plugins} leaves out {PLUGIN}"
     return ""
 
 
-def skipped(patch: Patch) -> str:
-    """The environment setting that leaves out this row; empty if none does."""
-    ids = [name.strip() for name in os.environ.get(SKIP, "").split(",")]
-    return f"{SKIP} names it" if patch.id in ids else ""
-
-
-def draft_truncation() -> bool:
-    """Whether drafts are drawn from the distribution that the request's top-k and top-p leave."""
-    return os.environ.get(TRUNCATION_SWITCH, "").strip() != "0"
+def skipped(patch_id: str, environment: Switches = os.environ) -> str:
+    """The environment setting that leaves out a row; empty if none does."""
+    ids = [name.strip() for name in (environment.get(SKIP) or "").split(",")]
+    return f"{SKIP} names it" if patch_id in ids else ""

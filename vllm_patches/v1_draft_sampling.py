@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from vllm_patches.state import draft_truncation
+from vllm_patches.settings import draft_truncation
 
 GREEDY_BELOW = 1e-5
 """Temperature below which vLLM takes the argmax (`_SAMPLING_EPS` in v1/sample/sampler.py)."""
 
 choose: Callable[[torch.Tensor], torch.Tensor] | None = None
-"""What stands in for the drawn tokens [rows], if anything does (`vllm_patches.replay`)."""
+"""What stands in for the drawn tokens [rows], if anything does (`vllm_patches.taps.replay`)."""
 
 Drafts = tuple[torch.Tensor, torch.Tensor | None]
 """Draft tokens [rows] and the q they were drawn from [rows, V]; None for argmax drafts."""
@@ -31,15 +31,18 @@ def replace(original: Callable[..., Drafts]) -> Callable[..., Drafts]:
     def _sample_from_logits(self: Any, logits: torch.Tensor, sampling_metadata: Any) -> Drafts:
         if not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy:
             return logits.argmax(-1), None
-        return sample(logits, sampling_metadata, self.use_fp64_gumbel)
+        return sample(logits, sampling_metadata, self.use_fp64_gumbel, draft_truncation(self.vllm_config))
 
     return _sample_from_logits
 
 
-def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool, truncated: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draft tokens [rows] and their q [rows, V] from `logits` [rows, V], which may be overwritten.
 
-    `metadata` is the batch's SamplingMetadata. Parallel drafters have K consecutive rows for each request.
+    `metadata` is the batch's SamplingMetadata; not `truncated`: its temperature alone has a say. Parallel drafters have
+    K consecutive rows for each request.
     """
     each = len(logits) // len(metadata.temperature)
     temperature, top_k, top_p = (
@@ -50,7 +53,7 @@ def sample(logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool) -> tuple[
     if greedy is not None:
         temperature = temperature.masked_fill(greedy, 1.0)
     logits = logits.float().div_(temperature.unsqueeze(1))
-    if draft_truncation():
+    if truncated:
         logits = truncate(logits, top_k, top_p)
     q = logits.softmax(-1)
     drafts = draw(q, metadata.generators, each, use_fp64_gumbel)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vllm_patches.settings import draft_truncation
 from vllm_patches.v1_draft_sampling import sample
 
 
@@ -30,7 +31,8 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, num_speculative_tokens, target_hidden_states, sampling_metadata, slot_mappings)
         logits = self.model.compute_logits(self.model(target_hidden_states))[:num_speculative_tokens]
         fp64 = self.vllm_config.model_config.use_fp64_gumbel
-        drafts, q = zip(*(sample(head, sampling_metadata, fp64) for head in logits), strict=True)
+        truncated = draft_truncation(self.vllm_config)
+        drafts, q = zip(*(sample(head, sampling_metadata, fp64, truncated) for head in logits), strict=True)
         self._last_draft_probs = torch.stack(q, dim=1)
         return torch.stack(drafts, dim=1)
 

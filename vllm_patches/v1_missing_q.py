@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vllm_patches.counters import COUNTS, ONE_HOT, PADDED, STRUCTURED, WITH_Q
+from vllm_patches.taps.counters import COUNTS, ONE_HOT, PADDED, STRUCTURED, WITH_Q
 from vllm_patches.v1_drafting import has_grammar, keeps_q
 
 

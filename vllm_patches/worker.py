@@ -1,52 +1,130 @@
-"""Ask the worker processes, where vLLM samples, which patches are active and what they counted.
+"""Ask the worker processes, where vLLM samples, which patches are active, what they obey and what they counted.
 
-Usage: `LLM(..., worker_extension_cls=EXTENSION)`, then `ask(llm)`.
+Usage: `LLM(..., worker_extension_cls=EXTENSION)`, then `ask(llm)`. Only strings and plain data cross between processes.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vllm_patches.counters import COUNTS
-from vllm_patches.state import PatchStatus, status
+from vllm_patches.methods import own_name
+from vllm_patches.settings import draft_truncation
+from vllm_patches.state import PatchStatus, Switches, disobeyed, status, switches
+from vllm_patches.taps.counters import COUNTS
 
-EXTENSION = "vllm_patches.worker.PatchReport"
+EXTENSION = "vllm_patches.worker.Extension"
 """Value of vLLM's `worker_extension_cls`."""
-TEXT = "replay"
-"""Key of a request's `SamplingParams.extra_args`: the token ids that it is to emit (`vllm_patches.replay`)."""
+OVERLAP, EVIDENCE, REPLAY = "overlap", "evidence", "replay"
+"""The listeners: modules of `vllm_patches.taps`."""
+SAME = 1e-6
+"""Relative difference of two ranks' sums that float32 rounding explains: another draft among 100,000 shows as more."""
 
 
-class PatchReport:
+class Disagreement(RuntimeError):
+    """Workers that must have done the same did not."""
+
+
+class Extension:
     """Mixed by vLLM into its worker class."""
 
     def patch_status(self) -> list[dict[str, str]]:
         """`status()` of this worker process as plain dictionaries, which vLLM can send between processes."""
         return [asdict(row) for row in status()]
 
-    def draft_counts(self) -> dict[str, int]:
-        """The worker's verify steps since its start, by how their drafts were verified (`vllm_patches.counters`)."""
-        return dict(COUNTS)
+    def patch_switches(self) -> dict[str, str | None]:
+        """`switches()` of this worker process."""
+        return dict(switches())
 
-    def record_overlap(self, on: bool) -> None:
-        """Record r and alpha of every sampled draft from now on, or no longer (`vllm_patches.overlap`)."""
-        from vllm_patches import overlap
+    def engine_settings(self) -> dict[str, Any]:
+        """The settings that move acceptance, as this worker process has them, for every drafting method."""
+        import torch
 
-        overlap.stop()
-        if on:
-            self.overlap_recorder = overlap.start(self.model_runner)  # type: ignore[attr-defined]
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        speculative, model, cache = config.speculative_config, config.model_config, config.cache_config
+        scheduler, parallel = config.scheduler_config, config.parallel_config
+        return {
+            "torch": str(torch.__version__),  # a class of its own, which vLLM does not send
+            "device": self.device.type,  # type: ignore[attr-defined]
+            "runner": "V2" if config.use_v2_model_runner else "V1",
+            "method": "none" if speculative is None else own_name(speculative.method, speculative.model),
+            "k": getattr(speculative, "num_speculative_tokens", 0),
+            "draft_sample_method": getattr(speculative, "draft_sample_method", None),
+            "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
+            "draft_truncation": draft_truncation(config) and not config.use_v2_model_runner,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": model.quantization,
+            "kv_cache_dtype": str(cache.cache_dtype),
+            "max_model_len": usable_context(config),
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "async_scheduling": bool(scheduler.async_scheduling),
+            "prefix_caching": bool(cache.enable_prefix_caching),
+            "enforce_eager": bool(model.enforce_eager),
+            "tensor_parallel": parallel.tensor_parallel_size,
+            "pipeline_parallel": parallel.pipeline_parallel_size,
+            "data_parallel": parallel.data_parallel_size,
+        }
 
-    def start_replay(self) -> None:
-        """Replay the requests that name a text from now on (`vllm_patches.replay`); drained as the overlap is."""
-        from vllm_patches import overlap, replay
+    def draft_counts(self) -> dict[str, int] | None:
+        """This worker's verify steps since its start, by how their drafts were verified (`taps.counters`).
 
-        overlap.stop()
-        self.overlap_recorder = replay.start(self.model_runner)  # type: ignore[attr-defined]
+        None from a worker that samples nothing: an earlier stage of a pipeline.
+        """
+        return dict(COUNTS) if _place()[0] else None
 
-    def drain_overlap(self) -> dict[str, Any]:
-        """What was recorded since the last call: `overlap.Recorder.drain`."""
-        drained: dict[str, Any] = self.overlap_recorder.drain()
-        return drained
+    def start_tap(self, name: str) -> str:
+        """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
+
+        Returns why that cannot be, or nothing.
+        """
+        from vllm_patches.taps.tap import TAP
+
+        start = importlib.import_module(f"vllm_patches.taps.{name}").start
+        try:
+            TAP.add(name, start, self.model_runner)  # type: ignore[attr-defined]
+        except NotImplementedError as error:
+            return str(error)
+        return ""
+
+    def stop_tap(self, name: str | None = None) -> None:
+        """The listener `name` hears nothing more; without a name: none does, of an engine before this one neither."""
+        from vllm_patches.taps.tap import TAP
+
+        if name is None:
+            TAP.clear()
+        else:
+            TAP.remove(name)
+
+    def open_taps(self) -> list[str]:
+        """Who hears this worker's verify steps; nobody does if the live verifier is not wrapped."""
+        from vllm_patches.taps.tap import TAP, tapped
+
+        return TAP.names() if tapped() else []
+
+    def drain_tap(self, name: str) -> dict[str, Any] | None:
+        """What a listener has recorded since the last call, and its `sums`; the sums alone from all but the first rank.
+
+        None from a worker that samples nothing: an earlier stage of a pipeline.
+        """
+        from vllm_patches.taps.tap import TAP
+
+        drained = TAP.drain(name)
+        samples, first, alone = _place()
+        if not samples:
+            return None
+        sums = {} if alone else {"sums": recorder_sums(drained)}
+        return drained | sums if first else sums
+
+
+def usable_context(config: Any) -> int:
+    """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
+    drafter = getattr(config.speculative_config, "draft_model_config", None)
+    limits = [config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
+    return min(limit for limit in limits if limit)
 
 
 def ask(llm: Any) -> list[PatchStatus]:
@@ -57,25 +135,73 @@ def ask(llm: Any) -> list[PatchStatus]:
     return [PatchStatus(**row) for worker in llm.collective_rpc("patch_status") for row in worker]
 
 
-def record(llm: Any, on: bool) -> None:
-    """Record r and alpha of every sampled draft of `llm`, a vllm.LLM built with `worker_extension_cls=EXTENSION`.
+def ask_settings(llm: Any) -> list[dict[str, Any]]:
+    """`Extension.engine_settings` of each worker of `llm`."""
+    return list(llm.collective_rpc("engine_settings"))
 
-    Off: undo what an engine that ran before in the same process may have left.
+
+def ask_disobedience(llm: Any, asked: Switches) -> str:
+    """What a worker of `llm` did other than the environment `asked` for (`state.disobeyed`); empty if all obeyed."""
+    rows = [[PatchStatus(**row) for row in worker] for worker in llm.collective_rpc("patch_status")]
+    return disobeyed(asked, zip(llm.collective_rpc("patch_switches"), rows, strict=True))
+
+
+def start_tap(llm: Any, name: str) -> str:
+    """Have the listener `name` (OVERLAP, EVIDENCE, REPLAY) hear every verify step of `llm` from now on.
+
+    Returns why a worker cannot, or nothing.
     """
-    llm.collective_rpc("record_overlap", args=(on,))
+    return next(filter(None, llm.collective_rpc("start_tap", args=(name,))), "")
 
 
-def start_replay(llm: Any) -> None:
-    """Replay, in `llm`, the requests that name a text (`vllm_patches.replay`) and record what would be kept."""
-    llm.collective_rpc("start_replay")
+def stop_tap(llm: Any, name: str | None = None) -> None:
+    """The listener `name` hears nothing more; without a name: none does, and the verifiers are vLLM's own."""
+    llm.collective_rpc("stop_tap", args=(name,))
 
 
-def drain(llm: Any) -> dict[str, Any]:
-    """`PatchReport.drain_overlap` of the worker that samples; tensor-parallel ranks record the same."""
-    drained: list[dict[str, Any]] = llm.collective_rpc("drain_overlap")
-    return next((recorded for recorded in drained if recorded["requests"]), drained[0])
+def ask_taps(llm: Any) -> list[list[str]]:
+    """`Extension.open_taps` of each worker of `llm`."""
+    return list(llm.collective_rpc("open_taps"))
+
+
+def drain_tap(llm: Any, name: str) -> dict[str, Any]:
+    """What the listener `name` has recorded since the last call, from the worker whose tokens vLLM returns.
+
+    That is the first tensor-parallel rank of the last pipeline stage. The other ranks sample the same, each for
+    itself: raises Disagreement if their sums say otherwise.
+    """
+    first, *others = [drained for drained in llm.collective_rpc("drain_tap", args=(name,)) if drained is not None]
+    for rank, other in enumerate(others, start=1):
+        if not same_sums(first["sums"], other["sums"]):
+            raise Disagreement(f"tensor-parallel rank {rank} verified other drafts than rank 0")
+    return dict(first)
 
 
 def ask_counts(llm: Any) -> dict[str, int]:
-    """`PatchReport.draft_counts` of the first worker of `llm`: ranks of one replica count the same steps."""
-    return dict(llm.collective_rpc("draft_counts")[0])
+    """`Extension.draft_counts` of the workers of `llm` that sample; raises Disagreement if they counted differently."""
+    first, *others = [counts for counts in llm.collective_rpc("draft_counts") if counts is not None]
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise Disagreement(f"tensor-parallel rank {rank} counted other verify steps than rank 0")
+    return dict(first)
+
+
+def _place() -> tuple[bool, bool, bool]:
+    """Whether this worker samples; whether it is the first of those that do; whether it is the only one."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    group = get_tp_group()
+    return get_pp_group().is_last_rank, group.is_first_rank, group.world_size == 1
+
+
+def recorder_sums(drained: dict[str, Any]) -> list[float]:
+    """Steps, drafts and the sum of the values of what a listener drained."""
+    import numpy as np
+
+    values = np.frombuffer(drained["values"], np.float32)
+    return [len(drained["counts"]), sum(drained["counts"]), float(np.nansum(values, dtype=float))]
+
+
+def same_sums(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two ranks heard the same: they compute p and q each for itself, so that the last digits may differ."""
+    return list(a[:2]) == list(b[:2]) and math.isclose(a[2], b[2], rel_tol=SAME)

@@ -28,7 +28,7 @@ class Sampling:
     max_tokens: int
     seed: int | None
     replay: tuple[int, ...] | None = None
-    """Tokens to emit in place of what is sampled (`vllm_patches.replay`)."""
+    """Tokens to emit in place of what is sampled (`vllm_patches.taps.replay`)."""
 
 
 @dataclass(frozen=True)

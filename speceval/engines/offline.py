@@ -6,22 +6,41 @@ import importlib.metadata
 import importlib.util
 import os
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speceval.engines import Counters, Facts, Finished, Sampling, align_steps, is_padded
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus, versions
-from vllm_patches.methods import own_name
-from vllm_patches.state import draft_truncation
-from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
-from vllm_patches.worker import record as record_drafts
+from vllm_patches.state import TEXT, merged, switches
+from vllm_patches.worker import (
+    EVIDENCE,
+    EXTENSION,
+    OVERLAP,
+    REPLAY,
+    Disagreement,
+    ask,
+    ask_counts,
+    ask_disobedience,
+    ask_settings,
+    ask_taps,
+    drain_tap,
+    start_tap,
+    stop_tap,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WARM_UP_TOKENS = 8
 
+RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
+"""vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
+
 DRAIN_STEPS = 1000
-"""Engine steps after which recordings are fetched though no request is done: well below `overlap.MOST_STEPS`."""
+"""Engine steps after which recordings are fetched though no request is done: well below `recorder.MOST_STEPS`."""
 
 
 def require_vllm() -> str:
@@ -46,8 +65,8 @@ class OfflineEngine:
 
     `model` is a hub id or a directory, `speculative` vLLM's `speculative_config` (None: the target
     alone), `additional` its `additional_config`;
-    `record`: keep r and alpha of every sampled draft (`vllm_patches.overlap`); `replay`: requests name their text
-    (`vllm_patches.replay`).
+    `record`: keep r and alpha of every sampled draft (`vllm_patches.taps.overlap`); `replay`: requests name their text
+    (`vllm_patches.taps.replay`).
     Raises `UserError` when vLLM refuses the configuration.
     """
 
@@ -83,75 +102,90 @@ class OfflineEngine:
             "disable_log_stats": False,
             "worker_extension_cls": EXTENSION,
             **({} if speculative is None else {"per_request_spec_decode_metrics": "detailed"}),
-            **({"additional_config": additional} if additional else {}),
+            "additional_config": additional or {},
         }
-        clash = sorted(arguments.keys() & engine_args.keys())
-        if clash:
-            raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
         try:
-            self.llm = LLM(**arguments, **engine_args)
+            self.llm = LLM(**joined(arguments, engine_args))
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self.tokenizer = self.llm.get_tokenizer()
-        self.max_model_len = self._usable_context()
+        if wrong := ask_disobedience(self.llm, switches()):
+            raise UserError(f"{wrong}: nothing was measured")
+        self.max_model_len = int(agreed(ask_settings(self.llm))["max_model_len"])
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
-        self._recordings = Recordings() if record or replay else None
+        self._recorder = REPLAY if replay else OVERLAP if record else None
+        self._recordings = Recordings()
         self._undrained = 0
-        self._record(record, replay)
+        self._taps: set[str] = set()
+        stop_tap(self.llm)  # an engine that ran before in this process may have left some
+        if self._recorder is not None:
+            self.listen(self._recorder)
 
-    def _record(self, record: bool, replay: bool) -> None:
+    def listen(self, name: str) -> None:
+        """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
+
+        Raises `UserError` when a worker cannot, or does not.
+        """
+        if reason := start_tap(self.llm, name):
+            raise UserError(f"{reason}: set VLLM_USE_V2_MODEL_RUNNER=0")
+        self._taps.add(name)
+        for number, heard in enumerate(ask_taps(self.llm)):
+            if heard != sorted(self._taps):
+                raise UserError(
+                    f"worker {number} records {', '.join(heard) or 'nothing'}, asked for "
+                    f"{', '.join(sorted(self._taps))}: nothing was measured"
+                )
+
+    def unlisten(self, name: str) -> None:
+        """The listener hears nothing more."""
+        stop_tap(self.llm, name)
+        self._taps.discard(name)
+
+    def heard(self, name: str) -> dict[str, Any]:
+        """What the listener has recorded since the last call (`vllm_patches.worker.drain_tap`).
+
+        Raises `UserError` when workers that must have heard the same did not.
+        """
         try:
-            if replay:
-                start_replay(self.llm)
-            else:
-                record_drafts(self.llm, record)
-        except NotImplementedError as error:
-            raise UserError(f"{error}: set VLLM_USE_V2_MODEL_RUNNER=0") from None
+            return drain_tap(self.llm, name)
+        except Disagreement as error:
+            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
 
-    def _usable_context(self) -> int:
-        """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
-        drafter = getattr(self._config.speculative_config, "draft_model_config", None)
-        limits = [self._config.model_config.max_model_len, getattr(drafter, "max_model_len", None)]
-        return min(limit for limit in limits if limit)
+    def start_evidence(self) -> bool:
+        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
+
+        Rejection methods other than the standard one do not accept with probability min(1, p/q).
+        """
+        standard = self.facts().rejection_sample_method == "standard"
+        if standard:
+            self.listen(EVIDENCE)
+        return standard
+
+    def take_evidence(self) -> tuple[dict[str, NDArray[Any]] | None, dict[str, int]]:
+        """What was recorded since `start_evidence`, which ends: rows (None: none) and counts (`taps.evidence`)."""
+        from vllm_patches.taps import evidence
+
+        heard = self.heard(EVIDENCE)
+        self.unlisten(EVIDENCE)
+        rows = evidence.rows(heard)
+        counts = {name: heard[name] for name in evidence.COUNTS}
+        return rows if len(rows["position"]) or counts["broken"] else None, counts
 
     def facts(self) -> Facts:
-        """The settings as vLLM resolved them, and the patches as the worker process sees them."""
-        import torch
+        """The settings as the worker processes have them. Raises `UserError` where two workers differ.
 
-        config = self._config
-        speculative, parallel = config.speculative_config, config.parallel_config
-        return Facts(
-            vllm=self.version,
-            torch=torch.__version__,
-            device=config.device_config.device_type,
-            runner="V2" if config.use_v2_model_runner else "V1",
-            method=own_name(speculative.method, speculative.model),
-            k=speculative.num_speculative_tokens,
-            draft_sample_method=speculative.draft_sample_method,
-            rejection_sample_method=speculative.rejection_sample_method,
-            draft_truncation=draft_truncation() and not config.use_v2_model_runner,
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
-            quantization=config.model_config.quantization,
-            kv_cache_dtype=str(config.cache_config.cache_dtype),
-            max_model_len=self.max_model_len,
-            max_num_seqs=config.scheduler_config.max_num_seqs,
-            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
-            async_scheduling=bool(config.scheduler_config.async_scheduling),
-            prefix_caching=bool(config.cache_config.enable_prefix_caching),
-            enforce_eager=bool(config.model_config.enforce_eager),
-            generation_config=config.model_config.generation_config,
-            tensor_parallel=parallel.tensor_parallel_size,
-            pipeline_parallel=parallel.pipeline_parallel_size,
-            data_parallel=parallel.data_parallel_size,
-        )
+        `generation_config` is the frontend's: it makes the requests.
+        """
+        generation = self._config.model_config.generation_config
+        return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
 
     def patches(self) -> list[PatchStatus]:
-        """Status of every ledger row, asked of the worker processes themselves."""
-        return ask(self.llm)
+        """Status of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
+        return merged(ask(self.llm))
 
     def warm_up(self) -> None:
         """Run a few tokens, so that nothing of the start-up is timed or counted."""
@@ -188,9 +222,11 @@ class OfflineEngine:
             outputs = self._engine.step()
             self._undrained += 1
             due = self._undrained == DRAIN_STEPS or any(output.finished for output in outputs)
-            if self._recordings is not None and due:
-                self._recordings.take(drain(self.llm), self._commits)
+            if self._recorder is not None and due:
+                self._recordings.take(self.heard(self._recorder), self._commits)
                 self._undrained = 0
+        except UserError:
+            raise
         except Exception as error:
             traceback.print_exc()  # into the engine's log
             raise UserError(
@@ -214,7 +250,7 @@ class OfflineEngine:
         drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
         cached, k = output.num_cached_tokens or 0, getattr(self._config.speculative_config, "num_speculative_tokens", 0)
         padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
-        recorded = None if self._recordings is None else self._recordings.pop(name, drafted[padded:], k)
+        recorded = None if self._recorder is None else self._recordings.pop(name, drafted[padded:], k)
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
@@ -233,7 +269,11 @@ class OfflineEngine:
     def counters(self) -> Counters:
         """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()
-        for name, count in ask_counts(self.llm).items():
+        try:
+            counts = ask_counts(self.llm)
+        except Disagreement as error:
+            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+        for name, count in counts.items():
             setattr(counters, name, count)
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")
@@ -246,12 +286,38 @@ class OfflineEngine:
         return counters
 
 
+def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
+    """Both sides' arguments of vllm.LLM, with both sides' `additional_config`. Raises `UserError` where they clash."""
+    additional = users.get("additional_config") or {}
+    if not isinstance(additional, dict):
+        raise UserError(f"--engine-arg additional_config={additional}: must be an object of keys and values")
+    clash = sorted(ours.keys() & users.keys() - {"additional_config"})
+    clash += [f"additional_config: {key}" for key in sorted(ours["additional_config"].keys() & additional.keys())]
+    if clash:
+        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
+    return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
+
+
+def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all `workers` reported. Raises `UserError` naming the first that two of them differ in."""
+    first = workers[0]
+    for number, settings in enumerate(workers):
+        for name, value in settings.items():
+            if value != first[name]:
+                raise UserError(f"worker {number} has {name}={value!r}, worker 0 {first[name]!r}: nothing was measured")
+    return first
+
+
 def _environment() -> None:
     # In one process Ctrl-C and kill -9 leave nothing behind. A user's own setting wins.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
+    prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
+    if SWITCH_PREFIX not in prefixes:
+        os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
 
 
 def _reason(error: BaseException) -> str:

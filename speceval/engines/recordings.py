@@ -1,4 +1,4 @@
-"""What `vllm_patches.overlap` recorded, from a mixture of requests' steps to one array for each finished request."""
+"""What `vllm_patches.taps` recorded, from a mixture of requests' steps to one array for each finished request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Recordings:
         self._steps: dict[str, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
 
     def take(self, drained: dict[str, Any], requests: Collection[str]) -> None:
-        """File what a worker drained (`vllm_patches.overlap.Recorder.drain`) under the names of our `requests`."""
+        """File what a worker drained (`vllm_patches.worker.drain_tap`) under the names of our `requests`."""
         counts = drained["counts"]
         values = np.frombuffer(drained["values"], np.float32).reshape(2, -1)
         ends = np.cumsum(counts).tolist()

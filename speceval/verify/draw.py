@@ -68,15 +68,15 @@ class Continuations:
     undrafted: int = 0
     """Steps after the prefill that verified no drafts."""
     recorded: dict[str, NDArray[Any]] | None = None
-    """Rows of `vllm_patches.record`; None where the runner cannot be recorded."""
+    """`vllm_patches.taps.evidence.rows`; None where nothing was recorded."""
     counts: dict[str, int] = field(default_factory=dict)
-    """`padded`, `broken` and `without_q` of the recorder, and the engine's `preemptions`."""
+    """`padded`, `broken` and `without_q` of `evidence`, and the engine's `preemptions`."""
 
 
 def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
     """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error."""
     _check_context(engine, plan)
-    recording = _start_recording(engine)
+    recording = engine.start_evidence()
     before = engine.counters().preemptions
     batch = AHEAD * (engine.facts().max_num_seqs or 1)
     finished: dict[str, Finished] = {}
@@ -97,7 +97,8 @@ def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
         found.undrafted += sum(step.drafted == 0 for step in done.steps)
     found.counts["preemptions"] = engine.counters().preemptions - before
     if recording:
-        _stop_recording(engine, found)
+        found.recorded, counts = engine.take_evidence()
+        found.counts |= counts
     return found
 
 
@@ -131,23 +132,3 @@ def _check_context(engine: OfflineEngine, plan: Plan) -> None:
             f"--n-tokens {plan.tokens}: the longest prompt, the tokens and a step's drafts need {needed} positions, "
             f"the engine has {engine.max_model_len}: ask for fewer tokens, or raise max_model_len"
         )
-
-
-def _start_recording(engine: OfflineEngine) -> bool:
-    from vllm_patches import record
-
-    if engine.facts().runner != "V1":
-        return False
-    try:
-        return all(engine.llm.collective_rpc(record.start))
-    except (TypeError, ValueError):  # a worker in another process takes no functions
-        return False
-
-
-def _stop_recording(engine: OfflineEngine, found: Continuations) -> None:
-    from vllm_patches import record
-
-    recorded = engine.llm.collective_rpc(record.drain)[0]
-    engine.llm.collective_rpc(record.stop)
-    found.recorded = {name: recorded[name] for name in record.COLUMNS}
-    found.counts |= {name: recorded[name] for name in ("padded", "broken", "without_q")}

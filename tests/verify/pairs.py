@@ -1,4 +1,4 @@
-"""Tiny checkpoints of `tiny` with a tokenizer of one word per token, as `speceval verify` needs them."""
+"""Tiny checkpoints of `tiny` with a tokenizer of one word per token, as `speceval` needs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def write_tokenizer(path: Path, vocab: int = tiny.VOCAB) -> Path:
     tokenizer = Tokenizer(models.WordLevel({str(token): token for token in range(vocab)}, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages[0]['content'] }}"}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
     return path
 
 

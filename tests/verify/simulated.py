@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from speceval.engines import Finished, Step
 from speceval.verify.draw import Continuations, Plan, slots_of
-from vllm_patches.record import measure_rows
+from vllm_patches.taps.evidence import MEASURED, measure_rows
 
 VOCAB = 12
 Floats = NDArray[np.float64]
@@ -69,7 +69,8 @@ def simulate(plan: Plan, k: int, seed: int, fault: str = "") -> Continuations:
         found.slots.append(slots_of(Finished(str(index), tokens, "length", None, steps, 0)))
     if rows:
         last, position, draft, out, accepted = (torch.tensor(column) for column in zip(*rows, strict=True))
-        seen = measure_rows(draft, torch.tensor(verifier)[last], torch.tensor(q_all)[last], out)
+        measured = measure_rows(draft, torch.tensor(verifier)[last], torch.tensor(q_all)[last], out)
+        seen = dict(zip(MEASURED, measured, strict=True))
         seen |= {"position": position, "accepted": accepted, "reached": torch.ones(len(rows), dtype=torch.bool)}
         found.recorded = {name: column.numpy() for name, column in seen.items()}
     return found

@@ -32,7 +32,7 @@ DEFAULTS = {
     "generation_config": "vllm",
     "per_request_spec_decode_metrics": "detailed",
     "disable_log_stats": False,
-    "worker_extension_cls": "vllm_patches.worker.PatchReport",
+    "worker_extension_cls": "vllm_patches.worker.Extension",
     "seed": 0,
 }
 

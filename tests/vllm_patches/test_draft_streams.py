@@ -40,9 +40,8 @@ def results(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         "one_by_one": {"llm": llm | {"max_num_seqs": 3}, "runs": [seeded(range(100))]},
         "stock": {"llm": llm, "runs": [seeded(range(300)), crowd(300)], "env": {"SPECEVAL_PATCHES_SKIP": off}},
         "temperature_only": {
-            "llm": llm,
+            "llm": llm | {"additional_config": {"draft_truncation": False}},
             "runs": [live.same(PROMPT, 3000, **SMALL)],
-            "env": {"SPECEVAL_DRAFT_TRUNCATION": "0"},
         },
     }
     return live.engines(tmp_path_factory.mktemp("engines"), jobs)

@@ -14,13 +14,17 @@ import pytest
 import tiny
 
 from vllm_patches import guard, ledger, state
-from vllm_patches.refuse import KNOWN_ANSWER_SWITCH
+from vllm_patches.settings import KNOWN_ANSWER
 from vllm_patches.versions import NEXT
 
 SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
+FORCED = {"rejection_sample_method": "synthetic"}
 
-def config(runner: str = "V1", device: str = "cpu", **changed: Any) -> SimpleNamespace:
+
+def config(
+    runner: str = "V1", device: str = "cpu", additional: dict[str, Any] | None = None, **changed: Any
+) -> SimpleNamespace:
     """As much of a VllmConfig as is read."""
     speculative = SimpleNamespace(
         **SAMPLED | {"rejection_sample_method": "standard", "draft_model_config": None} | changed
@@ -30,6 +34,7 @@ def config(runner: str = "V1", device: str = "cpu", **changed: Any) -> SimpleNam
         model_config=SimpleNamespace(get_vocab_size=lambda: 24),
         use_v2_model_runner=runner == "V2",
         device_config=SimpleNamespace(device_type=device),
+        additional_config=additional or {},
     )
 
 
@@ -62,19 +67,16 @@ def test_a_refused_combination_and_an_unknown_version_stop_the_engine(
     assert f"{NEXT}.0 is not supported" in (guard.refusal(config()) or "")
 
 
-@pytest.mark.parametrize("value", [None, "", "0", "true"])
+@pytest.mark.parametrize("additional", [None, {KNOWN_ANSWER: False}, {KNOWN_ANSWER: 1}, {KNOWN_ANSWER: "true"}])
 def test_forced_acceptance_is_refused_in_every_run_but_a_self_test(
-    fits: None, monkeypatch: pytest.MonkeyPatch, value: str | None
+    fits: None, additional: dict[str, Any] | None
 ) -> None:
-    """Only the switch's own value opens, and only for synthetic."""
-    monkeypatch.delenv(KNOWN_ANSWER_SWITCH, raising=False)
-    if value is not None:
-        monkeypatch.setenv(KNOWN_ANSWER_SWITCH, value)
-    assert "nothing to measure" in (guard.refusal(config(rejection_sample_method="synthetic")) or "")
-    monkeypatch.setenv(KNOWN_ANSWER_SWITCH, "1")
-    assert guard.refusal(config(rejection_sample_method="synthetic")) is None
-    assert "lossy by design" in (guard.refusal(config(rejection_sample_method="fly")) or "")
-    assert "ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
+    """Only the setting's own value opens, and only for synthetic."""
+    assert "nothing to measure" in (guard.refusal(config(additional=additional, **FORCED)) or "")
+    allowed = {KNOWN_ANSWER: True}
+    assert guard.refusal(config(additional=allowed, **FORCED)) is None
+    assert "lossy by design" in (guard.refusal(config(additional=allowed, rejection_sample_method="fly")) or "")
+    assert "ignores it" in (guard.refusal(config(additional=allowed, rejection_sample_method="block")) or "")
 
 
 def test_the_summary_names_what_this_engine_needs_and_what_was_left_out(

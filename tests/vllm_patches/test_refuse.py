@@ -89,7 +89,9 @@ def resolved(**changed: Any) -> SimpleNamespace:
     )
     spec = SimpleNamespace(**SAMPLED, rejection_sample_method="standard", draft_model_config=model)
     target = SimpleNamespace(get_vocab_size=lambda: width["target"])
-    return SimpleNamespace(speculative_config=spec, model_config=target, use_v2_model_runner=width["v2"])
+    return SimpleNamespace(
+        speculative_config=spec, model_config=target, use_v2_model_runner=width["v2"], additional_config={}
+    )
 
 
 def test_a_resolved_engine_config_is_checked_field_by_field() -> None:

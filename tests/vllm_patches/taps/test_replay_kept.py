@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_patches import replay
-from vllm_patches.replay import NO_TOKEN, Replay, kept
-from vllm_patches.worker import TEXT
+from vllm_patches.state import TEXT
+from vllm_patches.taps import replay
+from vllm_patches.taps.replay import NO_TOKEN, Replay, kept
+from vllm_patches.taps.tap import TAP, Step
 
 NAN = float("nan")
 P = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
@@ -111,8 +112,8 @@ class TestVerify:
         generator = torch.Generator().manual_seed(1)
         logits, q = torch.randn(8, vocabulary, generator=generator), torch.rand(8, vocabulary, generator=generator)
         q = q / q.sum(1, keepdim=True)
-        replaying.verify(torch.zeros(8, dtype=torch.int32), counts, q, logits)
-        drained = replaying.recorder.drain()
+        replaying.hear(Step(["r0", "r1", "r2"], counts, torch.zeros(8, dtype=torch.int32), logits, q, False))
+        drained = replaying.drain()
         assert drained["requests"] == ["r0", "r1", "r2"] and drained["counts"] == counts
         due, p = [11, 12, 13, None, None, 20, 21, None], logits.softmax(-1)
         expected = [NAN if x is None else min(1.0, float(q[row, x] / p[row, x])) for row, x in enumerate(due)]
@@ -136,17 +137,22 @@ def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkey
     monkeypatch.setattr(v1_draft_sampling, "choose", None)
     config = SimpleNamespace(use_v2_model_runner=False)
     made = runner(([5, 6, 7, 8], 1), vllm_config=config, use_async_scheduling=False)
+    sampling = SimpleNamespace(all_greedy=False, all_random=True)
 
     def sample() -> Any:
         drafts, logits = torch.tensor([6, 0], dtype=torch.int32), torch.zeros(2, 10)
-        tokens = rejection_sampler.rejection_sample(drafts, [2], 2, torch.tensor([2]), None, logits)
+        tokens = rejection_sampler.rejection_sample(drafts, [2], 2, torch.tensor([2]), None, logits, None, sampling)
         return SimpleNamespace(sampled_token_ids=tokens)
 
     made._sample = sample
-    first, recorder = replay.start(made), replay.start(made)  # once more: still one replay
+    for _ in range(2):  # once more: still one replay
+        TAP.add("replay", replay.start, made)
     assert made._sample().sampled_token_ids.tolist() == [[6, -1, -1]]
     assert v1_draft_sampling.choose is not None
     assert v1_draft_sampling.choose(torch.tensor([0])).tolist() == [7]
-    drained = recorder.drain()
-    assert drained["requests"] == ["r0"] and first.drain()["requests"] == []
+    drained = TAP.drain("replay")
+    assert drained["requests"] == ["r0"]
     assert np.frombuffer(drained["values"], np.float32).reshape(2, -1)[0].tolist() == [1.0, 0.0]
+    TAP.remove("replay")
+    assert made._sample is sample and v1_draft_sampling.choose is None
+    assert made._sample().sampled_token_ids.tolist() == [[1, 2, 3]]

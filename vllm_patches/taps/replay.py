@@ -1,6 +1,6 @@
-"""Replays given texts: the target re-emits them token by token while the drafter drafts along them.
+"""Listener that replays given texts: the target re-emits them token by token while the drafter drafts along them.
 
-A request names its text in `SamplingParams.extra_args[worker.TEXT]`. Every token of the text starts a verify step:
+A request names its text in `SamplingParams.extra_args[state.TEXT]`. Every token of the text starts a verify step:
 nothing is ever accepted, so the step emits the text's next token alone, whatever was sampled. Drafts that have a
 distribution q are set to the text's tokens, so that position j drafts given the text up to j - 1, as it does in a step
 that has accepted so far. What is kept is the chance that the text's token at position j was an accepted draft,
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from vllm_patches import v1_draft_sampling
-from vllm_patches.overlap import MARK, Recorder
-from vllm_patches.worker import TEXT
+from vllm_patches.state import TEXT
+from vllm_patches.taps.recorder import Recorder
+from vllm_patches.taps.tap import Step
 
 NO_TOKEN = -1
 
@@ -34,7 +35,25 @@ class Replay:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._drafted = 0
-        self.recorder = Recorder()
+        self._recorder = Recorder()
+
+    def open(self) -> None:
+        """Stand between the runner and what it samples, and between the drafter and what it draws."""
+        sample = self._sample = self._runner._sample
+
+        @wraps(sample)
+        def _sample(*args: Any, **kwargs: Any) -> Any:
+            output = sample(*args, **kwargs)
+            self.emit(output.sampled_token_ids)
+            return output
+
+        self._runner._sample = _sample
+        v1_draft_sampling.choose = self.draft
+
+    def close(self) -> None:
+        """Put both back as they were."""
+        self._runner._sample = self._sample
+        v1_draft_sampling.choose = None
 
     def texts(self) -> list[tuple[list[int], int]]:
         """For each request of the batch its text ([] for a request without one) and how many tokens are out."""
@@ -45,15 +64,19 @@ class Replay:
             found.append((text, len(request.output_token_ids)))
         return found
 
-    def verify(self, drafts: Tensor, counts: list[int], q: Tensor | None, logits: Tensor) -> None:
-        """Record a verify step: `drafts` [R] of all requests, `counts` [B], q and the target's logits [R, V]."""
+    def hear(self, step: Step) -> None:
+        """Record kept and p [2, R] of the drafts of all requests. Before the verifier runs: it may work in place."""
         due = [
             text[out + j] if out + j < len(text) else NO_TOKEN
-            for (text, out), count in zip(self.texts(), counts, strict=False)
+            for (text, out), count in zip(self.texts(), step.counts, strict=False)
             for j in range(count)
         ]
-        values = kept(torch.tensor(due, device=logits.device), drafts, logits, q)
-        self.recorder.add(self._runner.input_batch.req_ids[: len(counts)].copy(), list(counts), values)
+        values = kept(torch.tensor(due, device=step.logits.device), step.drafts, step.logits, step.q)
+        self._recorder.add(step.names, step.counts, values)
+
+    def drain(self) -> dict[str, Any]:
+        """`Recorder.drain`: kinds kept, p."""
+        return self._recorder.drain()
 
     def emit(self, sampled: Tensor) -> None:
         """Put each text's next token in place of what was sampled, in place: [B, 1 or K + 1], -1 for nothing."""
@@ -91,31 +114,13 @@ def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Te
     return torch.stack([chance, p]).masked_fill((tokens == NO_TOKEN) | (drafts < 0), torch.nan)
 
 
-def start(runner: Any) -> Recorder:
-    """Replay every request that names a text from now on. Raises `NotImplementedError` for V2 and async scheduling."""
+def start(runner: Any) -> Replay:
+    """A listener that replays every request which names a text from now on, until it is closed.
+
+    Raises `NotImplementedError` for V2 and async scheduling.
+    """
     if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
         raise NotImplementedError("replay needs the V1 runner without async scheduling")
-    from vllm.v1.sample import rejection_sampler
-
     replay = Replay(runner)
-    verifier = getattr(rejection_sampler.rejection_sample, MARK, rejection_sampler.rejection_sample)
-    sample = getattr(runner._sample, MARK, runner._sample)
-
-    @wraps(verifier)
-    def rejection_sample(*args: Any, **kwargs: Any) -> Any:
-        drafts, counts, _, _, q, logits = args[:6]
-        replay.verify(drafts, counts, q, logits)
-        return verifier(*args, **kwargs)
-
-    @wraps(sample)
-    def _sample(*args: Any, **kwargs: Any) -> Any:
-        output = sample(*args, **kwargs)
-        replay.emit(output.sampled_token_ids)
-        return output
-
-    setattr(rejection_sample, MARK, verifier)
-    setattr(_sample, MARK, sample)
-    rejection_sampler.rejection_sample = rejection_sample
-    runner._sample = _sample
-    v1_draft_sampling.choose = replay.draft
-    return replay.recorder
+    replay.open()
+    return replay

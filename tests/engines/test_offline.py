@@ -1,0 +1,152 @@
+"""What is asked of vLLM, and that the answers are the worker processes' own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from speceval.engines import offline
+from speceval.errors import UserError
+from speceval.store import read_run
+
+
+def test_settings_are_those_of_every_worker() -> None:
+    assert offline.agreed([{"k": 3, "draft_truncation": True}] * 3) == {"k": 3, "draft_truncation": True}
+    with pytest.raises(UserError, match="worker 2 has draft_truncation=False, worker 0 True: nothing was measured"):
+        offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
+
+
+def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None:
+    ours: dict[str, Any] = {"model": "m", "additional_config": {"draft_truncation": True}}
+    joined = offline.joined(ours, {"dtype": "float32", "additional_config": {"other": 1}})
+    assert joined == {
+        "model": "m",
+        "dtype": "float32",
+        "additional_config": {"other": 1, "draft_truncation": True},
+    }
+    for users, says in (
+        ({"model": "n"}, "--engine-arg model"),
+        ({"additional_config": {"draft_truncation": False}}, "--engine-arg additional_config: draft_truncation"),
+        ({"additional_config": "text"}, "must be an object"),
+    ):
+        with pytest.raises(UserError, match=says):
+            offline.joined(ours, users)
+
+
+def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_env = pytest.importorskip("vllm.ray.ray_env")
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards, whatever is set meanwhile
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    monkeypatch.setenv("SPECEVAL_PATCHES_SKIP", "cpu-expand")
+    monkeypatch.setenv(offline.RAY_PREFIXES, "MINE_")
+    assert "SPECEVAL_PATCHES_SKIP" not in ray_env.get_env_vars_to_copy()
+    offline._environment()
+    offline._environment()
+    assert os.environ[offline.RAY_PREFIXES] == "MINE_,SPECEVAL_"
+    assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
+
+
+class Evidence(offline.OfflineEngine):
+    """An engine whose workers recorded what a test says."""
+
+    def __init__(self, **drained: Any) -> None:
+        self.drained = {"requests": [], "counts": [], "values": b"", "padded": 0, "broken": 0, "without_q": 0} | drained
+
+    def facts(self) -> Any:
+        return SimpleNamespace(rejection_sample_method=self.method)
+
+    def heard(self, name: str) -> dict[str, Any]:
+        return self.drained
+
+    def listen(self, name: str) -> None:
+        self.listening = name
+
+    def unlisten(self, name: str) -> None:
+        self.listening = ""
+
+    method, listening = "standard", ""
+
+
+def test_nothing_recorded_is_told_from_rows_that_were_all_broken() -> None:
+    assert Evidence().take_evidence() == (None, {"padded": 0, "broken": 0, "without_q": 0})
+    rows, counts = Evidence(broken=3).take_evidence()
+    assert rows is not None and len(rows["alpha"]) == 0 and counts["broken"] == 3
+
+
+def test_evidence_is_taken_only_of_drafts_that_are_accepted_one_by_one() -> None:
+    engine = Evidence()
+    assert engine.start_evidence() and engine.listening == "evidence"
+    engine.take_evidence()
+    assert engine.listening == ""
+    engine.method = "block"
+    assert not engine.start_evidence() and engine.listening == ""
+
+
+WORKERS = {
+    "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
+    "never got the setting": ("deaf_worker.Unconfigured", "--no-draft-truncation"),
+    "obeyed another switch": ("deaf_worker.OtherSwitches",),
+    "does not record": ("deaf_worker.NoRecorder",),
+}
+"""Worker extension and options of each run; the engine is in a process of its own."""
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+class TestAnotherProcess:
+    """Whether workers that do not do as they are told (`deaf_worker`) are noticed."""
+
+    @pytest.fixture(scope="class")
+    def done(
+        self, zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    ) -> dict[str, tuple[subprocess.CompletedProcess[str], Path]]:
+        """What each of WORKERS came to, and the run's directory; two at a time."""
+        root = tmp_path_factory.mktemp("workers")
+        with ThreadPoolExecutor(2) as pool:
+            return dict(
+                zip(WORKERS, pool.map(lambda name: self.run(root / name, *WORKERS[name]), WORKERS), strict=True)
+            )
+
+    def run(self, folder: Path, extension: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        code = (
+            "from speceval import cli\nfrom speceval.engines import offline\n"
+            f"offline.EXTENSION = {extension!r}\ncli.main()"
+        )
+        zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
+        small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")
+        environment = os.environ | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        folder.mkdir()
+        command = [sys.executable, "-c", code, *zoo, *small, *options]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True), folder / "run"
+
+    def test_a_worker_that_obeys_is_measured(self, done: dict[str, Any]) -> None:
+        result, directory = done["obeys"]
+        assert result.returncode == 0, result.stderr
+        assert read_run(directory).meta["fingerprint"]["engine"]["draft_truncation"] is False
+
+    @pytest.mark.parametrize(
+        ("worker", "says"),
+        [
+            ("never got the setting", "the engine resolved draft_truncation to True, asked for False"),
+            ("obeyed another switch", "worker 0 was started with SPECEVAL_PATCHES_SKIP='cpu-expand', asked for None"),
+            ("does not record", "worker 0 records nothing, asked for overlap"),
+        ],
+    )
+    def test_a_worker_that_does_not_stops_the_run_with_one_line(
+        self, done: dict[str, Any], worker: str, says: str
+    ) -> None:
+        result, directory = done[worker]
+        assert result.returncode == 4 and "Traceback" not in result.stderr
+        assert f"{says}: nothing was measured" in result.stderr
+        assert not (directory / "run.json").exists()

@@ -1,0 +1,1 @@
+"""What is heard at the verifier: `tap` wraps it once, the other modules listen. Only workers import these."""
