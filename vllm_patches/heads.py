@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from packaging.specifiers import SpecifierSet
+
+from vllm_patches.versions import within
 
 CHECKPOINT = "draft_checkpoint"
 """Key of vLLM's `additional_config` that names the drafter's directory or hub id ("id@revision" for one revision)."""
@@ -36,7 +37,7 @@ Sample = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 def drafts(method: str, version: str) -> bool:
     """Whether a drafter of this method needs `engine_arguments` on this version of vLLM."""
-    return method in NEEDED and SpecifierSet(NEEDED[method]).contains(version, prereleases=True)
+    return method in NEEDED and within(NEEDED[method], version)
 
 
 def engine_arguments(method: str, checkpoint: str, k: int, drafting: str = "probabilistic") -> dict[str, Any]:

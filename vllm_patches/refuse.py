@@ -11,8 +11,6 @@ from typing import Any
 
 from packaging.version import Version
 
-SUPPORTED = ("0.29", "0.33")
-"""First and last minor version of vLLM that the patches and these rules were written for."""
 BLOCK_EXACT = Version("0.33")
 XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
 """Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
@@ -21,6 +19,10 @@ KNOWN_ANSWER_SWITCH = "SPECEVAL_KNOWN_ANSWER"
 """Environment variable; "1" lets an engine with rejection_sample_method=synthetic start. Its acceptance is what it was
 given, no measurement: only `speceval selftest` sets this, for its own engines, to see whether the given rates come
 back."""
+MEASURED_SWITCH = "SPECEVAL_MEASURED"
+"""Environment variable; "1" says that an engine is started to be measured. What a plain vLLM is only warned of then
+stops the engine: a version that nothing here knows, or a patch that does not fit. speceval sets this while it starts
+its own engines."""
 
 
 def check(
@@ -37,8 +39,9 @@ def check(
 ) -> str | None:
     """Why this combination is refused, in one line with the mend; None if it is not.
 
-    `version` is vLLM's, `runner` "V1" or "V2", `speculative_config` as given to vLLM (unset keys mean vLLM's
-    defaults), `temperature` the largest of the run, `structured_outputs` whether any request has a grammar.
+    `version` is vLLM's (a supported one: `versions.unsupported` tells), `runner` "V1" or "V2", `speculative_config` as
+    given to vLLM (unset keys mean vLLM's defaults), `temperature` the largest of the run, `structured_outputs` whether
+    any request has a grammar.
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
     `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
     rejection, and nothing else (KNOWN_ANSWER_SWITCH).
@@ -47,7 +50,6 @@ def check(
     method = config.get("rejection_sample_method")
     exempt = known_answer and method == "synthetic"
     rules = (
-        _version(version),
         _count(config),
         rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
@@ -78,14 +80,6 @@ def check_config(config: Any, version: str, known_answer: bool = False) -> str |
 def sampled_drafts(config: Mapping[str, Any]) -> bool:
     """Whether drafts are drawn from q; vLLM's default is the argmax."""
     return config.get("draft_sample_method") == "probabilistic" and config.get("method") not in DETERMINISTIC
-
-
-def _version(version: str) -> str | None:
-    first, last = SUPPORTED
-    found = Version(version.partition("+")[0])
-    if Version(first) <= Version(f"{found.major}.{found.minor}") <= Version(last):
-        return None
-    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {first} to {last}"
 
 
 def _count(config: Mapping[str, Any]) -> str | None:

