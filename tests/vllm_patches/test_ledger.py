@@ -43,3 +43,8 @@ def test_the_page_shows_the_ledger() -> None:
     page = (ROOT / "docs" / "patches.md").read_text()
     assert table() in page
     assert unpatched.table() in page
+
+
+def test_every_report_of_ours_is_named_by_a_row() -> None:
+    named = {ROOT / link for row in (*LEDGER, *unpatched.ROWS) for link in row.upstream if link.startswith("docs/")}
+    assert named == set((ROOT / "docs" / "upstream").glob("*.md"))
