@@ -62,7 +62,7 @@ def _install(extra: str) -> int:
         "-e",
         f".[{extra},dev,docs]",
     ]
-    attempts = [[*install, *_pip_options()]]
+    attempts = [[*install, *pip_options(PYTHON)]]
     if extra == "cpu":
         attempts = [[*attempt, "torch==2.13.0+cpu"] for attempt in attempts]
         attempts.append([*install, "--torch-backend", "cpu"])
@@ -77,20 +77,20 @@ def _install(extra: str) -> int:
     return _fail("could not install vLLM (uv's own lines are above)")
 
 
-def _pip_options() -> list[str]:
-    """pip's configured index and find-links, as uv options: uv does not read pip's configuration."""
-    index, links = _pip_setting("index-url"), _pip_setting("find-links")
+def pip_options(python: str | Path) -> list[str]:
+    """The index and find-links that `python`'s pip is configured with, as uv options: uv does not read them itself."""
+    index, links = _pip_setting(python, "index-url"), _pip_setting(python, "find-links")
     options = ["--default-index", index[0]] if index else []
     return options + [option for place in links for option in ("--find-links", place)]
 
 
-def _pip_setting(name: str) -> list[str]:
+def _pip_setting(python: str | Path, name: str) -> list[str]:
     """Values of one pip setting. The account's own configuration counts even if HOME points elsewhere."""
     values: list[str] = []
     for home in dict.fromkeys((os.environ.get("HOME", ""), pwd.getpwuid(os.getuid()).pw_dir)):
         for level in (":env:.", "global."):
             found = subprocess.run(
-                [PYTHON, "-m", "pip", "config", "get", level + name],
+                [python, "-m", "pip", "config", "get", level + name],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from speceval import __version__
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
 from speceval.commands.demo import demo
@@ -25,15 +26,34 @@ from speceval.commands.validate import validate
 from speceval.commands.verify import verify
 from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
 
+COME_WITH_VLLM = ("torch", "transformers", "vllm")
+"""Packages that a plain installation lacks: commands that read stored runs do without."""
+
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """Every complaint of the option parser; typer names no public class for it."""
 
 app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"speceval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "verify": verify,
@@ -58,13 +78,19 @@ for name, command in COMMANDS.items():
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="speceval", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or 0)
     except NotComparable as error:
         _exit(EXIT_NOT_COMPARABLE, f"error: {error}")
     except UserError as error:
         _exit(EXIT_BAD_INPUT, f"error: {error}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in COME_WITH_VLLM:
+            raise
+        from speceval.engines.offline import HOW_TO_INSTALL
+
+        _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {HOW_TO_INSTALL}")
     except (typer.Abort, KeyboardInterrupt):
         _exit(EXIT_INTERRUPTED)
     except OSError as error:

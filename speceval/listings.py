@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from speceval.paths import DATA, data_directory
+
 
 def show(what: str, root: Path) -> RenderableType:
     """A listing for people; `root` is where runs are looked for."""
@@ -45,7 +47,7 @@ def _patches() -> list[dict[str, str]]:
             "replaces": status.target,
             "vLLM": status.versions,
             "state": f"{status.state}: {status.reason}" if status.reason else status.state,
-            "upstream": status.upstream,
+            "upstream": _links(status.upstream.split()),
         }
         for status in vllm_patches.status()
     ]
@@ -56,7 +58,7 @@ def _patches() -> list[dict[str, str]]:
             "place": row.target,
             "vLLM": f"{row.versions}, {row.runner} runner",
             "state": f"{row.state}: {row.answer}",
-            "upstream": " ".join(row.upstream),
+            "upstream": _links(row.upstream),
         }
         for row in unpatched.ROWS
     ]
@@ -73,6 +75,16 @@ def _blocks(patches: list[dict[str, str]]) -> Group:
             block.add_row(f"  {label}", Text(value))
         parts += [Text(facts["id"], style="bold"), block]
     return Group(*parts)
+
+
+def _links(upstream: Iterable[str]) -> str:
+    """Web addresses as they are; our own reports by the file that this installation has of them."""
+    return " ".join(_file(link) if link.startswith(f"{DATA['upstream']}/") else link for link in upstream)
+
+
+def _file(report: str) -> str:
+    path = data_directory("upstream") / Path(report).name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
@@ -95,11 +107,12 @@ def _runs(root: Path) -> list[dict[str, str]]:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Rows of equal keys as a table; the last column wraps. Every cell is shown as it is, no markup."""
+    """Rows of equal keys as a table; words and lists wrap, names do not. Cells are shown as they are, no markup."""
     shown, rows = Table(box=box.SIMPLE_HEAD, pad_edge=False), list(rows)
     headings = list(rows[0]) if rows else ["nothing here"]
     for heading in headings:
-        shown.add_column(heading, no_wrap=heading != headings[-1], overflow="fold")
+        wraps = heading == headings[-1] or any(" " in str(row[heading]) for row in rows)
+        shown.add_column(heading, no_wrap=not wraps, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(str(value)) for value in row.values()))
     return shown

@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
+from speceval.paths import data_directory
 from speceval.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
 
 MANIFEST = "source.yaml"
-
-PLACES = (Path(__file__).parent / "data" / "published", Path(__file__).parents[1] / "results" / "published")
-"""Where an installed package keeps the figures, and where the repository does."""
+NAME = "published"
+"""What a command line may say for the package's own figures."""
 
 
 class _Strict(BaseModel):
@@ -95,10 +95,15 @@ def is_publication(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
+def named(path: Path) -> Path:
+    """The directory that is meant: of NAME, where no such path exists, the package's own figures."""
+    return data_directory("published") if str(path) == NAME and not path.exists() else path
+
+
 @lru_cache
 def load(directory: Path | None = None) -> Publication:
     """The figures in `directory`, by default the package's own. Raises `UserError` naming file, line and field."""
-    directory = directory or next((place for place in PLACES if is_publication(place)), PLACES[-1])
+    directory = directory or data_directory("published")
     path = directory / MANIFEST
     try:
         manifest = yaml.safe_load(path.read_text(encoding="utf-8"))

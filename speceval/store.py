@@ -9,7 +9,6 @@ last.
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from speceval.errors import UserError
+from speceval.locks import open_locked
 from speceval.protocol import RunSpec
 from speceval.schema import RunMeta, Skipped, parse
 
@@ -134,11 +134,9 @@ class Store:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--out {self.directory}: not a directory: name one, or a new one") from None
-        self._journal = (self.directory / JOURNAL).open("ab+")
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._journal = open_locked(self.directory / JOURNAL, "ab+", wait=False)
         except BlockingIOError:
-            self._journal.close()
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
         self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL, ignore_torn=True)}
         _drop_torn_line(self._journal)

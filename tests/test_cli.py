@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from machine import can_mount
 
+import speceval
 from speceval import catalog, cli, launch, protocol, schema
 from speceval.commands import options
+from speceval.engines import offline
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.protocol import RunSpec
@@ -358,3 +361,64 @@ def test_key_value_pairs_are_read_as_yaml() -> None:
 def test_everything_can_be_listed(call, simulated: Path, what: str) -> None:
     outcome = call("ls", what)
     assert outcome.code == 0 and outcome.out.strip()
+
+
+def test_the_version_is_the_package_s_own(call) -> None:
+    outcome = call("--version")
+    assert (outcome.code, outcome.out) == (0, f"speceval {speceval.__version__}\n")
+
+
+def complete(typed: str) -> list[str]:
+    """What bash would offer after `typed`."""
+    words = {"_SPECEVAL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    command = [sys.executable, "-m", "speceval"]
+    done = subprocess.run(command, env={**os.environ, **words}, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    assert complete("speceval ex") == ["explain", "export"]
+    assert complete("speceval run --targ") == ["--target"]
+
+
+def test_completion_can_be_shown_and_installed(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    outcome = call("--show-completion", "bash")
+    assert outcome.code == 0 and "_SPECEVAL_COMPLETE=complete_bash" in outcome.out
+    assert "--install-completion" in call("--help").out
+
+
+@pytest.mark.parametrize("module", cli.COME_WITH_VLLM)
+def test_a_package_that_comes_with_vllm_and_is_missing_is_one_line(
+    call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str
+) -> None:
+    from speceval import kernels
+
+    def absent(*_: Any, **__: Any) -> int:
+        raise ModuleNotFoundError(f"No module named '{module}.nn'", name=f"{module}.nn")
+
+    monkeypatch.setattr(kernels, "main", absent)
+    line = call("verify", "--kernels").line
+    assert f"{module}.nn is not installed, it comes with vLLM: pip install" in line and "make setup" in line
+
+
+def test_a_missing_module_of_our_own_is_no_bad_input(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from speceval import kernels
+
+    def absent(*_: Any, **__: Any) -> int:
+        raise ModuleNotFoundError("No module named 'speceval.gone'", name="speceval.gone")
+
+    monkeypatch.setattr(kernels, "main", absent)
+    with pytest.raises(ModuleNotFoundError):
+        call("verify", "--kernels")
+
+
+def test_a_demo_without_vllm_trains_nothing(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def absent() -> str:
+        raise UserError("vLLM is not installed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(offline, "require_vllm", absent)
+    monkeypatch.setattr("speceval.zoo.ensure", lambda names: pytest.fail("it trains"))
+    for arguments in (("demo",), ("demo", "--all")):
+        assert call(*arguments).line == "error: vLLM is not installed"

@@ -360,6 +360,15 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
         collect([tmp_path / "nowhere"])
 
 
+def test_published_names_the_package_s_own_figures_unless_such_a_folder_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(collect([Path("published")])) == len(published.load().rows)
+    write_run(tmp_path / "published", {"s": constant(1)})
+    assert len(collect([Path("published")])) == 1
+
+
 def test_replays_are_left_out(tmp_path: Path) -> None:
     replay = write_run(tmp_path / "a", {"s": constant(1)}, spec={"replay": "abc"})
     with pytest.raises(UserError, match="replay"):

@@ -14,7 +14,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from vllm_patches.guard import HOOKS, hook
+from vllm_patches.guard import HOOKS, hook, misfit
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.state import MARK, NOT_APPLIED, REFUSED, judge, switched_off, vllm_version
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("vllm.vllm_patches")  # below vLLM's logger, so that 
 def register() -> None:
     """Entry point of the vLLM plugin: idempotent in a process, and never raises (`state.status` tells)."""
     if off := switched_off():
-        logger.warning("vllm_patches: switched off (%s)", off)
+        logger.info("vllm_patches: switched off (%s)", off)
         return
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())
@@ -39,8 +39,10 @@ def apply(patch: Patch) -> None:
     """Put the replacement in place if the row fits what is loaded here; one log line says what was done."""
     state, reason = judge(patch)
     if state == REFUSED:
-        # A row of one method need not bother the others; whoever asks for the method is told by `state.missing`.
-        logger.log(logging.INFO if patch.methods else logging.ERROR, "vllm_patches: %s refused: %s", patch.id, reason)
+        # What vLLM's files show already, the guard tells once, and only to the engines that need the row. The rest is
+        # seen here alone (another plugin holds the symbol, say).
+        level = logging.DEBUG if misfit(patch) else logging.INFO if patch.methods else logging.ERROR
+        logger.log(level, "vllm_patches: %s refused: %s", patch.id, reason)
     if state != NOT_APPLIED:
         return
     try:

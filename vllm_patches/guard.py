@@ -1,4 +1,7 @@
-"""Stops an engine before it starts, or a request before it runs, when nothing here makes its sampling right.
+"""Stops an engine before it starts, or a request before it runs, when its sampling is known to be wrong.
+
+Where nothing is known (another version of vLLM, a source that no row of the ledger was written for), a plain vLLM
+starts as it is with one warning; only an engine that is to be measured is stopped (`refuse.MEASURED_SWITCH`).
 
 Two functions of vLLM are wrapped in the frontend process, where an error reaches the user as one line:
 `EngineArgs.create_engine_config` (vllm/engine/arg_utils.py), which every engine passes through, and
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -17,14 +21,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.methods import own_name
-from vllm_patches.refuse import check, check_config
+from vllm_patches.refuse import MEASURED_SWITCH, check, check_config
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
+from vllm_patches.versions import REQUIREMENT, unsupported, within
 
 logger = logging.getLogger("vllm.vllm_patches")
+
+WARNED = "SPECEVAL_PATCHES_WARNED"
+"""Environment variable that holds the last warning: processes that vLLM starts afterwards need not repeat it."""
 
 
 def hook(module: ModuleType) -> None:
@@ -33,7 +39,7 @@ def hook(module: ModuleType) -> None:
     owner = getattr(module, owner_name, None)
     original = getattr(owner, name, None)
     if original is None:
-        logger.error("vllm_patches: vLLM %s has no %s.%s to guard", vllm_version(), owner_name, name)
+        warn(unknown_version() or f"vLLM {vllm_version()} has no {owner_name}.{name} to guard")
     elif not hasattr(original, "__vllm_guard__"):
         guarded = wraps(original)(wrapper(original))
         guarded.__vllm_guard__ = True  # type: ignore[attr-defined]
@@ -41,14 +47,12 @@ def hook(module: ModuleType) -> None:
 
 
 def guard_engine(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`EngineArgs.create_engine_config` that raises ValueError for an engine which `refusal` names."""
+    """`EngineArgs.create_engine_config` that lets `examine` see the config of an engine with speculative decoding."""
 
     def create_engine_config(*args: Any, **kwargs: Any) -> Any:
         config = original(*args, **kwargs)
-        if config.speculative_config is not None:
-            if reason := refusal(config):
-                raise ValueError(f"{reason} ({SWITCH}=0 starts vLLM as it is)")
-            logger.info("vllm_patches: %s", summary(config))
+        if getattr(config, "speculative_config", None) is not None:
+            examine(config)
         return config
 
     return create_engine_config
@@ -58,8 +62,9 @@ def guard_request(original: Callable[..., Any]) -> Callable[..., Any]:
     """`InputProcessor._validate_params` that raises ValueError for structured outputs which would be biased."""
 
     def validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        speculative = self.vllm_config.speculative_config
-        if speculative is not None and getattr(params, "structured_outputs", None) is not None:
+        grammar = getattr(params, "structured_outputs", None) is not None
+        if grammar and unsupported(vllm_version()) is None and self.vllm_config.speculative_config is not None:
+            speculative = self.vllm_config.speculative_config
             reason = check(
                 str(vllm_version()),
                 runner_of(self.vllm_config),
@@ -81,13 +86,59 @@ HOOKS: dict[str, tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
 """Module -> class, method and what wraps it."""
 
 
-def refusal(config: Any) -> str | None:
-    """Why an engine with this resolved VllmConfig must not sample; None if it may.
+def examine(config: Any) -> None:
+    """One line about a speculative engine with this resolved VllmConfig: ValueError, a warning, or what is patched."""
+    if reason := refusal(config):
+        raise ValueError(f"{reason} ({SWITCH}=0 starts vLLM as it is)")
+    if doubt := unknown_version() or left_out(config):
+        warn(doubt)
+    else:
+        logger.info("vllm_patches: %s", summary(config))
 
-    Either no patch makes its settings right (`refuse`), or a patch that it needs does not fit this vLLM's source.
+
+def refusal(config: Any) -> str | None:
+    """Why an engine with this resolved VllmConfig must not start; None if it may.
+
+    Its settings are known to be wrong and no patch makes them right (`refuse`). An engine that is to be measured must
+    also be of a supported version, and each patch that it needs must fit this vLLM's source.
     """
-    if reason := check_config(config, str(vllm_version())):
+    installed, measured = vllm_version(), os.environ.get(MEASURED_SWITCH) == "1"
+    if reason := unsupported(installed):
+        return reason if measured else None
+    if reason := check_config(config, str(installed)):
         return reason
+    if measured and (rows := unfit(config)):
+        name, reason = next(iter(rows.items()))
+        return f"sampled drafts need the patch {name}, which does not fit: {reason}"
+    return None
+
+
+def unknown_version() -> str | None:
+    """What a plain vLLM of a version that is not supported is warned of; None if it is supported."""
+    if unsupported(vllm_version()) is None:
+        return None
+    return f"vLLM {vllm_version()} is not known to the patches ({REQUIREMENT} is): nothing is patched"
+
+
+def left_out(config: Any) -> str | None:
+    """What a plain vLLM is warned of when patches that this engine needs do not fit; None if all do."""
+    rows = unfit(config)
+    if not rows:
+        return None
+    names, first = ", ".join(rows), next(iter(rows.values()))
+    return f"what these patches repair stays as in stock vLLM, for they do not fit: {names} ({first})"
+
+
+def warn(line: str) -> None:
+    """One warning in vLLM's log that says how to silence it; not again in this process or in those it starts."""
+    if os.environ.get(WARNED) != line:
+        os.environ[WARNED] = line
+        logger.warning("vllm_patches: %s (%s=0 silences this)", line, SWITCH)
+
+
+def unfit(config: Any) -> dict[str, str]:
+    """Id and reason of each patch that this engine needs and that does not fit this vLLM's source."""
+    rows = {}
     for patch in needs(config):
         state, reason = judge(patch)
         if state == NOT_LOADED:
@@ -95,8 +146,8 @@ def refusal(config: Any) -> str | None:
         elif state != REFUSED:
             continue
         if reason:
-            return f"sampled drafts need the patch {patch.id}, which does not fit: {reason}"
-    return None
+            rows[patch.id] = reason
+    return rows
 
 
 def summary(config: Any) -> str:
@@ -125,7 +176,7 @@ def runner_of(config: Any) -> str:
 def misfit(patch: Patch) -> str:
     """Why the source on disk is not what the row was written for; empty if it is. Imports nothing of vLLM."""
     installed = str(vllm_version())
-    if not SpecifierSet(patch.versions).contains(installed, prereleases=True):
+    if not within(patch.versions, installed):
         return f"vLLM {installed} is outside {patch.versions}"
     text = symbol_source(patch)
     if text is None:

@@ -13,9 +13,12 @@ from packaging.version import Version
 
 from vllm_patches import settings
 from vllm_patches.methods import DETERMINISTIC, XPRESS
-from vllm_patches.versions import FIRST, LAST, supported
 
 BLOCK_EXACT = Version("0.33")
+MEASURED_SWITCH = "SPECEVAL_MEASURED"
+"""Environment variable; "1" says that an engine is started to be measured. What a plain vLLM is only warned of then
+stops the engine: a version that nothing here knows, or a patch that does not fit. speceval sets this while it starts
+its own engines."""
 
 
 def check(
@@ -32,8 +35,9 @@ def check(
 ) -> str | None:
     """Why this combination is refused, in one line with the mend; None if it is not.
 
-    `version` is vLLM's, `runner` "V1" or "V2", `speculative_config` as given to vLLM (unset keys mean vLLM's
-    defaults), `temperature` the largest of the run, `structured_outputs` whether any request has a grammar.
+    `version` is vLLM's (a supported one: `versions.unsupported` tells), `runner` "V1" or "V2", `speculative_config` as
+    given to vLLM (unset keys mean vLLM's defaults), `temperature` the largest of the run, `structured_outputs` whether
+    any request has a grammar.
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
     `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
     rejection, and nothing else (`settings.KNOWN_ANSWER`).
@@ -42,7 +46,6 @@ def check(
     method = config.get("rejection_sample_method")
     exempt = known_answer and method == "synthetic"
     rules = (
-        _version(version),
         _count(config),
         rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
@@ -73,12 +76,6 @@ def check_config(config: Any, version: str) -> str | None:
 def sampled_drafts(config: Mapping[str, Any]) -> bool:
     """Whether drafts are drawn from q; vLLM's default is the argmax."""
     return config.get("draft_sample_method") == "probabilistic" and config.get("method") not in DETERMINISTIC
-
-
-def _version(version: str) -> str | None:
-    if supported(version):
-        return None
-    return f"vLLM {version} is not supported: its sampling code is unknown to the patches: install {FIRST} to {LAST}"
 
 
 def _count(config: Mapping[str, Any]) -> str | None:

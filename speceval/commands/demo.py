@@ -20,6 +20,8 @@ def demo(
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them."""
     from speceval import demo as small
     from speceval import demo_all
+    from speceval.engines.offline import require_vllm
 
+    require_vllm()
     demo_module, name = (demo_all, "demo-all") if everything else (small, "demo")
     demo_module.main(out or Path("results") / name, measure, options.output())

@@ -24,7 +24,7 @@ def explain(
         console.print(_table(suite, shown))
     console.print(
         "Each definition is applied to this run's own turns and steps. What a tool's own settings would have generated "
-        "instead cannot be computed from them; docs/trust/other-tools.md has every formula.",
+        "instead cannot be computed from them; docs/trust/other-tools.md in the repository has every formula.",
         markup=False,
     )
     for line in _marks(found):

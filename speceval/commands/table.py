@@ -35,7 +35,7 @@ class Format(StrEnum):
 
 def table(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Runs, folders of runs, folders of published figures.")
+        list[Path], typer.Argument(metavar="RUN...", help="Runs, folders of runs; `published`: the paper's figures.")
     ],
     layout: Annotated[Layout, typer.Option(help="What is in rows and columns.")] = Layout.summary,
     format_: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.md,

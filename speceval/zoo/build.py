@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from speceval.errors import UserError
+from speceval.locks import open_locked
 from speceval.zoo import text
 from speceval.zoo.recipe import PLANS, TARGET, Recipe
 
@@ -75,11 +75,10 @@ def _lock(root: Path) -> Iterator[None]:
     """One build at a time; the lock goes with its process. What a killed build left is cleared away."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = (root / ".lock").open("w")
+        handle = open_locked(root / ".lock", "w", wait=True)
     except OSError as error:
         raise UserError(f"cannot write the zoo to {root} ({error.strerror}): set SPECEVAL_CACHE elsewhere") from None
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         for leftover in root.glob(".part-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield

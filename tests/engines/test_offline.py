@@ -1,4 +1,4 @@
-"""What is asked of vLLM, and that the answers are the worker processes' own."""
+"""How vLLM is started and what is asked of it, and that the answers are the worker processes' own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from speceval.engines import offline
 from speceval.errors import UserError
 from speceval.store import read_run
+from vllm_patches.refuse import MEASURED_SWITCH
 
 
 def test_settings_are_those_of_every_worker() -> None:
@@ -90,6 +91,41 @@ def test_evidence_is_taken_only_of_drafts_that_are_accepted_one_by_one() -> None
     assert not engine.start_evidence() and engine.listening == ""
 
 
+@pytest.mark.parametrize("before", [None, "0"])
+def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    """And not afterwards: another engine of the same process is none of speceval's."""
+    seen: list[str | None] = []
+
+    def refuse(**arguments: Any) -> None:
+        seen.append(os.environ.get(MEASURED_SWITCH))
+        raise ValueError("a patch does not fit")
+
+    vllm, sampling = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    vllm.LLM, vllm.SamplingParams, sampling.RequestOutputKind = refuse, None, None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    monkeypatch.setattr(offline, "require_vllm", lambda: "0.32.0")
+    if before is None:
+        monkeypatch.delenv(MEASURED_SWITCH, raising=False)
+    else:
+        monkeypatch.setenv(MEASURED_SWITCH, before)
+    with pytest.raises(UserError, match="vLLM could not start: a patch does not fit"):
+        offline.OfflineEngine(
+            model="m",
+            revision=None,
+            speculative={},
+            batch=1,
+            seed=0,
+            prefix_caching=False,
+            trust_remote_code=False,
+            engine_args={},
+        )
+    assert seen == ["1"]
+    assert os.environ.get(MEASURED_SWITCH) == before
+
+
 WORKERS = {
     "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
     "never got the setting": ("deaf_worker.Unconfigured", "--no-draft-truncation"),
@@ -133,7 +169,7 @@ class TestAnotherProcess:
     def test_a_worker_that_obeys_is_measured(self, done: dict[str, Any]) -> None:
         result, directory = done["obeys"]
         assert result.returncode == 0, result.stderr
-        assert read_run(directory).meta["fingerprint"]["engine"]["draft_truncation"] is False
+        assert read_run(directory).meta.fingerprint.engine.draft_truncation is False
 
     @pytest.mark.parametrize(
         ("worker", "says"),

@@ -90,6 +90,7 @@ def test_a_second_patch_of_the_same_symbol_is_refused(
     row: Patch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     use(monkeypatch, row, replace(row, id="other"))
+    monkeypatch.setattr(apply, "misfit", lambda patch: "")
     apply.register()
     assert engine().double(3) == 6
     first, second = state.status()
@@ -107,13 +108,27 @@ def test_a_version_outside_the_range_is_refused(row: Patch, version: str, monkey
     assert only().reason == f"vLLM {version} is outside >=1.2,<1.3"
 
 
-def test_an_unknown_source_is_refused(row: Patch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_that_cannot_be_read_is_refused_without_an_exception(
+    row: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "vllm_version", lambda: "dev")
+    apply.register()
+    assert engine().double(3) == 7
+    assert only().reason == "vLLM dev is outside >=1.2,<1.3"
+
+
+@pytest.mark.parametrize("on_disk", ["", "an unknown source"])
+def test_an_unknown_source_is_refused_and_logged_here_only_if_the_guard_cannot_see_it(
+    row: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, on_disk: str
+) -> None:
     (tmp_path / "madeup_engine.py").write_text(SOURCE.replace("+ 1", "+ 2"))
+    monkeypatch.setattr(apply, "misfit", lambda patch: on_disk)
+    caplog.set_level("INFO")
     apply.register()
     assert engine().double(3) == 8
     assert only().state == "refused"
     assert "unknown source" in only().reason
-    assert "double refused" in caplog.text
+    assert ("double refused" in caplog.text) == (not on_disk)
 
 
 def test_another_signature_is_refused(row: Patch, tmp_path: Path) -> None:
@@ -140,12 +155,13 @@ def test_the_state_is_read_off_the_live_symbol(row: Patch, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("name", "value"), [("SPECEVAL_PATCHES", "0"), ("VLLM_PLUGINS", "a, b")])
 def test_either_switch_turns_the_patches_off(
-    row: Patch, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+    row: Patch, name: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(name, value)
     apply.register()
     assert engine().double(3) == 7
     assert only().state == "switched off"
+    assert not caplog.records, "a switch that was set on purpose needs no warning"
 
 
 def test_vllm_s_own_switch_can_name_the_plugin(row: Patch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 import tiny
 
 from vllm_patches import guard, ledger, state
+from vllm_patches.refuse import MEASURED_SWITCH
 from vllm_patches.settings import KNOWN_ANSWER
-from vllm_patches.versions import NEXT
 
 SAMPLED = {"method": "eagle3", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
@@ -40,7 +40,9 @@ def config(
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM 0.32.0 whose sources are the ledger's, nothing of it imported."""
+    """vLLM 0.32.0 whose sources are the ledger's, nothing of it imported; nobody measures, nothing was warned of."""
+    for name in (guard.WARNED, MEASURED_SWITCH):
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(guard, "vllm_version", lambda: "0.32.0+cpu")
     monkeypatch.setattr(guard, "judge", lambda patch: (state.NOT_LOADED, ""))
     monkeypatch.setattr(guard, "misfit", lambda patch: "")
@@ -51,20 +53,69 @@ def test_an_engine_that_fits_may_start(fits: None) -> None:
     assert guard.refusal(config("V2", "cuda")) is None
 
 
-def test_a_source_that_no_row_knows_stops_the_engines_that_need_the_row(
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname != "INFO"]
+
+
+def test_a_source_that_no_row_knows_is_warned_of_once_by_the_engines_that_need_the_row(
+    fits: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guard, "misfit", lambda patch: "unknown" if patch.id in ("v1-medusa", "v1-missing-q") else "")
+    for _ in range(2):
+        guard.examine(config(method="medusa"))
+    (line,) = lines(caplog)
+    assert "do not fit: v1-missing-q, v1-medusa (unknown)" in line and "SPECEVAL_PATCHES=0" in line
+
+
+def test_a_source_that_no_row_knows_stops_an_engine_that_is_to_be_measured(
     fits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(MEASURED_SWITCH, "1")
     monkeypatch.setattr(guard, "misfit", lambda patch: "unknown" if patch.id == "v1-medusa" else "")
-    assert guard.refusal(config()) is None
-    assert "v1-medusa, which does not fit: unknown" in (guard.refusal(config(method="medusa")) or "")
+    guard.examine(config())
+    with pytest.raises(ValueError, match="v1-medusa, which does not fit: unknown"):
+        guard.examine(config(method="medusa"))
 
 
-def test_a_refused_combination_and_an_unknown_version_stop_the_engine(
-    fits: None, monkeypatch: pytest.MonkeyPatch
+def test_a_combination_known_to_be_wrong_stops_every_engine(fits: None) -> None:
+    with pytest.raises(ValueError, match="the V1 runner ignores it"):
+        guard.examine(config(rejection_sample_method="block"))
+
+
+@pytest.mark.parametrize("version", ["0.34.0", "0.28.1", "dev", None])
+def test_an_unknown_version_starts_as_it_is_with_one_warning_unless_it_is_to_be_measured(
+    fits: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str | None
 ) -> None:
-    assert "the V1 runner ignores it" in (guard.refusal(config(rejection_sample_method="block")) or "")
-    monkeypatch.setattr(guard, "vllm_version", lambda: f"{NEXT}.0")
-    assert f"{NEXT}.0 is not supported" in (guard.refusal(config()) or "")
+    """Nothing of its config is read: another vLLM may name it otherwise."""
+    monkeypatch.setattr(guard, "vllm_version", lambda: version)
+    unknown = SimpleNamespace(speculative_config=object())
+    for _ in range(2):
+        guard.examine(unknown)
+    (line,) = lines(caplog)
+    says = (f"vLLM {version}", "vllm>=0.29,<0.34", "nothing is patched", "SPECEVAL_PATCHES=0 silences this")
+    assert all(part in line for part in says), line
+    monkeypatch.setenv(MEASURED_SWITCH, "1")
+    with pytest.raises(ValueError, match="is not supported"):
+        guard.examine(unknown)
+
+
+def test_an_unknown_version_judges_no_request(fits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
+    validate = guard.guard_request(lambda self, params: "validated")
+    params = SimpleNamespace(structured_outputs=object(), temperature=1.0)
+    assert validate(SimpleNamespace(), params) == "validated"
+
+
+def test_a_version_without_the_place_to_guard_says_so_once(
+    fits: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        guard.hook(ModuleType("vllm.engine.arg_utils"))
+    assert ["has no EngineArgs.create_engine_config" in line for line in lines(caplog)] == [True]
+    monkeypatch.setattr(guard, "vllm_version", lambda: "0.34.0")
+    for name in guard.HOOKS:
+        guard.hook(ModuleType(name))
+    assert ["nothing is patched" in line for line in lines(caplog)] == [False, True]
 
 
 @pytest.mark.parametrize("additional", [None, {KNOWN_ANSWER: False}, {KNOWN_ANSWER: 1}, {KNOWN_ANSWER: "true"}])
@@ -100,7 +151,7 @@ def test_the_source_on_disk_is_the_one_that_is_inspected_after_import() -> None:
             assert text is not None and state.digest(text) == patch.sources[installed], patch.id
 
 
-def test_hooking_twice_wraps_once_and_a_missing_method_is_left_alone() -> None:
+def test_hooking_twice_wraps_once_and_a_missing_method_is_left_alone(fits: None) -> None:
     module = ModuleType("vllm.engine.arg_utils")
 
     class EngineArgs:
@@ -160,3 +211,31 @@ def test_plain_vllm_refuses_to_start_what_the_plugin_cannot_make_right(tmp_path:
     command = [sys.executable, "-c", START, json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "RAISED rejection_sample_method=block: the V1 runner ignores it" in done.stdout, done.stderr
+
+
+NEWER = """
+import sys
+from vllm_patches import guard, state
+guard.vllm_version = state.vllm_version = lambda: "0.35.0"
+from vllm.engine.arg_utils import EngineArgs
+for _ in range(2):
+    EngineArgs(model=sys.argv[1], skip_tokenizer_init=True, speculative_config=CONFIG).create_engine_config()
+print("PATCHED", [row.id for row in state.status() if row.state == "active"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_newer_vllm_resolves_its_config_unpatched_with_one_warning(tmp_path: Path) -> None:
+    """The vLLM that is installed, under another version: block verification would be refused on its own."""
+    target = tiny.write_target(tmp_path / "target")
+    drafter = tiny.write_eagle3(tmp_path / "drafter", target)
+    speculative = SAMPLED | {"model": str(drafter), "rejection_sample_method": "block"}
+    command = [sys.executable, "-c", NEWER.replace("CONFIG", repr(speculative)), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, guard.WARNED: ""})
+    assert done.returncode == 0, done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "vllm_patches:" in line]
+    assert len(told) == 1 and "WARNING" in told[0] and "vLLM 0.35.0 is not known to the patches" in told[0], told
+    assert "PATCHED []" in done.stdout
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, MEASURED_SWITCH: "1"})
+    assert done.returncode and "vLLM 0.35.0 is not supported" in done.stderr

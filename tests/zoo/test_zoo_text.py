@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import jinja2.sandbox
 import pytest
 
-import speceval
+from speceval.paths import data_directory
 from speceval.zoo import text
 from speceval.zoo.recipe import Recipe
 
-DEMO = Path(speceval.__file__).parent / "suites" / "demo.jsonl"
+DEMO = data_directory("suites") / "demo.jsonl"
 
 
 def demo_rows() -> list[dict]:
