@@ -90,18 +90,18 @@ def test_verify_makes_every_row_test_and_finds_no_bias(results: dict[str, Result
 def test_every_step_has_a_record_that_agrees_with_the_counts(results: dict[str, Results], case: str) -> None:
     """|z| < 5: a false alarm of 6e-7."""
     free = results[case].free
-    assert free.meta["problems"] == []
+    assert free.meta.problems == []
     found = rao_blackwell.agreement(free.steps)
     assert found["steps"] == len(acceptance.drafted_steps(free.steps)) > 300 and found["agrees"] is True
-    counters = free.meta["segments"][0]["counters"]
-    assert counters["steps_with_q"] == found["steps"] and counters["steps_one_hot"] == 0
-    assert free.meta["fingerprint"]["engine"]["tensor_parallel"] == results[case].workers
+    counters = free.meta.segments[0].counters
+    assert counters is not None and counters.steps_with_q == found["steps"] and counters.steps_one_hot == 0
+    assert free.meta.fingerprint.engine.tensor_parallel == results[case].workers
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_replay_emits_the_texts_and_records_what_would_be_kept(results: dict[str, Results], case: str) -> None:
     free, replayed = results[case].free, results[case].replayed
-    assert replayed.meta["problems"] == [] and replay.unrecorded(replayed.steps) == 0
+    assert replayed.meta.problems == [] and replay.unrecorded(replayed.steps) == 0
 
     def tokens(run: StoredRun) -> list[Any]:
         rows = [json.loads(line) for line in (run.directory / "outputs.jsonl").open(encoding="utf-8")]
