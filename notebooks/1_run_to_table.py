@@ -19,10 +19,12 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval import acceptance, layouts, plots, render
-from speceval.comparison import compare_runs
-from speceval.plots import style
-from speceval.statistics import ratio_interval
+from speceval.estimate import acceptance
+from speceval.estimate.comparison import compare_runs
+from speceval.estimate.identities import reconcile
+from speceval.estimate.statistics import ratio_interval
+from speceval.show import layouts, plots, render
+from speceval.show.plots import style
 from speceval.store import read_run
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
@@ -49,7 +51,7 @@ lk.steps[STEP].head(8)
 
 # %%
 K = lk.meta.spec.k
-acceptance.reconcile(lk.steps, lk.turns)
+reconcile(lk.steps, lk.turns)
 
 # %% [markdown]
 # ## By hand

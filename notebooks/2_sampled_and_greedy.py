@@ -31,10 +31,10 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from speceval import acceptance
-from speceval.comparison import compare_runs
-from speceval.plots import style
-from speceval.statistics import paired_ratio_difference
+from speceval.estimate import acceptance
+from speceval.estimate.comparison import compare_runs
+from speceval.estimate.statistics import paired_ratio_difference
+from speceval.show.plots import style
 from speceval.store import StoredRun, read_run
 
 ROOT = Path() if Path("results").is_dir() else Path("..")

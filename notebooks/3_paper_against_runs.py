@@ -18,9 +18,9 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval import layouts, published, render
-from speceval.comparison import compare_runs
-from speceval.plots import style
+from speceval.estimate.comparison import compare_runs
+from speceval.show import layouts, published, render
+from speceval.show.plots import style
 from speceval.store import read_run
 
 ROOT = Path() if Path("results").is_dir() else Path("..")

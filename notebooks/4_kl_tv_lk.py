@@ -21,8 +21,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from speceval import layouts, plots
-from speceval.plots import style
+from speceval.show import layouts, plots
+from speceval.show.plots import style
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 pyplot.rcParams.update(style.RC | {"figure.dpi": 110, "text.parse_math": True})  # powers of ten on axes

@@ -23,8 +23,9 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval import baseline, gate, gate_reports
-from speceval.plots import style
+from speceval.estimate import baseline, gate
+from speceval.show import gate as gate_reports
+from speceval.show.plots import style
 from speceval.store import read_run
 
 ROOT = Path() if Path("results").is_dir() else Path("..")

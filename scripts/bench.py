@@ -21,9 +21,14 @@ from typing import Any
 
 from rich.console import Console
 
-from speceval import chat, display, launch, runner
-from speceval.engines.offline import OfflineEngine
+from speceval.engines.vllm.offline import OfflineEngine
+from speceval.measure import chat, launch, runner
+from speceval.measure.fingerprint import environment
+from speceval.measure.job import Job, prepare
+from speceval.measure.output import output_to
+from speceval.measure.start import start_engine
 from speceval.protocol import request_seed
+from speceval.show import progress as display
 from speceval.store import Store
 
 ROUNDS = 5
@@ -35,7 +40,7 @@ def main() -> None:
     """Measure and print the ratios."""
     result: dict[str, Any] = {
         "command": "make bench",
-        "environment": launch.environment().model_dump(),
+        "environment": environment().model_dump(),
         "rounds": ROUNDS,
     }
     for temperature in (0.0, 1.0):
@@ -47,7 +52,7 @@ def main() -> None:
 
 
 def _ratios(temperature: float) -> dict[str, Any]:
-    job = launch.prepare(
+    job = prepare(
         target="zoo",
         draft="lk-eagle3",
         temperature=temperature,
@@ -57,8 +62,8 @@ def _ratios(temperature: float) -> dict[str, Any]:
         record=False,  # scripts/bench_recorder.py
     )
     job = launch.fetch(job)
-    with tempfile.TemporaryDirectory() as scratch, display.output_to(Path(scratch) / "engine.log"):
-        engine = launch.start_engine(job)
+    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / "engine.log"):
+        engine = start_engine(job)
         engine.warm_up()
         _harness(engine, job, Path(scratch) / "warm")
         rounds = []
@@ -75,7 +80,7 @@ def _ratios(temperature: float) -> dict[str, Any]:
     }
 
 
-def _bare(engine: OfflineEngine, job: launch.Job) -> tuple[float, int]:
+def _bare(engine: OfflineEngine, job: Job) -> tuple[float, int]:
     """Seconds and committed tokens of `vllm.LLM.generate`."""
     from vllm import SamplingParams
 
@@ -96,7 +101,7 @@ def _bare(engine: OfflineEngine, job: launch.Job) -> tuple[float, int]:
     return time.perf_counter() - start, sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
-def _harness(engine: OfflineEngine, job: launch.Job, directory: Path) -> tuple[float, int]:
+def _harness(engine: OfflineEngine, job: Job, directory: Path) -> tuple[float, int]:
     """Seconds and committed tokens of the harness around the same engine."""
     progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
     watch = display.watcher(Console(file=io.StringIO(), force_terminal=True))

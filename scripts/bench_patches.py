@@ -25,7 +25,11 @@ from typing import Any
 EXCHANGED = ("cpu-rejection", "v1-missing-q", "v1-draft-streams", "v1-draft-sampling")
 os.environ["SPECEVAL_PATCHES_SKIP"] = ",".join(EXCHANGED)
 
-from speceval import display, launch, runner  # noqa: E402
+from speceval.measure import launch, runner  # noqa: E402
+from speceval.measure.fingerprint import environment  # noqa: E402
+from speceval.measure.job import Job, prepare  # noqa: E402
+from speceval.measure.output import output_to  # noqa: E402
+from speceval.measure.start import start_engine  # noqa: E402
 from speceval.store import Store  # noqa: E402
 from vllm_patches.ledger import LEDGER  # noqa: E402
 
@@ -45,7 +49,7 @@ def main() -> None:
     """Measure and write."""
     result: dict[str, Any] = {"command": "python scripts/bench_patches.py", "rounds": ROUNDS, "k": K}
     result |= {
-        "environment": launch.environment().model_dump(),
+        "environment": environment().model_dump(),
         "engine": list(engine_rows()),
         "calls": list(call_rows()),
     }
@@ -56,8 +60,8 @@ def main() -> None:
 
 def engine_rows() -> Iterator[dict[str, Any]]:
     """Stock against patched generation for each of CONDITIONS."""
-    with tempfile.TemporaryDirectory() as folder, display.output_to(Path(folder) / "engine.log"):
-        job = launch.prepare(
+    with tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
+        job = prepare(
             target="zoo",
             draft="lk-eagle3",
             temperature=1.0,
@@ -69,7 +73,7 @@ def engine_rows() -> Iterator[dict[str, Any]]:
             max_tokens=64,
         )
         job = launch.fetch(job)
-        engine: Any = launch.start_engine(job)
+        engine: Any = start_engine(job)
         engine.warm_up()
         submit = engine.submit
         functions = exchanged()
@@ -117,7 +121,7 @@ def exchanged() -> Callable[[bool], Any]:
     return use
 
 
-def per_token(engine: Any, job: launch.Job, directory: Path) -> float:
+def per_token(engine: Any, job: Job, directory: Path) -> float:
     """Seconds for one committed token of the whole suite."""
     progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
     with Store(directory) as store:
@@ -133,7 +137,7 @@ def call_rows() -> Iterator[dict[str, Any]]:
     from vllm.v1.sample import rejection_sampler
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 
-    from vllm_patches import cpu_expand, cpu_rejection, v1_draft_sampling
+    from vllm_patches.patches import cpu_expand, cpu_rejection, v1_draft_sampling
 
     torch.set_num_threads(1)
     current_platform.import_kernels()

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from speceval import display, launch, runner
-from speceval.engines import offline
-from speceval.engines.recordings import Recordings
+from speceval.engines.vllm import offline
+from speceval.engines.vllm.recordings import Recordings
+from speceval.measure import launch, runner
+from speceval.measure.fingerprint import environment
+from speceval.measure.job import prepare
+from speceval.measure.output import output_to
+from speceval.measure.start import start_engine
 from speceval.store import Store
 from vllm_patches.taps.overlap import Overlap
 
@@ -43,7 +47,7 @@ def main() -> None:
     """Measure and print the shares."""
     result = {
         "command": "python scripts/bench_recorder.py",
-        "environment": launch.environment().model_dump(),
+        "environment": environment().model_dump(),
         "rounds": ROUNDS,
         "cases": [shares(*case) for case in CASES],
     }
@@ -54,11 +58,11 @@ def main() -> None:
 def shares(draft: str, k: int, batch: int) -> dict[str, Any]:
     """Seconds in the recorder over the other seconds of the run, round by round."""
     job = launch.fetch(
-        launch.prepare(target="zoo", draft=draft, temperature=1.0, suite_names=["demo"], seeds=SEEDS, batch=batch, k=k)
+        prepare(target="zoo", draft=draft, temperature=1.0, suite_names=["demo"], seeds=SEEDS, batch=batch, k=k)
     )
     found = []
-    with tempfile.TemporaryDirectory() as scratch, display.output_to(Path(scratch) / "engine.log"):
-        engine = launch.start_engine(job)
+    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / "engine.log"):
+        engine = start_engine(job)
         engine.warm_up()
         for number in range(ROUNDS + 1):
             progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))

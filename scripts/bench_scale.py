@@ -22,8 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from speceval.launch import environment
-from speceval.schema import Counters, Segment
+from speceval.measure.fingerprint import environment
 from speceval.store import (
     STEP_COLUMNS,
     STEPS,
@@ -33,6 +32,7 @@ from speceval.store import (
     recorded_columns,
     write_meta,
 )
+from speceval.store.schema import Counters, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "results" / "reference" / "demo" / "lk-eagle3-T1-probabilistic"

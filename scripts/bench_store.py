@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from speceval import until
+from speceval.measure import until
 from speceval.store import Store, pack, read_meta
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""How often do speceval.statistics' intervals hold the true value? Simulated, so that the truth is known.
+"""How often do speceval.estimate.statistics' intervals hold the true value? Simulated, so that the truth is known.
 
 A large population of conversations is simulated once per scenario; its ratio of sums is the truth. Then G
 conversations are drawn with replacement, many times, and each draw's 95 % interval is asked whether it holds
@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtrit
 
-from speceval.statistics import effective_bounds, estimate_bounds, paired_ratio_difference, ratio_estimates
+from speceval.estimate.statistics import effective_bounds, estimate_bounds, paired_ratio_difference, ratio_estimates
 
 K = 5
 CLUSTERS = (5, 10, 20, 40, 80, 164, 1319)

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from speceval import demo, demo_all, explain, layouts, plots, render
-from speceval.comparison import compare_runs
-from speceval.comparison_tables import comparison_tables
+from speceval.estimate import explain
+from speceval.estimate.comparison import compare_runs
+from speceval.show import demo, demo_all, layouts, plots, render
+from speceval.show.comparison import comparison_tables
+from speceval.show.tables import plus_minus, run_json
 from speceval.store import StoredRun, read_run
-from speceval.tables import plus_minus, run_json
 from vllm_patches import ledger, unpatched
 
 ROOT = Path(__file__).resolve().parent.parent

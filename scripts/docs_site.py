@@ -18,7 +18,7 @@ import typer.main
 
 from speceval.cli import app
 from speceval.protocol import FLAGS, RunSpec
-from speceval.schema import RunMeta
+from speceval.store.schema import RunMeta
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_ROOT = {

@@ -4,7 +4,7 @@ A population is made from a stored run of the zoo at T=1: every conversation wit
 population is the same with its accepted drafts thinned until the wanted share of tau is lost. Then conversations are
 drawn with replacement, a sample of each for the baseline and another for the new run, and the gate is asked. So the
 spread between prompts and that of the sampling are those of the stored run. The verdicts of many draws are computed at
-once; the first of every entry are also put to `speceval.gate.check`, and a difference stops the script.
+once; the first of every entry are also put to `speceval.estimate.gate.check`, and a difference stops the script.
 
     python scripts/gate_power.py [--draws 4000]       # writes results/statistics/gate.csv, docs/images/gate-power.png
 """
@@ -23,9 +23,9 @@ from scipy.optimize import bisect
 from scipy.special import stdtr
 from scipy.stats import gamma
 
-from speceval import gate, statistics
-from speceval.acceptance import drafted_steps
-from speceval.statistics import Floats
+from speceval.estimate import gate, statistics
+from speceval.estimate.acceptance import drafted_steps
+from speceval.estimate.statistics import Floats
 from speceval.store import read_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speceval import acceptance, gate
+from speceval.estimate import acceptance, gate
 from speceval.store import StoredRun, read_run
 
 ROOT = Path(__file__).resolve().parent.parent

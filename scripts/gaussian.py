@@ -1,7 +1,8 @@
 """The motivating figure, recomputed: writes results/statistics/gaussian.json and docs/images/gaussian.png.
 
-One Gaussian is fitted to the mixture of three in `speceval.plots.gaussian` under KL, reverse KL and TV by numerical
-optimisation. The file holds the mixture, each fit and its overlap beside the paper's. `python scripts/gaussian.py`
+One Gaussian is fitted to the mixture of three in `speceval.show.plots.gaussian` under KL, reverse KL and TV by
+numerical optimisation. The file holds the mixture, each fit and its overlap beside the paper's. `python
+scripts/gaussian.py`
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from speceval import plots
-from speceval.plots import gaussian
+from speceval.show import plots
+from speceval.show.plots import gaussian
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "statistics" / "gaussian.json"

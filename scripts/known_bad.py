@@ -21,10 +21,10 @@ from typing import Any
 
 import pandas as pd
 
-from speceval import plots
 from speceval.errors import UserError
-from speceval.kernels import CHECKED, REQUESTS, judge, run_kernels
-from speceval.plots.known_bad import key, read_rows
+from speceval.exactness.kernels import CHECKED, REQUESTS, judge, run_kernels
+from speceval.show import plots
+from speceval.show.plots.known_bad import key, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"

@@ -16,7 +16,11 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from speceval import display, launch, rao_blackwell
+from speceval.estimate import rao_blackwell
+from speceval.measure import launch
+from speceval.measure.job import prepare
+from speceval.measure.output import output_to
+from speceval.show import progress as display
 from speceval.store import StoredRun
 
 RESULT = Path("results/statistics/rao_blackwell.csv")
@@ -42,7 +46,7 @@ def main() -> None:
 
 def measure(draft: str, k: int, directory: Path) -> StoredRun:
     """One run of all seeds."""
-    job = launch.prepare(
+    job = prepare(
         target="zoo",
         draft=draft,
         temperature=1.0,
@@ -52,8 +56,8 @@ def measure(draft: str, k: int, directory: Path) -> StoredRun:
         batch=128,
         out=directory,
     )
-    with display.output_to(directory.with_suffix(".log")):
-        return launch.run(job, display.watcher(Console(file=sys.stderr)), display.output_to)
+    with output_to(directory.with_suffix(".log")):
+        return launch.run(job, display.watcher(Console(file=sys.stderr)), output_to)
 
 
 def judge(run: StoredRun, k: int) -> list[dict[str, object]]:

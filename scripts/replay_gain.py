@@ -19,8 +19,13 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from speceval import acceptance, display, launch, replay
-from speceval.statistics import Interval, paired_ratio_difference, ratio_interval
+from speceval.estimate import acceptance, replay
+from speceval.estimate.statistics import Interval, paired_ratio_difference, ratio_interval
+from speceval.measure import launch
+from speceval.measure.job import prepare
+from speceval.measure.output import output_to
+from speceval.measure.replay import source
+from speceval.show import progress as display
 from speceval.store import StoredRun, read_run
 
 RESULT = Path("results/statistics/replay.csv")
@@ -63,7 +68,7 @@ def measure(suite: str, settings: dict[str, Any], directory: Path, data_dir: Pat
             data_dir=data_dir,
             **settings,
         )
-    given = replay.source(found[f"{DRAFTERS[0]} free"])
+    given = source(found[f"{DRAFTERS[0]} free"])
     for draft in DRAFTERS:
         fields = {name: value for name, value in given.items() if name != "suites"}
         found[f"{draft} replay"] = run(
@@ -85,9 +90,9 @@ def run(directory: Path, **asked: Any) -> StoredRun:
 def launch_one(directory: Path, asked: dict[str, Any]) -> None:
     """The worker's part."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    job = launch.prepare(target="zoo", batch=128, out=directory, **asked)
-    with display.output_to(directory.with_suffix(".log")):
-        launch.run(job, display.watcher(Console(file=sys.stderr)), display.output_to)
+    job = prepare(target="zoo", batch=128, out=directory, **asked)
+    with output_to(directory.with_suffix(".log")):
+        launch.run(job, display.watcher(Console(file=sys.stderr)), output_to)
 
 
 def judge(runs: dict[str, StoredRun], seeds: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Runs two drafters of the zoo at several K (the demo prompts, T=1, sampled drafts), stores each run below --runs, and
 writes results/statistics/tau_k.csv: a row per drafter and K with tau of the separate run, tau from the steps of the run
-at the largest K (`speceval.plots.tau_k`), and their difference in percent, paired by conversation; and the figure
+at the largest K (`speceval.show.plots.tau_k`), and their difference in percent, paired by conversation; and the figure
 docs/images/tau-k.png. Runs that are there already are not made again. Needs vLLM; ten minutes on two cores.
 """
 
@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from speceval import launch, plots
 from speceval.commands.run import measure
-from speceval.plots import tau_k
-from speceval.statistics import paired_ratio_difference
+from speceval.estimate.statistics import paired_ratio_difference
+from speceval.measure.job import prepare
+from speceval.show import plots
+from speceval.show.plots import tau_k
 from speceval.store import StoredRun
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def main() -> None:
 
 def measured(draft: str, k: int, root: Path) -> StoredRun:
     """The run of one drafter at one K."""
-    job = launch.prepare(
+    job = prepare(
         target="zoo",
         draft=draft,
         k=k,

@@ -4,7 +4,7 @@ Conversations are drawn from the populations of scripts/coverage.py, a suite's w
 look at the growing suite and stop at the target:
 
     naive       the ordinary 95 % interval at every look
-    corrected   speceval.stopping: error spent by information
+    corrected   speceval.estimate.stopping: error spent by information
     constant    one critical value at every look, for all looks of the suite together (Pocock 1977)
     sequence    asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021, arXiv 2103.06476)
 
@@ -24,8 +24,8 @@ from coverage import SCENARIOS, Counts, population, terms, write
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from speceval.statistics import Estimates, Interval, estimate_bounds, paired_ratio_difference, ratio_estimates
-from speceval.stopping import ERROR, FIRST_LOOK, decide, grid
+from speceval.estimate.statistics import Estimates, Interval, estimate_bounds, paired_ratio_difference, ratio_estimates
+from speceval.estimate.stopping import ERROR, FIRST_LOOK, decide, grid
 
 SIZES = (80, 164, 1319)
 TARGETS = (0.005, 0.01, 0.02, 0.05)
@@ -81,7 +81,7 @@ def fixed_rule(found: Estimates, truth: float, confidences: Floats, target: floa
 
 
 def corrected_rule(found: Estimates, truth: float, looks: list[int], target: float, whole: float | None) -> Floats:
-    """The same rows of `speceval.stopping.decide`."""
+    """The same rows of `speceval.estimate.stopping.decide`."""
     rows = np.empty((len(found.value), 3))
     for i in range(len(rows)):
         estimates = [interval(found, i, j) for j in range(len(looks))]

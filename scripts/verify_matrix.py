@@ -214,16 +214,18 @@ def run_mutants(samples: int | None, only: str) -> None:
     from mutants import MUTANTS, mutated  # type: ignore[import-not-found]
     from pairs import PROMPTS, write_pair
 
-    from speceval import launch
-    from speceval.verify import Settings
-    from speceval.verify.run import examine
+    from speceval.exactness import Settings
+    from speceval.exactness.run import examine
+    from speceval.measure import launch
+    from speceval.measure.job import prepare
+    from speceval.measure.start import start_engine
 
     file = RESULTS / "mutants.csv"
     all_runs = [(f"none, seed {seed}", None, seed) for seed in UNMUTATED_SEEDS] + [(m.name, m, 0) for m in MUTANTS]
     todo = [one for one in all_runs if one[0] not in names(file) and only in one[0]]
     with tempfile.TemporaryDirectory() as folder:
         target, draft = write_pair(Path(folder), "eagle3-cut")
-        job = launch.prepare(
+        job = prepare(
             target=target,
             draft=draft,
             temperature=1.0,
@@ -234,7 +236,7 @@ def run_mutants(samples: int | None, only: str) -> None:
             engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
         )
         job = launch.fetch(job)
-        engine = launch.start_engine(job)
+        engine = start_engine(job)
         for name, mutant, seed in todo:
             asked = mutant.asked if mutant else {}
             settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))

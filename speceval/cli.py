@@ -88,7 +88,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in COME_WITH_VLLM:
             raise
-        from speceval.engines.offline import HOW_TO_INSTALL
+        from speceval.engines.vllm.offline import HOW_TO_INSTALL
 
         _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {HOW_TO_INSTALL}")
     except (typer.Abort, KeyboardInterrupt):

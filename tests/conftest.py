@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import machine
 import pytest
-import skips
+from support import machine, skips
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,7 +22,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def zoo() -> dict[str, Path]:
     """Directories of the zoo's target and of the demo's drafters; built on the first use of a machine."""
-    from speceval.demo import DRAFTERS
+    from speceval.show.demo import DRAFTERS
     from speceval.zoo import ensure
 
     return ensure(DRAFTERS)

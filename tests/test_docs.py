@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from printed import difference
+from support.printed import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELVES = ROOT / "docs"
@@ -44,12 +44,12 @@ def test_a_stale_table_is_seen(docs_numbers) -> None:
 
 
 def test_the_books_of_every_reference_run_balance(docs_numbers) -> None:
-    from speceval import acceptance
+    from speceval.estimate.identities import check_counters, reconcile
 
     for run in docs_numbers.demo_runs().values():
         assert run.meta.status == "complete"
-        assert acceptance.reconcile(run.steps, run.turns) == []
-        assert acceptance.check_counters(run.steps, asdict(run.meta.segments[0].counters)) == []
+        assert reconcile(run.steps, run.turns) == []
+        assert check_counters(run.steps, asdict(run.meta.segments[0].counters)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,7 +20,7 @@ from test_docs import ROOT, SHELVES, script
 from speceval import cli
 from speceval.commands import options
 from speceval.protocol import RunSpec
-from speceval.schema import Fingerprint, RunMeta
+from speceval.store.schema import Fingerprint, RunMeta
 from speceval.suites import load
 
 

@@ -19,9 +19,9 @@ import pandas
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from printed import difference
+from support.printed import difference
 
-from speceval.plots import Drawn
+from speceval.show.plots import Drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))

@@ -33,7 +33,7 @@ UV = {"UV_NO_PROGRESS": "1", "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}
 def imported(folders: tuple[str, ...]) -> dict[str, set[str]]:
     """Top-level module of others -> the files that import it, at their head or inside a function."""
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    own = {*sys.stdlib_module_names, *PACKAGES, *(path.stem for path in files)}
+    own = {*sys.stdlib_module_names, *PACKAGES, *(path.stem for path in files), *(path.parent.name for path in files)}
     users = defaultdict(set)
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -125,7 +125,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.slow
 def test_the_wheel_has_data_and_types_and_of_the_results_the_published_ones_alone(built: tuple[Path, Path]) -> None:
     files = set(zipfile.ZipFile(built[1]).namelist())
-    assert {"speceval/py.typed", "vllm_patches/py.typed", "speceval/report/template.html.j2"} <= files
+    assert {"speceval/py.typed", "vllm_patches/py.typed", "speceval/show/report/template.html.j2"} <= files
     for name, place in DATA.items():
         there = {path.relative_to(ROOT / place).as_posix() for path in (ROOT / place).rglob("*") if path.is_file()}
         here = {file.removeprefix(f"speceval/data/{name}/") for file in files if f"/data/{name}/" in file}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speceval import paths, published
+from speceval import paths
+from speceval.show import published
 from speceval.suites.load import SUITES_DIR, names
 
 ROOT = Path(__file__).resolve().parents[1]

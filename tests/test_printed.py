@@ -1,7 +1,7 @@
 """The comparison of printed results lets another processor's last digits pass, and nothing else."""
 
 import pytest
-from printed import difference
+from support.printed import difference
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ import os
 import re
 from pathlib import Path
 
-import machine
 import pytest
-import skips
+from support import machine, skips
 
 pytest_plugins = ["pytester"]
 
 CONFTEST = """
-import skips
+from support import skips
 LISTED = "[no cat]\\ntest_them.py::test_cat\\n[no dog]\\ntest_them.py::test_dog  # a comment"
 LACKS = {"no cat": lambda: True, "no dog": lambda: False}
 def pytest_configure(config):

@@ -13,7 +13,10 @@ XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
 TRANSPORT = "custom_class"
 """vLLM's `method` of a drafter that is a class of ours; its `model` is then the class's path."""
 
-HEADS = {"medusa": ("vllm_patches.heads.Medusa", ">=0.33"), "mlp_speculator": ("vllm_patches.heads.MLPSpeculator", "")}
+HEADS = {
+    "medusa": ("vllm_patches.drafters.Medusa", ">=0.33"),
+    "mlp_speculator": ("vllm_patches.drafters.MLPSpeculator", ""),
+}
 """Drafting method -> its class of ours, and the versions of vLLM whose own proposer is missing or broken ("": all)."""
 
 

@@ -39,7 +39,7 @@ ROWS: tuple[Unpatched, ...] = (
         runner="V1, V2",
         versions=">=0.24",
         upstream=("https://github.com/vllm-project/vllm/issues/20459",),
-        tested_by="tests/test_engine_runs.py",
+        tested_by="tests/measure/test_engine_runs.py",
     ),
     Unpatched(
         id="zero-drafts",
@@ -63,7 +63,7 @@ ROWS: tuple[Unpatched, ...] = (
         runner="V1, V2",
         versions=">=0.28",
         upstream=("docs/upstream/v1-padded-rounds.md",),
-        tested_by="tests/test_engine_runs.py",
+        tested_by="tests/measure/test_engine_runs.py",
     ),
     Unpatched(
         id="v2-shared-noise",
@@ -78,7 +78,7 @@ ROWS: tuple[Unpatched, ...] = (
             "https://github.com/vllm-project/vllm/pull/47386",
             "https://github.com/vllm-project/vllm/pull/54282",
         ),
-        tested_by="tests/kernels/test_kernel_verdicts.py",
+        tested_by="tests/exactness/kernels/test_kernel_verdicts.py",
     ),
     Unpatched(
         id="v2-block-reuse",
@@ -90,7 +90,7 @@ ROWS: tuple[Unpatched, ...] = (
         runner="V2",
         versions=">=0.28,<0.33",
         upstream=("https://github.com/vllm-project/vllm/pull/46781",),
-        tested_by="tests/kernels/test_kernel_verdicts.py",
+        tested_by="tests/exactness/kernels/test_kernel_verdicts.py",
     ),
     Unpatched(
         id="v1-block-ignored",
@@ -150,7 +150,7 @@ ROWS: tuple[Unpatched, ...] = (
         runner="V2",
         versions=">=0.24",
         upstream=("https://github.com/vllm-project/vllm/issues/56724",),
-        tested_by="tests/test_launch.py",
+        tested_by="tests/measure/test_launch.py",
     ),
 )
 

@@ -26,7 +26,7 @@ def required(config: dict[str, Any], method: Method) -> list[tuple[str, str]]:
     """What a drafter of `method` must hold: names, and patterns of all spellings that are read.
 
     EAGLE-3 with a draft vocabulary: vLLM takes a missing `d2t` for the identity, and a missing head is never filled
-    (vllm/model_executor/models/llama_eagle3.py). MEDUSA and MLP speculators: `vllm_patches.heads`.
+    (vllm/model_executor/models/llama_eagle3.py). MEDUSA and MLP speculators: `vllm_patches.drafters`.
     """
     if method == "eagle3" and 0 < (config.get("draft_vocab_size") or 0) < (config.get("vocab_size") or 0):
         return [("d2t", r"(^|\.)d2t$"), ("lm_head.weight", r"(^|\.)lm_head\.weight$")]

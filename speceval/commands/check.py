@@ -32,9 +32,10 @@ def check(
 
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
-    from speceval import baseline as baselines
-    from speceval import gate, gate_reports
-    from speceval.comparison import require_comparable
+    from speceval.estimate import baseline as baselines
+    from speceval.estimate import gate
+    from speceval.estimate.comparison import require_comparable
+    from speceval.show import gate as gate_reports
 
     share = _share(margin, "--margin")
     position_share = None if position_margin is None else _share(position_margin, "--position-margin")
@@ -60,8 +61,8 @@ def baseline(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
-    from speceval import baseline as baselines
-    from speceval import books
+    from speceval.estimate import baseline as baselines
+    from speceval.estimate import books
 
     written = baselines.Baseline.of(books.read(run))
     size = baselines.write(written, output)

@@ -18,9 +18,9 @@ def demo(
     ] = None,
 ) -> None:
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them."""
-    from speceval import demo as small
-    from speceval import demo_all
-    from speceval.engines.offline import require_vllm
+    from speceval.engines.vllm.offline import require_vllm
+    from speceval.show import demo as small
+    from speceval.show import demo_all
 
     require_vllm()
     demo_module, name = (demo_all, "demo-all") if everything else (small, "demo")

@@ -12,8 +12,8 @@ def explain(
     as_json: options.AsJson = False,
 ) -> None:
     """Print what other tools and the paper would have called this run's tau, and why each number differs."""
-    from speceval import books
-    from speceval.explain import explain_run
+    from speceval.estimate import books
+    from speceval.estimate.explain import explain_run
 
     found = explain_run(books.read(run))
     if as_json:

@@ -13,7 +13,7 @@ from speceval.commands import options
 
 
 class Shape(StrEnum):
-    """What a run can be exported as: the functions of `speceval.export`."""
+    """What a run can be exported as: the functions of `speceval.show.export`."""
 
     model_card = "model-card"
     speculation_profile = "speculation-profile"
@@ -26,9 +26,9 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [default: standard output].")] = None,
 ) -> None:
     """Export a finished run: a hub page, a speculation profile, or results as lm-evaluation-harness writes them."""
-    from speceval import books
     from speceval.errors import UserError
-    from speceval.export import export as exported
+    from speceval.estimate import books
+    from speceval.show.export import export as exported
 
     text = exported(books.read(run), as_.value)
     if out is None:

@@ -64,7 +64,7 @@ def print_json(output: str, content: dict[str, Any]) -> None:
     """Print a command's one JSON object; `output`: its kind, a key of `schema.OUTPUTS`."""
     import json
 
-    from speceval.schema import versioned
+    from speceval.store.schema import versioned
 
     print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
 

@@ -12,7 +12,7 @@ from speceval.commands import options
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
-    from speceval.plots import Drawn
+    from speceval.show.plots import Drawn
     from speceval.store import StoredRun
 
 DIRECTORY = Path("results") / "plots"
@@ -50,7 +50,8 @@ def plot(
     Prints each figure's caption, which says what its intervals are. The first run is the one that others are compared
     with.
     """
-    from speceval import books, plots
+    from speceval.estimate import books
+    from speceval.show import plots
 
     if allow and kind not in (None, Kind.forest):
         raise UserError(f"--allow: has no meaning with --kind {kind.value}: leave it out")
@@ -75,7 +76,7 @@ def plot(
 
 def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> None:
     """Every figure that the runs allow, one line for each that they do not. Raises `UserError` when that is none."""
-    from speceval import plots
+    from speceval.show import plots
 
     refused = []
     for name in plots.OF_RUNS:
@@ -95,7 +96,7 @@ def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> No
 
 def write(drawn: Drawn, kind: Kind, out: Path | None) -> None:
     """Write one figure, as one file or in both formats, and print its caption."""
-    from speceval import plots
+    from speceval.show import plots
 
     directory = out or DIRECTORY
     files = [out] if out is not None and out.suffix else [directory / f"{kind.value}{suffix}" for suffix in FORMATS]

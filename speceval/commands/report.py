@@ -20,9 +20,9 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained page about runs: verdict, tables, figures, audits, coloured outputs, protocol."""
-    from speceval import books
     from speceval.errors import UserError
-    from speceval.report import write
+    from speceval.estimate import books
+    from speceval.show.report import write
 
     if out.is_dir():
         raise UserError(f"--out {out}: a directory: name the page, such as {out / 'report.html'}")

@@ -12,7 +12,7 @@ import typer
 from speceval.commands import options
 
 if TYPE_CHECKING:
-    from speceval.launch import Job
+    from speceval.measure.job import Job
     from speceval.store import StoredRun
 
 
@@ -55,7 +55,7 @@ def run(
 
     The same command resumes an interrupted run, and prints a finished one again.
     """
-    from speceval import launch
+    from speceval.measure.job import prepare
 
     asked: dict[str, Any] = {
         "temperature": temp,
@@ -70,7 +70,7 @@ def run(
     }
     if replay is not None:
         asked = _of_replayed(ctx, replay, target, draft, asked)
-    job = launch.prepare(
+    job = prepare(
         target=target,
         draft=draft,
         suite_names=list(asked.pop("suites")),
@@ -91,7 +91,7 @@ def run(
     )
     batches = options.seeds(baseline_batch, "--baseline-batch")
     if baseline:
-        from speceval import timing
+        from speceval.measure import timing
 
         timing.check(job.suites, batches)  # now, not after the run
     finished = measure(job)
@@ -102,7 +102,7 @@ def run(
 
 def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> StoredRun:
     """The finished run with its speed-up, timed now unless it has been."""
-    from speceval import timing
+    from speceval.measure import timing
     from speceval.store import read_run, write_meta
 
     if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
@@ -114,22 +114,24 @@ def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> St
 
 def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was `asked`; `UserError` where they differ."""
-    from speceval import books, catalog, replay
+    from speceval import catalog
     from speceval.catalog.methods import find
     from speceval.errors import UserError
+    from speceval.estimate import books
+    from speceval.measure.replay import INHERITED, source
     from speceval.protocol import FLAGS
 
     if options.given(ctx, "baseline"):
         raise UserError("--baseline: has no meaning with --replay: leave it out")
     stored = books.read(run)
-    found, name = replay.source(stored), stored.meta.spec.target
+    found, name = source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft)
     if pair.draft is not None and find(pair.draft.method).deterministic:
         raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:
         raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
     parameters = {"temperature": "temp", "suites": "suite", "chat_template_kwargs": "template_arg"}
-    for name in replay.INHERITED:
+    for name in INHERITED:
         differs = (
             list(asked[name] or ()) != list(found[name]) if name in ("suites", "seeds") else asked[name] != found[name]
         )
@@ -143,9 +145,12 @@ def measure(job: Job) -> StoredRun:
     """Run a prepared job with a progress display on stderr, or read it back when it is complete."""
     from rich.console import Console
 
-    from speceval import display, launch
+    from speceval.measure import launch
+    from speceval.measure.job import stored
+    from speceval.measure.output import output_to
+    from speceval.show import progress as display
 
-    known = launch.stored(job)
+    known = stored(job)
     if known is not None and known.complete:
         return known
     # Own copies of the terminal: the engine's output goes to a file meanwhile.
@@ -154,12 +159,12 @@ def measure(job: Job) -> StoredRun:
 
         def log(path: Path) -> AbstractContextManager[None]:
             console.print(f"starting vLLM; its log: {path}", markup=False, soft_wrap=True)
-            return display.output_to(path)
+            return output_to(path)
 
         try:
             return launch.run(job, display.watcher(console), log)
         except KeyboardInterrupt:
-            partial = launch.stored(job)
+            partial = stored(job)
             count = 0 if partial is None else partial.conversations
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
             raise
@@ -167,7 +172,7 @@ def measure(job: Job) -> StoredRun:
 
 def print_run(stored: StoredRun, as_json: bool) -> None:
     """Print a stored run: its tables, or one JSON object. Exits with 1 if there is anything wrong with it."""
-    from speceval import tables
+    from speceval.show import tables
 
     content = tables.run_json(stored)
     if as_json:

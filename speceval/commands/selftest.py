@@ -36,9 +36,9 @@ def selftest(
     """
     from tempfile import TemporaryDirectory
 
-    from speceval import launch
-    from speceval import selftest as known
-    from speceval.schema import versioned
+    from speceval.exactness import selftest as known
+    from speceval.measure.fingerprint import environment
+    from speceval.store.schema import versioned
 
     if runs is not None and runs.exists():
         raise UserError(f"--runs {runs}: exists: name a new directory")
@@ -64,7 +64,7 @@ def selftest(
             for temperature in (known.TEMPERATURES if temp is None else (temp,))
         ]
         report = known.run(jobs, steps, measure)
-    report = versioned("selftest", report | {"environment": launch.environment().model_dump()})
+    report = versioned("selftest", report | {"environment": environment().model_dump()})
     _print(report, as_json)
     if out is not None:
         _write(report, out)
@@ -74,8 +74,8 @@ def selftest(
 
 def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | None) -> tuple[float, ...]:
     """The rates that the options ask for."""
-    from speceval import launch
-    from speceval import selftest as known
+    from speceval.exactness import selftest as known
+    from speceval.measure.job import prepare
 
     if rates and tau is not None:
         raise UserError("--rates and --tau: one of them says everything: leave the other out")
@@ -88,7 +88,7 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
             raise UserError(f"--k {k}: --rates names {len(found)} positions: leave --k out")
         return found
     # The drafter's own K, if none is asked for.
-    k = launch.prepare(target=target, draft=draft, temperature=0, suite_names=[known.SUITE], k=k).spec.k
+    k = prepare(target=target, draft=draft, temperature=0, suite_names=[known.SUITE], k=k).spec.k
     return known.default_rates(k) if tau is None else known.rates_of_tau(tau, k)
 
 

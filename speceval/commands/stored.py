@@ -38,7 +38,7 @@ def list_(
     as_json: options.AsJson = False,
 ) -> None:
     """List the catalog, the suites, the vLLM patches or the stored runs."""
-    from speceval import listings
+    from speceval.show import listings
 
     if as_json:
         options.print_json("ls", {"what": what.value, "rows": listings.rows(what.value, root)})

@@ -13,7 +13,7 @@ from speceval.commands import options
 
 
 class Layout(StrEnum):
-    """What a table shows: the functions of `speceval.layouts`."""
+    """What a table shows: the functions of `speceval.show.layouts`."""
 
     summary = "summary"
     paper_main = "paper-main"
@@ -24,7 +24,7 @@ class Layout(StrEnum):
 
 
 class Format(StrEnum):
-    """How a table is written: the functions of `speceval.render`."""
+    """How a table is written: the functions of `speceval.show.render`."""
 
     md = "md"
     csv = "csv"
@@ -46,7 +46,7 @@ def table(
     """Put runs, and what was published for them, into one table."""
     from rich.text import Text
 
-    from speceval import layouts, render
+    from speceval.show import layouts, render
 
     text = render.FORMATS[format_.value](layouts.build(layout.value, runs, baseline))
     if sys.stdout.isatty():

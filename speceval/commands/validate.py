@@ -33,7 +33,7 @@ def validate(
 
 def _validate(run: Path) -> dict[str, Any]:
     """`run`, `ok`, `readable`, and `problems`, one line each."""
-    from speceval import books
+    from speceval.estimate import books
     from speceval.store import read_run
 
     try:

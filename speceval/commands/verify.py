@@ -57,7 +57,7 @@ def verify(
     """
     if kernels:
         # Both are optional parts of one command; each imports what it needs.
-        from speceval import kernels as kernels_module
+        from speceval.exactness import kernels as kernels_module
 
         options.only(ctx, "--kernels", ("kernels", "vllm", "samples"))
         requests = samples if options.given(ctx, "samples") else kernels_module.REQUESTS
@@ -67,8 +67,8 @@ def verify(
             raise UserError(f"{flag} is needed (or --kernels, which needs neither)")
     if vllm:
         raise UserError("--vllm: goes with --kernels; an engine is the installed vLLM")
-    from speceval.verify import EXIT_CODES, run
-    from speceval.verify.command import execute
+    from speceval.exactness import EXIT_CODES, run
+    from speceval.exactness.command import execute
 
     settings = run.Settings(
         samples=samples,

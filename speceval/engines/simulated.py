@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from speceval.engines import Counters, Facts, Finished, Sampling, Step
+from speceval.engines.base import Counters, Finished, Sampling, Step
+from speceval.store.schema import Facts
 from vllm_patches import PatchStatus
 
 

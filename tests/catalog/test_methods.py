@@ -9,12 +9,13 @@ from typing import Any, get_args
 
 import pytest
 
-from speceval import catalog, layouts, published, render
+from speceval import catalog
 from speceval.catalog import methods
 from speceval.catalog.recognise import recognise
-from speceval.export import FORMATS, export
-from speceval.export.profile import profile
-from speceval.plots import tau_k
+from speceval.show import layouts, published, render
+from speceval.show.export import FORMATS, export
+from speceval.show.export.profile import profile
+from speceval.show.plots import tau_k
 from speceval.store import read_run
 from speceval.zoo.recipe import METHODS as ZOO_METHODS
 

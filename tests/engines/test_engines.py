@@ -1,6 +1,7 @@
 """Joining what a request received with the engine's record of its drafts."""
 
-from speceval.engines import Counters, Step, align_steps, is_padded
+from speceval.engines.base import Counters, Step
+from speceval.engines.vllm.align import align_steps, is_padded
 
 
 def test_every_step_with_drafts_takes_its_record_in_order() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from speceval.engines import offline
+from speceval.engines.vllm import offline
 from speceval.errors import UserError
 from speceval.store import read_run
 from vllm_patches.refuse import MEASURED_SWITCH
@@ -128,9 +128,9 @@ def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
 
 WORKERS = {
     "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
-    "never got the setting": ("deaf_worker.Unconfigured", "--no-draft-truncation"),
-    "obeyed another switch": ("deaf_worker.OtherSwitches",),
-    "does not record": ("deaf_worker.NoRecorder",),
+    "never got the setting": ("support.deaf_worker.Unconfigured", "--no-draft-truncation"),
+    "obeyed another switch": ("support.deaf_worker.OtherSwitches",),
+    "does not record": ("support.deaf_worker.NoRecorder",),
 }
 """Worker extension and options of each run; the engine is in a process of its own."""
 
@@ -153,14 +153,14 @@ class TestAnotherProcess:
 
     def run(self, folder: Path, extension: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         code = (
-            "from speceval import cli\nfrom speceval.engines import offline\n"
+            "from speceval import cli\nfrom speceval.engines.vllm import offline\n"
             f"offline.EXTENSION = {extension!r}\ncli.main()"
         )
         zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
         small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")
         environment = os.environ | {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
         folder.mkdir()
         command = [sys.executable, "-c", code, *zoo, *small, *options]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speceval.engines.recordings import Recordings
+from speceval.engines.vllm.recordings import Recordings
 
 NAN = float("nan")
 SUFFIX = "-0a1b2c3d"

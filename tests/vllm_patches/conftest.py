@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from engine_jobs import ENGINES, finish, start
+from support import tiny
+from support.engine_jobs import ENGINES, finish, start
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from engine_jobs import PROMPT, TEMPERATURES
-from expand_cases import wrong
 from scipy import stats
+from support import tiny
+from support.engine_jobs import PROMPT, TEMPERATURES
+from support.expand_cases import wrong
 
-from speceval.law import fit
-from vllm_patches.cpu_expand import expand_batch_to_tokens
+from speceval.exactness.law import fit
+from vllm_patches.patches.cpu_expand import expand_batch_to_tokens
 
 ALPHA = 1e-8
 """For each of the 8 checks of the patched engine: false alarms below 1e-7 together, and the seed is fixed."""
@@ -42,7 +42,7 @@ def test_a_wrong_number_of_rows_is_an_error() -> None:
 @pytest.mark.slow
 def test_the_stock_cpu_function_fails_the_same_cases() -> None:
     """All 50 cases of each dtype but int64 fail, whose tensors the kernel writes in place; 0 would mean: mended."""
-    script = Path(__file__).with_name("expand_cases.py")
+    script = Path(__file__).parents[1] / "support" / "expand_cases.py"
     environment = os.environ | {"SPECEVAL_PATCHES": "0", "PYTHONDONTWRITEBYTECODE": ""}
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
     found = json.loads(run.stdout.splitlines()[-1])

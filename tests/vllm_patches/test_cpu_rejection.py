@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from speceval.law import fit
-from vllm_patches.cpu_rejection import rejection_sample
+from speceval.exactness.law import fit
+from vllm_patches.patches.cpu_rejection import rejection_sample
 
 ALPHA = 1e-9
 VOCAB, K, REQUESTS = 6, 3, 60000
@@ -32,7 +32,7 @@ print(json.dumps([padded(rejection_sampler.rejection_sample, with_q) for with_q 
 KERNELS = """
 import json, tempfile
 from pathlib import Path
-from speceval.kernels import load, sources
+from speceval.exactness.kernels import load, sources
 from test_cpu_rejection import forced, uniforms
 with tempfile.TemporaryDirectory() as directory:
     upstream = load.load(sources.find(), Path(directory), "simt")[load.V1_REJECTION]

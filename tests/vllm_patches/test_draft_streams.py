@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import live
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import live, tiny
 
-from vllm_patches import v1_draft_sampling, v1_drafting
+from vllm_patches.patches import v1_draft_sampling, v1_drafting
 
 ALPHA = 1e-8
 PROMPT = [3, 7, 11, 5]
@@ -161,7 +160,7 @@ def test_truncation_is_vllm_s_own(top_k: list[int], top_p: list[float] | None) -
     """The sort of the largest few leaves the same tokens as vLLM's sort of all, which verifies with p."""
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-    from vllm_patches.v1_draft_sampling import truncate
+    from vllm_patches.patches.v1_draft_sampling import truncate
 
     logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * 2
     k, p = torch.tensor(top_k), None if top_p is None else torch.tensor(top_p)

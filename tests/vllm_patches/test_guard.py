@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from vllm_patches import guard, ledger, state
 from vllm_patches.refuse import MEASURED_SWITCH

@@ -1,4 +1,4 @@
-"""MEDUSA and the MLP speculator with sampled drafts: patch `v1-medusa` and the drafters of `vllm_patches.heads`."""
+"""MEDUSA and the MLP speculator with sampled drafts: patch `v1-medusa` and the drafters of `vllm_patches.drafters`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import live
 import pytest
-import tiny
 import torch
 from safetensors.torch import save_file
+from support import live, tiny
 
-from vllm_patches import heads
+from vllm_patches import drafters as heads
 
 ALPHA = 1e-8
 PROMPT = [3, 7, 11, 5]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-import tiny
+from support import live, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-import tiny
+from support import live, tiny
 
 pytestmark = [pytest.mark.slow]
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import live
 import pytest
-import tiny
+from support import live, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 

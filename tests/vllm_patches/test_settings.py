@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_patches import settings, v1_draft_sampling
+from vllm_patches import settings
+from vllm_patches.patches import v1_draft_sampling
 
 
 def config(**additional: Any) -> SimpleNamespace:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import live
 import numpy as np
 import pytest
-import tiny
+from support import live, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 

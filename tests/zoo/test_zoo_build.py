@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from zoo_miniature import MINIATURE
+from support.zoo_miniature import MINIATURE
 
 from speceval.errors import UserError
 from speceval.zoo import DRAFTERS, build, ensure, text
@@ -92,10 +92,12 @@ def test_training_code_moves_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
 def test_killed_build_leaves_no_half_checkpoint_and_resumes_after_the_target() -> None:
     root = build.zoo_root(MINIATURE)
     command = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from zoo_miniature import MINIATURE;"
+        "import sys; sys.path.insert(0, sys.argv[1]); from support.zoo_miniature import MINIATURE;"
         "from speceval.zoo import ensure; ensure(['kl-eagle3'], MINIATURE)"
     )
-    process = subprocess.Popen([sys.executable, "-c", command, str(Path(__file__).parent)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(Path(__file__).parents[1])], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not ((root / "target").is_dir() and list(root.glob(".part-*"))):
         assert process.poll() is None, "the build ended before it could be killed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from zoo_miniature import MINIATURE
+from support.zoo_miniature import MINIATURE
 
 from speceval.zoo import eagle3
 from speceval.zoo.llama import initialise, rotate, rotation

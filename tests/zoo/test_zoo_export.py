@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from zoo_miniature import MINIATURE
+from support.zoo_miniature import MINIATURE
 
 from speceval.catalog.recognise import recognise
 from speceval.zoo import eagle3, export

@@ -1,6 +1,6 @@
 """Each architecture's training forward against a recomputation from its checkpoint, token by token.
 
-`tiny` and `vllm_patches.heads` are held against live engines by the tests of `vllm_patches`.
+`tiny` and `vllm_patches.drafters` are held against live engines by the tests of `vllm_patches`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
+from support.zoo_miniature import MINIATURE
 from torch import Tensor
-from zoo_miniature import MINIATURE
 
 from speceval.zoo import export
 from speceval.zoo.llama import initialise
 from speceval.zoo.target import Target
 from speceval.zoo.training import Batch, Drafter
 from speceval.zoo.worker import ARCHITECTURES
-from vllm_patches import heads
+from vllm_patches import drafters as heads
 
 TIME = 12
 RECIPE = replace(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_patches import v1_draft_sampling
+from vllm_patches.patches import v1_draft_sampling
 from vllm_patches.state import TEXT
 from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step

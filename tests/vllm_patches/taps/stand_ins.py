@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_patches import cpu_rejection
+from vllm_patches.patches import cpu_rejection
 
 V1_NAMES = ["a-11111111", "b-22222222", "c-33333333"]
 V1_COUNTS = (2, 0, 3)

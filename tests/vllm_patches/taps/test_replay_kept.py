@@ -131,7 +131,7 @@ def test_runners_that_cannot_replay_are_refused(v2: bool, asynchronous: bool) ->
 def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.sample import rejection_sampler
 
-    from vllm_patches import v1_draft_sampling
+    from vllm_patches.patches import v1_draft_sampling
 
     monkeypatch.setattr(rejection_sampler, "rejection_sample", lambda *_: torch.tensor([[1, 2, 3]]))
     monkeypatch.setattr(v1_draft_sampling, "choose", None)

@@ -1,0 +1,1 @@
+"""vLLM in this process. The only package that imports vLLM."""

@@ -1,0 +1,1 @@
+"""Estimators: frames in, numbers out. Pure; imports neither torch nor vLLM."""

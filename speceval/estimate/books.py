@@ -1,0 +1,159 @@
+"""The books of a run: identities that must hold exactly, and what the engine counted itself.
+
+`check` judges a run at its end. Files can be damaged, or edited, after it: whoever reads a stored run asks `read` for
+it, or `problems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from speceval.errors import UserError
+from speceval.estimate import rao_blackwell, replay
+from speceval.estimate.identities import check_counters, reconcile
+from speceval.protocol import RunSpec
+from speceval.store import Key, StoredRun, is_recorded, read_run
+from speceval.store.schema import Counters, RunMeta, Segment
+
+ROUNDING = 1e-4
+"""By how much a sum of float32 probabilities may exceed 1."""
+
+
+def read(directory: Path) -> StoredRun:
+    """A stored run whose tables agree with themselves and with its record. Raises `UserError` for any other.
+
+    What the run itself found wrong when it was measured (`meta.problems`) is told by whoever shows its numbers.
+    """
+    run = read_run(directory)
+    if broken := identities(run):
+        more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(
+            f"{directory}: the run's books do not balance ({broken[0]}{more}): `speceval validate` names all; measure "
+            "it again"
+        )
+    return run
+
+
+def problems(run: StoredRun) -> list[str]:
+    """What is wrong with a stored run, one line each: found when it was measured, and identities that fail now."""
+    return list(dict.fromkeys([*run.meta.problems, *identities(run)]))
+
+
+def identities(run: StoredRun) -> list[str]:
+    """Identities that the tables of a stored run violate, with each other or with run.json, one line each."""
+    found = reconcile(run.steps, run.turns)
+    found += _against_request(run) + _recorded(run.steps)
+    if run.complete:
+        found += _complete(run)
+        checked, measured = run.checked
+        if run.meta.stopping is None and checked == measured:
+            found += against_counters(run.turns, run.steps, run.meta.segments, run.meta.spec.k)
+    return found
+
+
+def _against_request(run: StoredRun) -> list[str]:
+    """Rows that nobody asked for."""
+    spec = run.meta.spec
+    longest = int(run.steps["drafted"].max()) if len(run.steps) else 0
+    lines = [f"a step drafts {longest} tokens, K is {spec.k}"] if longest > spec.k else []
+    for column, asked in (("suite", run.suites), ("seed", spec.seeds)):
+        others = sorted(set(run.turns[column].unique()) - set(asked))
+        lines += [f"{column} {other} is in the tables and was not asked for" for other in others]
+    return lines
+
+
+def _recorded(steps: pd.DataFrame) -> list[str]:
+    """What the verifier saw and cannot have seen: r, alpha and kept are probabilities, up to rounding."""
+    values = {str(name): steps[name].to_numpy() for name in steps if is_recorded(str(name))}
+    outside = [
+        name
+        for name, column in values.items()
+        if np.fmin.reduce(column, initial=0) < 0 or np.fmax.reduce(column, initial=0) > 1 + ROUNDING
+    ]
+    return [f"{', '.join(outside)}: outside 0 … 1, and probabilities"] if outside else []
+
+
+def _complete(run: StoredRun) -> list[str]:
+    """Conversations that a finished run has lost. One that was cut short before its first turn has no rows."""
+    expected = _expected(run.meta) - len(run.meta.skipped)
+    if run.conversations >= expected:
+        return []
+    return [f"the run is finished and has {run.conversations} conversations, not {expected}"]
+
+
+def _expected(meta: RunMeta) -> int:
+    """Conversations that the tables of a finished run hold, each seed counted."""
+    if meta.stopping is None:
+        return meta.conversations
+    return len(meta.spec.seeds) * sum(suite.conversations for suite in meta.stopping.suites.values())
+
+
+def check(
+    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, segments: Sequence[Segment], order: Sequence[Key]
+) -> list[str]:
+    """What does not balance in a run whose conversations are all in, one line each; run.json keeps them.
+
+    `turns`, `steps`: the tables of `store.frames`; `order`: the conversations in the order in which they came in, which
+    tells the stretches (`segments`) apart.
+    """
+    problems = reconcile(steps, turns)
+    for number, (segment, own_turns, own_steps) in enumerate(_stretches(turns, steps, segments, order), start=1):
+        stretch = f"stretch {number} of {len(segments)}: " if len(segments) > 1 else ""
+        problems += [stretch + line for line in against_counters(own_turns, own_steps, [segment], spec.k)]
+    for suite, rows in steps.groupby("suite", sort=False):
+        found = rao_blackwell.agreement(rows)
+        if found["agrees"] is False:
+            problems.append(
+                f"{suite}: accepted tokens are not what p and q say (z = {found['z']:+.1f}, {found['steps']} steps): "
+                "the engine does not accept as it should, or p and q are not what it drew from"
+            )
+    if spec.replay is not None and (lost := replay.unrecorded(steps)):
+        problems.append(f"{lost} replayed steps have no drafts or no record: the expectations are wrong")
+    return problems
+
+
+def against_counters(turns: pd.DataFrame, steps: pd.DataFrame, segments: Sequence[Segment], k: int) -> list[str]:
+    """The tables of some stretches against what the engine counted in them; nothing if it was not asked in one of them.
+
+    Counters of an interrupted stretch also hold what its unfinished conversations have, which is known within bounds.
+    """
+    counters, least, most = Counters(), Counters(), Counters()
+    unlimited = False
+    for segment in segments:
+        if segment.counters is None:
+            return []
+        counters = counters.plus(segment.counters)
+        least = least.plus(segment.unfinished_least or Counters())
+        most = most.plus(segment.unfinished_most or Counters())
+        unlimited |= segment.interrupted and segment.unfinished_most is None
+    padded = int(turns["padded_steps"].sum())
+    own = asdict(counters.without_padding(padded, k))
+    problems = check_counters(steps, own, asdict(least), None if unlimited else asdict(most))
+    if not unlimited and (unknown := counters.steps_padded - padded - most.steps_padded) > 0:
+        problems.append(
+            f"{unknown} steps that vLLM filled up with padding could not be told from rounds: tau is too low"
+        )
+    return problems
+
+
+def _stretches(
+    turns: pd.DataFrame, steps: pd.DataFrame, segments: Sequence[Segment], order: Sequence[Key]
+) -> Iterator[tuple[Segment, pd.DataFrame, pd.DataFrame]]:
+    """Each stretch with the rows of its conversations."""
+    if len(segments) == 1:
+        yield segments[0], turns, steps
+        return
+    begins = [segment.first for segment in segments]
+    numbers = np.searchsorted(begins, np.arange(len(order)), side="right") - 1
+    number_of = dict(zip(order, numbers.tolist(), strict=True))
+    of_turns = np.array(
+        [number_of[key] for key in zip(turns["suite"], turns["conversation"], turns["seed"], strict=True)]
+    )
+    of_steps = np.repeat(of_turns, turns["steps"] + turns["undrafted_steps"])
+    for number, segment in enumerate(segments):
+        yield segment, turns[of_turns == number], steps[of_steps == number]

@@ -1,0 +1,391 @@
+"""The regression gate: has a drafter lost more acceptance than a margin, against a baseline on the same conversations?
+
+One-sided non-inferiority, paired by conversation (docs/measure/may-it-be-released.md). Two hypotheses about the
+relative change of tau:
+
+    pass   rejects "the loss is the margin or more" at 5 %: the one-sided 95 % lower bound is above -margin
+    fail   rejects "the loss is the margin or less" at 5 %, of tau or of a position (`_adjust`)
+
+so at a loss of exactly the margin each is said in at most 5 % of cases, and `inconclusive` in the rest. Pure: counts
+in, verdict out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit  # Student t: quantile
+
+from speceval.errors import NotComparable
+from speceval.estimate.acceptance import conversation_totals, drafted_steps
+from speceval.estimate.statistics import (
+    NO_SPREAD,
+    Floats,
+    Interval,
+    cluster_warnings,
+    holm,
+    p_value_below,
+    paired_ratio_difference,
+)
+
+Test = TypeVar("Test")
+
+LEVEL = 0.05
+"""Chance of a wrong `pass`, and of a wrong `fail`, at a loss of exactly the margin."""
+
+POWER = 0.80
+"""Chance of a verdict with the number of conversations that an inconclusive check asks for."""
+
+MOST_CONVERSATIONS = 1_000_000
+"""Where more would be needed, the estimate lies at the margin and no number is given."""
+
+LEAST_ACCEPTED = 20
+"""A position is tested when the baseline accepted so many drafts there, and the new run reached it as often."""
+
+
+class Verdict(StrEnum):
+    """From best to worst."""
+
+    ok = "pass"
+    inconclusive = "inconclusive"
+    fail = "fail"
+
+
+EXIT_CODES = {Verdict.ok: 0, Verdict.fail: 1, Verdict.inconclusive: 2}
+
+
+@dataclass(frozen=True)
+class PositionCheck:
+    """One draft position: its conditional acceptance rate, new run against baseline."""
+
+    position: int
+    base: float | None
+    new: float | None
+    change_percent: float | None
+    """100 (new / base - 1)."""
+    tau_percent: float | None
+    """What that change by itself does to tau, in percent of it."""
+    margin_percent: float
+    """Largest loss of the rate that may be: one that costs the margin of tau by itself, or as asked for."""
+    p_value: float | None
+    """Of a loss of at most the margin; None where too few drafts reached the position, or it could lose all."""
+    p_adjusted: float | None
+    """For all tests of the check: `_adjust`."""
+    failed: bool
+
+
+@dataclass(frozen=True)
+class SuiteCheck:
+    """The verdict on one suite, and what it rests on."""
+
+    suite: str
+    verdict: Verdict
+    tau_verdict: Verdict
+    """The same without the positions."""
+    reason: str
+    conversations: int
+    """Conversations with drafted steps in both runs: what is compared."""
+    only_base: int
+    only_new: int
+    """Conversations of one run alone: left out."""
+    base_tau: float | None
+    new_tau: float | None
+    change_percent: dict[str, float | None]
+    """100 (new tau / base tau - 1): `value`, `se`, and `low`, `high`, each a one-sided 95 % bound."""
+    p_value: float | None
+    """Of a loss of tau of at most the margin."""
+    p_adjusted: float | None
+    needed: int | None
+    """Conversations, in all, that would settle an inconclusive check with 80 % power; None where no number would."""
+    positions: list[PositionCheck]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The gate's answer: the worst of the suites' verdicts."""
+
+    verdict: Verdict
+    margin_percent: float
+    suites: list[SuiteCheck]
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 fail, 2 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, None for what the data leave undetermined."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Counts of one run on the compared conversations, as arrays; the last axis is the conversation."""
+
+    steps: Floats
+    tokens: Floats
+    """steps + accepted: `tokens` / `steps` is tau."""
+    accepted: Floats
+    """#(A >= j), shape (K, conversations)."""
+    reached: Floats
+    """#(A >= j-1 and drafted >= j), shape (K, conversations)."""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One suite before its verdict."""
+
+    base: _Run
+    new: _Run
+    only_base: int
+    only_new: int
+    undrafted: int
+    """Conversations of both runs without drafted steps in one."""
+    change: Interval
+    p_tau: float | None
+    position_margins: list[float]
+    p_positions: list[float | None]
+
+
+def count(steps: pd.DataFrame, turns: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Counts per conversation of one suite of a run: all that the gate needs.
+
+    Index: conversation, sorted (those of `turns`: one without drafted steps has zeros). Columns: steps, drafted,
+    accepted, committed, then for j = 1 … k accepted_j = #(A >= j), drafted_j = #(drafted >= j) and reached_j =
+    #(A >= j-1 and drafted >= j).
+    """
+    rows = drafted_steps(steps)
+    cluster, ids = pd.factorize(rows["conversation"])
+    shape = (len(ids), k + 1, k + 1)  # conversation, drafted, accepted
+    cell = np.ravel_multi_index((cluster, rows["drafted"].to_numpy(), rows["accepted"].to_numpy()), shape)
+    table = np.bincount(cell, minlength=math.prod(shape)).reshape(shape)
+    columns: dict[str, Any] = {f"accepted_{j}": table[:, :, j:].sum((1, 2)) for j in range(1, k + 1)}
+    columns |= {f"drafted_{j}": table[:, j:, :].sum((1, 2)) for j in range(1, k + 1)}
+    columns |= {f"reached_{j}": table[:, j:, j - 1 :].sum((1, 2)) for j in range(1, k + 1)}
+    counts = conversation_totals(steps).join(pd.DataFrame(columns, index=ids))
+    return counts.reindex(sorted(turns["conversation"].unique()), fill_value=0).astype("int64")
+
+
+def check(
+    base: Mapping[str, pd.DataFrame],
+    new: Mapping[str, pd.DataFrame],
+    margin: float,
+    position_margin: float | None = None,
+) -> Check:
+    """Verdict on a new run against a baseline; `base` and `new` give `count`'s table of each suite.
+
+    margin: the largest share of tau that may be lost, in (0, 1). position_margin: the largest share of its conditional
+    rate that a position may lose, in (0, 1]; by default what costs `margin` of tau by itself. Suites and conversations
+    of one side alone are left out. Raises `NotComparable` when no suite, or no conversation of a suite, is in both.
+    """
+    common = [suite for suite in base if suite in new]
+    if not common:
+        raise NotComparable(f"no suite in common: {', '.join(base)} | {', '.join(new)}: run the baseline's suites")
+    compared = {suite: _compare(suite, base[suite], new[suite], margin, position_margin) for suite in common}
+    taus = _adjust({suite: found.p_tau for suite, found in compared.items()})
+    positions = _adjust(
+        {(suite, j): p for suite, found in compared.items() for j, p in enumerate(found.p_positions, start=1)}
+    )
+    suites = []
+    for suite, found in compared.items():
+        rows = _positions(found, [positions[suite, j] for j in range(1, len(found.p_positions) + 1)])
+        suites.append(_judge(suite, found, margin, taus[suite], rows, LEVEL / 2 / len(common)))
+    worst = max((suite.verdict for suite in suites), key=list(Verdict).index)
+    return Check(worst, 100 * margin, suites)
+
+
+def _position_margins(base: _Run, margin: float) -> list[float]:
+    """The share of its conditional rate that each position may lose: what would cost `margin` of tau by itself.
+
+    tau = 1 + Σ_i c_1 … c_i, so a share d of c_j costs d · Σ_{i>=j} #(A >= i) / #steps. Where no position gained, a loss
+    of tau within `margin` leaves every position within its own: testing positions adds no other kind of false alarm.
+    1 where the whole position is worth less.
+    """
+    allowed = margin * float(base.tokens.sum())
+    return [min(1.0, allowed / tokens) if tokens else 1.0 for tokens in _tokens_from(base)]
+
+
+def conversations_needed(gap: float, spread: float, level: float) -> int | None:
+    """Conversations with which a one-sided t test at `level` sees a distance of `gap` in `POWER` of cases.
+
+    spread: standard error times the square root of its number of conversations, in the unit of `gap`. None when the
+    number is beyond `MOST_CONVERSATIONS`. Solves n = (spread (t_{n-1, 1-level} + t_{n-1, power}) / gap)².
+    """
+    if gap <= 0 or spread / gap > math.sqrt(MOST_CONVERSATIONS):
+        return None
+    n = 30.0
+    for _ in range(50):
+        quantiles = stdtrit(max(n - 1, 1), 1 - level) + stdtrit(max(n - 1, 1), POWER)
+        n = max((spread * quantiles / gap) ** 2, 2.0)
+    return math.ceil(n) if n <= MOST_CONVERSATIONS else None
+
+
+def _compare(
+    suite: str, base: pd.DataFrame, new: pd.DataFrame, margin: float, position_margin: float | None
+) -> _Compared:
+    """Pair two tables of counts by conversation and test tau and every position against their margins."""
+    common = base.index.intersection(new.index)
+    if common.empty:
+        raise NotComparable(f"suite {suite}: no conversation in common: run the baseline's conversations")
+    k = min(_k(base), _k(new))
+    both = (base["steps"].reindex(common) > 0) & (new["steps"].reindex(common) > 0)
+    old, fresh = (_arrays(counts.reindex(common[both]), k) for counts in (base, new))
+    change = paired_ratio_difference(
+        old.tokens, old.steps, fresh.tokens, fresh.steps, confidence=1 - 2 * LEVEL
+    ).relative_percent
+    margins = _position_margins(old, margin) if position_margin is None else [position_margin] * k
+    return _Compared(
+        base=old,
+        new=fresh,
+        only_base=len(base) - len(common),
+        only_new=len(new) - len(common),
+        undrafted=int((~both).sum()),
+        change=change,
+        p_tau=p_value_below(change, -100 * margin),
+        position_margins=margins,
+        p_positions=[_p_position(old, fresh, j, lost) for j, lost in enumerate(margins, start=1)],
+    )
+
+
+def _p_position(base: _Run, new: _Run, j: int, margin: float) -> float | None:
+    """p-value of "position j lost at most the share `margin` of its conditional rate", None where that is not tested.
+
+    Tests c_new - (1 - margin) c_base >= 0, which is linear in both rates: the error of their quotient is 0 where the
+    new run accepted nothing.
+    """
+    both = (base.reached[j - 1] > 0) & (new.reached[j - 1] > 0)
+    rows = (run[j - 1, both] for run in (base.accepted, base.reached, new.accepted, new.reached))
+    base_accepted, base_reached, new_accepted, new_reached = rows
+    if base_accepted.sum() < LEAST_ACCEPTED or new_reached.sum() < LEAST_ACCEPTED or margin >= 1:
+        return None
+    contrast = paired_ratio_difference((1 - margin) * base_accepted, base_reached, new_accepted, new_reached)
+    return p_value_below(contrast.difference)
+
+
+def _adjust(p_values: Mapping[Test, float | None]) -> dict[Test, float | None]:
+    """Adjusted p-values of one of the two families, the suites' taus and all positions: twice Holm's.
+
+    Each family has half of `LEVEL`, so both together raise a false alarm in at most `LEVEL` of cases. Were there one
+    family only, tau would stand back behind all the positions and lose power.
+    """
+    doubled = [None if p is None else min(1.0, 2 * p) for p in holm(list(p_values.values()))]
+    return dict(zip(p_values, doubled, strict=True))
+
+
+def _judge(
+    suite: str, found: _Compared, margin: float, p_adjusted: float | None, positions: list[PositionCheck], level: float
+) -> SuiteCheck:
+    """The verdict on one suite; p_adjusted: of tau; level: the strictest at which tau may have to fail."""
+    change, needed = found.change, None
+    failed = [f"position {row.position} lost {-(row.change_percent or 0):.1f} %" for row in positions if row.failed]
+    if _significant(p_adjusted):
+        tau_verdict = Verdict.fail
+        failed.insert(0, f"tau lost {-(change.value or 0):.2f} %")
+    elif change.low is not None and change.low > -100 * margin:
+        tau_verdict, reason = Verdict.ok, f"the change of tau is at least {change.low:+.2f} %"
+    else:
+        tau_verdict = Verdict.inconclusive
+        needed, reason = _what_would_settle(change, margin, level)
+    if failed:
+        needed, reason = None, f"{', '.join(failed)}: more than the margin"
+    return SuiteCheck(
+        suite=suite,
+        verdict=Verdict.fail if failed else tau_verdict,
+        tau_verdict=tau_verdict,
+        reason=reason,
+        conversations=change.clusters,
+        only_base=found.only_base,
+        only_new=found.only_new,
+        base_tau=_ratio(found.base.tokens, found.base.steps),
+        new_tau=_ratio(found.new.tokens, found.new.steps),
+        change_percent=change.as_dict(),
+        p_value=found.p_tau,
+        p_adjusted=p_adjusted,
+        needed=needed,
+        positions=positions,
+        warnings=_warnings(found),
+    )
+
+
+def _positions(found: _Compared, adjusted: list[float | None]) -> list[PositionCheck]:
+    rows = []
+    tokens = float(found.base.tokens.sum())
+    for j, (margin, p, beyond) in enumerate(
+        zip(found.position_margins, found.p_positions, _tokens_from(found.base), strict=True), start=1
+    ):
+        base, new = (_ratio(run.accepted[j - 1], run.reached[j - 1]) for run in (found.base, found.new))
+        change = 100 * (new / base - 1) if base and new is not None else None
+        rows.append(
+            PositionCheck(
+                position=j,
+                base=base,
+                new=new,
+                change_percent=change,
+                tau_percent=change * beyond / tokens if change is not None else None,
+                margin_percent=100 * margin,
+                p_value=p,
+                p_adjusted=adjusted[j - 1],
+                failed=_significant(adjusted[j - 1]),
+            )
+        )
+    return rows
+
+
+def _significant(p_value: float | None) -> bool:
+    return p_value is not None and p_value <= LEVEL
+
+
+def _what_would_settle(change: Interval, margin: float, level: float) -> tuple[int | None, str]:
+    """Conversations that would settle an inconclusive check if its estimate were the truth, and the words for it."""
+    if change.value is None or change.se is None:
+        return None, cluster_warnings(change.clusters)[0]
+    above = change.value + 100 * margin
+    spread = change.se * math.sqrt(change.clusters)
+    needed = conversations_needed(abs(above), spread, LEVEL if above > 0 else level)  # a pass stands alone
+    bounds = f"the change of tau lies between {change.low:+.2f} and {change.high:+.2f} %"
+    if needed is None:
+        return None, f"{bounds}, and its estimate so near the margin that no number of conversations would settle it"
+    needed = max(needed, change.clusters + 1)
+    towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters
+    return needed, (
+        f"{bounds}: {more:,} more conversations of this spread, {needed:,} in all, would settle it in "
+        f"{100 * POWER:.0f} % of cases (as {towards}, if the change is {change.value:+.2f} %)"
+    )
+
+
+def _warnings(found: _Compared) -> list[str]:
+    lines = cluster_warnings(found.change.clusters)
+    if found.change.se is not None and found.change.se <= NO_SPREAD and abs(found.change.value or 0) > NO_SPREAD:
+        lines.append("every conversation shows the same change: the bounds' zero width is no proof of certainty")
+    if found.undrafted and found.change.clusters:
+        lines.append(f"{found.undrafted} conversations have no drafted step in one of the runs and are left out")
+    return lines
+
+
+def _arrays(counts: pd.DataFrame, k: int) -> _Run:
+    table = counts.to_numpy(float).T
+    row = {str(name): number for number, name in enumerate(counts.columns)}
+    accepted, reached = ([row[f"{name}_{j}"] for j in range(1, k + 1)] for name in ("accepted", "reached"))
+    steps = table[row["steps"]]
+    return _Run(steps, steps + table[row["accepted"]], table[accepted], table[reached])
+
+
+def _tokens_from(run: _Run) -> list[float]:
+    """Accepted tokens of position j and all later ones, for j = 1 … K."""
+    totals: list[float] = np.cumsum(run.accepted.sum(1)[::-1])[::-1].tolist()
+    return totals
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> float | None:
+    return float(numerator.sum() / denominator.sum()) if denominator.sum() else None
+
+
+def _k(counts: pd.DataFrame) -> int:
+    return sum(str(column).startswith("reached_") for column in counts.columns)

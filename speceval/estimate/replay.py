@@ -1,0 +1,124 @@
+"""Replay: the acceptance of a drafter along given texts, with every chance but the texts' own integrated out.
+
+The output of speculative decoding has the target's law whatever the drafter, so drafters can be compared on the same
+text x. Given the text, position j of a step that starts at s was an accepted draft with probability kept_j(s) =
+min(1, q_j(x)/p_j(x)) once the positions before it were, so P(A >= j | s, x) = prod_{i<=j} kept_i(s). A replayed run
+holds kept_j for every start s of every text (`vllm_patches.taps.replay`); where a free run's steps start follows from
+
+    v(1) = 1,    v(s + 1 + a) += v(s) P(A = a | s, x),
+
+the chance that s is a start. Derivation, limits and measured gain: docs/measure/same-text.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from speceval.estimate.statistics import ratio_interval
+from speceval.store import StoredRun
+
+Floats = NDArray[np.float64]
+REQUEST = ["suite", "conversation", "seed", "turn"]
+
+
+def is_replay(run: StoredRun) -> bool:
+    """Whether the run replays another's texts."""
+    return run.meta.spec.replay is not None
+
+
+def depth(steps: pd.DataFrame) -> int:
+    """The largest draft position of a replay's record; 0 for a run that is none."""
+    return sum(name.startswith("kept_") for name in steps.columns)
+
+
+def survival(steps: pd.DataFrame) -> Floats:
+    """P(A >= j | start, text), shape [rows, depth]; 0 past the end of the text."""
+    kept = steps[[f"kept_{j}" for j in range(1, depth(steps) + 1)]].to_numpy(float)
+    return np.cumprod(np.nan_to_num(kept, nan=0.0), axis=1)
+
+
+def starts(steps: pd.DataFrame, chances: Floats) -> Floats:
+    """v, shape [rows]: the chance that a free run would start a step at each row, given the text.
+
+    Rows are sorted by request and step, `chances` is `survival`. All requests advance together, place by place.
+    """
+    request = steps.groupby(REQUEST, sort=False).ngroup().to_numpy()
+    first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]]) if len(request) else np.zeros(0, int)
+    length = np.diff(np.r_[first, len(request)])
+    exactly = np.hstack([np.ones((len(steps), 1)), chances]) - np.hstack([chances, np.zeros((len(steps), 1))])
+    v = np.zeros(len(steps))
+    v[first] = 1.0
+    for place in range(int(length.max(initial=0))):
+        rows = first[length > place] + place
+        left = length[length > place] - place
+        for accepted in range(exactly.shape[1]):
+            inside = left > accepted + 1
+            v[rows[inside] + accepted + 1] += v[rows[inside]] * exactly[rows[inside], accepted]
+    return v
+
+
+def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
+    """Expected steps with drafts, and tokens committed in them: tau_committed = Σ committed / Σ steps.
+
+    Columns: steps, committed; index: conversation. A step commits its accepted drafts and one token more, if the text
+    has one. Steps without drafts are left out, as everywhere.
+    """
+    chances = survival(steps)
+    v = starts(steps, chances) * (steps["drafted"] > 0)
+    left = steps.groupby(REQUEST, sort=False).cumcount(ascending=False).to_numpy() + 1  # of the text
+    inside = np.arange(1, chances.shape[1] + 1) < left[:, None]
+    weighted = steps.assign(steps=v, committed=v * (1 + (chances * inside).sum(axis=1)))
+    return weighted.groupby("conversation", sort=False)[["steps", "committed"]].sum()
+
+
+def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """For j = 1 … depth: expected `accepted` and `drafted` per conversation, of drafts within the text."""
+    chances = survival(steps)
+    v = starts(steps, chances)
+    for j in range(1, depth(steps) + 1):
+        inside = steps[f"kept_{j}"].notna().to_numpy()
+        sums = steps.assign(accepted=v * chances[:, j - 1], drafted=v * inside)
+        yield sums.groupby("conversation", sort=False)[["accepted", "drafted"]].sum()
+
+
+EMPTY = pd.DataFrame({"accepted": [], "drafted": []}, dtype=float)
+"""Of a position that no text has a record of."""
+
+
+def unrecorded(steps: pd.DataFrame) -> int:
+    """Steps without drafts or whose record is lost. Such a replay is no measurement.
+
+    They count as if nothing had been accepted; and as nothing is ever accepted in a replay, a step without drafts looks
+    like one with drafts (`engines.align_steps`), so that records may lie beside the wrong steps.
+    """
+    return int(steps["kept_1"].isna().sum()) if depth(steps) else len(steps)
+
+
+def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float = 0.95) -> dict[str, Any]:
+    """`tau_committed` and u_j of one suite of a replay with their conversation-clustered intervals, JSON-ready."""
+    totals = conversation_totals(steps)
+    tau = ratio_interval(totals["committed"], totals["steps"], confidence, bounds=(1, k + 1))
+    sums = [*position_totals(steps), *[EMPTY] * (k - depth(steps))]
+    rates = [ratio_interval(each["accepted"], each["drafted"], confidence, bounds=(0, 1)) for each in sums]
+    positions = [
+        {
+            "position": j,
+            "unconditional": rate.value,
+            "unconditional_low": rate.low,
+            "unconditional_high": rate.high,
+        }
+        for j, rate in enumerate(rates, start=1)
+    ]
+    return {
+        "conversations": int(turns["conversation"].nunique()),
+        "turns": len(turns),
+        "text_tokens": int(turns["output_tokens"].sum()),
+        "expected_steps": float(totals["steps"].sum()),
+        "tau_committed": tau.as_dict(),
+        "positions": positions,
+    }

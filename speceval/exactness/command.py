@@ -1,0 +1,69 @@
+"""What `speceval verify` does around one verification: progress, the report's files, the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from speceval.exactness.run import Settings, Tell, verify
+from speceval.exactness.verdict import Report, tables
+from speceval.measure.job import prepare
+from speceval.measure.output import output_to
+from speceval.store.schema import versioned
+
+REFRESH = 5.0
+"""Seconds between two lines of progress."""
+
+
+def execute(settings: Settings, out: Path | None, console: Console | None, **asked: Any) -> Report:
+    """Verify what `asked` names (arguments of `launch.prepare`), write `verify.json` and show the report.
+
+    `out`: directory for the report and the engine's log, by default results/verify/<name>. `console` None: print one
+    JSON object instead of tables. Raises `UserError`.
+    """
+    settings.check()
+    # The suite plays no part, but a run has one. What the verifier sees is recorded by verify itself.
+    job = prepare(suite_names=["demo"], record=False, **asked)
+    directory = out or Path("results") / "verify" / job.spec.name
+    # Own copy of the terminal: the engine's output goes to a file meanwhile.
+    with os.fdopen(os.dup(2), "w") as terminal:
+        report = verify(job, settings, directory, teller(Console(file=terminal)), output_to)
+    write(report, directory)
+    if console is None:
+        print(json.dumps(versioned("verify", report.as_json()), ensure_ascii=False, allow_nan=False))
+    else:
+        console.print(tables(report), highlight=False)
+    return report
+
+
+def write(report: Report, directory: Path) -> None:
+    """Write `directory`/verify.json, whole or not at all."""
+    file = directory / "verify.json"
+    partial = file.with_suffix(".partial")
+    content = versioned("verify", report.as_json())
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    partial.replace(file)
+
+
+def teller(console: Console) -> Tell:
+    """Progress on `console`: one line that is overwritten on a terminal, a line every few seconds elsewhere."""
+    last, stage_now, began = 0.0, "", time.monotonic()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        nonlocal last, stage_now, began
+        now = time.monotonic()
+        if stage != stage_now:
+            stage_now, began, last = stage, now, 0.0
+        elif now - last < (0.25 if console.is_terminal else REFRESH) and done < total:
+            return
+        last = now
+        share = f" {done}/{total} continuations" if total > 1 else ""
+        left = f", {(now - began) * (total - done) / done:.0f} s left" if 0 < done < total and total > 1 else ""
+        console.print(f"verify: {stage}{share}{left}", end="\r" if console.is_terminal else "\n", soft_wrap=True)
+
+    return tell

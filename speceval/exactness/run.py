@@ -1,0 +1,210 @@
+"""One verification: start the engine, draw, compute the target's probabilities, test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from speceval.engines.vllm.offline import OfflineEngine, require_vllm
+from speceval.errors import UserError
+from speceval.exactness.alone import draw_baseline
+from speceval.exactness.checks import exact_checks, planned, two_sample_checks
+from speceval.exactness.draw import Continuations, Plan, draw, prompt_log_probabilities
+from speceval.exactness.reference import Reference, Tokens
+from speceval.exactness.verdict import ALPHA, Report
+from speceval.measure import launch
+from speceval.measure.job import Job
+from speceval.measure.start import check_settings, missing_patches, start_engine
+
+Mode = Literal["auto", "exact", "two-sample"]
+Tell = Callable[[str, int, int], None]
+"""Told of progress: stage, done, and of how many."""
+
+PROMPTS = ("The capital of", "Once upon a time there was a", "def add(a, b):\n    return")
+"""Fixed prompts of different lengths, so that requests do not move in step."""
+LEAST_TOKENS = 8
+EXACT_VOCABULARY = 4096
+"""Largest vocabulary whose probabilities are computed by default."""
+AGREEMENT = 0.01
+"""Most that two exact float32 implementations of the target may differ by in a token's log-probability."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to draw and how to judge it. `tokens` None: a full step and the start of the next, at least LEAST_TOKENS."""
+
+    samples: int = 20000
+    tokens: int | None = None
+    prompts: tuple[str, ...] = PROMPTS
+    seeded: bool = False
+    greedy_share: float = 0.0
+    reference: Mode = "auto"
+    bias: float = 0.02
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises `UserError` naming the flag of a value that makes no sense."""
+        least = max(100, 20 * len(self.prompts))
+        for wrong, line in (
+            (self.samples < least, f"--samples {self.samples}: at least {least} for {len(self.prompts)} prompts"),
+            (
+                self.tokens is not None and self.tokens < 2,
+                f"--n-tokens {self.tokens}: at least 2, for the first is not speculative",
+            ),
+            (not self.prompts or not all(self.prompts), "--prompt: empty"),
+            (not 0 <= self.greedy_share < 1, f"--greedy-share {self.greedy_share:g}: from 0 to below 1"),
+            (not 0 < self.bias < 1, f"--bias {self.bias:g}: between 0 and 1"),
+        ):
+            if wrong:
+                raise UserError(line)
+        if self.greedy_share and self.reference == "two-sample":
+            raise UserError("--greedy-share: greedy requests are checked against exact probabilities only")
+
+
+def verify(
+    job: Job,
+    settings: Settings,
+    directory: Path,
+    tell: Tell,
+    log: Callable[[Path], AbstractContextManager[None]],
+) -> Report:
+    """Verify the engine that `job` asks for; a missing patch is reported, not refused. Raises `UserError`.
+
+    The engine's own output goes to `directory`/engine.log.
+    """
+    settings.check()
+    if job.spec.temperature <= 0:
+        raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
+    require_vllm()
+    job = launch.fetch(job)
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "engine.log"
+    seconds = Stopwatch()
+    with log(file):
+        baseline = None
+        if _mode(job, settings) == "two-sample":
+            tell("drawing without speculation", 0, 1)
+            baseline = draw_baseline(job, plan_for(job, settings, _encode(job, settings.prompts)), file)
+            seconds.lap("baseline")
+        tell("starting the engine", 0, 1)
+        engine = start_engine(job)
+        seconds.lap("start")
+        return examine(engine, job, settings, tell, baseline, seconds)
+
+
+def examine(
+    engine: OfflineEngine,
+    job: Job,
+    settings: Settings,
+    tell: Tell,
+    baseline: Sequence[Tokens] | None = None,
+    seconds: Stopwatch | None = None,
+) -> Report:
+    """Draw from a running engine and test; may be called again and again on one engine."""
+    seconds = seconds or Stopwatch()
+    facts, k = engine.facts(), job.spec.k
+    check_settings(facts, job.spec)
+    plan = plan_for(job, settings, [engine.tokenizer.encode(text) for text in settings.prompts])
+    found = draw(engine, plan, lambda done, total: tell("drawing", done, total))
+    seconds.lap("draw")
+    alpha = ALPHA / planned(k, plan.tokens)
+    if baseline is None:
+        tell("computing the target's probabilities", 0, 1)
+        reference = Reference(job.target.model, job.target.revision)
+        _check_reference(engine, reference, plan, found)
+        checks = exact_checks(plan, found, reference, k, alpha)
+        kind = "exact probabilities"
+    else:
+        checks = two_sample_checks(plan, found, baseline, alpha)
+        kind = "two samples"
+    seconds.lap("test")
+    counts = found.counts | {"steps_without_drafts": found.undrafted, "unrecorded": int(found.recorded is None)}
+    return Report(
+        settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
+        engine=facts.model_dump(),
+        missing=missing_patches(engine, job.spec),
+        reference=kind,
+        checks=checks,
+        alpha=alpha,
+        bias=settings.bias,
+        counts=counts,
+        seconds=seconds.laps,
+    )
+
+
+def plan_for(job: Job, settings: Settings, prompts: Sequence[Sequence[int]]) -> Plan:
+    """What to draw for `job`. Raises `UserError` for a prompt without tokens."""
+    if not all(prompts):
+        raise UserError("--prompt: a prompt has no tokens")
+    spec = job.spec
+    return Plan(
+        prompts=prompts,
+        samples=settings.samples,
+        tokens=settings.tokens or max(spec.k + 4, LEAST_TOKENS),
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        seeded=settings.seeded,
+        greedy_share=settings.greedy_share,
+        seed=settings.seed,
+    )
+
+
+class Stopwatch:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """What passed since the last lap belongs to `stage`."""
+        now = time.monotonic()
+        self.laps[stage] = round(now - self._last, 2)
+        self._last = now
+
+
+def _mode(job: Job, settings: Settings) -> Mode:
+    if settings.reference != "auto":
+        return settings.reference
+    exact = (
+        job.spec.engine_args.get("dtype") == "float32" and 0 < (job.target.sizes.vocab_size or 0) <= EXACT_VOCABULARY
+    )
+    if settings.greedy_share and not exact:
+        raise UserError("--greedy-share needs exact probabilities: --reference exact and --engine-arg dtype=float32")
+    return "exact" if exact else "two-sample"
+
+
+def _encode(job: Job, texts: Sequence[str]) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(job.target.model, revision=job.target.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of {job.target.name} cannot be read: {str(error).splitlines()[0]}") from error
+    return [tokenizer.encode(text) for text in texts]
+
+
+def _check_reference(engine: OfflineEngine, reference: Reference, plan: Plan, found: Continuations) -> None:
+    """The reference must be the engine's own target: log-probabilities of a few sequences agree."""
+    import numpy as np
+
+    few = {plan.prompt(i): i for i in range(min(plan.samples, 4 * len(plan.prompts)))}
+    sequences = [[*plan.prompts[prompt], *found.tokens[i]] for prompt, i in few.items()]
+    theirs = prompt_log_probabilities(engine, sequences)
+    worst = 0.0
+    for sequence, scores in zip(sequences, theirs, strict=True):
+        _, logits = next(reference.logits(sequence[:1], [tuple(sequence[1:])]))
+        logits = logits[0].astype(float)
+        logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        ours = logs[np.arange(len(scores)), sequence[1:]]
+        worst = max(worst, float(np.abs(ours - np.array(scores)).max()))
+    if not worst < AGREEMENT:
+        raise UserError(
+            f"transformers and vLLM disagree by {worst:.3g} about a log-probability (limit {AGREEMENT:g}): "
+            "no exact test is possible; use --reference two-sample, or --engine-arg dtype=float32"
+        )

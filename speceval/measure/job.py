@@ -1,0 +1,122 @@
+"""A run that has been asked for and found possible, before any engine has started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vllm_patches
+import vllm_patches.methods
+import vllm_patches.refuse
+from speceval import catalog, suites
+from speceval.catalog.methods import default_drafting, find
+from speceval.errors import UserError
+from speceval.measure import until
+from speceval.protocol import (
+    RunSpec,
+    make_spec,
+)
+from speceval.store import StoredRun, read_meta, read_run, run_directory
+from speceval.store.files import Texts
+from speceval.store.schema import (
+    other_request,
+)
+from speceval.suites import Suite
+
+BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
+"""Suites of a run that names none."""
+
+ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
+"""The zoo's models are float32 and too small to be worth compiling."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has been asked for and found possible, before any engine has started."""
+
+    spec: RunSpec
+    target: catalog.Target
+    draft: catalog.Draft
+    suites: list[Suite]
+    directory: Path
+    texts: Texts | None = None
+    """What the target is made to answer, when a run is replayed."""
+    forced: tuple[float, ...] | None = None
+    """Unconditional acceptance rate of positions 1 … K that the engine is made to have: `speceval selftest`."""
+    against: StoredRun | None = None
+    """The run whose difference `--until` is about."""
+
+
+def prepare(
+    *,
+    target: str,
+    draft: str,
+    temperature: float,
+    suite_names: list[str],
+    k: int | None = None,
+    drafting: str | None = None,
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    engine_args: dict[str, Any] | None = None,
+    texts: Texts | None = None,
+    against: Path | None = None,
+    **fields: Any,
+) -> Job:
+    """Check everything that can be checked without an engine. Raises `UserError` with one line.
+
+    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `fields`
+    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>` or where
+    an earlier version put the same run.
+    """
+    fields, reference = until.ask(fields, against, replayed=texts is not None)
+    pair = catalog.resolve(target, draft)
+    assert pair.draft is not None
+    names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
+    spec = make_spec(
+        target=pair.target.name,
+        draft=pair.draft.name,
+        k=_choose_k(pair.draft, k),
+        temperature=temperature,
+        drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
+        suites=tuple(names),
+        chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
+        engine_args={**(ZOO_ENGINE_ARGS if pair.target.source == "zoo" else {}), **(engine_args or {})},
+        **fields,
+    )
+    _check_method(spec, pair.draft.method)
+    loaded = [suites.load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    if len({suite.name for suite in loaded}) < len(loaded):
+        raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
+    if reference is not None:
+        loaded = until.restrict(loaded, reference)
+    directory = out or run_directory(Path("results"), spec)
+    return Job(spec, pair.target, pair.draft, loaded, directory, texts, against=reference)
+
+
+def _choose_k(draft: catalog.Draft, k: int | None) -> int:
+    chosen = k if k is not None else draft.default_k
+    if chosen is None:
+        raise UserError(f"--k is needed: nothing says how many tokens {draft.name} should draft a step")
+    catalog.check_k(draft, chosen)
+    return chosen
+
+
+def _check_method(spec: RunSpec, method: str) -> None:
+    draft = spec.draft
+    if reason := vllm_patches.refuse.rejection(spec.rejection):
+        raise UserError(f"--rejection {spec.rejection}: {reason}")
+    deterministic = find(method).deterministic
+    if deterministic != (spec.drafting == "deterministic"):
+        only = "deterministic" if deterministic else "probabilistic or greedy"
+        raise UserError(f"--drafting {spec.drafting}: {draft} ({method}) drafts {only}")
+
+
+def stored(job: Job) -> StoredRun | None:
+    """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
+    if not (job.directory / "run.json").exists():
+        return None
+    if other := other_request(read_meta(job.directory), job.spec):
+        raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
+    return read_run(job.directory)

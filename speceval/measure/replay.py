@@ -1,0 +1,54 @@
+"""The texts of a stored run, as the source of a replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from speceval.errors import UserError
+from speceval.estimate.replay import is_replay
+from speceval.protocol import digest
+from speceval.store import OUTPUTS, StoredRun, read_lines
+from speceval.store.files import Texts
+
+INHERITED = (
+    *(
+        "suites",
+        "limit",
+        "shuffle_seed",
+        "max_tokens",
+        "seeds",
+        "temperature",
+        "top_p",
+        "top_k",
+        "chat_template_kwargs",
+    ),
+)
+"""Fields of a `RunSpec` that a replay takes from the run whose texts it uses."""
+
+
+def source(run: StoredRun) -> dict[str, Any]:
+    """What `launch.prepare` needs to replay `run`: its texts, their hash, and `INHERITED`. Raises `UserError`."""
+    spec = run.meta.spec
+    for fault, wrong in (
+        ("is unfinished: finish it first", not run.complete),
+        ("is a replay itself: name the run whose texts it used", is_replay(run)),
+        ("is at temperature 0, where every drafter gets the same text anyway", spec.temperature == 0),
+        (f"has no {OUTPUTS}: the texts are gone, make the run again", not (run.directory / OUTPUTS).exists()),
+    ):
+        if wrong:
+            raise UserError(f"--replay {run.directory}: {fault}")
+    found = texts(run.directory)
+    return {
+        "texts": found,
+        "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
+        **spec.model_dump(mode="json", include=set(INHERITED)),
+    }
+
+
+def texts(directory: Path) -> Texts:
+    """Token ids of every turn of a finished run."""
+    return {
+        (row["suite"], row["conversation"], row["seed"], row["turn"]): tuple(row["token_ids"])
+        for row in read_lines(directory / OUTPUTS)
+    }

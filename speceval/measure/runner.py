@@ -1,0 +1,252 @@
+"""The run itself: conversations in, verify steps out.
+
+`measure` keeps the engine fed: a conversation's next turn is submitted as soon as the last one is done, and a new
+conversation as soon as there is room, so that the batch stays full. A finished conversation goes to the store at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from speceval.engines.base import Engine, Finished, Sampling
+from speceval.measure import chat, interrupts
+from speceval.measure.stretch import Stretch
+from speceval.protocol import RunSpec, digest, request_seed
+from speceval.store import RECORDED_COLUMNS, Counts, Key, Store, pack
+from speceval.store.schema import Segment
+from speceval.suites import Conversation, Suite
+
+if TYPE_CHECKING:
+    from speceval.measure.until import Looks
+from speceval.store.files import Texts
+
+QUEUE_AHEAD = 2
+"""Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the target reads a conversation: template arguments, and where an answer's visible part starts."""
+
+    kwargs: dict[str, Any]
+    answer_marker: str | None
+
+
+@dataclass
+class Progress:
+    """What a progress display needs; the runner updates it in place and calls `changed` after every engine step."""
+
+    conversations: int
+    done: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    counts: Mapping[Key, Sequence[Counts]] = field(default_factory=dict)
+    """`Store.counts` of the run: what the turns of each finished conversation accepted."""
+
+
+class _Live:
+    """A conversation in flight."""
+
+    def __init__(self, suite: Suite, conversation: Conversation, seed: int) -> None:
+        self.suite, self.conversation, self.seed = suite, conversation, seed
+        self.messages: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        self.turns: list[dict[str, Any]] = []
+        self.skipped: str | None = None
+        self._prompt_tokens = 0
+
+    @property
+    def key(self) -> Key:
+        return self.suite.name, self.conversation.id, self.seed
+
+    @property
+    def turn(self) -> int:
+        """The turn that is due, from 1."""
+        return len(self.turns) + 1
+
+    @property
+    def over(self) -> bool:
+        return self.skipped is not None or len(self.turns) == len(self.conversation.turns)
+
+    def submit(self, engine: Engine, spec: RunSpec, template: Template, texts: Texts | None) -> None:
+        """Submit the next turn, or mark the conversation as skipped when the engine cannot measure it."""
+        self.messages.append({"role": "user", "content": self.conversation.turns[self.turn - 1]})
+        prompt = chat.render(engine.tokenizer, self.messages, template.kwargs)
+        max_tokens, text = spec.max_tokens or self.suite.max_tokens, None
+        if texts is not None:
+            text = texts.get((*self.key, self.turn))
+            if text is None:
+                self.skipped = f"turn {self.turn} is not in the run that is replayed"
+                return
+            max_tokens = len(text)
+        if len(prompt) < 2:
+            # vLLM pads the first step of such a prompt with drafts that nobody made.
+            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least 2 are needed"
+            return
+        needed = len(prompt) + max_tokens + spec.k + 1
+        if needed > engine.max_model_len:
+            # Near the end of the context vLLM drafts nothing for the whole batch: such a turn would spoil the others.
+            self.skipped = (
+                f"turn {self.turn} needs {needed} tokens (prompt {len(prompt)} + max_tokens {max_tokens} + K + 1), "
+                f"the context has {engine.max_model_len}"
+            )
+            return
+        seed = None
+        if spec.temperature > 0:
+            seed = request_seed(self.seed, self.suite.name, self.conversation.id, self.turn)
+        self._prompt_tokens = len(prompt)
+        engine.submit(
+            self.request_id, prompt, Sampling(spec.temperature, spec.top_p, spec.top_k, max_tokens, seed, text)
+        )
+
+    @property
+    def request_id(self) -> str:
+        return "\x1f".join((self.suite.name, self.conversation.id, str(self.seed)))
+
+    def receive(self, result: Finished, tokenizer: Any, answer_marker: str | None, kind: str) -> None:
+        """Take a finished turn; its visible answer becomes part of the conversation. `kind`: of what is recorded."""
+        answer = chat.visible_answer(tokenizer, result.token_ids, answer_marker)
+        self.turns.append(
+            {
+                "turn": self.turn,
+                "user": self.messages[-1]["content"],
+                "output": answer if answer_marker is None else tokenizer.decode(result.token_ids),
+                "token_ids": result.token_ids,
+                "prompt_tokens": self._prompt_tokens,
+                "cached_tokens": result.cached_tokens,
+                "padded_steps": result.padded_steps,
+                "finish_reason": result.finish_reason,
+                "stop_reason": result.stop_reason,
+                "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],
+                **_packed(result, kind),
+            }
+        )
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def record(self) -> dict[str, Any]:
+        """The journal line."""
+        line: dict[str, Any] = {
+            "suite": self.suite.name,
+            "conversation": self.conversation.id,
+            "seed": self.seed,
+            "category": self.conversation.category,
+            "turns": self.turns,
+        }
+        return {**line, "skipped": self.skipped} if self.skipped else line
+
+
+def _packed(result: Finished, kind: str) -> dict[str, str]:
+    """What was recorded of a turn, for its line in the journal."""
+    if result.recorded is None:
+        return {}
+    return {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+
+
+def plan(
+    suites: Iterable[Suite], seeds: Iterable[int], by_conversation: bool = False
+) -> list[tuple[Suite, Conversation, int]]:
+    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together."""
+    seeds, suites = tuple(seeds), tuple(suites)
+    conversations = [(suite, conversation) for suite in suites for conversation in suite.conversations]
+    if by_conversation:
+        return [(*conversation, seed) for conversation in conversations for seed in seeds]
+    return [(*conversation, seed) for seed in seeds for conversation in conversations]
+
+
+def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) -> str:
+    """SHA-256 of the first turn's rendered prompt tokens of every conversation."""
+    rendered = []
+    for suite in suites:
+        system: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        for conversation in suite.conversations:
+            messages = [*system, {"role": "user", "content": conversation.turns[0]}]
+            rendered.append(chat.render(engine.tokenizer, messages, template.kwargs))
+    return digest(rendered)
+
+
+def measure(
+    engine: Engine,
+    spec: RunSpec,
+    suites: list[Suite],
+    template: Template,
+    store: Store,
+    progress: Progress,
+    changed: Callable[[], None],
+    texts: Texts | None = None,
+    ahead: int = QUEUE_AHEAD,
+    looks: Looks | None = None,
+    keep: Callable[[Segment], None] = lambda _: None,
+) -> Segment:
+    """Generate every conversation that the store does not hold yet and append each as it finishes.
+
+    `texts`: what the target is made to answer, in place of sampling; `ahead`: conversations kept in flight for each
+    request that the engine runs at once; `looks`: closes suites that are known well enough; `keep`: takes what is to be
+    known of this stretch, when it begins and again when it is over, however it ends.
+    Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
+    """
+    due = [_Live(*item) for item in plan(suites, spec.seeds, by_conversation=looks is not None)]
+    pending = [live for live in due if live.key not in store.done]
+    pending.reverse()
+    active: dict[str, _Live] = {}
+    stretch = Stretch(engine, store)
+
+    def closed(live: _Live) -> bool:
+        return looks is not None and live.suite.name in looks.closed
+
+    def settle(live: _Live) -> None:
+        store.append(live.record())
+        progress.done += 1
+        if looks is not None:
+            looks.finished(live.suite.name)
+
+    def advance(live: _Live) -> None:
+        if not live.over and not closed(live):
+            live.submit(engine, spec, template, texts)
+        active[live.request_id] = live
+        if live.over or closed(live):
+            settle(live)
+            del active[live.request_id]
+
+    def fill() -> None:
+        while pending and len(active) < ahead * spec.batch:
+            live = pending.pop()
+            if closed(live):
+                progress.conversations -= 1
+            else:
+                advance(live)
+
+    def step() -> None:
+        committed, finished = engine.step()
+        stretch.tokens += committed
+        progress.tokens += committed
+        lives = [active[result.request_id] for result in finished]
+        for live, result in zip(lives, finished, strict=True):
+            live.receive(result, engine.tokenizer, template.answer_marker, "recorded" if texts is None else "kept")
+        for live in lives:
+            advance(live)
+        changed()
+
+    def unfinished_turns() -> list[dict[str, Any]]:
+        return [turn for live in active.values() if live.key not in store.done for turn in live.turns]
+
+    keep(stretch.so_far())
+    with interrupts.deferred() as interrupt:
+        try:
+            while pending or active:
+                fill()
+                if active:
+                    step()
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+        except BaseException as error:
+            between_steps = isinstance(error, KeyboardInterrupt) and interrupt.between_steps
+            with suppress(OSError):  # a full disk, say, which is being reported already
+                keep(stretch.interrupted(unfinished_turns(), spec.k, between_steps))
+            if interrupt.requested and isinstance(error, Exception):
+                raise KeyboardInterrupt from error  # the engine's own processes were interrupted too
+            raise
+    keep(ended := stretch.ended())
+    return ended

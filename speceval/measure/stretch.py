@@ -1,0 +1,105 @@
+"""One stretch of a run, as run.json keeps it: what was measured, and what the engine counted meanwhile.
+
+After an interruption the engine's counters also hold steps of conversations that are in no table. A finished turn of
+such a conversation is known step by step. Of a request in flight only the tokens of each step are: 1 + accepted, but
+a step of one token may have had drafts or none. So what unfinished conversations counted is known within bounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from speceval.engines.base import Counters, Engine
+from speceval.store import Store
+from speceval.store.schema import Segment
+
+Turn = dict[str, Any]
+"""A finished turn as the journal holds it: `steps` of (drafted, accepted, committed), and `padded_steps`."""
+
+
+class Stretch:
+    """The stretch that goes on, from now."""
+
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self.tokens = 0
+        """Committed so far."""
+        self._engine, self._store, self._first = engine, store, len(store.done)
+        self._before, self._start = engine.counters(), time.perf_counter()
+
+    def so_far(self) -> Segment:
+        """As a kill leaves it."""
+        return self._segment(counters=None, interrupted=True)
+
+    def ended(self) -> Segment:
+        """As it ends in order."""
+        return self._segment(counters=self._engine.counters().minus(self._before))
+
+    def interrupted(self, turns: Iterable[Turn], k: int, between_steps: bool) -> Segment:
+        """As an interruption leaves it. `turns`: finished ones of unfinished conversations; `between_steps`: whether
+        the engine has told of all that it counted.
+        """
+        with suppress(Exception):  # an engine that has failed may not answer
+            counters = self._engine.counters().minus(self._before)
+            least, most = unfinished(turns, self._engine.in_flight(), k)
+            bounds = {"unfinished_least": least, "unfinished_most": most if between_steps else None}
+            return self._segment(counters, interrupted=True, **bounds)
+        return self.so_far()
+
+    def _segment(self, counters: Counters | None, **ending: Any) -> Segment:
+        return Segment(
+            conversations=len(self._store.done) - self._first,
+            tokens=self.tokens,
+            seconds=time.perf_counter() - self._start,
+            counters=counters,
+            first=self._first,
+            **ending,
+        )
+
+
+def account_for(segments: Sequence[Segment], stored: int) -> list[Segment]:
+    """The segments of an unfinished run such that all `stored` conversations belong to one.
+
+    What was killed could not say how many it finished; earlier versions wrote no segment of an interrupted stretch.
+    """
+    segments = list(segments)
+    if segments and segments[-1].counters is None:
+        killed = segments.pop()
+        segments.append(killed.model_copy(update={"conversations": stored - killed.first}))
+    told = sum(segment.conversations for segment in segments)
+    if stored > told:
+        lost = Segment(conversations=stored - told, tokens=0, seconds=0.0, counters=None, first=told, interrupted=True)
+        segments.append(lost)
+    return segments
+
+
+def unfinished(turns: Iterable[Turn], in_flight: Iterable[list[int]], k: int) -> tuple[Counters, Counters]:
+    """What the engine counted of conversations that are in no table, at least and at most.
+
+    `in_flight`: tokens of each step of each request in flight, the prefill's first.
+    """
+    least = most = Counters()
+    for turn in turns:
+        counted = _of_steps([step[:2] for step in turn["steps"]] + [(k, 0)] * turn["padded_steps"], k)
+        counted.steps_padded = turn["padded_steps"]
+        least, most = least.plus(counted), most.plus(counted)
+    for commits in in_flight:
+        accepted = [committed - 1 for committed in commits[1:]]
+        least = least.plus(_of_steps([(a, a) for a in accepted], k))
+        # A prefill may have been padded.
+        most = most.plus(_of_steps([(k, a) for a in accepted] + [(k, 0)] * bool(commits), k))
+        most.steps_padded += bool(commits)
+    return least, most
+
+
+def _of_steps(steps: Iterable[tuple[int, int]], k: int) -> Counters:
+    """What is counted of steps (drafted, accepted)."""
+    rows = [(drafted, accepted) for drafted, accepted in steps if drafted]
+    return Counters(
+        num_drafts=len(rows),
+        num_draft_tokens=sum(drafted for drafted, _ in rows),
+        num_accepted_tokens=sum(accepted for _, accepted in rows),
+        num_accepted_tokens_per_pos=[sum(accepted >= j for _, accepted in rows) for j in range(1, k + 1)],
+    )

@@ -1,7 +1,0 @@
-"""One self-contained page about one or more runs: `speceval report`."""
-
-from __future__ import annotations
-
-from speceval.report.build import write
-
-__all__ = ["write"]

@@ -1,0 +1,116 @@
+"""Cells that several layouts share, and the lines that explain them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from speceval.show import published
+from speceval.show.layouts.best import Best
+from speceval.show.layouts.entries import Entry
+from speceval.show.layouts.form import Cell
+from speceval.show.tables import plus_minus
+
+PAPER = "tau_paper"
+"""The acceptance length that the published figures are: 1 + K · accepted / drafted."""
+
+NONE = Cell()
+
+INTERVALS = (
+    "± and brackets are 95 % intervals over new prompts like these and new samples; the unit is the conversation."
+)
+BOLD_MEASURED = (
+    "Bold: the best of the runs with the same {}, and every one that is not significantly worse (tau, paired by "
+    "conversation, two-sided 5 % for all pairs together, Holm)."
+)
+GROUP = "target, suite, temperature, drafting and K"
+BOLD_PUBLISHED = "Published figures come without errors: bold is the highest alone."
+GREEDY = (
+    "Greedy drafts above temperature 0 are accepted with p(argmax q), another quantity than that of sampled drafts; "
+    "the two are never compared."
+)
+
+
+def tau_cell(entry: Entry, definition: str, best: Best | None, decimals: int) -> Cell:
+    """An acceptance length with its interval and, in its facts, what was published for it."""
+    interval = entry.tau(definition)
+    figure = entry.published if entry.measured else None
+    inside = contains(entry) if figure and definition == PAPER else None
+    notes = published.load().notes(entry.figure) if entry.figure else ()
+    return Cell(
+        text=plus_minus(dict(interval), decimals),
+        facts=number(
+            entry.facts,
+            PAPER if entry.figure else definition,
+            interval,
+            entry.summary["conversations"] if entry.measured else None,
+            published=figure.tau if figure else None,
+            contains_published=inside,
+        ),
+        bold=best is not None and id(entry) in best.bold,
+        notes=notes,
+    )
+
+
+def number(
+    facts: Mapping[str, Any], definition: str, interval: Mapping[str, float | None], n: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """The facts of a cell: what it belongs to, its definition, value, low and high, and `more` of `form.FIELDS`."""
+    bounds = {name: interval[name] for name in ("value", "low", "high")}
+    return {**facts, "definition": definition, **bounds, "n": n, **more}
+
+
+def contains(entry: Entry) -> bool | None:
+    """Whether a measured entry's interval holds the published figure; None where there is no interval or no figure.
+
+    A printed figure stands for all values that round to it.
+    """
+    interval, figure = entry.tau(PAPER), entry.published
+    low, high = interval["low"], interval["high"]
+    if figure is None or low is None or high is None:
+        return None
+    rounding = 0.5 * 10.0 ** -published.load().decimals
+    return low - rounding <= figure.tau <= high + rounding
+
+
+def row_notes(entry: Entry) -> tuple[str, ...]:
+    """Footnotes of a row's name."""
+    return published.load().row_notes(entry.figure) if entry.figure else entry.run_notes
+
+
+def drafter_cell(entries: Sequence[Entry], also: str = "") -> Cell:
+    """The name of a row's drafter, with the footnotes of all its entries."""
+    entry = entries[0]
+    notes = dict.fromkeys(note for other in entries for note in row_notes(other))
+    return Cell(text=entry.drafter + also, notes=tuple(notes))
+
+
+def explain(entries: Iterable[Entry], best: Best, group: str = GROUP) -> list[str]:
+    """The lines below a table of acceptance lengths; group: what the candidates for the same bold have in common."""
+    entries = list(entries)
+    measured = [entry for entry in entries if entry.measured]
+    lines = [INTERVALS] if measured else []
+    if any(id(entry) in best.bold for entry in measured):
+        lines.append(BOLD_MEASURED.format(group))
+    figures = [entry for entry in entries if entry.figure]
+    if any(id(entry) in best.bold for entry in figures):
+        lines.append(BOLD_PUBLISHED)
+    if figures:
+        lines.append(source_line())
+    if any(not entry.usual_drafting for entry in measured):
+        lines.append(GREEDY)
+    return lines + best.notes
+
+
+def source_line() -> str:
+    """Where the published figures come from, and what they are."""
+    publication = published.load()
+    return (
+        f"Published: {publication.title}, {publication.source}; "
+        "its tau is 1 + K · accepted / drafted (tau paper), measured on another vLLM with prompts that may differ."
+    )
+
+
+def unique(names: Iterable[Any]) -> list[Any]:
+    """Each once, in order of first appearance."""
+    return list(dict.fromkeys(names))

@@ -1,0 +1,77 @@
+"""Acceptance along the output: do drafts get better or worse as the answer grows?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from speceval.estimate import acceptance
+from speceval.estimate.statistics import ratio_interval
+from speceval.show.plots import style
+from speceval.store import StoredRun
+
+BINS = 12
+"""At most."""
+
+
+def starts(steps: pd.DataFrame) -> pd.Series:
+    """Output tokens that are there when each step starts: the prefill's one, and those of the request's steps before.
+
+    `steps` holds every step of its requests, also those without drafts, which commit a token each. Index as `steps`.
+    """
+    ordered = steps.sort_values([*acceptance.REQUEST, "step"])
+    committed = ordered.groupby(acceptance.REQUEST, sort=False)["committed"]
+    return (1 + committed.cumsum() - ordered["committed"]).reindex(steps.index)
+
+
+def bin_width(longest: int) -> int:
+    """The smallest power of two that covers `longest` tokens with at most `BINS` bins."""
+    return 1 << max(0, int(np.ceil(np.log2(max(longest, 1) / BINS))))
+
+
+def binned(steps: pd.DataFrame, width: int, k: int) -> list[dict[str, Any]]:
+    """Mean accepted draft tokens per step by place, for one suite's steps at K = k; only bins that have steps.
+
+    Rows: start (first token of the bin; it holds starts in start … start + width - 1), steps, conversations, and value,
+    low, high, se (95 %, clustered by conversation).
+    """
+    place = starts(steps) // width * width
+    rows = acceptance.drafted_steps(steps)
+    keys = [place[rows.index].rename("start"), rows["conversation"]]
+    sums = rows["accepted"].groupby(keys).agg(["sum", "size"]).reset_index()
+    return [
+        {
+            "start": int(str(start)),
+            "steps": int(part["size"].sum()),
+            "conversations": len(part),
+            **ratio_interval(part["sum"], part["size"], bounds=(0, k)).as_dict(),
+        }
+        for start, part in sums.groupby("start")
+    ]
+
+
+def draw(runs: Sequence[StoredRun]) -> style.Drawn:
+    """Mean accepted draft tokens per step against the place in the output, with 95 % bands; a panel per suite."""
+    suites = style.common_suites(runs)
+    figure, axes = style.panels(suites, sharey=True)
+    widths = []
+    for suite, axis in zip(suites, axes, strict=True):
+        width = bin_width(max(int(style.turns(run, suite)["output_tokens"].max()) for run in runs))
+        widths.append(width)
+        for index, (run, label) in enumerate(zip(runs, style.labels(runs), strict=True)):
+            rows = binned(style.steps(run, suite), width, run.meta.spec.k)
+            centres = [row["start"] + width / 2 for row in rows]
+            style.estimates(axis, centres, rows, band=True, label=label, **style.series(index))
+        axis.set(xlabel="output tokens before the step", xlim=(0, None))
+    axes[0].set(ylabel="accepted tokens per step", ylim=(0, None))
+    style.legend(figure, axes[0])
+    shown = ", ".join(map(str, dict.fromkeys(widths)))
+    return style.Drawn(
+        figure,
+        "Acceptance along the output: mean accepted draft tokens per verify step, by the number of output tokens "
+        f"before the step, in bins of {shown} tokens ({style.settings(runs)}). Bands: {style.INTERVAL}, for each bin "
+        "alone. Late bins hold only the requests whose output is that long: a slope can come from which these are.",
+    )

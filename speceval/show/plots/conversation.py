@@ -1,0 +1,81 @@
+"""How acceptance is spread over conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from speceval.estimate import acceptance
+from speceval.show.plots import style
+from speceval.show.tables import suite_summary
+from speceval.store import StoredRun
+
+BELOW = 0.07
+"""Between the pooled values under a distribution, in shares."""
+
+
+def taus(steps: pd.DataFrame) -> pd.Series:
+    """tau of each conversation of one suite, over all its seeds and turns; index: conversation."""
+    totals = acceptance.conversation_totals(steps)
+    return 1 + totals["accepted"] / totals["steps"]
+
+
+def differences(a: StoredRun, b: StoredRun, suite: str) -> tuple[pd.Series, dict[str, Any]]:
+    """tau_b - tau_a of each conversation that both runs have, and the pooled difference (`acceptance.compare`).
+
+    The conversations' differences are over all seeds of each run; the pooled one over the requests in both.
+    """
+    steps = [style.steps(run, suite) for run in (a, b)]
+    turns = [style.turns(run, suite) for run in (a, b)]
+    compared = acceptance.compare(steps[0], turns[0], steps[1], turns[1])
+    return (taus(steps[1]) - taus(steps[0])).dropna(), compared["difference"]
+
+
+def draw(runs: Sequence[StoredRun]) -> style.Drawn:
+    """Distribution of the conversations' tau, a row per suite; of two runs also that of the paired differences."""
+    suites = style.common_suites(runs)
+    paired = len(runs) == 2
+    size = (style.PAGE if paired else style.COLUMN, style.PANEL_HEIGHT * len(suites))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(suites), 2 if paired else 1, squeeze=False)
+    labels = style.labels(runs)
+    for suite, axes in zip(suites, grid, strict=True):
+        name = f"{style.plain(suite)}: " if len(suites) > 1 else ""
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            _distribution(axes[0], taus(style.steps(run, suite)), suite_summary(run, suite)["tau"], index, label)
+        axes[0].set(xlabel=f"{name}tau of a conversation", ylabel="share of conversations")
+        if paired:
+            _distribution(axes[1], *differences(runs[0], runs[1], suite), len(runs), "difference")
+            axes[1].axvline(0, color="black", linewidth=0.6, zorder=0)
+            axes[1].set(xlabel=f"{name}tau of {labels[1]} minus {labels[0]}")
+    style.legend(figure, grid[0][0])
+    pairs = " Right: the same of the difference within a conversation." if paired else ""
+    return style.Drawn(
+        figure,
+        "Distribution over conversations: the share of conversations whose tau, over all their seeds and turns, is "
+        f"at most the value on the axis ({style.settings(runs)}).{pairs} A conversation's tau is itself an estimate "
+        "from a limited number of steps, so the spread is wider than that between prompts alone. Below each, with a "
+        f"marker: the pooled value; bars: {style.INTERVAL}.",
+    )
+
+
+def _distribution(axis: Any, values: pd.Series, pooled: dict[str, Any], index: int, label: str) -> None:
+    """Empirical distribution as steps, the pooled estimate below it."""
+    look = style.series(index)
+    ordered = np.sort(values.to_numpy())
+    shares = np.arange(1, len(ordered) + 1) / len(ordered)
+    axis.step(
+        np.concatenate([ordered[:1], ordered]),
+        np.concatenate([[0], shares]),
+        where="post",
+        color=look["color"],
+        linestyle=look["linestyle"],
+    )
+    style.estimates(axis, [pooled], [-BELOW * (1 + len(axis.containers))], across=True, label=label, **look)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_ylim(-BELOW * (len(axis.containers) + 0.8), 1.03)
+    axis.grid(True, axis="y")

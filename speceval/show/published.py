@@ -1,0 +1,169 @@
+"""Figures that others published, and which of them a run repeats: the data of `results/published`.
+
+The loader checks every row; the source's oddities come with it as footnotes and nothing is corrected.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speceval.catalog.methods import default_drafting, find
+from speceval.catalog.schema import load_entries
+from speceval.errors import UserError
+from speceval.paths import data_directory
+from speceval.store.schema import RunMeta
+from speceval.suites.load import SUITES_DIR
+from speceval.suites.schema import read_suite_file
+
+MANIFEST = "source.yaml"
+NAME = "published"
+"""What a command line may say for the package's own figures."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Figure(_Strict):
+    """One published acceptance length: a row of `lk_losses.csv`."""
+
+    target: str
+    architecture: str = Field(alias="drafter")
+    k: int = Field(alias="K", gt=0)
+    setup: str
+    """The loss, or the name under which the source lists a public checkpoint."""
+    checkpoint: str
+    temperature: float = Field(alias="T", ge=0)
+    suite: str = Field(alias="dataset")
+    """As the source names it."""
+    tau: float = Field(ge=1)
+    speedup: float | None = Field(gt=0)
+    """Times faster than without speculation; None where the source prints none."""
+    source: str
+
+
+class Footnote(_Strict):
+    """What a reader must know about the figures that agree with every field of `where`."""
+
+    where: dict[str, str | float]
+    text: str
+
+
+class Publication(_Strict):
+    """A folder of published figures: `source.yaml` and the files that it names."""
+
+    kind: Literal["published"]
+    title: str
+    source: str
+    rows: tuple[Figure, ...]
+    definition: str
+    """The estimator of `acceptance.summarise` that the source's tau is."""
+    decimals: int
+    suites: dict[str, str]
+    """Our suite -> the source's name of it."""
+    footnotes: tuple[Footnote, ...]
+
+    def row_notes(self, figure: Figure) -> tuple[str, ...]:
+        """Footnotes that concern the figure's whole row: its target, architecture or setup."""
+        return self._notes(figure.model_dump(exclude={"suite"}))
+
+    def notes(self, figure: Figure) -> tuple[str, ...]:
+        """Footnotes of this figure alone."""
+        return self._notes(figure.model_dump())
+
+    def mean_notes(self, figure: Figure) -> tuple[str, ...]:
+        """Footnotes of the mean over the suites that this figure is part of."""
+        return self._notes(figure.model_dump() | {"suite": "mean"})
+
+    def _notes(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(
+            note.text
+            for note in self.footnotes
+            if ("suite" in note.where) == ("suite" in facts)
+            and all(facts.get(name) == value for name, value in note.where.items())
+        )
+
+
+def is_publication(directory: Path) -> bool:
+    """Whether `directory` holds published figures."""
+    return (directory / MANIFEST).is_file()
+
+
+def named(path: Path) -> Path:
+    """The directory that is meant: of NAME, where no such path exists, the package's own figures."""
+    return data_directory("published") if str(path) == NAME and not path.exists() else path
+
+
+@lru_cache
+def load(directory: Path | None = None) -> Publication:
+    """The figures in `directory`, by default the package's own. Raises `UserError` naming file, line and field."""
+    directory = directory or data_directory("published")
+    path = directory / MANIFEST
+    try:
+        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        figures, _ = manifest.pop("figures"), manifest.pop("means", None)
+        return Publication.model_validate(manifest | {"rows": _read_figures(directory / figures)})
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path}: must hold fields, and in 'figures' the name of a CSV file") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first(error)}") from None
+
+
+def repeated(meta: RunMeta, suite: str) -> Figure | None:
+    """The published figure that a run's suite repeats, None if there is none.
+
+    It repeats one when the catalog says which row of the source its drafter is, and target, K
+    and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 (as the source's were), and
+    the suite is the benchmark itself.
+    """
+    spec, publication = meta.spec, load()
+    target = load_entries().get(spec.target)
+    drafter = target.drafters.get(spec.draft) if target else None
+    if drafter is None or suite not in publication.suites or not _is_benchmark(meta, suite):
+        return None
+    if (spec.top_p, spec.top_k) != (1, 0):
+        return None
+    if spec.drafting != default_drafting(drafter.method, spec.temperature):
+        return None
+    wanted = (
+        spec.target,
+        find(drafter.method).display,
+        spec.k,
+        drafter.paper_setup,
+        spec.temperature,
+        publication.suites[suite],
+    )
+    for row in publication.rows:
+        if (row.target, row.architecture, row.k, row.setup, row.temperature, row.suite) == wanted:
+            return row
+    return None
+
+
+def _is_benchmark(meta: RunMeta, suite: str) -> bool:
+    """Whether the run's suite has the built-in's data: a user's file may bear the same name."""
+    pinned = read_suite_file(SUITES_DIR / f"{suite}.yaml").pinned
+    return pinned is not None and meta.fingerprint.suites[suite].dataset == pinned.dataset_hash
+
+
+def _read_figures(path: Path) -> list[Figure]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        figures = []
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            try:
+                figures.append(Figure.model_validate(row | {"speedup": row.get("speedup") or None}))
+            except ValidationError as error:
+                raise UserError(f"{path}: line {number}: {_first(error)}") from None
+    return figures
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"field '{'.'.join(map(str, problem['loc']))}': {problem['msg']}"

@@ -1,0 +1,81 @@
+"""Runs against the first one: the rows of the report's table and a plain sentence for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from speceval.errors import NotComparable, UserError
+from speceval.estimate.comparison import compare_runs
+from speceval.show.report.text import cut
+from speceval.store import StoredRun
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimate of a run's difference from the first run on one suite; `compared` as `acceptance.compare` gives."""
+
+    suite: str
+    run: str
+    quantity: str
+    compared: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What there is to say of several runs together; empty for a single one."""
+
+    rows: list[Row] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    """Protocol fields that were let through, and how requests were paired where that is unusual."""
+    refused: str = ""
+    """Why the runs are not compared."""
+
+
+def find(runs: Sequence[StoredRun], labels: Sequence[str], allow: Sequence[str] = ()) -> Differences:
+    """Compare as `speceval compare` does. Runs that it refuses are told as `refused`, not raised."""
+    if len(runs) < 2:
+        return Differences()
+    try:
+        found = compare_runs(runs, allow)
+    except NotComparable as error:
+        return Differences(refused=str(error))
+    except (UserError, ValueError) as error:
+        if allow and "--allow" in str(error):
+            raise
+        return Differences(refused=str(error))
+    rows, sentences = [], []
+    cautions = [f"compared although this differs: {line}" for line in found["allowed"]]
+    for compared in found["comparisons"]:
+        suite, label = cut(compared["suite"]), labels[compared["run"] - 1]
+        rows.append(Row(suite, label, "tau", compared))
+        if compared["tau_rb"]:
+            rows.append(Row(suite, label, "tau Rao–Blackwell", compared | compared["tau_rb"]))
+        sentences.append(sentence(labels[0], label, suite, compared))
+        if compared["pair_by"] == "conversation":
+            cautions.append(f"{suite}, {label}: no seed is in both runs, so all seeds of a conversation count together")
+    return Differences(rows, sentences, cautions)
+
+
+def sentence(first: str, other: str, suite: str, compared: dict[str, Any]) -> str:
+    """What one comparison says, decided at 5 % over all of the report's comparisons (Holm)."""
+    relative, p = compared["relative_percent"], compared["p_adjusted"]
+    if relative["value"] is None:
+        return f"On {suite} nothing can be compared: no conversation has drafted steps in both runs"
+    change = f"{relative['value']:+.1f} %"
+    if relative["low"] is None:
+        return f"On {suite} {other} has {change} tau over {first}; one conversation says nothing about others"
+    change += f" [{relative['low']:+.1f}, {relative['high']:+.1f}]"
+    on = f"on {compared['conversations']:,} conversations of {suite}"
+    if p is None:
+        return (
+            f"{other} against {first}: {change} {on}, the same in every conversation, which leaves no error to judge by"
+        )
+    if p < LEVEL:
+        word = "more" if relative["value"] > 0 else "fewer"
+        return f"{other} emits {word} tokens per step than {first}: {change} {on}"
+    return f"{other} and {first} cannot be told apart: {change} {on}"

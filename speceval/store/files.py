@@ -1,0 +1,83 @@
+"""What a run's directory holds beside its record: the names of the files and of the columns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speceval.store.schema import RunMeta
+
+if TYPE_CHECKING:
+    pass
+
+
+Texts = Mapping[tuple[str, str, int, int], tuple[int, ...]]
+"""Token ids of (suite, conversation, seed, turn): the texts of a run that is replayed."""
+
+RUN, JOURNAL, TURNS, STEPS, OUTPUTS = (
+    "run.json",
+    "journal.jsonl",
+    "turns.parquet",
+    "steps.parquet",
+    "outputs.jsonl",
+)
+
+Key = tuple[str, str, int]
+"""A conversation of a run: suite, conversation id, seed."""
+
+Counts = tuple[int, int]
+"""Accepted draft tokens, and steps that had drafts."""
+
+TURN_COLUMNS = {
+    "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
+    "prompt_tokens": "int64", "cached_tokens": "int64", "output_tokens": "int64", "finish_reason": "string",
+    "steps": "int64", "undrafted_steps": "int64", "padded_steps": "int64",
+    "drafted": "int64", "accepted": "int64", "excess": "int64",
+}  # fmt: skip
+STEP_COLUMNS = {
+    "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "step": "int64",
+    "drafted": "int32", "accepted": "int32", "committed": "int32",
+}  # fmt: skip
+"""Beside these, in runs that record the verifier: `recorded_columns`."""
+
+
+RECORDED_COLUMNS = {"recorded": ("ratio", "alpha"), "kept": ("kept",)}
+"""What the verifier saw, by the name under which a turn's line in the journal holds it (see `pack`)."""
+RECORDED = RECORDED_COLUMNS.keys()
+
+
+def recorded_columns(k: int, names: tuple[str, ...] = RECORDED_COLUMNS["recorded"]) -> list[str]:
+    """Columns of `steps` for what the verifier saw at draft positions j = 1 … k, float32.
+
+    ratio_j = min(1, p_j(d_j)/q_j(d_j)), alpha_j = sum_x min(p_j, q_j), in a replayed text kept_j = min(1, q_j(x_j)/
+    p_j(x_j)); NaN where nothing was drafted or recorded.
+    """
+    return [f"{name}_{j}" for name in names for j in range(1, k + 1)]
+
+
+def is_recorded(column: str) -> bool:
+    """Whether a column of `steps` is one of `recorded_columns`."""
+    return any(column.rpartition("_")[0] in names for names in RECORDED_COLUMNS.values())
+
+
+def write_meta(directory: Path, meta: RunMeta) -> None:
+    """Replace a run's run.json."""
+    with _replacing(directory / RUN) as temporary:
+        temporary.write_text(json.dumps(meta.as_json(), indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""Runs read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speceval.errors import UserError
+from speceval.protocol import RunSpec
+from speceval.store.schema import RunMeta, parse
+
+if TYPE_CHECKING:
+    import pandas as pd
+from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
+from speceval.store.tables import frames, read_lines
+
+
+@dataclass
+class StoredRun:
+    """A run read back. `turns` and `steps` as the estimators take them (see `speceval.estimate.acceptance`)."""
+
+    directory: Path
+    meta: RunMeta
+    turns: pd.DataFrame
+    steps: pd.DataFrame
+
+    @property
+    def complete(self) -> bool:
+        """Whether every conversation of the run is in."""
+        return self.meta.status != "running"
+
+    @property
+    def suites(self) -> list[str]:
+        """Names of the suites, in the order in which they were asked for."""
+        return list(self.meta.fingerprint.suites)
+
+    @property
+    def conversations(self) -> int:
+        """Conversations that are in, each seed counted."""
+        return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
+
+    @property
+    def checked(self) -> tuple[int, int]:
+        """Conversations that were held against the engine's counters, and those that were measured."""
+        told = sum(segment.conversations for segment in self.meta.segments)
+        return self.meta.checked_conversations, max(told, self.conversations)
+
+
+def read_meta(directory: Path) -> RunMeta:
+    """run.json of a run's directory. Raises `UserError` when there is none or it is not ours."""
+    path = directory / RUN
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise UserError(f"{path}: not JSON: the file is damaged") from None
+    return parse(content, path)
+
+
+def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:
+    """The turn table of an older schema with the columns of this one."""
+    return turns if "padded_steps" in turns else turns.assign(padded_steps=0)
+
+
+def read_run(directory: Path) -> StoredRun:
+    """Read a run, finished or not. Raises `UserError` when the directory holds none or its tables are not tables.
+
+    Whether what they say is consistent is another question: `speceval.estimate.books`.
+    """
+    meta = read_meta(directory)
+    turns, steps = _read_journal(directory) if meta.status == "running" else _read_tables(directory)
+    return StoredRun(directory, meta, turns, steps)
+
+
+def _read_journal(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of an unfinished run."""
+    try:
+        return frames(read_lines(directory / JOURNAL, ignore_torn=True))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{directory / JOURNAL}: fields are missing or of another kind: the file is damaged") from None
+
+
+def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of a finished run, with all columns that a run has, and these of the right kind."""
+    import pandas as pd
+    import pyarrow as pa
+
+    tables = []
+    for name in (TURNS, STEPS):
+        try:
+            tables.append(pd.read_parquet(directory / name))
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{directory / name}: cannot be read ({reason}): run it again") from None
+    turns, steps = migrate_turns(tables[0]), tables[1]
+    for name, table, columns in ((TURNS, turns, TURN_COLUMNS), (STEPS, steps, STEP_COLUMNS)):
+        if fault := _fault(table, columns):
+            raise UserError(f"{directory / name}: {fault}: the file is damaged, run it again")
+    return turns, steps
+
+
+def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
+    """What is wrong with a table that should have these columns, of these types; widths of integers do not matter."""
+    from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
+
+    if absent := [name for name in columns if name not in table]:
+        return f"lacks the column(s) {', '.join(absent)}"
+    for name, kind in columns.items():
+        column = table[name]
+        if name == "category" and column.isna().all():
+            continue
+        if name != "category" and column.isna().any():
+            return f"has empty values in {name}"
+        known = column.dropna() if column.dtype == object else column
+        if not (is_string_dtype(known) if kind == "string" else is_integer_dtype(known)):
+            return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
+    wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
+    return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
+
+
+def run_directory(root: Path, spec: RunSpec) -> Path:
+    """Where a run of this spec is below `root`, under whichever version's name, else where it is to be."""
+    names = (spec.name, *spec.older_names)
+    return next((root / name for name in names if (root / name / RUN).exists()), root / spec.name)
+
+
+def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
+    """The runs below `root`, newest first."""
+    found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
+    return sorted(found, key=lambda run: run[1].created, reverse=True)

@@ -1,0 +1,557 @@
+"""The record of a run: what run.json holds, as types, and how older schemas become this one.
+
+An unknown key is refused: only a later version can have written it, and it may change what the others mean. A field
+that a later version adds has a default, which is what it stood for in every run before; all others are required.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+)
+from pydantic.dataclasses import dataclass
+
+from speceval.errors import UserError
+from speceval.protocol import Drafting, RunSpec, digest, flatten
+
+SCHEMA_VERSION = 3
+"""Of run.json. Runs of versions 1 and 2 are read too: `migrate`."""
+
+OUTPUTS = {
+    "run": 1,
+    "compare": 1,
+    "check": 1,
+    "baseline": 1,
+    "verify": 1,
+    "validate": 1,
+    "selftest": 1,
+    "explain": 1,
+    "table": 1,
+    "ls": 1,
+}
+"""Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
+not when one is added."""
+
+ABSENT = "absent"
+"""Shown in place of a value that one of two runs does not have."""
+
+
+def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A command's JSON output with its schema number; `output` is a key of `OUTPUTS`."""
+    return {"schema": OUTPUTS[output], **content}
+
+
+class Strict(BaseModel):
+    """No key but the fields, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Checkpoint(Strict):
+    """A model without the place where a machine keeps it."""
+
+    name: str
+    """As the user named it."""
+    model: str | None
+    """Hub id; "zoo" or "local" for what is not on the hub; None for drafters without weights."""
+    revision: str | None
+    """Of the hub."""
+    weights: str | None
+    """Hash of the weights (`speceval.measure.weights`); None for drafters without weights."""
+
+
+class SuiteFacts(Strict):
+    """A suite as it was run."""
+
+    version: int
+    """Of the suite's file."""
+    dataset: str
+    """SHA-256 of all rows, before template, shuffle and limit."""
+    conversations: int
+    """After the limit; each seed samples all of them."""
+    max_tokens: int
+    """Longest answer of a turn."""
+
+
+class SamplingFacts(Strict):
+    """Sampling parameters of every request."""
+
+    temperature: float
+    """0: greedy."""
+    top_p: float
+    """1: off."""
+    top_k: int
+    """0: off."""
+
+
+class Facts(Strict):
+    """The engine's settings as it resolved them itself; None for what it cannot tell."""
+
+    model_config = ConfigDict(strict=False)  # an engine's own strings may be of its own types
+
+    vllm: str | None
+    """Version."""
+    torch: str | None
+    """Version."""
+    device: str
+    """Such as "cpu" or "cuda"."""
+    runner: str
+    """vLLM's model runner, "V1" or "V2"."""
+    method: str
+    """How drafts are made: "eagle3", "ngram" …; "none": the target alone."""
+    k: int
+    """Most draft tokens of a step."""
+    draft_sample_method: str | None
+    """How draft tokens are drawn: "probabilistic" or "greedy"."""
+    rejection_sample_method: str | None
+    """How drafts are verified: "standard" or "block"; "synthetic" forces the acceptance."""
+    draft_truncation: bool | None
+    """Whether top-k and top-p truncate q as they truncate p."""
+    dtype: str | None
+    """Of the target's weights."""
+    quantization: str | None
+    """Of the target; None also without any."""
+    kv_cache_dtype: str | None
+    """"auto": that of the weights."""
+    max_model_len: int | None
+    """Longest context for which drafts are made, in tokens."""
+    max_num_seqs: int | None
+    """Requests that run at once."""
+    max_num_batched_tokens: int | None
+    """Of one engine step."""
+    async_scheduling: bool | None
+    """Whether the next step is scheduled before the last is done."""
+    prefix_caching: bool | None
+    """Whether prompts may reuse cached prefixes."""
+    enforce_eager: bool | None
+    """Whether nothing is compiled or captured."""
+    generation_config: str | None
+    """Whose sampling defaults hold; "vllm": none of the checkpoint's."""
+    tensor_parallel: int | None
+    """Devices that share each layer."""
+    pipeline_parallel: int | None
+    """Devices that share the stack of layers."""
+    data_parallel: int | None
+    """Copies of the engine."""
+
+
+class Fingerprint(Strict):
+    """Everything that moves tau."""
+
+    target: Checkpoint
+    """The model whose distribution is preserved."""
+    draft: Checkpoint
+    """The model, or method, that proposes."""
+    suites: dict[str, SuiteFacts]
+    """By name, in the order in which they were asked for."""
+    prompts: str
+    """SHA-256 of the token ids of every conversation's first prompt."""
+    chat_template: str
+    """SHA-256 of the target's chat template."""
+    chat_template_kwargs: dict[str, Any]
+    """What the template was called with: thinking mode, reasoning effort …"""
+    sampling: SamplingFacts
+    """Of every request."""
+    drafting: Drafting
+    """As it was asked for; `engine.draft_sample_method` is what the engine made of it."""
+    seeds: list[int]
+    """Samples of each conversation."""
+    limit: int | None
+    """Conversations of each suite; None: all."""
+    shuffle_seed: int | None
+    """Of the order of each suite; None: the suite's own order."""
+    engine: Facts
+    """What the engine resolved."""
+    replay: str | None
+    """Hash of the texts that the target was made to answer; None for a run that samples."""
+    patches: list[str]
+    """Ids of the patches that were active where the engine samples, sorted."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the fingerprint. A field with a default, which a later version added, counts when it is not at it:
+        so the same protocol has the same hash under all versions.
+        """
+        return digest(self.model_dump(mode="json", exclude_defaults=True))
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its dotted name."""
+        return flatten(self.model_dump(mode="json"))
+
+
+@dataclass(config=ConfigDict(extra="forbid"))
+class Counters:
+    """The engine's own totals over all requests so far (vLLM's `vllm:spec_decode_*` metrics).
+
+    The `steps_*` are the worker's (`vllm_patches.taps.counters`); 0 where nothing counts them.
+    """
+
+    num_drafts: int = 0
+    """Steps that verified drafts."""
+    num_draft_tokens: int = 0
+    """Drafts verified."""
+    num_accepted_tokens: int = 0
+    """Drafts accepted."""
+    num_accepted_tokens_per_pos: list[int] = Field(default_factory=list)
+    """#(A >= j), entry j-1 for position j."""
+    preemptions: int = 0
+    """Requests thrown out of a full cache."""
+    steps_with_q: int = 0
+    """Verified against the distribution that the drafts were drawn from."""
+    steps_one_hot: int = 0
+    """Verified as if their drafts were certain, because q was lost."""
+    steps_structured: int = 0
+    """Under a grammar: drafted argmaxes."""
+    steps_padded: int = 0
+    """Filled up with drafts that nobody made."""
+
+    def minus(self, other: Counters) -> Counters:
+        """What was counted since `other`."""
+        mine, theirs = asdict(self), asdict(other)
+        before = theirs.pop("num_accepted_tokens_per_pos") or [0] * len(self.num_accepted_tokens_per_pos)
+        per_position = zip(mine.pop("num_accepted_tokens_per_pos"), before, strict=True)
+        return Counters(
+            num_accepted_tokens_per_pos=[a - b for a, b in per_position],
+            **{name: count - theirs[name] for name, count in mine.items()},
+        )
+
+    def plus(self, other: Counters) -> Counters:
+        """The sum; a position that one of them has not seen counts 0 there."""
+        mine, theirs = asdict(self), asdict(other)
+        positions = zip_longest(
+            mine.pop("num_accepted_tokens_per_pos"), theirs.pop("num_accepted_tokens_per_pos"), fillvalue=0
+        )
+        return Counters(
+            num_accepted_tokens_per_pos=[a + b for a, b in positions],
+            **{name: count + theirs[name] for name, count in mine.items()},
+        )
+
+    def without_padding(self, steps: int, k: int) -> Counters:
+        """What is left when `steps` padded steps of `k` drafts each, none accepted, are taken out."""
+        return replace(
+            self, num_drafts=self.num_drafts - steps, num_draft_tokens=self.num_draft_tokens - k * steps, steps_padded=0
+        )
+
+
+class Segment(Strict):
+    """One stretch of a run: from the start of an engine to the end, an interruption or a kill."""
+
+    conversations: int
+    """Finished in it."""
+    tokens: int
+    """Committed in it, by unfinished conversations too; 0 if it was killed."""
+    seconds: float
+    """From the first request to the last token; stored to 0.1 ms, 0 if it was killed."""
+    counters: Counters | None
+    """What the engine counted in it; None if it was killed, or the engine did not answer any more."""
+    first: int = 0
+    """Conversations that were in the journal when it began: its own are those that follow."""
+    interrupted: bool = False
+    """Whether it ended before all conversations were in: by Ctrl-C, an error or a kill."""
+    unfinished_least: Counters | None = None
+    """What conversations that it did not finish have of `counters`, at least; None if it ended in order."""
+    unfinished_most: Counters | None = None
+    """The same at most: an unfinished request does not tell which of its steps had drafts. None if it is not known,
+    because the engine was broken off within a step."""
+
+    @field_serializer("seconds")
+    def _rounded(self, seconds: float) -> float:
+        return round(seconds, 4)
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that say nothing, as runs were written before there were any."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        content: dict[str, Any] = whole(self)
+        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+class PatchState(Strict):
+    """A patch as the engine's worker told of it (`vllm_patches.PatchStatus`)."""
+
+    id: str
+    """Of its row in the ledger."""
+    title: str
+    """The defect, in a sentence."""
+    target: str
+    """What it replaces."""
+    versions: str
+    """Versions of vLLM that it is for."""
+    upstream: str
+    """Where the defect is discussed."""
+    state: str
+    """"active", "native", "switched off", "not needed", "refused", "not loaded" or "not applied"."""
+    reason: str
+    """Why it is not active; empty when it is."""
+
+
+class Environment(Strict):
+    """Machine and package versions, for the record only."""
+
+    python: str
+    """Version."""
+    platform: str
+    """Operating system and machine."""
+    cpus: int | None
+    """Logical processors."""
+    packages: dict[str, str]
+    """Versions of the packages that matter, by name."""
+
+
+class Skipped(Strict):
+    """A conversation that ended before its last turn."""
+
+    suite: str
+    """Name of its suite."""
+    conversation: str
+    """Its id."""
+    seed: int
+    """Of the sample."""
+    skipped: str
+    """Why."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Look:
+    """What a look of `--until` saw and what it may claim."""
+
+    conversations: int
+    """From the start of the order."""
+    value: float | None
+    """tau, or its difference in percent; None where nothing was measured."""
+    half_width: float | None
+    """Relative (0.01 is 1 %), at `confidence`; None without an interval."""
+    confidence: float | None
+    """Nominal, of this look's own interval; None for a look that spends nothing."""
+    spent: float
+    """Error spent up to here."""
+
+
+class Behind(Strict):
+    """What was in flight behind the stopping point: generated, and in no table."""
+
+    requests: int
+    """Finished turns."""
+    tokens: int
+    """Their output tokens."""
+
+
+class StoppedSuite(Strict):
+    """How `--until` ended on one suite."""
+
+    outcome: str
+    """"target reached" or "all conversations used"."""
+    conversations: int
+    """Used: what the tables hold."""
+    of: int
+    """That there are."""
+    value: float | None
+    """Of the look that stopped."""
+    half_width: float | None
+    """Of that look, relative."""
+    confidence: float | None
+    """Nominal, with which intervals of this suite hold with 95 %."""
+    tokens: int
+    """Output tokens of the conversations used."""
+    behind: Behind
+    """What else was generated."""
+    tokens_saved: int
+    """About how many more the rest of the suite would have cost."""
+    looks: list[Look]
+    """All of them, the stopping one last."""
+
+
+class Stopping(Strict):
+    """What `--until` did."""
+
+    rule: str
+    """How the error is spent over the looks."""
+    error: float
+    """Chance that any look misses the truth."""
+    target: float
+    """Relative half-width asked for."""
+    quantity: str
+    """What was to be known: "tau" or "relative difference of tau"."""
+    against: str | None
+    """Name of the run that the difference is to."""
+    suites: dict[str, StoppedSuite]
+    """By name."""
+
+
+class Machine(Strict):
+    """What must be the same for two speed-ups to be compared."""
+
+    host: str
+    """Hash of its name."""
+    processor: str
+    """Architecture."""
+    cpus: int | None
+    """Logical processors."""
+    gpus: list[str]
+    """Their names."""
+
+
+class Timing(Strict):
+    """One block of conversations on both engines."""
+
+    suite: str
+    """Name of the suite."""
+    batch: int
+    """Requests at once."""
+    block: int
+    """Number of the block, from 0."""
+    drafted_seconds: float
+    """With speculative decoding."""
+    drafted_tokens: int
+    """With speculative decoding."""
+    alone_seconds: float
+    """By the target alone."""
+    alone_tokens: int
+    """By the target alone."""
+
+
+class Speedup(Strict):
+    """What `--baseline` timed; `speceval.estimate.speedup` makes ratios of it."""
+
+    machine: Machine
+    """Where."""
+    batches: list[int]
+    """Batch sizes, as they were asked for."""
+    timings: list[Timing]
+    """Every block at every batch size."""
+
+
+class RunMeta(BaseModel):
+    """run.json, beside its `schema` number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    """The run's own name (`RunSpec.name`), which it keeps whatever later versions would call it."""
+    status: Literal["running", "complete", "inconsistent"]
+    """"inconsistent": over, with `problems`."""
+    created: str
+    """When the run began, ISO 8601."""
+    command: list[str]
+    """The command line that began it."""
+    spec: RunSpec
+    """What was asked for."""
+    fingerprint: Fingerprint
+    """What was measured."""
+    fingerprint_hash: str
+    """`Fingerprint.hash` as the version that began the run computed it."""
+    conversations: int
+    """Planned, each seed counted."""
+    environment: Environment
+    """Where the run began."""
+    patches: list[PatchState]
+    """Every row of the ledger, active or not."""
+    segments: list[Segment]
+    """The stretches of the run, one after another."""
+    problems: list[str]
+    """What does not balance in the run's books, one line each."""
+    finished: str | None = None
+    """When the run ended, ISO 8601."""
+    skipped: list[Skipped] = Field(default_factory=list)
+    """Conversations that ended before their last turn."""
+    stopping: Stopping | None = None
+    """Of a finished run with `--until`."""
+    speedup: Speedup | None = None
+    """Of a run with `--baseline`."""
+
+    @property
+    def checked_conversations(self) -> int:
+        """Conversations that were held against the engine's counters: those of stretches that have any."""
+        return sum(segment.conversations for segment in self.segments if segment.counters is not None)
+
+    def as_json(self) -> dict[str, Any]:
+        """run.json's content; what there is none of is left out."""
+        content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
+        return {name: value for name, value in content.items() if value is not None}
+
+
+def parse(content: Any, path: Path) -> RunMeta:
+    """run.json's content of any schema as a record. Raises `UserError`, in one line, when it is not ours."""
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise UserError(f"{path}: no schema version: not a speceval run")
+    if not 1 <= content["schema"] <= SCHEMA_VERSION:
+        version = content["schema"]
+        raise UserError(f"{path}: schema {version}, this speceval reads 1 to {SCHEMA_VERSION}: update speceval")
+    try:
+        return RunMeta.model_validate(migrate(content))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path}: fields are missing or of another kind: the file is damaged") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}") from None
+
+
+def migrate(content: dict[str, Any]) -> dict[str, Any]:
+    """run.json's content of an older schema as this version writes it, without `schema`; the given one is left alone.
+
+    2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
+    3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
+    Of any: `own_method`.
+    """
+    content = dict(content)
+    if content.pop("schema") < 3:
+        content["spec"] = {"record": False} | content["spec"]
+        content["fingerprint"] = migrate_fingerprint(content["fingerprint"])
+    return content | {"fingerprint": own_method(content["fingerprint"])}
+
+
+def migrate_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint of an older schema as this version writes it."""
+    engine = fingerprint.get("engine")
+    told = {"engine": {"draft_truncation": True} | engine} if isinstance(engine, dict) else {}
+    return own_method({"replay": None} | fingerprint | told)
+
+
+def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint with the drafter's own method, where it has the name by which vLLM takes a class of ours.
+
+    That was an MLP speculator before vLLM 0.33, and from 0.33 on also MEDUSA: there the drafter's names decide, and
+    "heads" says that they do not.
+    """
+    engine, draft = fingerprint.get("engine"), fingerprint.get("draft")
+    if not isinstance(engine, dict) or not isinstance(draft, dict) or engine.get("method") != "custom_class":
+        return fingerprint
+    names = f"{draft.get('name')} {draft.get('model')}".lower()
+    release = tuple(int(part) for part in str(engine.get("vllm", "0.32")).split(".")[:2])
+    method = "medusa" if "medusa" in names else "heads"
+    if release < (0, 33) or "mlp" in names:
+        method = "mlp_speculator"
+    return {**fingerprint, "engine": {**engine, "method": method}}
+
+
+def differences(a: BaseModel, b: BaseModel) -> list[str]:
+    """Fields (dotted) in which two requests or fingerprints differ, each with both values."""
+    flat_a, flat_b = (flatten(each.model_dump(mode="json")) for each in (a, b))
+    values = {name: [flat.get(name, ABSENT) for flat in (flat_a, flat_b)] for name in sorted(flat_a | flat_b)}
+    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if one != other]
+
+
+def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:
+    """Fields in which a stored run was asked for otherwise than `spec`: none, if it is the same run."""
+    asked = meta.spec
+    if meta.name in asked.older_names:
+        asked = asked.model_copy(update={"record": spec.record})  # nobody could ask for it then
+    return differences(asked, spec)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{place} is not known to this speceval: update it"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}: the file is damaged"

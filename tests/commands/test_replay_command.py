@@ -1,0 +1,155 @@
+"""`speceval run --replay`: what it takes from the run whose texts it uses, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speceval import catalog, cli
+from speceval.engines.simulated import SimulatedEngine
+from speceval.measure import launch
+from speceval.measure.job import Job
+
+SOURCE = (
+    "run",
+    "--target",
+    "zoo",
+    "--draft",
+    "lk-eagle3",
+    "--suite",
+    "own.jsonl",
+    "--seeds",
+    "0-1",
+    "--max-tokens",
+    "9",
+)
+AGAIN = ("run", "--target", "zoo", "--draft", "kl-eagle3", "--temp", "1", "--out", "again")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["speceval", *arguments])
+    try:
+        cli.main()
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    return 0
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> list[Job]:
+    """A finished run in ./source; every job that gets as far as an engine afterwards."""
+    jobs: list[Job] = []
+
+    def start(job: Job, *_: Any, **__: Any) -> SimulatedEngine:
+        jobs.append(job)
+        return SimulatedEngine((0.5,) * job.spec.k, batch=job.spec.batch)
+
+    monkeypatch.setattr(launch, "start_engine", start)
+    monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
+    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_text("".join(json.dumps({"turns": [f"question {n}", "and?"]}) + "\n" for n in range(3)))
+    assert call(monkeypatch, *SOURCE, "--temp", "1", "--out", "source") == 0, capfd.readouterr().err
+    capfd.readouterr()
+    jobs.clear()
+    return jobs
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a refusal, which leaves nothing behind."""
+    assert call(monkeypatch, *AGAIN, *arguments) == cli.EXIT_BAD_INPUT
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert not Path("again").exists()
+    return err
+
+
+def test_the_texts_and_all_that_shaped_them_are_the_source_s(monkeypatch, made: list[Job], capfd) -> None:
+    call(monkeypatch, *AGAIN, "--k", "3", "--batch", "2", "--replay", "source")
+    [job] = made
+    assert job.spec.replay is not None and len(job.spec.replay) == 16
+    assert (job.spec.suites, job.spec.seeds, job.spec.max_tokens) == (("own.jsonl",), (0, 1), 9)
+    assert (job.spec.draft, job.spec.k, job.spec.batch) == ("kl-eagle3", 3, 2)
+    outputs = [json.loads(line) for line in Path("source/outputs.jsonl").read_text().splitlines()]
+    assert job.texts is not None and len(job.texts) == len(outputs) == 3 * 2 * 2
+    for row in outputs:
+        assert job.texts[row["suite"], row["conversation"], row["seed"], row["turn"]] == tuple(row["token_ids"])
+
+
+def test_what_agrees_with_the_source_may_be_said(monkeypatch, made: list[Job], capfd) -> None:
+    same = ("--seeds", "0,1", "--suite", "own.jsonl", "--max-tokens", "9", "--top-p", "1", "--top-k", "0")
+    call(monkeypatch, *AGAIN, *same, "--replay", "source")
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "has"),
+    [
+        ("--temp", "0.5", "1.0"),
+        ("--seeds", "0", r"\[0, 1\]"),
+        ("--seeds", "1,0", r"\[0, 1\]"),
+        ("--suite", "demo", "own.jsonl"),
+        ("--limit", "2", "None"),
+        ("--shuffle-seed", "1", "None"),
+        ("--max-tokens", "8", "9"),
+        ("--top-p", "0.9", "1.0"),
+        ("--top-k", "8", "0"),
+        ("--template-arg", "a=1", "{}"),
+    ],
+)
+def test_a_conflicting_option_is_one_line_that_names_it(
+    monkeypatch, made: list[Job], capfd, option: str, value: str, has: str
+) -> None:
+    import re
+
+    line = refused(monkeypatch, capfd, option, value, "--replay", "source")
+    assert re.search(f"{option}: the run that is replayed has .*{has}.*: leave it out", line)
+    assert made == []
+
+
+def test_a_replay_that_lost_its_record_is_no_measurement(monkeypatch, made: list[Job], capfd) -> None:
+    """Steps without one count as if nothing had been accepted: the run says so and fails."""
+    monkeypatch.setattr("speceval.engines.simulated._Request.recorded", lambda *_: None)
+    assert call(monkeypatch, *AGAIN, "--replay", "source") == 1
+    assert "PROBLEM: " in (out := capfd.readouterr().out) and "replayed steps have no drafts or no record" in out
+
+
+@pytest.mark.parametrize("option", [("--until", "1%"), ("--baseline",)], ids=str)
+def test_options_about_a_free_run_are_refused(monkeypatch, made: list[Job], capfd, option: tuple[str, ...]) -> None:
+    line = refused(monkeypatch, capfd, *option, "--replay", "source")
+    assert f"{option[0]}: has no meaning with --replay" in line and made == []
+
+
+def test_the_texts_of_another_target_are_refused(monkeypatch, made: list[Job], capfd) -> None:
+    """They do not follow this target's law, so the chances along them would mean nothing."""
+    path = Path("source/run.json")
+    path.write_text(path.read_text().replace('"target": "zoo"', '"target": "other"'))
+    assert "--target zoo: the texts of source are of other" in refused(monkeypatch, capfd, "--replay", "source")
+
+
+def test_a_drafter_that_leaves_steps_out_is_refused(monkeypatch, made: list[Job], capfd) -> None:
+    line = refused(monkeypatch, capfd, "--draft", "ngram", "--k", "3", "--replay", "source")
+    assert "--draft ngram: drafts in some steps only" in line
+
+
+def test_sources_that_cannot_be_replayed_are_refused(monkeypatch, made: list[Job], capfd) -> None:
+    assert "no run here" in refused(monkeypatch, capfd, "--replay", "nowhere")
+    Path("source/outputs.jsonl").rename("elsewhere")
+    assert "--replay source: has no outputs.jsonl" in refused(monkeypatch, capfd, "--replay", "source")
+    path = Path("source/run.json")
+    path.write_text(
+        path.read_text().replace('"temperature": 1.0', '"temperature": 0.0').replace("probabilistic", "greedy")
+    )
+    assert "--replay source: is at temperature 0" in refused(monkeypatch, capfd, "--replay", "source")
+
+
+def test_a_replay_of_a_replay_is_refused(monkeypatch, made: list[Job], capfd) -> None:
+    call(monkeypatch, *AGAIN, "--replay", "source")
+    capfd.readouterr()
+    shutil.move("again", "replayed")
+    assert "--replay replayed: is a replay itself" in refused(monkeypatch, capfd, "--replay", "replayed")

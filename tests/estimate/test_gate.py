@@ -1,0 +1,248 @@
+"""The gate's decision: what it says of known losses, how often it is wrong, and what it does with next to no data."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+from speceval.errors import NotComparable
+from speceval.estimate import acceptance, gate
+from speceval.estimate.gate import Verdict
+
+
+def run(rates: list[float], conversations: int = 200, steps: int = 100, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """Counts of a simulated run: conditional rates per position, no other difference between conversations."""
+    return {"suite": table(np.random.default_rng(seed), np.tile(rates, (conversations, 1)), steps)}
+
+
+def table(rng: np.random.Generator, rates: np.ndarray, steps: int) -> pd.DataFrame:
+    """Counts with conditional rates of shape (conversations, K); every step drafts K."""
+    conversations, k = rates.shape
+    reached = np.full((k, conversations), steps)
+    accepted = np.zeros_like(reached)
+    for j in range(k):
+        if j:
+            reached[j] = accepted[j - 1]
+        accepted[j] = rng.binomial(reached[j], rates[:, j])
+    columns = {"steps": steps, "drafted": k * steps, "accepted": accepted.sum(0), "committed": steps + accepted.sum(0)}
+    columns |= {f"accepted_{j + 1}": accepted[j] for j in range(k)}
+    columns |= {f"drafted_{j + 1}": steps for j in range(k)}
+    columns |= {f"reached_{j + 1}": reached[j] for j in range(k)}
+    return pd.DataFrame(columns, index=[f"c{i}" for i in range(conversations)])
+
+
+def verdict(
+    base: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame], margin: float = 0.02, **more: float
+) -> Verdict:
+    return gate.check(base, new, margin, **more).verdict
+
+
+GOOD = [0.6, 0.6, 0.6]
+
+
+def test_counts_agree_with_the_estimators_of_a_run() -> None:
+    rng = np.random.default_rng(0)
+    drafted = rng.integers(0, 5, 500)
+    steps = pd.DataFrame(
+        {
+            "conversation": rng.choice(list("abcd"), 500),
+            "drafted": drafted,
+            "accepted": rng.integers(0, drafted + 1),
+            "committed": 1,
+        }
+    )
+    turns = pd.DataFrame({"conversation": list("abcde")})
+    counts = gate.count(steps, turns, k=4)
+    assert list(counts.index) == list("abcde") and (counts.loc["e"] == 0).all()
+    pd.testing.assert_frame_equal(
+        counts.loc[list("abcd"), ["steps", "drafted", "accepted", "committed"]],
+        acceptance.conversation_totals(steps).sort_index(),
+        check_names=False,
+    )
+    for position in acceptance.positions(steps, 4).itertuples():
+        for name in ("accepted", "drafted", "reached"):
+            assert counts[f"{name}_{position.position}"].sum() == getattr(position, name)
+
+
+def test_the_same_drafter_passes_and_large_losses_fail() -> None:
+    base = run(GOOD)
+    assert verdict(base, base) is Verdict.ok
+    assert verdict(base, run(GOOD, seed=1)) is Verdict.ok
+    assert verdict(base, run([0.66, 0.6, 0.6], seed=1)) is Verdict.ok
+    assert verdict(base, run([0.5, 0.5, 0.5], seed=1)) is Verdict.fail
+
+
+def test_a_loss_near_the_margin_is_inconclusive_with_the_number_that_would_settle_it() -> None:
+    found = gate.check(run(GOOD, 40), run([0.585] * 3, 40, seed=1), 0.02).suites[0]
+    assert found.verdict is Verdict.inconclusive
+    assert found.needed is not None and found.needed > 40
+    assert f"{found.needed - 40:,} more conversations" in found.reason
+
+
+def test_the_number_asked_for_settles_it_in_four_of_five_cases() -> None:
+    """400 checks at the number for the true change: sd 2 points around 80 %; one quantile left out gives 50 %."""
+    true_change, spread, margin = -0.5, 20.0, 2.0
+    needed = gate.conversations_needed(margin + true_change, spread, gate.LEVEL)
+    assert needed is not None
+    rng = np.random.default_rng(0)
+    draws = rng.normal(true_change, spread, (400, needed))
+    bound = draws.mean(1) - student.ppf(1 - gate.LEVEL, needed - 1) * draws.std(1, ddof=1) / np.sqrt(needed)
+    assert 0.70 < (bound > -margin).mean() < 0.90
+
+
+@pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (1e-9, 1.0)])
+def test_no_number_settles_an_estimate_at_the_margin(gap: float, spread: float) -> None:
+    assert gate.conversations_needed(gap, spread, 0.05) is None
+
+
+def test_at_the_margin_pass_and_fail_are_both_rare() -> None:
+    """1,500 runs of 80 unequal conversations that lost exactly the margin of tau, evenly over three positions.
+
+    If both rates are 5 %, a bound of 7.8 % is broken with probability 5e-7 each; at twice the level (a two-sided 95 %
+    taken for a one-sided one, say) always.
+    """
+    rng = np.random.default_rng(5)
+    margin, draws, passes, fails = 0.05, 1500, 0, 0
+    base_rates = np.clip(rng.beta(6, 4, (80, 1)) * np.ones((80, 3)), 0.05, 0.95)
+    tau = 1 + np.cumprod(base_rates, axis=1).sum(1).mean()
+    low, high = 0.5, 1.0
+    for _ in range(60):  # the factor on every rate that loses exactly the margin
+        kept = (low + high) / 2
+        lost = 1 - (1 + np.cumprod(kept * base_rates, axis=1).sum(1).mean()) / tau
+        low, high = (kept, high) if lost > margin else (low, kept)
+    for _ in range(draws):
+        found = verdict({"s": table(rng, base_rates, 40)}, {"s": table(rng, kept * base_rates, 40)}, margin)
+        passes += found is Verdict.ok
+        fails += found is Verdict.fail
+    assert passes / draws < 0.078
+    assert fails / draws < 0.078
+    assert passes / draws > 0.02  # or it never says anything
+
+
+def test_a_loss_that_other_positions_make_up_for_fails_by_its_position() -> None:
+    found = gate.check(run(GOOD), run([0.52, 0.7, 0.8], seed=1), 0.02).suites[0]
+    assert found.tau_verdict is Verdict.ok
+    assert found.verdict is Verdict.fail
+    assert [row.failed for row in found.positions] == [True, False, False]
+    assert found.reason.startswith("position 1 lost 1")
+
+
+def test_a_position_margin_of_ones_own_finds_a_broken_late_position() -> None:
+    base, new = run([0.5, 0.4, 0.5]), run([0.5, 0.4, 0.40], seed=1)
+    assert verdict(base, new, 0.05) is Verdict.ok
+    assert verdict(base, new, 0.05, position_margin=0.1) is Verdict.fail
+
+
+def test_without_gains_a_tau_within_the_margin_leaves_every_position_within_its_own() -> None:
+    """3,000 random drafters and losses, whatever their shape: the theorem on which the position margins rest."""
+    rng = np.random.default_rng(0)
+    within = 0
+    for _ in range(3000):
+        base = rng.uniform(0.01, 1, rng.integers(1, 9))
+        kept, margin = 1 - rng.random(len(base)) ** rng.integers(1, 9), rng.uniform(0.001, 0.5)
+        survivors = np.cumprod(base)
+        counts = gate._Run(
+            steps=np.array([1e6]),
+            tokens=np.array([1e6 * (1 + survivors.sum())]),
+            accepted=1e6 * survivors[:, None],
+            reached=1e6 * np.array([1.0, *survivors[:-1]])[:, None],
+        )
+        if 1 - (1 + np.cumprod(kept * base).sum()) / (1 + survivors.sum()) <= margin:
+            within += 1
+            assert all(1 - kept <= np.array(gate._position_margins(counts, margin)) + 1e-9)
+    assert within > 500
+
+
+def test_late_positions_with_few_drafts_are_not_tested_and_do_not_stand_in_the_way() -> None:
+    base, new = run([0.5, 0.05, 0.05], 100, 20), run([0.52, 0.05, 0.0], 100, 20, seed=1)
+    found = gate.check(base, new, 0.05, position_margin=0.05).suites[0]
+    assert found.verdict is Verdict.ok
+    assert found.positions[2].p_value is None and not found.positions[2].failed
+
+
+def test_a_position_that_accepts_nothing_any_more_fails_though_its_own_spread_is_zero() -> None:
+    found = gate.check(run(GOOD), run([0.6, 0.6, 0.0], seed=1), 0.02).suites[0]
+    assert found.positions[2].failed and found.positions[2].new == 0
+    assert found.positions[2].change_percent == -100
+
+
+def test_suites_are_judged_one_by_one_and_the_worst_counts() -> None:
+    base = {"a": run(GOOD)["suite"], "b": run(GOOD, seed=2)["suite"]}
+    new = {"a": run(GOOD, seed=3)["suite"], "b": run([0.5] * 3, seed=4)["suite"]}
+    found = gate.check(base, new, 0.02)
+    assert [suite.verdict for suite in found.suites] == [Verdict.ok, Verdict.fail]
+    assert (found.verdict, found.exit_code) == (Verdict.fail, 1)
+
+
+def test_all_tests_of_a_check_share_the_false_alarms() -> None:
+    base = {name: run(GOOD, 30, seed=n)["suite"] for n, name in enumerate("abcd")}
+    new = {name: run([0.57, 0.58, 0.58], 30, seed=10 + n)["suite"] for n, name in enumerate("abcd")}
+    suites = gate.check(base, new, 0.02).suites
+    taus = sorted((suite.p_value, suite.p_adjusted) for suite in suites)
+    assert taus[0][1] == pytest.approx(min(1, 2 * 4 * taus[0][0]))
+    rows = sorted((row.p_value, row.p_adjusted) for suite in suites for row in suite.positions)
+    assert rows[0][1] == pytest.approx(min(1, 2 * 12 * rows[0][0]))
+
+
+def test_conversations_of_one_run_alone_are_left_out_and_counted() -> None:
+    base, new = run(GOOD), run(GOOD, seed=1)
+    found = gate.check({"suite": base["suite"].iloc[:150]}, {"suite": new["suite"].iloc[50:180]}, 0.02).suites[0]
+    assert (found.conversations, found.only_base, found.only_new) == (100, 50, 30)
+
+
+def test_runs_without_a_common_conversation_or_suite_are_not_comparable() -> None:
+    base, new = run(GOOD), run(GOOD, seed=1)
+    with pytest.raises(NotComparable, match="no conversation in common"):
+        gate.check({"suite": base["suite"].iloc[:50]}, {"suite": new["suite"].iloc[50:]}, 0.02)
+    with pytest.raises(NotComparable, match="no suite in common"):
+        gate.check(base, {"other": new["suite"]}, 0.02)
+
+
+def test_another_k_compares_tau_and_the_common_positions() -> None:
+    found = gate.check(run(GOOD), run([*GOOD, 0.6], seed=1), 0.02).suites[0]
+    assert len(found.positions) == 3
+    assert found.verdict is Verdict.ok and found.new_tau > found.base_tau + 0.05
+
+
+NOTHING = [0.0, 0.0]
+ALL = [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "expected"),
+    [
+        (run(GOOD, 1), run(GOOD, 1), Verdict.inconclusive),
+        (run(GOOD, 2), run(GOOD, 2), Verdict.ok),
+        (run(NOTHING), run(NOTHING), Verdict.ok),
+        (run(ALL), run(ALL), Verdict.ok),
+        (run(ALL), run(NOTHING), Verdict.fail),
+        (run(NOTHING), run(ALL), Verdict.ok),
+        (run([0.5]), run([0.5], seed=1), Verdict.ok),
+        (run(GOOD, steps=0), run(GOOD, steps=0), Verdict.inconclusive),
+        (run(GOOD), run(GOOD, steps=0), Verdict.inconclusive),
+    ],
+    ids=["one", "two alike", "nothing", "all", "lost all", "gained all", "K=1", "no drafts", "no drafts any more"],
+)
+def test_degenerate_runs_give_a_word_and_no_nan(base, new, expected: Verdict) -> None:
+    found = gate.check(base, new, 0.02)
+    assert found.verdict is expected
+    json.dumps(found.as_json(), allow_nan=False)
+    assert found.suites[0].reason
+
+
+def test_the_stored_verdicts_on_damaged_drafters_are_those_of_the_stored_counts() -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "gate_zoo.py"
+    spec = importlib.util.spec_from_file_location("gate_zoo", script)
+    assert spec is not None and spec.loader is not None
+    gate_zoo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gate_zoo)
+    found, stored = gate_zoo.verdicts(pd.read_csv(gate_zoo.COUNTS)), pd.read_csv(gate_zoo.CSV)
+    assert list(found["verdict"]) == list(stored["verdict"])
+    assert found["change_low_percent"].to_numpy() == pytest.approx(stored["change_low_percent"].to_numpy(), rel=1e-3)
+    same = stored["drafter"].str.startswith("same weights")
+    assert same.sum() == 2 and (stored.loc[same, "verdict"] == "pass").all()
+    assert (stored.loc[stored["change_value_percent"] < -5, "verdict"] == "fail").all()

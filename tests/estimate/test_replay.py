@@ -1,0 +1,309 @@
+"""Replay: expectations along texts against enumeration, and against speculative sampling with a known law."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.records import altered, run_meta
+
+from speceval.errors import UserError
+from speceval.estimate import replay
+from speceval.measure.replay import INHERITED, source
+from speceval.store import OUTPUTS, StoredRun, recorded_columns
+
+NAN = float("nan")
+
+
+def table(texts: list[np.ndarray], drafted: list[np.ndarray] | None = None) -> pd.DataFrame:
+    """Steps of a replay, a request for each of `texts` (kept [rows, K]), two requests to a conversation.
+
+    Row s emits token s of the text, so that position j of it is within the text where s + j <= rows.
+    """
+    frames = []
+    for number, kept in enumerate(texts):
+        rows, k = kept.shape
+        inside = np.arange(rows)[:, None] + np.arange(1, k + 1) <= rows
+        frame = pd.DataFrame(np.where(inside, kept, NAN), columns=recorded_columns(k, ("kept",)), dtype=np.float64)
+        frame.insert(0, "step", np.arange(1, rows + 1))
+        frame.insert(0, "drafted", k if drafted is None else drafted[number])
+        for name, value in (("suite", "s"), ("conversation", f"c{number // 2}"), ("seed", number % 2), ("turn", 1)):
+            frame.insert(0, name, value)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def paths(kept: np.ndarray) -> Iterator[tuple[float, list[tuple[int, int]]]]:
+    """Every way to go through a text: its probability and its steps (start, drafts accepted within the text)."""
+    rows, k = kept.shape
+
+    def go(start: int) -> Iterator[tuple[float, list[tuple[int, int]]]]:
+        if start >= rows:
+            yield 1.0, []
+            return
+        most = min(k, rows - start)
+        for accepted in range(most + 1):
+            chance = float(np.prod(kept[start, :accepted]))
+            if accepted < most:
+                chance *= 1 - kept[start, accepted]
+            for rest, steps in go(start + accepted + 1):
+                yield chance * rest, [(start, accepted), *steps]
+
+    return go(0)
+
+
+def expectations(kept: np.ndarray) -> dict[str, Any]:
+    """v [rows], and the expected steps, tokens committed, and accepted and drafted within the text [K]."""
+    rows, k = kept.shape
+    v, accepted, drafted, committed, total = np.zeros(rows), np.zeros(k), np.zeros(k), 0.0, 0.0
+    for chance, steps in paths(kept):
+        total += chance
+        for start, count in steps:
+            v[start] += chance
+            accepted[:count] += chance
+            drafted[: rows - start] += chance
+            committed += chance * min(count + 1, rows - start)
+    assert total == pytest.approx(1)
+    return {"v": v, "steps": v.sum(), "accepted": accepted, "drafted": drafted, "committed": committed}
+
+
+def check(texts: list[np.ndarray]) -> None:
+    steps = table(texts)
+    expected = [expectations(kept) for kept in texts]
+    v = replay.starts(steps, replay.survival(steps))
+    np.testing.assert_allclose(v, np.concatenate([text["v"] for text in expected]), atol=1e-12)
+
+    def by_conversation(name: str) -> Any:
+        return [sum(text[name] for text in expected[first : first + 2]) for first in range(0, len(texts), 2)]
+
+    totals = replay.conversation_totals(steps)
+    np.testing.assert_allclose(totals["steps"], by_conversation("steps"))
+    np.testing.assert_allclose(totals["committed"], by_conversation("committed"))
+    for j, sums in enumerate(replay.position_totals(steps)):
+        np.testing.assert_allclose(sums["accepted"], [values[j] for values in by_conversation("accepted")], atol=1e-12)
+        np.testing.assert_allclose(sums["drafted"], [values[j] for values in by_conversation("drafted")])
+
+
+class TestAgainstEnumeration:
+    @pytest.mark.parametrize("seed", range(10))
+    def test_random_texts_of_different_lengths_at_once(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        k = int(rng.integers(1, 5))
+        check([rng.random((int(rng.integers(1, 8)), k)) for _ in range(int(rng.integers(1, 6)))])
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_positions_that_are_certain_or_impossible(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        check([rng.choice([0.0, 0.5, 1.0], (rows, 3)) for rows in (1, 2, 5, 7)])
+
+    def test_k_1_and_texts_of_one_and_two_rows(self) -> None:
+        check([np.array([[0.3]]), np.array([[0.3], [0.6]]), np.array([[0.3], [0.6], [0.9]])])
+
+    def test_nothing_kept_is_one_token_a_step_and_all_kept_is_k_plus_1(self) -> None:
+        assert replay.conversation_totals(table([np.zeros((12, 3))])).iloc[0].tolist() == [12, 12]
+        assert replay.conversation_totals(table([np.ones((12, 3))])).iloc[0].tolist() == [3, 12]
+        assert replay.starts(table([np.ones((5, 1))]), np.ones((5, 1))).tolist() == [1, 0, 1, 0, 1]
+
+    def test_tokens_committed_are_those_of_the_text(self) -> None:
+        """Where every step drafts, whatever the drafter, each token is committed by exactly one step."""
+        rng = np.random.default_rng(1)
+        totals = replay.conversation_totals(table([rng.random((rows, 4)) for rows in (1, 30, 7, 200)]))
+        assert totals["committed"].tolist() == pytest.approx([31, 207])
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_steps_without_drafts_are_left_out_with_their_token(self, seed: int) -> None:
+        """They commit one token each, so what they leave is the text less the chance that they start a step."""
+        rng = np.random.default_rng(seed)
+        drafted = rng.choice([0, 3], 9)
+        kept = np.where(drafted[:, None] > 0, rng.random((9, 3)), 0.0)
+        steps = table([kept], [drafted])
+        v = expectations(kept)["v"]
+        totals = replay.conversation_totals(steps).iloc[0]
+        assert totals["steps"] == pytest.approx(v[drafted > 0].sum())
+        assert totals["committed"] == pytest.approx(9 - v[drafted == 0].sum())
+
+
+def speculate(
+    p: np.ndarray, q: np.ndarray, k: int, length: int, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """True speculative sampling of Markov laws p [V, V], q [k, V, V]: steps, acceptances of first drafts [count].
+
+    A text is one token that is given (0) and `length` more.
+    """
+    state, done, steps, first = (np.zeros(count, int) for _ in range(4))
+    while (active := done < length).any():
+        steps += active
+        alive, at = active.copy(), state.copy()
+        for j in range(k + 1):
+            alive &= done < length
+            if j == k:
+                token = draw(p[at], rng)
+                go_on = np.zeros(count, bool)
+            else:
+                draft = draw(q[j, at], rng)
+                go_on = rng.random(count) < p[at, draft] / q[j, at, draft]
+                residual = np.maximum(p[at] - q[j, at], 0) + 1e-300
+                token = np.where(go_on, draft, draw(residual / residual.sum(1, keepdims=True), rng))
+            first += alive & go_on & (j == 0)
+            at = np.where(alive, token, at)
+            done += alive
+            alive &= go_on
+        state = at
+    return steps, first
+
+
+def draw(law: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.argmax(np.cumsum(law, axis=1) > rng.random((len(law), 1)) * law.sum(1, keepdims=True), axis=1)
+
+
+def replayed(p: np.ndarray, q: np.ndarray, k: int, length: int, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """A replay's steps on texts that the target alone samples; each text is a request of its own conversation."""
+    text = np.zeros((count, length + 1), int)
+    for place in range(length):
+        text[:, place + 1] = draw(p[text[:, place]], rng)
+    before, token = text[:, :-1], text[:, 1:]
+    kept = np.minimum(1, q[:, before, token] / p[before, token])  # of each place, as position j: [k, count, length]
+    ahead = np.pad(kept, ((0, 0), (0, 0), (0, k)), constant_values=NAN)
+    columns = np.stack([ahead[j, :, j : j + length] for j in range(k)], axis=-1).reshape(-1, k)
+    frame = pd.DataFrame(columns, columns=recorded_columns(k, ("kept",)))
+    names = np.repeat(np.arange(count), length)
+    return frame.assign(
+        suite="s", conversation=names, seed=0, turn=1, step=np.tile(np.arange(length), count), drafted=k
+    )
+
+
+def laws(k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """p [4, 4] and q [k, 4, 4], nearer to p at the first positions."""
+    p, noise = rng.dirichlet(np.full(4, 0.7), (2, 4))
+    far = np.linspace(0.3, 1, k)[:, None, None]
+    return p, (1 - far) * p + far * noise
+
+
+@pytest.mark.parametrize(("k", "length"), [(1, 9), (3, 2), (3, 12), (4, 7)])
+def test_a_replay_has_the_mean_of_speculative_sampling_and_less_variance(k: int, length: int) -> None:
+    """Steps, and acceptances of the first draft, per text. Fixed seed; |z| < 5 is a false alarm of 6e-7 each."""
+    rng = np.random.default_rng(10 * k + length)
+    p, q = laws(k, rng)
+    count = 10_000
+    steps, first = speculate(p, q, k, length, count, rng)
+    table = replayed(p, q, k, length, count, rng)
+    expected_steps = replay.conversation_totals(table)["steps"].to_numpy()
+    expected_first = next(replay.position_totals(table))["accepted"].to_numpy()
+    for free, expected in ((steps, expected_steps), (first, expected_first)):
+        error = np.sqrt((free.var() + expected.var()) / count)
+        assert abs(free.mean() - expected.mean()) < 5 * error
+        assert expected.var() < free.var()
+
+
+@pytest.mark.parametrize("bug", ["shifted position", "ratio upside down"])
+def test_a_wrong_kept_moves_the_mean(bug: str) -> None:
+    """What the test above protects from is seen by it: more than ten errors away."""
+    rng = np.random.default_rng(42)
+    p, q = laws(3, rng)
+    steps, _ = speculate(p, q, 3, 12, 10_000, rng)
+    table = replayed(p, q, 3, 12, 10_000, rng)
+    names = recorded_columns(3, ("kept",))
+    if bug == "shifted position":
+        table[names] = table[[*names[1:], names[-1]]].to_numpy()
+    else:
+        table[names] = 1 - table[names]
+    expected = replay.conversation_totals(table)["steps"].to_numpy()
+    assert abs(steps.mean() - expected.mean()) > 10 * np.sqrt((steps.var() + expected.var()) / 10_000)
+
+
+class TestSummary:
+    def turns(self, steps: pd.DataFrame) -> pd.DataFrame:
+        requests = steps.groupby(replay.REQUEST, sort=False).size().reset_index(name="rows")
+        return requests.assign(output_tokens=requests["rows"] + 1)
+
+    def test_values_are_those_of_the_totals(self) -> None:
+        rng = np.random.default_rng(3)
+        steps = table([rng.random((20, 3)) for _ in range(8)])
+        found = replay.summarise(steps, self.turns(steps), 3)
+        totals = replay.conversation_totals(steps)
+        assert found["tau_committed"]["value"] == pytest.approx(totals["committed"].sum() / totals["steps"].sum())
+        assert found["expected_steps"] == pytest.approx(totals["steps"].sum()) and found["text_tokens"] == 8 * 21
+        assert [row["position"] for row in found["positions"]] == [1, 2, 3]
+        assert found["tau_committed"]["low"] < found["tau_committed"]["value"] < found["tau_committed"]["high"]
+        json.dumps(found, allow_nan=False)
+
+    def test_texts_of_one_token_leave_nothing_to_measure_and_no_nan(self) -> None:
+        """Nothing is drafted for a text that the prefill ends: the table has neither rows nor columns of a record."""
+        steps = table([np.ones((1, 2))]).head(0).drop(columns=recorded_columns(2, ("kept",)))
+        turns = pd.DataFrame([("s", "c0", 0, 1, 1)], columns=[*replay.REQUEST, "output_tokens"])
+        found = replay.summarise(steps, turns, 2)
+        assert found["tau_committed"]["value"] is None and found["expected_steps"] == 0
+        assert [row["unconditional"] for row in found["positions"]] == [None, None]
+        json.dumps(found, allow_nan=False)
+
+    def test_a_step_without_drafts_or_record_is_counted(self) -> None:
+        """As if rejected, it would make the drafter look worse."""
+        steps = table([np.full((6, 2), 0.5), np.full((6, 2), 0.5)])
+        assert replay.unrecorded(steps) == 0
+        steps.loc[7:9, recorded_columns(2, ("kept",))] = NAN
+        assert replay.unrecorded(steps) == 3
+        assert replay.unrecorded(steps.drop(columns=recorded_columns(2, ("kept",)))) == 12
+        assert replay.unrecorded(steps.head(0)) == 0
+
+
+class TestSource:
+    def run(self, directory: Path, **changes: Any) -> StoredRun:
+        asked = {"seeds": (0, 1), "suites": ("s",), "k": 2, **changes}
+        meta = run_meta(**{f"spec__{name}": value for name, value in asked.items()})
+        rows = [("a", 0, 1, [5, 6, 7]), ("a", 1, 1, [5]), ("b", 0, 1, [1, 2])]
+        lines = [
+            {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "output": "x"}
+            for c, s, t, ids in rows
+        ]
+        (directory / OUTPUTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return StoredRun(directory, meta, pd.DataFrame(), pd.DataFrame())
+
+    def test_texts_and_what_is_inherited(self, tmp_path: Path) -> None:
+        found = source(self.run(tmp_path))
+        assert found["texts"] == {("s", "a", 0, 1): (5, 6, 7), ("s", "a", 1, 1): (5,), ("s", "b", 0, 1): (1, 2)}
+        assert found.keys() == {"texts", "replay", *INHERITED}
+        assert found["seeds"] == [0, 1] and "k" not in found
+
+    def test_the_hash_is_of_the_texts_alone_whatever_their_order(self, tmp_path: Path) -> None:
+        run = self.run(tmp_path)
+        before = source(run)["replay"]
+        path = tmp_path / OUTPUTS
+        path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
+        assert source(run)["replay"] == before
+        path.write_text(path.read_text().replace("[5, 6, 7]", "[5, 6, 8]"))
+        assert source(run)["replay"] != before
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"replay": "abc"}, "is a replay itself"),
+            ({"temperature": 0.0}, "is at temperature 0"),
+            ({"status": "running"}, "is unfinished"),
+            ({"outputs": None}, "has no outputs.jsonl"),
+        ],
+    )
+    def test_runs_that_cannot_be_replayed_are_refused(self, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+        run = self.run(tmp_path, **{name: value for name, value in change.items() if name in ("replay", "temperature")})
+        if "status" in change:
+            run = altered(run, **change)
+        if "outputs" in change:
+            (tmp_path / OUTPUTS).unlink()
+        with pytest.raises(UserError, match=f"--replay .*{says}") as raised:
+            source(run)
+        assert "\n" not in str(raised.value)
+
+
+def test_importing_it_needs_neither_torch_nor_vllm() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import speceval.estimate.replay, speceval.estimate.rao_blackwell;"
+        "print({'torch', 'vllm'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -1,0 +1,111 @@
+"""Recorder, replay and `verify` where the sampling is done by other processes, and by two workers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from support.pairs import PROMPTS, write_pair
+
+from speceval.estimate import acceptance, rao_blackwell, replay
+from speceval.store import StoredRun, read_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
+CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "another process": ({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, ()),
+    "two workers": ({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, ("tensor_parallel_size=2",)),
+}
+ROW_TESTS = {"accepted", "drafts", "favoured", "recovered"}
+
+
+@dataclass(frozen=True)
+class Results:
+    free: StoredRun
+    replayed: StoredRun
+    report: dict[str, Any]
+    workers: int
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """Of both cases, side by side: a sampled run, the same drafter along its texts, and a verification."""
+    root = tmp_path_factory.mktemp("workers")
+    target, draft = write_pair(root, "eagle3-cut")
+    words = [{"turns": [prompt]} for prompt in (*PROMPTS, "1 8 8 20", "6 6 2")]
+    (root / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
+    pair = ("--target", target, "--draft", draft, "--k", "4", "--temp", "1")
+
+    def run(name: str) -> Results:
+        environment, engine_args = CASES[name]
+        folder = root / name.replace(" ", "-")
+        folder.mkdir()
+        engine = [part for argument in (*ENGINE_ARGS, *engine_args) for part in ("--engine-arg", argument)]
+
+        def speceval(*arguments: str) -> None:
+            done = subprocess.run(
+                [sys.executable, "-m", "speceval", *arguments, *engine],
+                cwd=folder,
+                env=os.environ
+                | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+                | environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode in (0, 2), done.stderr[-3000:]  # 2: verify was not asked for enough to be sure
+
+        suite = ("--suite", str(root / "words.jsonl"), "--seeds", "0-19", "--max-tokens", "24", "--batch", "32")
+        speceval("run", *pair, *suite, "--out", "free")
+        speceval("run", *pair, *suite, "--out", "replayed", "--replay", "free")
+        prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+        speceval("verify", *pair, *prompts, "--samples", "1500", "--out", "verify")
+        report = json.loads((folder / "verify" / "verify.json").read_text())
+        return Results(read_run(folder / "free"), read_run(folder / "replayed"), report, 1 + len(engine_args))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verify_makes_every_row_test_and_finds_no_bias(results: dict[str, Results], case: str) -> None:
+    """False alarms of the whole verification < 1e-6."""
+    report = results[case].report
+    assert report["verdict"] != "biased" and report["missing"] == [], report["line"]
+    assert report["counts"]["unrecorded"] == 0
+    kinds = {check["kind"] for check in report["checks"] if check["where"] == "all drafts" and "p" in check}
+    assert kinds == ROW_TESTS
+    drafts = next(c["n"] for c in report["checks"] if (c["kind"], c["where"]) == ("accepted", "all drafts"))
+    assert drafts > 8000  # every draft that was reached, heard once: not once by each worker
+    assert drafts < 12000
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_has_a_record_that_agrees_with_the_counts(results: dict[str, Results], case: str) -> None:
+    """|z| < 5: a false alarm of 6e-7."""
+    free = results[case].free
+    assert free.meta.problems == []
+    found = rao_blackwell.agreement(free.steps)
+    assert found["steps"] == len(acceptance.drafted_steps(free.steps)) > 300 and found["agrees"] is True
+    counters = free.meta.segments[0].counters
+    assert counters is not None and counters.steps_with_q == found["steps"] and counters.steps_one_hot == 0
+    assert free.meta.fingerprint.engine.tensor_parallel == results[case].workers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_replay_emits_the_texts_and_records_what_would_be_kept(results: dict[str, Results], case: str) -> None:
+    free, replayed = results[case].free, results[case].replayed
+    assert replayed.meta.problems == [] and replay.unrecorded(replayed.steps) == 0
+
+    def tokens(run: StoredRun) -> list[Any]:
+        rows = [json.loads(line) for line in (run.directory / "outputs.jsonl").open(encoding="utf-8")]
+        return sorted((row["conversation"], row["seed"], row["token_ids"]) for row in rows)
+
+    assert tokens(replayed) == tokens(free)
+    assert (replayed.steps["committed"] == 1).all() and (replayed.steps["accepted"] == 0).all()

@@ -1,0 +1,52 @@
+"""Prompts go through the target's chat template; only the visible answer goes on."""
+
+import pytest
+
+from speceval.engines.simulated import Characters
+from speceval.errors import UserError
+from speceval.measure import chat
+
+FINAL = "<|channel|>final<|message|>"
+
+
+def visible(text: str, marker: str | None) -> str:
+    return chat.visible_answer(Characters(), [ord(c) for c in text], marker)
+
+
+def test_a_model_without_channels_shows_all_it_said() -> None:
+    assert visible("four <b>", None) == "four <b>"
+
+
+def test_only_the_final_channel_of_a_harmony_answer_is_visible() -> None:
+    thought = "<|channel|>analysis<|message|>2+2 is<|end|><|start|>assistant"
+    assert visible(f"{thought}{FINAL}four<|return|>", FINAL) == "four"
+
+
+def test_an_answer_cut_while_thinking_shows_nothing() -> None:
+    assert visible("<|channel|>analysis<|message|>2+2 is", FINAL) == ""
+
+
+def test_template_arguments_reach_the_template() -> None:
+    class Recorder(Characters):
+        def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:
+            assert kwargs == {"tokenize": False, "add_generation_prompt": True, "reasoning_effort": "low"}
+            return "x"
+
+    assert chat.render(Recorder(), [{"role": "user", "content": "y"}], {"reasoning_effort": "low"}) == [120]
+
+
+def test_a_target_without_a_template_is_refused() -> None:
+    class Bare(Characters):
+        chat_template = None
+
+    with pytest.raises(UserError, match="no chat template"):
+        chat.render(Bare(), [], {})
+
+
+def test_a_template_that_refuses_is_named_in_one_line() -> None:
+    class Refusing(Characters):
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+            raise ValueError("roles must alternate\nand more")
+
+    with pytest.raises(UserError, match=r"refused the conversation: roles must alternate$"):
+        chat.render(Refusing(), [], {})

@@ -1,0 +1,185 @@
+"""The record of a run: every field is explained, what is stored survives reading and writing, nothing else is taken."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.records import content, run_meta
+
+from speceval import cli
+from speceval.errors import UserError
+from speceval.exactness import selftest
+from speceval.store import schema, write_meta
+from speceval.store.schema import OUTPUTS, SCHEMA_VERSION, Fingerprint, RunMeta, differences, migrate, parse
+
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
+STORED = sorted(REFERENCE.glob("*/*/run.json"))
+KL, LK = (str(REFERENCE / "demo" / f"{loss}-eagle3-T1-probabilistic") for loss in ("kl", "lk"))
+
+
+def test_every_field_has_a_line_that_says_what_it_is() -> None:
+    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
+    without = [
+        f"{record.name}.{ast.unparse(field.target)}"
+        for record in tree.body
+        if isinstance(record, ast.ClassDef)
+        for field, after in zip(record.body, [*record.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")
+def test_a_stored_run_is_written_back_as_it_was_but_for_what_its_migration_adds(path: Path, tmp_path: Path) -> None:
+    text = path.read_text()
+    stored = json.loads(text)
+    meta = parse(stored, path)
+    write_meta(tmp_path, meta)
+    written = (tmp_path / "run.json").read_text()
+    assert meta.fingerprint_hash == stored["fingerprint_hash"]
+    if stored["schema"] == SCHEMA_VERSION:
+        assert written == text and meta.fingerprint.hash == meta.fingerprint_hash
+    else:
+        assert parse(json.loads(written), path) == meta
+        migrated = migrate(stored)
+        assert {name: value for name, value in json.loads(written).items() if name not in ("schema", "spec")} == {
+            name: value for name, value in migrated.items() if name != "spec"
+        }
+        assert json.loads(written)["spec"].items() >= migrated["spec"].items()
+
+
+def test_a_migration_leaves_what_it_was_given_alone() -> None:
+    old = content(schema=1)
+    before = json.dumps(old)
+    migrate(old)
+    assert json.dumps(old) == before
+
+
+PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "": lambda made: made,
+    "spec.": lambda made: made["spec"],
+    "fingerprint.": lambda made: made["fingerprint"],
+    "fingerprint.target.": lambda made: made["fingerprint"]["target"],
+    "fingerprint.suites.demo.": lambda made: made["fingerprint"]["suites"]["demo"],
+    "fingerprint.engine.": lambda made: made["fingerprint"]["engine"],
+    "segments.0.": lambda made: made["segments"][0],
+    "segments.0.counters.": lambda made: made["segments"][0]["counters"],
+    "patches.0.": lambda made: made["patches"][0],
+    "environment.": lambda made: made["environment"],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_key_of_a_later_version_is_named_in_one_line(place: str) -> None:
+    made = content()
+    PLACES[place](made)["colour"] = "blue"
+    with pytest.raises(UserError, match=rf"^run\.json: {place}colour is not known to this speceval: update it$"):
+        parse(made, Path("run.json"))
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in ("spec.", "segments.0.counters.")])
+def test_a_missing_key_is_named_in_one_line(place: str) -> None:
+    """A request and counters have defaults."""
+    made = content()
+    gone = sorted(PLACES[place](made).keys() - {"schema", "finished", "skipped", "spec", "fingerprint"})[0]
+    del PLACES[place](made)[gone]
+    with pytest.raises(UserError, match=rf"^run\.json: {place}{gone}: Field required: the file is damaged$"):
+        parse(made, Path("run.json"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", "done"),
+        ("conversations", "7"),
+        ("conversations", True),
+        ("problems", [1]),
+        ("fingerprint__seeds", [0.5]),
+        ("fingerprint__limit", "3"),
+        ("fingerprint__sampling__top_k", True),
+        ("fingerprint__drafting", "lucky"),
+        ("segments", {}),
+        ("spec", None),
+        ("fingerprint", 1),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_value_of_another_kind_is_one_line(field: str, value: Any, version: int) -> None:
+    made = content(**{field: value}) | {"schema": version}
+    with pytest.raises(UserError, match=r"^run\.json: .*the file is damaged$") as raised:
+        parse(made, Path("run.json"))
+    assert "\n" not in str(raised.value)
+
+
+def test_what_there_is_none_of_is_not_written() -> None:
+    written = run_meta(finished=None).as_json()
+    assert not {"stopping", "speedup", "finished"} & written.keys() and written["schema"] == SCHEMA_VERSION
+    assert written["spec"]["limit"] is None and written["fingerprint"]["replay"] is None
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    one = run_meta().fingerprint
+    other = run_meta(fingerprint__engine__dtype="bfloat16", fingerprint__chat_template_kwargs={"new": 1}).fingerprint
+    assert differences(one, one) == []
+    assert "engine.dtype: float32 -> bfloat16" in differences(one, other)
+    assert "chat_template_kwargs.new: absent -> 1" in differences(one, other)
+
+
+def test_every_field_of_a_fingerprint_moves_its_hash() -> None:
+    changes: dict[str, Any] = {
+        "target__weights": "b", "draft__name": "b", "suites__demo__version": 2, "prompts": "b", "chat_template": "b",
+        "chat_template_kwargs": {"a": 1}, "sampling__top_k": 5, "drafting": "greedy", "seeds": [1], "limit": 1,
+        "shuffle_seed": 1, "engine__dtype": "b", "replay": "b", "patches": [],
+    }  # fmt: skip
+    assert {name.partition("__")[0] for name in changes} == set(Fingerprint.model_fields)
+    hashes = {run_meta(**{f"fingerprint__{name}": value}).fingerprint.hash for name, value in changes.items()}
+    assert len(hashes | {run_meta().fingerprint.hash}) == len(changes) + 1
+
+
+COMMANDS = {
+    "run": ("show", LK, "--json"),
+    "compare": ("compare", KL, LK, "--json"),
+    "check": ("check", LK, "--baseline", KL, "--json"),
+    "baseline": ("baseline", KL, "-o", "base.json", "--json"),
+    "explain": ("explain", KL, "--json"),
+    "table": ("table", KL, "--format", "json"),
+    "ls": ("ls", "suites", "--json"),
+    "validate": ("validate", KL, "--json"),
+    "selftest": ("selftest", "--json", "--out", "selftest.json"),
+}
+"""A command that prints each kind of output; of `verify` see its own tests."""
+
+
+@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - {"verify"}))
+def test_every_json_output_says_its_schema(
+    output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(selftest, "run", lambda *_: {"ok": True})
+    monkeypatch.setitem(OUTPUTS, output, 7)
+    cli.app([*COMMANDS[output]], standalone_mode=False)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["schema"] == 7 and next(iter(printed)) == "schema"
+    if output == "selftest":
+        assert json.loads(Path("selftest.json").read_text()) == printed
+
+
+@pytest.mark.parametrize("what", ["targets", "drafters", "suites", "patches", "runs"])
+def test_listings_are_rows_of_text(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.app(["ls", what, "--json", "--root", str(REFERENCE)], standalone_mode=False)
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["what"] == what and len(listed["rows"]) > 0
+    assert all(isinstance(value, str) for row in listed["rows"] for value in row.values())
+
+
+def test_a_record_takes_no_other_keys_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        RunMeta(**run_meta().model_dump(), colour="blue")  # type: ignore[call-arg]

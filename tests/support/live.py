@@ -1,0 +1,152 @@
+"""Run vLLM engines on tiny checkpoints, each in a process of its own and several side by side.
+
+A job is {"llm": arguments of vllm.LLM, "runs": [...]}; a run is {"prompts": token ids of each request, "params":
+arguments of vllm.SamplingParams, or a list of them, one for each request}; its "keep": true keeps the prefix cache.
+The result has "worker" (patch statuses there), "preemptions" and "runs": by request the tokens and, of each verify
+step, the accepted and drafted counts; and `counts`, the worker's counters over the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from speceval.exactness.law import Fit, fit
+
+DEFAULTS = {
+    "skip_tokenizer_init": True,
+    "dtype": "float32",
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "max_model_len": 64,
+    "max_num_seqs": 512,
+    "max_num_batched_tokens": 8192,
+    "generation_config": "vllm",
+    "per_request_spec_decode_metrics": "detailed",
+    "disable_log_stats": False,
+    "worker_extension_cls": "vllm_patches.worker.Extension",
+    "seed": 0,
+}
+
+
+def llm_arguments(target: Path, drafter: Path | None, method: str, k: int = 3, **changes: Any) -> dict[str, Any]:
+    """Arguments of vllm.LLM with sampled drafts; `changes` win over the defaults, `spec` is merged into the drafter."""
+    speculative = {"method": method, "num_speculative_tokens": k, "draft_sample_method": "probabilistic"}
+    speculative |= ({"model": str(drafter)} if drafter else {}) | changes.pop("spec", {})
+    return {"model": str(target), "speculative_config": speculative} | DEFAULTS | changes
+
+
+def same(prompt: list[int], requests: int, **params: Any) -> dict[str, Any]:
+    """A run of equal requests."""
+    return {"prompts": [prompt] * requests, "params": {"temperature": 1.0, "max_tokens": 3} | params}
+
+
+def engines(root: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Run the jobs, one a core; a job's "env" is added to its environment. {"error": log} for one that failed."""
+
+    def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
+        with start(root / name, job) as process:
+            try:
+                return finish(root / name, process)
+            finally:
+                process.kill()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(run, jobs, jobs.values()), strict=True))
+
+
+def start(folder: Path, job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(job))
+    environment = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+    command = [sys.executable, __file__, folder / "job.json", folder / "result.json"]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, env=environment | job.get("env", {}), stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    code, log = process.wait(timeout=600), (folder / "log").read_text()
+    if code:
+        return {"error": log}
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result | {"log": log}
+
+
+# ------------------------------------------------------------------------------------------------ reading a run
+
+
+def fit_tokens(run: dict[str, Any], law: np.ndarray, alpha: float) -> Fit:
+    """Fit of the requests' first tokens to their joint law."""
+    return fit(law, np.array([tokens[: law.ndim] for tokens in run["tokens"]]), alpha)
+
+
+def acceptance_p(run: dict[str, Any], chances: list[float], step: int = 0) -> list[tuple[float, float]]:
+    """For j = 1, 2, ...: share of requests whose verify step `step` accepted j or more, p-value against `chances`."""
+    accepted = np.array([row[step] for row in run["accepted"] if len(row) > step])
+    hits = [int((accepted >= depth).sum()) for depth in range(1, len(chances) + 1)]
+    return [
+        (h / len(accepted), stats.binomtest(h, len(accepted), c).pvalue) for h, c in zip(hits, chances, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ in the process
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from vllm import LLM
+
+    from vllm_patches.worker import ask
+
+    llm = LLM(**job["llm"])
+    runs = [generate(llm, run) for run in job["runs"]]
+    preemptions = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    return {"worker": [asdict(row) for row in ask(llm)], "runs": runs, "preemptions": preemptions}
+
+
+def generate(llm: Any, run: dict[str, Any]) -> dict[str, Any]:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from vllm_patches.worker import ask_counts
+
+    def parameters(values: dict[str, Any]) -> SamplingParams:
+        values = {"ignore_eos": True, "detokenize": False} | values
+        if "regex" in values:
+            values["structured_outputs"] = StructuredOutputsParams(regex=values.pop("regex"))
+        return SamplingParams(**values)
+
+    if not run.get("keep"):
+        llm.reset_prefix_cache()
+    before = ask_counts(llm)
+    prompts = [{"prompt_token_ids": prompt} for prompt in run["prompts"]]
+    given = run["params"]
+    params = [parameters(each) for each in given] if isinstance(given, list) else parameters(given)
+    outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
+    steps = [output.spec_decode_metrics for output in outputs]
+    return {
+        "tokens": [list(output.token_ids) for output in outputs],
+        "accepted": [metrics.per_step_accepted if metrics else [] for metrics in steps],
+        "drafted": [metrics.per_step_drafted if metrics else [] for metrics in steps],
+        "counts": {name: count - before[name] for name, count in ask_counts(llm).items()},
+    }
+
+
+if __name__ == "__main__":
+    source, destination = map(Path, sys.argv[1:])
+    destination.write_text(json.dumps(run_job(json.loads(source.read_text()))))

@@ -1,0 +1,38 @@
+"""What a test may need that not every machine has, and which tests may be skipped for the lack of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA_DIR = Path(os.environ.get("SPECEVAL_DATA_DIR") or ROOT.parent / "shared" / "data")
+DATA_FILES = ("mt_bench_question.jsonl", "HumanEval.jsonl.gz", "gsm8k_test.jsonl", "published_lk_losses.csv")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def has_data() -> bool:
+    """Whether the benchmarks' files lie in `DATA_DIR`."""
+    return all((DATA_DIR / name).is_file() for name in DATA_FILES)
+
+
+@cache
+def can_mount() -> bool:
+    """Whether this account may mount a file system: root may, but for some containers."""
+    with tempfile.TemporaryDirectory() as place:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True).returncode == 0
+        if mounted:
+            subprocess.run(["umount", place], check=True)
+    return mounted
+
+
+LACKS = {
+    "no Chromium": lambda: CHROMIUM is None,
+    "no benchmark data": lambda: not has_data(),
+    "no mount": lambda: not can_mount(),
+}
+"""Reason of a skip -> whether this machine gives that reason."""
