@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from speceval.measure import chat, launch, runner
 from speceval.measure.fingerprint import environment
 from speceval.measure.job import Job, prepare
 from speceval.measure.output import output_to
-from speceval.measure.start import start_engine
+from speceval.measure.start import order
 from speceval.protocol import request_seed
 from speceval.show import progress as display
 from speceval.store import Store
@@ -62,8 +63,11 @@ def _ratios(temperature: float) -> dict[str, Any]:
         record=False,  # scripts/bench_recorder.py
     )
     job = launch.fetch(job)
-    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / "engine.log"):
-        engine = start_engine(job)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        output_to(Path(scratch) / "engine.log"),
+        closing(OfflineEngine(order(job))) as engine,
+    ):
         engine.warm_up()
         _harness(engine, job, Path(scratch) / "warm")
         rounds = []

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -73,27 +73,28 @@ def engine_rows() -> Iterator[dict[str, Any]]:
             max_tokens=64,
         )
         job = launch.fetch(job)
-        engine: Any = start_engine(job)
-        engine.warm_up()
-        submit = engine.submit
-        functions = exchanged()
-        for name, condition in CONDITIONS.items():
-            settings = dict(condition)
-            seeded = settings.pop("seeded")
-            measured = replace(job, spec=job.spec.model_copy(update=settings))
+        with closing(start_engine(job)) as opened:
+            engine: Any = opened
+            engine.warm_up()
+            submit = engine.submit
+            functions = exchanged()
+            for name, condition in CONDITIONS.items():
+                settings = dict(condition)
+                seeded = settings.pop("seeded")
+                measured = replace(job, spec=job.spec.model_copy(update=settings))
 
-            def without_seed(request_id: str, prompt: list[int], sampling: Any) -> None:
-                submit(request_id, prompt, replace(sampling, seed=None))
+                def without_seed(request_id: str, prompt: list[int], sampling: Any) -> None:
+                    submit(request_id, prompt, replace(sampling, seed=None))
 
-            engine.submit = submit if seeded else without_seed
-            rounds = []
-            for number in range(ROUNDS + 1):
-                for patched in (False, True):
-                    with functions(patched):
-                        seconds = per_token(engine, measured, Path(folder) / f"{name} {number} {patched}")
-                    rounds.append(seconds)
-            stock, ours = rounds[2::2], rounds[3::2]  # the first pair warms up
-            yield row(stock, ours, condition=name)
+                engine.submit = submit if seeded else without_seed
+                rounds = []
+                for number in range(ROUNDS + 1):
+                    for patched in (False, True):
+                        with functions(patched):
+                            seconds = per_token(engine, measured, Path(folder) / f"{name} {number} {patched}")
+                        rounds.append(seconds)
+                stock, ours = rounds[2::2], rounds[3::2]  # the first pair warms up
+                yield row(stock, ours, condition=name)
 
 
 def exchanged() -> Callable[[bool], Any]:

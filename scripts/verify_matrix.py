@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -236,19 +236,20 @@ def run_mutants(samples: int | None, only: str) -> None:
             engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
         )
         job = launch.fetch(job)
-        engine = start_engine(job)
-        for name, mutant, seed in todo:
-            asked = mutant.asked if mutant else {}
-            settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
-            settings = replace(settings, samples=samples or settings.samples)
-            with mutated(mutant) if mutant else nullcontext():
-                changed = replace(job, spec=job.spec.model_copy(update=asked))
-                report = examine(engine, changed, settings, lambda *_: None).as_json()
-            found = line(name, True, report)
-            append(
-                file, {"condition": mutant.condition if mutant else ""} | {key: found[key] for key in MUTANT_COLUMNS}
-            )
-            print(f"{name}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
+        with closing(start_engine(job)) as engine:
+            for name, mutant, seed in todo:
+                asked = mutant.asked if mutant else {}
+                settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
+                settings = replace(settings, samples=samples or settings.samples)
+                with mutated(mutant) if mutant else nullcontext():
+                    changed = replace(job, spec=job.spec.model_copy(update=asked))
+                    report = examine(engine, changed, settings, lambda *_: None).as_json()
+                found = line(name, True, report)
+                append(
+                    file,
+                    {"condition": mutant.condition if mutant else ""} | {key: found[key] for key in MUTANT_COLUMNS},
+                )
+                print(f"{name}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
 
 
 def names(file: Path) -> set[str]:

@@ -88,9 +88,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in COME_WITH_VLLM:
             raise
-        from speceval.engines.vllm.offline import HOW_TO_INSTALL
+        from speceval import engines
 
-        _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {HOW_TO_INSTALL}")
+        mend = engines.find("vllm").installation
+        _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {mend}")
     except (typer.Abort, KeyboardInterrupt):
         _exit(EXIT_INTERRUPTED)
     except OSError as error:

@@ -13,7 +13,9 @@ from speceval.errors import UserError
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
-"""vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
+"""vLLM's `rejection_sample_method`."""
+LOSSLESS: tuple[Rejection, ...] = ("standard", "block")
+"""Those that leave the target's distribution as it is."""
 
 SECRETS = frozenset({"hf_token", "api_key"})
 """Engine arguments that must not reach run.json."""
@@ -59,6 +61,9 @@ class RunSpec(BaseModel):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     engine_args: dict[str, Any] = Field(default_factory=dict)
     trust_remote_code: bool = False
+    engine: str = Field(
+        default="vllm", min_length=1, description="What generates: vllm, simulated, or an engine of another package."
+    )
 
     @field_validator("suites", "seeds")
     @classmethod

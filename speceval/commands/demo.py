@@ -18,10 +18,10 @@ def demo(
     ] = None,
 ) -> None:
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them."""
-    from speceval.engines.vllm.offline import require_vllm
+    from speceval import engines
     from speceval.show import demo as small
     from speceval.show import demo_all
 
-    require_vllm()
+    engines.find("vllm").require()
     demo_module, name = (demo_all, "demo-all") if everything else (small, "demo")
     demo_module.main(out or Path("results") / name, measure, options.output())

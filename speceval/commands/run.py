@@ -45,6 +45,7 @@ def run(
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
     baseline_batch: Annotated[str, typer.Option(help="With --baseline: batch sizes, comma-separated.")] = "1",
+    engine: Annotated[str, typer.Option(help="What generates: vllm, simulated, or another package's.")] = "vllm",
     engine_arg: options.EngineArg = None,
     trust_remote_code: options.TrustRemoteCode = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
@@ -85,6 +86,7 @@ def run(
         batch=batch,
         record=record,
         prefix_caching=prefix_caching,
+        engine=engine,
         engine_args=options.pairs(engine_arg, "--engine-arg"),
         trust_remote_code=trust_remote_code,
         **asked,
@@ -158,7 +160,7 @@ def measure(job: Job) -> StoredRun:
         console = Console(file=terminal)
 
         def log(path: Path) -> AbstractContextManager[None]:
-            console.print(f"starting vLLM; its log: {path}", markup=False, soft_wrap=True)
+            console.print(f"starting {job.spec.engine}; its log: {path}", markup=False, soft_wrap=True)
             return output_to(path)
 
         try:

@@ -12,19 +12,15 @@ from speceval.estimate.statistics import cluster_warnings, holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, Fingerprint
-from vllm_patches.ledger import LEDGER
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "engine.method", "engine.max_model_len")
+COMPARED = ("draft", "engine.method", "engine.max_model_len", "method_patches")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
 """Fields that say the same as another one: allowed together with it."""
-
-METHOD_PATCHES = frozenset(patch.id for patch in LEDGER if patch.methods)
-"""Patches that only some drafting methods need; whether they are active comes with the drafter too."""
 
 
 def require_comparable(
@@ -185,7 +181,7 @@ def _fields(fingerprint: Fingerprint, common: Sequence[str], whole: bool) -> dic
     kept["suites"] = {name: facts for name, facts in kept["suites"].items() if name in common}
     if not whole:
         kept["prompts"] = {}
-    kept["patches"] = sorted(set(fingerprint.patches) - METHOD_PATCHES)
+    kept["patches"] = sorted(set(fingerprint.patches) - set(fingerprint.method_patches))
     return {name: value for name, value in flatten(kept).items() if value != {}}
 
 

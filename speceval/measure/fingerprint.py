@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 
-from speceval import catalog
+from speceval import catalog, engines
 from speceval.engines.base import Engine
 from speceval.measure import runner
 from speceval.measure.job import Job
@@ -21,15 +22,17 @@ from speceval.store.schema import (
     SamplingFacts,
     SuiteFacts,
 )
-from vllm_patches.versions import DISTRIBUTIONS
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets")
+"""Beside ours and the engine's own: their versions are recorded."""
 
 
 def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fingerprint:
     """Everything that moves tau (docs/build/architecture.md: the store)."""
-    spec = job.spec
+    spec, patches = job.spec, [patch for patch in engine.patches() if patch.state == "active"]
     return Fingerprint(
-        target=_checkpoint(job.target.name, job.target),
-        draft=_checkpoint(job.draft.name, job.draft),
+        target=_checkpoint(job.target, engine.loads_checkpoints),
+        draft=_checkpoint(job.draft, engine.loads_checkpoints),
         suites={
             suite.name: SuiteFacts(
                 version=suite.version,
@@ -49,30 +52,35 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         shuffle_seed=spec.shuffle_seed,
         engine=engine.facts(),
         replay=spec.replay,
-        patches=sorted({status.id for status in engine.patches() if status.state == "active"}),
+        patches=sorted(patch.id for patch in patches),
+        method_patches=sorted(patch.id for patch in patches if patch.bound),
     )
 
 
-def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> Checkpoint:
-    """A checkpoint without the place where this machine keeps it."""
+def _checkpoint(checkpoint: catalog.Target | catalog.Draft, loaded: bool) -> Checkpoint:
+    """A checkpoint without the place where this machine keeps it; what is not `loaded` here has no weights to tell."""
     model, revision = checkpoint.model, checkpoint.revision
     return Checkpoint(
-        name=name,
+        name=checkpoint.name,
         model=model if checkpoint.source == "hub" else checkpoint.source,
         revision=revision,
-        weights=weights_hash(model, revision) if model else None,
+        weights=weights_hash(model, revision) if model and loaded else None,
     )
 
 
-def environment() -> Environment:
-    """Machine and package versions, for the record only."""
-    packages = ["speceval", *DISTRIBUTIONS, "torch", "transformers", "tokenizers", "numpy", "datasets"]
+def environment(engine: str = "vllm") -> Environment:
+    """Machine and package versions, an engine's among them, for the record only."""
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
         cpus=os.cpu_count(),
-        packages={name: version for name in packages if (version := _version(name))},
+        packages=versions(["speceval", *engines.find(engine).packages, *PACKAGES]),
     )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Name and version of those of the packages that are installed."""
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -6,29 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import vllm_patches
-import vllm_patches.methods
-import vllm_patches.refuse
-from speceval import catalog, suites
+from speceval import catalog, engines, suites
 from speceval.catalog.methods import default_drafting, find
 from speceval.errors import UserError
 from speceval.measure import until
-from speceval.protocol import (
-    RunSpec,
-    make_spec,
-)
+from speceval.protocol import LOSSLESS, RunSpec, make_spec
 from speceval.store import StoredRun, read_meta, read_run, run_directory
 from speceval.store.files import Texts
-from speceval.store.schema import (
-    other_request,
-)
+from speceval.store.schema import other_request
 from speceval.suites import Suite
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
 """Suites of a run that names none."""
-
-ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
-"""The zoo's models are float32 and too small to be worth compiling."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,7 @@ def prepare(
     data_dir: Path | None = None,
     out: Path | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    engine: str = "vllm",
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
     against: Path | None = None,
@@ -73,6 +63,7 @@ def prepare(
     fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft)
     assert pair.draft is not None
+    defaults = engines.find(engine).defaults(pair.target)
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
     spec = make_spec(
         target=pair.target.name,
@@ -82,7 +73,8 @@ def prepare(
         drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
         suites=tuple(names),
         chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
-        engine_args={**(ZOO_ENGINE_ARGS if pair.target.source == "zoo" else {}), **(engine_args or {})},
+        engine=engine,
+        engine_args={**defaults, **(engine_args or {})},
         **fields,
     )
     _check_method(spec, pair.draft.method)
@@ -105,8 +97,10 @@ def _choose_k(draft: catalog.Draft, k: int | None) -> int:
 
 def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
-    if reason := vllm_patches.refuse.rejection(spec.rejection):
-        raise UserError(f"--rejection {spec.rejection}: {reason}")
+    if spec.rejection not in LOSSLESS:
+        raise UserError(
+            f"--rejection {spec.rejection}: is not lossless, nothing to measure: use {' or '.join(LOSSLESS)}"
+        )
     deterministic = find(method).deterministic
     if deterministic != (spec.drafting == "deterministic"):
         only = "deterministic" if deterministic else "probabilistic or greedy"

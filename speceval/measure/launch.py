@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
-from speceval import catalog
+from speceval import catalog, engines
 from speceval.engines.base import Engine
-from speceval.engines.vllm.offline import require_vllm
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.measure import runner, until
@@ -21,12 +20,7 @@ from speceval.measure.output import Watch
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
 from speceval.store import Store, StoredRun, read_run
-from speceval.store.schema import (
-    PatchState,
-    RunMeta,
-    Segment,
-    differences,
-)
+from speceval.store.schema import RunMeta, Segment, differences
 
 FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is what was put in, no measurement"
 """Problem of every run with forced rates: whatever shows a run shows it."""
@@ -38,10 +32,12 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
     `watch` shows progress; `log` sends the engine's own output to a file while its context is open.
     Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
     """
-    require_vllm()
     job = fetch(job)
-    with Store(job.directory) as store, log(job.directory / "engine.log"):
-        engine = start_engine(job)
+    with (
+        Store(job.directory) as store,
+        log(job.directory / "engine.log"),
+        closing(start_engine(job)) as engine,
+    ):
         check_engine(engine, job.spec)
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
         meta = _open_meta(store, job, engine, template)
@@ -75,7 +71,14 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
 
 
 def fetch(job: Job) -> Job:
-    """The job with its checkpoints at hand (`catalog.fetch`) and K within their limits. Raises `UserError`."""
+    """The job with its checkpoints at hand (`catalog.fetch`) and K within their limits, if its engine loads them.
+
+    Raises `UserError`, also where the engine cannot run: before anything is fetched.
+    """
+    engine = engines.find(job.spec.engine)
+    engine.require()
+    if not engine.loads_checkpoints:
+        return job
     pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
     assert pair.draft is not None
     catalog.check_k(pair.draft, job.spec.k)
@@ -106,10 +109,11 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,
         conversations=len(runner.plan(job.suites, job.spec.seeds)),
-        environment=environment(),
-        patches=[PatchState(**asdict(status)) for status in engine.patches()],
+        environment=environment(job.spec.engine),
+        patches=engine.patches(),
         segments=[],
         problems=[],
+        evidence=engine.evidence,
     )
     store.write_meta(meta)
     return meta

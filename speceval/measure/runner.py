@@ -82,9 +82,8 @@ class _Live:
                 self.skipped = f"turn {self.turn} is not in the run that is replayed"
                 return
             max_tokens = len(text)
-        if len(prompt) < 2:
-            # vLLM pads the first step of such a prompt with drafts that nobody made.
-            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least 2 are needed"
+        if len(prompt) < (least := engine.shortest_prompt):
+            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least {least} are needed"
             return
         needed = len(prompt) + max_tokens + spec.k + 1
         if needed > engine.max_model_len:

@@ -12,17 +12,20 @@ import hashlib
 import json
 import multiprocessing
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from speceval import engines
+from speceval.engines.base import Engine
 from speceval.errors import UserError
 from speceval.measure import runner
 from speceval.measure.job import Job
 from speceval.measure.launch import fetch
 from speceval.measure.output import output_to
-from speceval.measure.start import start_engine
+from speceval.measure.start import order, start_engine
 from speceval.store import Key
 from speceval.store.schema import Machine, Speedup, Timing
 from speceval.suites import Conversation, Suite
@@ -86,12 +89,16 @@ def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:
     partial.replace(result)
 
 
-def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:
+def time_blocks(job: Job, batches: Sequence[int]) -> Iterator[Timing]:
     """Run every block on both engines in turns."""
     spec = job.spec.model_copy(update={"record": False, "batch": max(batches), "seeds": job.spec.seeds[:1]})
     job = replace(fetch(replace(job, spec=spec)), texts=None)
-    engines = {"drafted": start_engine(job), "alone": start_engine(job, alone=True)}
-    template = runner.Template(spec.chat_template_kwargs, job.target.answer_marker)
+    with closing(start_engine(job)) as drafted, closing(engines.open(order(job).alone())) as alone:
+        yield from _in_turns(job, {"drafted": drafted, "alone": alone}, batches)
+
+
+def _in_turns(job: Job, engines: dict[str, Engine], batches: Sequence[int]) -> Iterator[Timing]:
+    spec, template = job.spec, runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
 
     def run(name: str, batch: int, suite: Suite, conversations: list[Conversation]) -> tuple[float, int]:
         part = replace(suite, conversations=conversations)

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from speceval.paths import DATA, data_directory
+from speceval import engines
+from speceval.measure.fingerprint import versions
 
 
 def show(what: str, root: Path) -> RenderableType:
@@ -25,7 +26,7 @@ def rows(what: str, root: Path) -> list[dict[str, str]]:
     if what == "runs":
         return _runs(root)
     if what == "patches":
-        return _patches()
+        return engines.find("vllm").ledger()
     if what == "suites":
         from speceval.suites.load import listing
 
@@ -35,56 +36,16 @@ def rows(what: str, root: Path) -> list[dict[str, str]]:
     return catalog.listing("targets" if what == "targets" else "drafters")
 
 
-def _patches() -> list[dict[str, str]]:
-    """The ledger: the patches, each with its state in this process, and the defects that nothing is replaced for."""
-    import vllm_patches
-    from vllm_patches import unpatched
-
-    replaced = [
-        {
-            "id": status.id,
-            "what": status.title,
-            "replaces": status.target,
-            "vLLM": status.versions,
-            "state": f"{status.state}: {status.reason}" if status.reason else status.state,
-            "upstream": _links(status.upstream.split()),
-        }
-        for status in vllm_patches.status()
-    ]
-    accounted = [
-        {
-            "id": row.id,
-            "what": row.title,
-            "place": row.target,
-            "vLLM": f"{row.versions}, {row.runner} runner",
-            "state": f"{row.state}: {row.answer}",
-            "upstream": _links(row.upstream),
-        }
-        for row in unpatched.ROWS
-    ]
-    return replaced + accounted
-
-
 def _blocks(patches: list[dict[str, str]]) -> Group:
-    import vllm_patches
-
-    parts: list[RenderableType] = [Text(f"vLLM: {vllm_patches.vllm_version() or 'not installed'}")]
+    installed = versions(engines.find("vllm").packages).items()
+    known = ", ".join(f"{name} {version}" for name, version in installed)
+    parts: list[RenderableType] = [Text(known or "vLLM: not installed")]
     for facts in patches:
         block = Table.grid(padding=(0, 2))
         for label, value in list(facts.items())[1:]:
             block.add_row(f"  {label}", Text(value))
         parts += [Text(facts["id"], style="bold"), block]
     return Group(*parts)
-
-
-def _links(upstream: Iterable[str]) -> str:
-    """Web addresses as they are; our own reports by the file that this installation has of them."""
-    return " ".join(_file(link) if link.startswith(f"{DATA['upstream']}/") else link for link in upstream)
-
-
-def _file(report: str) -> str:
-    path = data_directory("upstream") / Path(report).name
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _runs(root: Path) -> list[dict[str, str]]:

@@ -43,6 +43,13 @@ OUTPUTS = {
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
 
+Evidence = Literal["steps", "histogram", "requests", "totals"]
+"""What an engine tells of its drafts: the counts of each step; for each request how many steps accepted 0, 1, … K
+drafts; the sums of each request; the sums of all."""
+
+METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
+"""Patches of stored runs that only some drafting methods needed, of the time before runs said so themselves."""
+
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
@@ -177,13 +184,15 @@ class Fingerprint(Strict):
     """Hash of the texts that the target was made to answer; None for a run that samples."""
     patches: list[str]
     """Ids of the patches that were active where the engine samples, sorted."""
+    method_patches: list[str] = Field(default_factory=list)
+    """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
 
     @property
     def hash(self) -> str:
         """SHA-256 of the fingerprint. A field with a default, which a later version added, counts when it is not at it:
-        so the same protocol has the same hash under all versions.
+        so the same protocol has the same hash under all versions. `method_patches` repeats what `patches` says.
         """
-        return digest(self.model_dump(mode="json", exclude_defaults=True))
+        return digest(self.model_dump(mode="json", exclude_defaults=True, exclude={"method_patches"}))
 
     def flat(self) -> dict[str, Any]:
         """Every field by its dotted name."""
@@ -278,7 +287,7 @@ class Segment(Strict):
 
 
 class PatchState(Strict):
-    """A patch as the engine's worker told of it (`vllm_patches.PatchStatus`)."""
+    """A repair of the engine, as it stands where the engine samples."""
 
     id: str
     """Of its row in the ledger."""
@@ -294,6 +303,8 @@ class PatchState(Strict):
     """"active", "native", "switched off", "not needed", "refused", "not loaded" or "not applied"."""
     reason: str
     """Why it is not active; empty when it is."""
+    bound: bool = False
+    """Whether only some drafting methods need it."""
 
 
 class Environment(Strict):
@@ -469,6 +480,8 @@ class RunMeta(BaseModel):
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
     """Of a run with `--baseline`."""
+    evidence: Evidence = "steps"
+    """What the engine told of its drafts."""
 
     @property
     def checked_conversations(self) -> int:
@@ -501,20 +514,28 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
 
     2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
     3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
-    Of any: `own_method`.
+    Of any: `own_method`, `bound_patches`.
     """
     content = dict(content)
     if content.pop("schema") < 3:
         content["spec"] = {"record": False} | content["spec"]
         content["fingerprint"] = migrate_fingerprint(content["fingerprint"])
-    return content | {"fingerprint": own_method(content["fingerprint"])}
+    return content | {"fingerprint": bound_patches(own_method(content["fingerprint"]))}
 
 
 def migrate_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint of an older schema as this version writes it."""
     engine = fingerprint.get("engine")
     told = {"engine": {"draft_truncation": True} | engine} if isinstance(engine, dict) else {}
-    return own_method({"replay": None} | fingerprint | told)
+    return bound_patches(own_method({"replay": None} | fingerprint | told))
+
+
+def bound_patches(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint that says which of its patches only some drafting methods need."""
+    active = fingerprint.get("patches")
+    if not isinstance(active, list):
+        return fingerprint
+    return {"method_patches": [name for name in active if name in METHOD_PATCHES]} | fingerprint
 
 
 def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:

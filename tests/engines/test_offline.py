@@ -12,47 +12,27 @@ from typing import Any
 
 import pytest
 
-from speceval.engines.vllm import offline
+from speceval.catalog import Draft, Target
+from speceval.engines.base import Order
+from speceval.engines.vllm import offline, start
 from speceval.errors import UserError
 from speceval.store import read_run
 from vllm_patches.refuse import MEASURED_SWITCH
+
+ORDER = Order(
+    "vllm",
+    Target(name="t", source="hub", model="m"),
+    Draft(name="d", source="hub", model="a/d", method="eagle3"),
+    3,
+    "probabilistic",
+    1.0,
+)
 
 
 def test_settings_are_those_of_every_worker() -> None:
     assert offline.agreed([{"k": 3, "draft_truncation": True}] * 3) == {"k": 3, "draft_truncation": True}
     with pytest.raises(UserError, match="worker 2 has draft_truncation=False, worker 0 True: nothing was measured"):
         offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
-
-
-def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None:
-    ours: dict[str, Any] = {"model": "m", "additional_config": {"draft_truncation": True}}
-    joined = offline.joined(ours, {"dtype": "float32", "additional_config": {"other": 1}})
-    assert joined == {
-        "model": "m",
-        "dtype": "float32",
-        "additional_config": {"other": 1, "draft_truncation": True},
-    }
-    for users, says in (
-        ({"model": "n"}, "--engine-arg model"),
-        ({"additional_config": {"draft_truncation": False}}, "--engine-arg additional_config: draft_truncation"),
-        ({"additional_config": "text"}, "must be an object"),
-    ):
-        with pytest.raises(UserError, match=says):
-            offline.joined(ours, users)
-
-
-def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_env = pytest.importorskip("vllm.ray.ray_env")
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards, whatever is set meanwhile
-    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
-    monkeypatch.setenv("SPECEVAL_PATCHES_SKIP", "cpu-expand")
-    monkeypatch.setenv(offline.RAY_PREFIXES, "MINE_")
-    assert "SPECEVAL_PATCHES_SKIP" not in ray_env.get_env_vars_to_copy()
-    offline._environment()
-    offline._environment()
-    assert os.environ[offline.RAY_PREFIXES] == "MINE_,SPECEVAL_"
-    assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
 
 
 class Evidence(offline.OfflineEngine):
@@ -106,22 +86,14 @@ def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
     vllm.LLM, vllm.SamplingParams, sampling.RequestOutputKind = refuse, None, None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
-    monkeypatch.setattr(offline, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "set_environment", lambda target: None)
     if before is None:
         monkeypatch.delenv(MEASURED_SWITCH, raising=False)
     else:
         monkeypatch.setenv(MEASURED_SWITCH, before)
     with pytest.raises(UserError, match="vLLM could not start: a patch does not fit"):
-        offline.OfflineEngine(
-            model="m",
-            revision=None,
-            speculative={},
-            batch=1,
-            seed=0,
-            prefix_caching=False,
-            trust_remote_code=False,
-            engine_args={},
-        )
+        offline.OfflineEngine(ORDER)
     assert seen == ["1"]
     assert os.environ.get(MEASURED_SWITCH) == before
 
@@ -153,8 +125,8 @@ class TestAnotherProcess:
 
     def run(self, folder: Path, extension: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         code = (
-            "from speceval import cli\nfrom speceval.engines.vllm import offline\n"
-            f"offline.EXTENSION = {extension!r}\ncli.main()"
+            "from speceval import cli\nfrom speceval.engines.vllm import start\n"
+            f"start.EXTENSION = {extension!r}\ncli.main()"
         )
         zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
         small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from speceval.engines.vllm.start import ZOO_ENVIRONMENT
 from speceval.estimate import acceptance, rao_blackwell, replay
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.estimate.statistics import paired_ratio_difference
-from speceval.measure.start import ZOO_ENVIRONMENT
 from speceval.store import StoredRun, read_run, recorded_columns
 from speceval.suites import load
 

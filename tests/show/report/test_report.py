@@ -152,7 +152,7 @@ def test_hostile_prompts_outputs_and_names_are_shown_and_not_obeyed(tmp_path: Pa
     run = write_run(
         other, suites=(NAME,), draft=NAME, user=lambda row: HOSTILE, output=lambda ids: HOSTILE,
         meta={"command": ["speceval", NAME], "problems": [NAME],
-              "patches": [dict.fromkeys(PatchState.model_fields, NAME)],
+              "patches": [dict.fromkeys(PatchState.model_fields, NAME) | {"bound": False}],
               "environment": {"python": NAME, "platform": NAME, "cpus": 2, "packages": {NAME: NAME}}},
     )  # fmt: skip
     out = tmp_path / "page.html"
