@@ -145,9 +145,9 @@ positions.figure
 # %% [markdown]
 # ## A table
 #
-# `speceval table` and, in Python, `speceval.table` give the same: here the layout of the paper's table of architectures,
-# for the two runs. Bold is the best and every one that is not significantly worse. Markdown, LaTeX, HTML, CSV and JSON
-# hold the same numbers.
+# `speceval table` and, in Python, `speceval.table` give the same: here the layout of the paper's table of
+# architectures, for the two runs. Bold is the best and every one that is not significantly worse. Markdown, LaTeX,
+# HTML, CSV and JSON hold the same numbers.
 
 # %%
 architectures = table([kl, lk], layout="paper-arch")

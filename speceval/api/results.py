@@ -49,8 +49,8 @@ class Estimate:
 class Run(StoredRun, JupyterMixin):
     """A stored run: its request and record (`meta`), its two tables (`turns`, `steps`), and the numbers they give.
 
-    `turns` has a row for each request, `steps` one for each verify step (docs/build/record.md). They may be altered on
-    a copy (`dataclasses.replace`): whatever takes a run takes the tables as they are then.
+    `turns` has a row for each request, `steps` one for each verify step (docs/build/record.md); `dataclasses.replace`
+    gives a run with other tables.
     """
 
     @classmethod
