@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from speceval.api.results import Run
+from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.exactness.command import execute
 from speceval.exactness.run import PROMPTS, Mode, Settings
@@ -19,19 +19,11 @@ from speceval.measure import launch, timing
 from speceval.measure.job import Job, prepare, stored
 from speceval.measure.output import output_to, terminal, unwatched
 from speceval.measure.replay import INHERITED, inherited
-from speceval.protocol import FLAGS
 from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
 
-PARAMETERS = {flag: name for name, flag in FLAGS.items()} | {
-    "--baseline": "speedup",
-    "--baseline-batch": "speedup",
-    "--n-tokens": "tokens",
-    "--prompt": "prompts",
-}
-"""Flags that are not the parameter's name with dashes."""
 
-
+@errors_by_parameter({"--baseline": "speedup", "--baseline-batch": "speedup"})
 def run(
     target: str,
     draft: str,
@@ -115,37 +107,36 @@ def run(
         "top_k": top_k,
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
     }
-    with errors_by_parameter():
-        if replay is not None:
-            if speedup:
-                raise UserError("speedup: has no meaning with replay: leave it out")
-            given = {name: asked[name] for name in INHERITED if asked[name] != _DEFAULTS[name]}
-            asked = inherited(_directory(replay), target, draft, given)
-        job = prepare(
-            target=target,
-            draft=draft,
-            suite_names=list(asked.pop("suites")),
-            k=k,
-            drafting=drafting,
-            until=until,
-            against=None if against is None else _directory(against),
-            data_dir=None if data_dir is None else Path(data_dir),
-            out=None if out is None else Path(out),
-            draft_truncation=draft_truncation,
-            rejection=rejection,
-            batch=batch,
-            record=record,
-            prefix_caching=prefix_caching,
-            engine_args=dict(engine_args or {}),
-            trust_remote_code=trust_remote_code,
-            **asked,
-        )
-        job = replace(job, command=command)
+    if replay is not None:
         if speedup:
-            timing.check(job.suites, speedup)  # now, not after the run
-        finished = measure(job, progress)
-        if speedup:
-            finished = with_speedup(job, finished, speedup)
+            raise UserError("speedup: has no meaning with replay: leave it out")
+        given = {name: asked[name] for name in INHERITED if asked[name] != _DEFAULTS[name]}
+        asked = inherited(_directory(replay), target, draft, given)
+    job = prepare(
+        target=target,
+        draft=draft,
+        suite_names=list(asked.pop("suites")),
+        k=k,
+        drafting=drafting,
+        until=until,
+        against=None if against is None else _directory(against),
+        data_dir=None if data_dir is None else Path(data_dir),
+        out=None if out is None else Path(out),
+        draft_truncation=draft_truncation,
+        rejection=rejection,
+        batch=batch,
+        record=record,
+        prefix_caching=prefix_caching,
+        engine_args=dict(engine_args or {}),
+        trust_remote_code=trust_remote_code,
+        **asked,
+    )
+    job = replace(job, command=command)
+    if speedup:
+        timing.check(job.suites, speedup)  # now, not after the run
+    finished = measure(job, progress)
+    if speedup:
+        finished = with_speedup(job, finished, speedup)
     return Run.of(finished)
 
 
@@ -156,6 +147,7 @@ _DEFAULTS: dict[str, Any] = {
 """What a replay takes for a parameter that was not given."""
 
 
+@errors_by_parameter({"--n-tokens": "tokens", "--prompt": "prompts"})
 def verify(
     target: str,
     draft: str,
@@ -209,25 +201,24 @@ def verify(
         reference=reference,
         bias=bias,
     )
-    with errors_by_parameter():
-        return execute(
-            settings,
-            None if out is None else Path(out),
-            progress,
-            target=target,
-            draft=draft,
-            temperature=temperature,
-            k=k,
-            top_k=top_k,
-            top_p=top_p,
-            drafting=drafting,
-            draft_truncation=draft_truncation,
-            rejection=rejection,
-            batch=batch,
-            prefix_caching=prefix_caching,
-            engine_args=dict(engine_args or {}),
-            trust_remote_code=trust_remote_code,
-        )
+    return execute(
+        settings,
+        None if out is None else Path(out),
+        progress,
+        target=target,
+        draft=draft,
+        temperature=temperature,
+        k=k,
+        top_k=top_k,
+        top_p=top_p,
+        drafting=drafting,
+        draft_truncation=draft_truncation,
+        rejection=rejection,
+        batch=batch,
+        prefix_caching=prefix_caching,
+        engine_args=dict(engine_args or {}),
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def train_zoo(drafters: Collection[str]) -> dict[str, Path]:
@@ -270,19 +261,6 @@ def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int]) -> Store
         write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
         finished = read_run(finished.directory)
     return finished
-
-
-@contextmanager
-def errors_by_parameter() -> Iterator[None]:
-    """Errors that name flags of the command line name parameters instead."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", _parameter, str(error))) from None
-
-
-def _parameter(flag: re.Match[str]) -> str:
-    return PARAMETERS.get(flag[0], flag[0].removeprefix("--").replace("-", "_"))
 
 
 def _several(values: Sequence[Any], name: str) -> Sequence[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speceval.api.results import Comparison, Estimate, Explanation, Run
+from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.estimate import baseline as baselines
 from speceval.estimate import books, comparison, gate, statistics
@@ -52,6 +53,7 @@ def validate(run: Source) -> list[str]:
     return books.problems(run if isinstance(run, StoredRun) else read_run(run))
 
 
+@errors_by_parameter()
 def compare(*runs: Source, allow: Collection[str] = (), confidence: float = 0.95) -> Comparison:
     """Compare runs with the first one, paired by conversation and seed.
 
@@ -67,6 +69,7 @@ def compare(*runs: Source, allow: Collection[str] = (), confidence: float = 0.95
     return Comparison(comparison.compare_runs([sound(run) for run in runs], allow, confidence))
 
 
+@errors_by_parameter()
 def check(
     run: Source,
     baseline: Source,
@@ -95,6 +98,13 @@ def check(
     for name, share in (("margin", margin), ("position_margin", position_margin)):
         if share is not None and not 0 < share <= LARGEST_MARGIN:
             raise UserError(f"{name} {share:g}: not above 0 and at most {LARGEST_MARGIN:g}: write 2 % as 0.02")
+    return judge(run, baseline, margin, position_margin, allow)
+
+
+def judge(
+    run: Source, baseline: Source, margin: float, position_margin: float | None, allow: Collection[str]
+) -> Report:
+    """`check` with margins that are known to be shares, for the command."""
     base, new = _counted(baseline), _counted(run)
     allowed = comparison.require_comparable([base.fingerprint, new.fingerprint], allow, ignore=("seeds",))
     return Report(gate.check(base.counts(), new.counts(), margin, position_margin), base, new, allowed)
@@ -115,6 +125,7 @@ def check_counts(
     return gate.check(baseline, new, margin, position_margin)
 
 
+@errors_by_parameter()
 def explain(run: Source) -> Explanation:
     """What other tools and the paper would have called this run's tau, and why each number differs.
 

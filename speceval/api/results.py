@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from rich.jupyter import JupyterMixin
 
@@ -163,7 +163,13 @@ class Comparison(JupyterMixin, Sequence[Difference]):
         drafts = {run["number"]: run["draft"] for run in content["runs"]}
         self._rows = [_difference(row, drafts[row["run"]]) for row in content["comparisons"]]
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Difference: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Difference]: ...
+
+    def __getitem__(self, index: int | slice) -> Difference | list[Difference]:
         return self._rows[index]
 
     def __len__(self) -> int:

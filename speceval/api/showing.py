@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from speceval.api.reading import Source, sound
+from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.show import layouts, render
 from speceval.show.layouts import form
@@ -66,6 +67,7 @@ def table(runs: Sources, *, layout: Layout = ..., format: None = ..., baseline: 
 def table(runs: Sources, *, layout: Layout = ..., format: Format, baseline: str | None = ...) -> str: ...
 
 
+@errors_by_parameter()
 def table(
     runs: Sources, *, layout: Layout = "summary", format: Format | None = None, baseline: str | None = None
 ) -> Table | str:
@@ -88,6 +90,7 @@ def table(
     return built if format is None else built.text(format)
 
 
+@errors_by_parameter()
 def plot(
     runs: Sources, *, kind: Kind = "positions", path: str | Path | None = None, allow: Collection[str] = ()
 ) -> Drawn:
@@ -118,6 +121,7 @@ def plot(
     return drawn
 
 
+@errors_by_parameter({"--verify": "verification"})
 def report(
     runs: Sources,
     path: str | Path,
@@ -149,6 +153,7 @@ def report(
     return path
 
 
+@errors_by_parameter()
 def export(run: Source, kind: Shape) -> str:
     """A finished run's numbers as text of a shape that others read (docs/measure/share-a-run.md).
 

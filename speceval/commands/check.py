@@ -38,7 +38,7 @@ def check(
 
     share = _share(margin, "--margin")
     position_share = None if position_margin is None else _share(position_margin, "--position-margin")
-    report = reading.check(run, baseline, margin=share, position_margin=position_share, allow=allow or ())
+    report = reading.judge(run, baseline, share, position_share, allow or ())
     for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
             baselines.replace(path, content)

@@ -23,6 +23,8 @@ def compare(
 
     Runs whose protocols differ in more than the drafter are refused with exit code 3.
     """
-    from speceval.api import reading
+    from speceval.api.results import Comparison
+    from speceval.estimate import books
+    from speceval.estimate.comparison import compare_runs
 
-    options.show(reading.compare(*runs, allow=allow or ()), as_json)
+    options.show(Comparison(compare_runs([books.read(run) for run in runs], allow or ())), as_json)

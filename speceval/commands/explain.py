@@ -10,6 +10,8 @@ def explain(
     as_json: options.AsJson = False,
 ) -> None:
     """Print what other tools and the paper would have called this run's tau, and why each number differs."""
-    from speceval.api import reading
+    from speceval.api.results import Explanation
+    from speceval.estimate import books
+    from speceval.estimate.explain import explain_run
 
-    options.show(reading.explain(run), as_json)
+    options.show(Explanation(explain_run(books.read(run))), as_json)

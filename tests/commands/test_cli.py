@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from support.machine import can_mount
+from support.simulated_run import simulate
 
 import speceval
-from speceval import catalog, cli, protocol
+from speceval import cli, protocol
 from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.engines.vllm import offline
 from speceval.errors import UserError
 from speceval.measure import fingerprint, launch
-from speceval.measure.job import Job
 from speceval.protocol import RunSpec
 from speceval.store import schema
 from speceval.store.schema import Facts, Fingerprint, RunMeta
@@ -60,13 +60,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory with a suite, where `speceval run` drives a simulated engine."""
-
-    def start(job: Job) -> SimulatedEngine:
-        return SimulatedEngine((0.7,) * job.spec.k, batch=job.spec.batch)
-
-    monkeypatch.setattr(launch, "start_engine", start)
-    monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    simulate(monkeypatch)
     monkeypatch.chdir(tmp_path)
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     return tmp_path
