@@ -28,7 +28,7 @@ def unwatched(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]
 def terminal() -> Iterator[Console]:
     """What standard error shows now, and goes on showing while the engine's output goes to a file."""
     if sys.stderr is not sys.__stderr__:  # a notebook's, or a caller's own: no descriptor
-        yield Console(file=sys.stderr, force_jupyter=False)
+        yield Console(file=sys.stderr, force_jupyter=False, force_terminal=False)
         return
     with os.fdopen(os.dup(2), "w") as own:
         yield Console(file=own)
