@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -71,8 +72,11 @@ def test_a_log_handler_that_is_made_meanwhile_can_be_used_afterwards(
     logger = logging.Logger("late")
     logger.addHandler(handler)
     logger.warning("late")
-    os.write(2, b"open\n")
-    assert capfd.readouterr() == ("late\n", "open\n")
+    assert capfd.readouterr() == ("late\n", "")
+    del logger, handler
+    gc.collect()
+    os.write(1, b"still open\n")
+    assert capfd.readouterr() == ("still open\n", "")
 
 
 def test_progress_goes_where_standard_error_was_while_the_output_is_sent_away(tmp_path: Path) -> None:
