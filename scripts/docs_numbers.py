@@ -14,12 +14,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from speceval import Estimate, Run, compare, read_run
+from speceval.commands.demo import everything as demo_all
+from speceval.commands.demo import small as demo
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
-from speceval.show import demo, demo_all, layouts, plots, render
+from speceval.show import layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
-from speceval.store import StoredRun, read_run
 from vllm_patches import ledger, unpatched
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +74,7 @@ def blocks() -> dict[Path, dict[str, str]]:
     }
 
 
-def demo_runs() -> dict[tuple[str, str], StoredRun]:
+def demo_runs() -> dict[tuple[str, str], Run]:
     """The reference runs by drafter and condition."""
     return {
         (draft, heading): read_run(DEMO / demo.run_name(draft, temperature, drafting))
@@ -88,8 +90,8 @@ def demo_table() -> str:
     rows = [["drafter", *headings]]
     for draft in demo.DRAFTERS:
         rows.append([f"`{draft}`", *(plus_minus(_suite(runs[draft, heading])["tau"]) for heading in headings)])
-    compared = (demo.difference(*(runs[draft, heading] for draft in demo.DRAFTERS)) for heading in headings)
-    rows.append(["Δ% of lk over kl", *map(demo.shown_difference, compared)])
+    pairs = ([runs[draft, heading] for draft in demo.DRAFTERS] for heading in headings)
+    rows.append(["Δ% of lk over kl", *(demo.change(compare(*pair)[0].relative_percent) for pair in pairs)])
     run = runs["lk-eagle3", "T=1"]
     engine, spec = run.meta.fingerprint.engine, run.meta.spec
     summary = _suite(run)
@@ -187,7 +189,7 @@ def tau_k_table() -> str:
     for row in frame[frame["k"] < frame["curve_k"]].to_dict("records"):
         own, curve = (f"{row[name]:.3f}" for name in ("tau", "curve"))
         parts = {"value": "difference_percent", "low": "difference_low", "high": "difference_high"}
-        difference = demo.shown_difference({name: row[column] for name, column in parts.items()})
+        difference = demo.change(Estimate(**{name: row[column] for name, column in parts.items()}))
         rows.append([f"`{row['draft']}`", str(row["k"]), own, f"{curve} (from K={row['curve_k']})", difference])
     return (
         f"{_markdown(rows)}\n\n{frame['conversations'].min()} prompts of the demo, {frame['seeds'].min()} samples of "
@@ -425,7 +427,7 @@ def main() -> None:
     plots.save(plots.draw("forest", losses).figure, IMAGES / "forest.png")
 
 
-def _suite(run: StoredRun) -> dict[str, Any]:
+def _suite(run: Run) -> dict[str, Any]:
     summary: dict[str, Any] = run_json(run)["suites"][demo.SUITE]
     return summary
 

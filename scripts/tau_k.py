@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from speceval.commands.run import measure
+from speceval.api.measuring import measure
 from speceval.estimate.statistics import paired_ratio_difference
 from speceval.measure.job import prepare
 from speceval.show import plots

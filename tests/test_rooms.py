@@ -18,8 +18,10 @@ FACTS = "vllm_patches.methods"
 """What the patches know of drafting methods: plain data, which the catalog's rows must agree with and so read."""
 
 ALLOWED: dict[str, set[str]] = {
-    "cli": {"commands", "engines"},
+    "cli": {"commands", "engines", "speceval"},
     "commands": {
+        "speceval",
+        "api",
         "exactness.kernels",
         "show",
         "exactness",
@@ -31,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         "zoo",
     },
+    "api": {"show", "exactness", "measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
     "show": {"exactness.kernels", "exactness", "measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
     "exactness": {"measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
     "exactness.kernels": {"exactness", "vllm_patches"},
@@ -89,7 +92,7 @@ def against_the_rule(root: Path) -> dict[tuple[str, str], set[str]]:
     wrong: dict[tuple[str, str], set[str]] = {}
     for module, other in arrows(root):
         a, b = room(module), room(other)
-        if a in ("speceval", "__main__") or b == "speceval" or a == b or b in GROUND or b in ALLOWED.get(a, set()):
+        if a in ("speceval", "__main__") or a == b or b in GROUND or b in ALLOWED.get(a, set()):
             continue
         wrong.setdefault((a, b), set()).add(f"{module} -> {other}")
     return wrong

@@ -23,13 +23,8 @@ def compare(
 
     Runs whose protocols differ in more than the drafter are refused with exit code 3.
     """
+    from speceval.api.results import Comparison
     from speceval.estimate import books
     from speceval.estimate.comparison import compare_runs
 
-    found = compare_runs([books.read(run) for run in runs], allow or ())
-    if as_json:
-        options.print_json("compare", found)
-    else:
-        from speceval.show.comparison import comparison_tables
-
-        options.output().print(comparison_tables(found))
+    options.show(Comparison(compare_runs([books.read(run) for run in runs], allow or ())), as_json)

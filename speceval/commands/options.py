@@ -71,6 +71,16 @@ def print_json(output: str, content: dict[str, Any]) -> None:
     print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
 
 
+def show(result: Any, as_json: bool) -> None:
+    """Print a result of the API: as it shows itself, or as one JSON object."""
+    import json
+
+    if as_json:
+        print(json.dumps(result.as_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        output().print(result)
+
+
 def given(ctx: typer.Context, parameter: str) -> bool:
     """Whether the user set an option on the command line."""
     source = ctx.get_parameter_source(parameter)

@@ -1,9 +1,7 @@
-"""`speceval run`, and what every command that measures shares."""
+"""`speceval run`, and how a run is printed."""
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +10,6 @@ import typer
 from speceval.commands import options
 
 if TYPE_CHECKING:
-    from speceval.measure.job import Job
     from speceval.store import StoredRun
 
 
@@ -56,6 +53,7 @@ def run(
 
     The same command resumes an interrupted run, and prints a finished one again.
     """
+    from speceval.api.measuring import measure, with_speedup
     from speceval.measure.job import prepare
 
     asked: dict[str, Any] = {
@@ -96,80 +94,22 @@ def run(
         from speceval.measure import timing
 
         timing.check(job.suites, batches)  # now, not after the run
-    finished = measure(job)
+    finished = measure(job, progress=True)
     if baseline:
-        finished = _with_speedup(job, finished, batches)
+        finished = with_speedup(job, finished, batches)
     print_run(finished, as_json)
-
-
-def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> StoredRun:
-    """The finished run with its speed-up, timed now unless it has been."""
-    from speceval.measure import timing
-    from speceval.store import read_run, write_meta
-
-    if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
-        timed = timing.measure(job, batches, finished.directory / "speedup.log")
-        write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
-        finished = read_run(finished.directory)
-    return finished
 
 
 def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was `asked`; `UserError` where they differ."""
-    from speceval import catalog
-    from speceval.catalog.methods import find
     from speceval.errors import UserError
-    from speceval.estimate import books
-    from speceval.measure.replay import INHERITED, source
-    from speceval.protocol import FLAGS
+    from speceval.measure.replay import INHERITED, inherited
 
     if options.given(ctx, "baseline"):
         raise UserError("--baseline: has no meaning with --replay: leave it out")
-    stored = books.read(run)
-    found, name = source(stored), stored.meta.spec.target
-    pair = catalog.resolve(target, draft)
-    if pair.draft is not None and find(pair.draft.method).deterministic:
-        raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
-    if pair.target.name != name:
-        raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
     parameters = {"temperature": "temp", "suites": "suite", "chat_template_kwargs": "template_arg"}
-    for name in INHERITED:
-        differs = (
-            list(asked[name] or ()) != list(found[name]) if name in ("suites", "seeds") else asked[name] != found[name]
-        )
-        if options.given(ctx, parameters.get(name, name)) and differs:
-            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-            raise UserError(f"{flag}: the run that is replayed has {found[name]}: leave it out, or name another run")
-    return found
-
-
-def measure(job: Job) -> StoredRun:
-    """Run a prepared job with a progress display on stderr, or read it back when it is complete."""
-    from rich.console import Console
-
-    from speceval.measure import launch
-    from speceval.measure.job import stored
-    from speceval.measure.output import output_to
-    from speceval.show import progress as display
-
-    known = stored(job)
-    if known is not None and known.complete:
-        return known
-    # Own copies of the terminal: the engine's output goes to a file meanwhile.
-    with os.fdopen(os.dup(2), "w") as terminal:
-        console = Console(file=terminal)
-
-        def log(path: Path) -> AbstractContextManager[None]:
-            console.print(f"starting {job.spec.engine}; its log: {path}", markup=False, soft_wrap=True)
-            return output_to(path)
-
-        try:
-            return launch.run(job, display.watcher(console), log)
-        except KeyboardInterrupt:
-            partial = stored(job)
-            count = 0 if partial is None else partial.conversations
-            console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
-            raise
+    given = {name: asked[name] for name in INHERITED if options.given(ctx, parameters.get(name, name))}
+    return inherited(run, target, draft, given)
 
 
 def print_run(stored: StoredRun, as_json: bool) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from speceval.commands import options
-from speceval.commands.run import measure
 from speceval.errors import UserError
 
 
@@ -36,6 +35,7 @@ def selftest(
     """
     from tempfile import TemporaryDirectory
 
+    from speceval.api.measuring import measure
     from speceval.exactness import selftest as known
     from speceval.measure.fingerprint import environment
     from speceval.store.schema import versioned
@@ -63,7 +63,7 @@ def selftest(
             )
             for temperature in (known.TEMPERATURES if temp is None else (temp,))
         ]
-        report = known.run(jobs, steps, measure)
+        report = known.run(jobs, steps, lambda job: measure(job, progress=True))
     report = versioned("selftest", report | {"environment": environment().model_dump()})
     _print(report, as_json)
     if out is not None:

@@ -82,7 +82,7 @@ def verify(
     report = execute(
         settings,
         out,
-        options.output() if not as_json else None,
+        progress=True,
         target=target,
         draft=draft,
         temperature=temp,
@@ -97,4 +97,8 @@ def verify(
         engine_args=options.pairs(engine_arg, "--engine-arg"),
         trust_remote_code=trust_remote_code,
     )
+    if as_json:
+        options.print_json("verify", report.as_json())
+    else:
+        options.output().print(report, highlight=False)
     raise typer.Exit(EXIT_CODES[report.verdict])

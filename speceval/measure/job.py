@@ -35,6 +35,8 @@ class Job:
     """Unconditional acceptance rate of positions 1 … K that the engine is made to have: `speceval selftest`."""
     against: StoredRun | None = None
     """The run whose difference `--until` is about."""
+    command: tuple[str, ...] = ()
+    """What a shell would be told to ask for it again; empty: this process's own command line."""
 
 
 def prepare(

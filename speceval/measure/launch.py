@@ -104,7 +104,9 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         name=job.spec.name,
         status="running",
         created=_now(),
-        command=["speceval", *(part.encode(errors="backslashreplace").decode() for part in sys.argv[1:])],
+        command=[
+            part.encode(errors="backslashreplace").decode() for part in job.command or ("speceval", *sys.argv[1:])
+        ],
         spec=job.spec,
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,

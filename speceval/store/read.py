@@ -18,7 +18,7 @@ from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS
 from speceval.store.tables import frames, read_lines
 
 
-@dataclass
+@dataclass(eq=False)
 class StoredRun:
     """A run read back. `turns` and `steps` as the estimators take them (see `speceval.estimate.acceptance`)."""
 

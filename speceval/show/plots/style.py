@@ -6,6 +6,7 @@ marker and a line style of its own too, so that figures read in grey.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ BAND = 0.18
 """Opacity of bands."""
 LABEL_WIDTH, LABEL_LENGTH = 46, 120
 FORMATS = (".png", ".pdf")
+SCREEN_DPI = 110
 
 
 ENDS = {"value": "", "low": "_low", "high": "_high"}
@@ -68,6 +70,13 @@ class Drawn(NamedTuple):
 
     figure: Figure
     caption: str
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        picture = io.BytesIO()
+        with matplotlib.rc_context(RC | {"savefig.dpi": SCREEN_DPI}):
+            self.figure.savefig(picture, format="png")
+        return picture.getvalue()
 
 
 def series(index: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +12,17 @@ import pytest
 from rich.console import Console
 from support.records import run_meta
 
-from speceval import zoo
+import speceval
+from speceval import Run, zoo
+from speceval.commands.demo import everything
 from speceval.estimate.acceptance import TURN_COLUMNS
-from speceval.measure.job import Job
-from speceval.show import demo_all
-from speceval.store import StoredRun
+from speceval.measure.job import Job, prepare
 
 CHANCE = {"kl": 0.5, "tv": 0.3, "lk-alpha": 0.5, "lk": 0.55}
 """The made-up drafters: chance that a draft token is accepted, by loss."""
 
 
-def made_up(job: Job) -> StoredRun:
+def made_up(job: Job) -> Run:
     """A run of 20 conversations with 100 steps each; two runs with equal chances are equal."""
     k, loss = job.spec.k, job.spec.draft.rsplit("-", 1)[0]
     accepted = (np.random.default_rng(0).random((2000, k)) < CHANCE[loss]).cumprod(axis=1).sum(axis=1)
@@ -35,11 +36,11 @@ def made_up(job: Job) -> StoredRun:
     turns[["conversation", "drafted", "accepted"]] = totals[["conversation", "drafted", "accepted"]]
     turns["output_tokens"] = totals["committed"] + 1
     asked = {f"spec__{name}": value for name, value in job.spec}
-    return StoredRun(job.directory, run_meta(**asked), turns, steps)
+    return Run(job.directory, run_meta(**asked), turns, steps)
 
 
 def test_every_drafter_of_the_zoo_has_a_row() -> None:
-    assert {demo_all.drafter(*key) for key in demo_all.plan()} == set(zoo.DRAFTERS)
+    assert {everything.drafter(*key) for key in everything.plan()} == set(zoo.DRAFTERS)
 
 
 def test_every_drafter_is_measured_at_the_papers_k_with_the_same_seeds(
@@ -59,7 +60,7 @@ def test_the_table_compares_each_loss_with_kl_of_its_architecture(
 ) -> None:
     _, text = run_all(monkeypatch, tmp_path)
     lines = [line for line in text.splitlines() if re.search(r"\d (±|\[)", line)]  # those with an interval
-    by_loss = {label: [line for line in lines if f" {label} " in line] for label in demo_all.LOSSES.values()}
+    by_loss = {label: [line for line in lines if f" {label} " in line] for label in everything.LOSSES.values()}
     assert all(len(found) == 5 for found in by_loss.values())
     assert not any("%" in line for line in by_loss["KL"])
     assert all("+0.0 % [+0.0, +0.0]" in line and "*" not in line for line in by_loss["LK-α"])
@@ -69,13 +70,14 @@ def test_the_table_compares_each_loss_with_kl_of_its_architecture(
 
 def run_all(monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[list[Job], str]:
     """The jobs that `main` asks for, and what it prints."""
-    monkeypatch.setattr(zoo, "ensure", lambda names: dict.fromkeys(names))
     jobs: list[Job] = []
 
-    def measure(job: Job) -> StoredRun:
-        jobs.append(job)
-        return made_up(job)
+    def run(target: str, draft: str, *, suites: list[str], progress: bool, **asked: Any) -> Run:
+        jobs.append(prepare(target=target, draft=draft, suite_names=suites, **asked))
+        return made_up(jobs[-1])
 
+    monkeypatch.setattr(speceval, "train_zoo", lambda names: None, raising=False)
+    monkeypatch.setattr(speceval, "run", run, raising=False)
     console = Console(record=True, width=160, quiet=False, file=(out / "printed").open("w"))
-    demo_all.main(out, measure, console)
+    everything.main(out, console)
     return jobs, console.export_text()

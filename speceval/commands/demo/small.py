@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from speceval import zoo
-from speceval.estimate import acceptance
-from speceval.measure.job import Job, prepare
-from speceval.show.tables import plus_minus, run_json
-from speceval.store import StoredRun
+import speceval
+from speceval import Estimate, Run
 
 DRAFTERS = ("kl-eagle3", "lk-eagle3")
 SUITE = "demo"
 BATCH = 256
 MAX_TOKENS = 64
 
-CONDITIONS: tuple[tuple[str, float, str, tuple[int, ...]], ...] = (
+CONDITIONS: tuple[tuple[str, float, Literal["probabilistic", "greedy"], tuple[int, ...]], ...] = (
     ("T=0", 0.0, "greedy", (0,)),
     ("T=1", 1.0, "probabilistic", tuple(range(100))),
     ("T=1, greedy drafts", 1.0, "greedy", tuple(range(25))),
@@ -31,26 +28,24 @@ The sampled runs are the ones that compare the losses: 100 samples of each promp
 """
 
 
-def main(out: Path, measure: Callable[[Job], StoredRun], console: Console) -> None:
+def main(out: Path, console: Console) -> None:
     """Measure every drafter under every condition below `out`, print the tables, draw the figure."""
-    from speceval.show import plots
-
-    zoo.ensure(DRAFTERS)  # both at once: they train side by side
-    runs: dict[tuple[str, str], StoredRun] = {}
+    speceval.train_zoo(DRAFTERS)  # both at once: they train side by side
+    runs: dict[tuple[str, str], Run] = {}
     for heading, temperature, drafting, seeds in CONDITIONS:
         for draft in DRAFTERS:
-            job = prepare(
-                target="zoo",
-                draft=draft,
+            runs[draft, heading] = speceval.run(
+                "zoo",
+                draft,
                 temperature=temperature,
                 drafting=drafting,
-                suite_names=[SUITE],
+                suites=[SUITE],
                 seeds=seeds,
                 batch=BATCH,
                 max_tokens=MAX_TOKENS,
                 out=out / run_name(draft, temperature, drafting),
+                progress=True,
             )
-            runs[draft, heading] = measure(job)
     console.print(lengths_table(runs))
     console.print(positions_table(runs))
     print_problems(runs.values(), console)
@@ -60,33 +55,32 @@ def main(out: Path, measure: Callable[[Job], StoredRun], console: Console) -> No
         "p(argmax q): two quantities."
     )
     figure = out / "positions.png"
-    plots.positions([runs[draft, heading] for draft in DRAFTERS for heading, *_ in CONDITIONS[1:]], figure)
+    speceval.plot([runs[draft, heading] for draft in DRAFTERS for heading, *_ in CONDITIONS[1:]], path=figure)
     console.print(f"figure: {figure}; every run: speceval show {out}/<run>", markup=False)
 
 
-def print_problems(runs: Iterable[StoredRun], console: Console) -> None:
+def print_problems(runs: Iterable[Run], console: Console) -> None:
     """One line for each thing that does not balance in a run's books."""
     for run in runs:
         for problem in run.meta.problems:
             console.print(f"PROBLEM in {run.directory}: {problem}", markup=False)
 
 
-def lengths_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
+def lengths_table(runs: dict[tuple[str, str], Run]) -> Table:
     """tau of each drafter under each condition, and the paired relative difference."""
     table = Table(title="Acceptance length tau on the demo prompts (target: zoo)", title_justify="left")
     table.add_column("drafter")
     for heading, *_ in CONDITIONS:
         table.add_column(heading, justify="right")
     for draft in DRAFTERS:
-        summaries = (run_json(runs[draft, heading])["suites"][SUITE] for heading, *_ in CONDITIONS)
-        table.add_row(draft, *(plus_minus(summary["tau"]) for summary in summaries))
+        table.add_row(draft, *(str(runs[draft, heading].tau()) for heading, *_ in CONDITIONS))
     table.add_section()
-    compared = (difference(*(runs[draft, heading] for draft in DRAFTERS)) for heading, *_ in CONDITIONS)
-    table.add_row("Δ% of lk over kl", *map(shown_difference, compared))
+    pairs = ([runs[draft, heading] for draft in DRAFTERS] for heading, *_ in CONDITIONS)
+    table.add_row("Δ% of lk over kl", *(change(speceval.compare(*pair)[0].relative_percent) for pair in pairs))
     return table
 
 
-def positions_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
+def positions_table(runs: dict[tuple[str, str], Run]) -> Table:
     """P(position j accepted) of each run."""
     table = Table(title="P(draft position j accepted), unconditional", title_justify="left")
     table.add_column("drafter")
@@ -96,7 +90,7 @@ def positions_table(runs: dict[tuple[str, str], StoredRun]) -> Table:
         table.add_column(str(position), justify="right")
     for heading, *_ in CONDITIONS:
         for draft in DRAFTERS:
-            rows = run_json(runs[draft, heading])["suites"][SUITE]["positions"]
+            rows = runs[draft, heading].summary()["positions"]
             table.add_row(draft, heading, *(f"{row['unconditional']:.3f}" for row in rows))
     return table
 
@@ -106,13 +100,6 @@ def run_name(draft: str, temperature: float, drafting: str) -> str:
     return f"{draft}-T{temperature:g}-{drafting}"
 
 
-def shown_difference(relative: dict[str, Any]) -> str:
+def change(relative: Estimate) -> str:
     """A relative difference with its interval: "+3.1 % [+1.6, +4.6]"."""
-    return f"{relative['value']:+.1f} % [{relative['low']:+.1f}, {relative['high']:+.1f}]"
-
-
-def difference(a: StoredRun, b: StoredRun) -> dict[str, Any]:
-    """Relative difference of b's tau over a's in percent, paired by conversation: value, low, high."""
-    compared = acceptance.compare(a.steps, a.turns, b.steps, b.turns)
-    relative: dict[str, Any] = compared["relative_percent"]
-    return relative
+    return f"{relative.value:+.1f} % [{relative.low:+.1f}, {relative.high:+.1f}]"

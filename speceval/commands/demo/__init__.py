@@ -1,4 +1,4 @@
-"""`speceval demo`."""
+"""`speceval demo`: `small` and, with `--all`, `everything`. Both use only what `import speceval` offers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from speceval.commands import options
-from speceval.commands.run import measure
 
 
 def demo(
@@ -19,9 +18,13 @@ def demo(
 ) -> None:
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them."""
     from speceval import engines
-    from speceval.show import demo as small
-    from speceval.show import demo_all
 
     engines.find("vllm").require()
-    demo_module, name = (demo_all, "demo-all") if everything else (small, "demo")
-    demo_module.main(out or Path("results") / name, measure, options.output())
+    if everything:
+        from speceval.commands.demo import everything as whole
+
+        whole.main(out or Path("results") / "demo-all", options.output())
+    else:
+        from speceval.commands.demo import small
+
+        small.main(out or Path("results") / "demo", options.output())

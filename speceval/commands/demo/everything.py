@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from speceval import zoo
-from speceval.catalog.methods import find
-from speceval.estimate import acceptance
-from speceval.estimate.statistics import holm
-from speceval.measure.job import Job, prepare
-from speceval.show.demo import BATCH, MAX_TOKENS, SUITE, print_problems, run_name, shown_difference
-from speceval.show.tables import plus_minus, run_json
-from speceval.store import StoredRun
-from speceval.zoo.recipe import METHODS
+import speceval
+from speceval import Difference, Run
+from speceval.commands.demo.small import BATCH, MAX_TOKENS, SUITE, change, print_problems, run_name
 
 PAPER_K = {"eagle3": 7, "medusa": 6, "mlp": 6, "mtp": 7, "draft": 7}
 """Architecture of the zoo -> K: the paper's. The draft model is not in the paper's table."""
@@ -27,7 +20,7 @@ LOSSES = {"kl": "KL", "tv": "TV", "lk-alpha": "LK-α", "lk": "LK-λ"}
 
 BASELINE = "kl"
 
-CONDITIONS: tuple[tuple[str, float, str, tuple[int, ...]], ...] = (
+CONDITIONS: tuple[tuple[str, float, Literal["probabilistic", "greedy"], tuple[int, ...]], ...] = (
     ("T=0", 0.0, "greedy", (0,)),
     ("T=1", 1.0, "probabilistic", tuple(range(50))),
 )
@@ -37,30 +30,30 @@ SAMPLED = "T=1"
 
 SIGNIFICANT = 0.05
 
-Runs = dict[tuple[str, str, str], StoredRun]
+Runs = dict[tuple[str, str, str], Run]
 """(architecture, first part of the drafter's name, heading) -> run."""
 
 
-def main(out: Path, measure: Callable[[Job], StoredRun], console: Console) -> None:
+def main(out: Path, console: Console) -> None:
     """Train what is missing, measure every drafter under both conditions below `out`, print the tables."""
-    zoo.ensure([drafter(*key) for key in plan()])  # all at once: they train two at a time
+    speceval.train_zoo([drafter(*key) for key in plan()])  # all at once: they train two at a time
     runs: Runs = {}
     for architecture, loss in plan():
         for heading, temperature, drafting, seeds in CONDITIONS:
-            job = prepare(
-                target="zoo",
-                draft=drafter(architecture, loss),
+            runs[architecture, loss, heading] = speceval.run(
+                "zoo",
+                drafter(architecture, loss),
                 k=PAPER_K[architecture],
                 temperature=temperature,
                 drafting=drafting,
-                suite_names=[SUITE],
+                suites=[SUITE],
                 seeds=seeds,
                 batch=BATCH,
                 max_tokens=MAX_TOKENS,
                 record=False,  # forty runs: their tables compare counts, and are kept small
                 out=out / run_name(drafter(architecture, loss), temperature, drafting),
+                progress=True,
             )
-            runs[architecture, loss, heading] = measure(job)
     console.print(lengths_table(runs))
     console.print(positions_table(runs))
     print_problems(runs.values(), console)
@@ -77,11 +70,6 @@ def plan() -> list[tuple[str, str]]:
     return [(architecture, loss) for architecture in PAPER_K for loss in LOSSES]
 
 
-def display(architecture: str) -> str:
-    """What tables call an architecture of the zoo."""
-    return find(METHODS[architecture]).display
-
-
 def drafter(architecture: str, loss: str) -> str:
     """Name of a drafter in the zoo."""
     return f"{loss}-{architecture}"
@@ -92,13 +80,13 @@ def lengths_rows(runs: Runs) -> list[list[str]]:
     over_kl = differences(runs)
     rows = []
     for architecture, loss in plan():
-        taus = (run_json(runs[architecture, loss, heading])["suites"][SUITE]["tau"] for heading, *_ in CONDITIONS)
+        taus = [runs[architecture, loss, heading].tau() for heading, *_ in CONDITIONS]
         rows.append(
             [
-                display(architecture),
+                runs[architecture, loss, SAMPLED].architecture,
                 str(PAPER_K[architecture]),
                 LOSSES[loss],
-                *map(plus_minus, taus),
+                *map(str, taus),
                 over_kl.get((architecture, loss), ""),
             ],
         )
@@ -128,23 +116,24 @@ def positions_table(runs: Runs) -> Table:
         table.add_column(str(position), justify="right")
     rows = []
     for architecture, loss in plan():
-        found = run_json(runs[architecture, loss, SAMPLED])["suites"][SUITE]["positions"]
-        rows.append([display(architecture), LOSSES[loss], *(f"{row['unconditional']:.3f}" for row in found)])
+        run = runs[architecture, loss, SAMPLED]
+        rates = (f"{row['unconditional']:.3f}" for row in run.summary()["positions"])
+        rows.append([run.architecture, LOSSES[loss], *rates])
     _fill(table, rows)
     return table
 
 
 def differences(runs: Runs) -> dict[tuple[str, str], str]:
     """(architecture, loss) -> the difference of its tau to KL's at temperature 1, "*" if significant after Holm."""
-    compared: dict[tuple[str, str], dict[str, Any]] = {}
+    compared: dict[tuple[str, str], Difference] = {}
     for architecture, loss in plan():
         if loss != BASELINE:
-            a, b = runs[architecture, BASELINE, SAMPLED], runs[architecture, loss, SAMPLED]
-            compared[architecture, loss] = acceptance.compare(a.steps, a.turns, b.steps, b.turns)
-    adjusted = holm([found["p_value"] for found in compared.values()])
+            pair = (runs[architecture, name, SAMPLED] for name in (BASELINE, loss))
+            compared[architecture, loss] = speceval.compare(*pair)[0]
+    adjusted = speceval.holm([difference.p_value for difference in compared.values()])
     return {
-        key: shown_difference(found["relative_percent"]) + (" *" if p is not None and p < SIGNIFICANT else "  ")
-        for (key, found), p in zip(compared.items(), adjusted, strict=True)
+        key: change(difference.relative_percent) + (" *" if p is not None and p < SIGNIFICANT else "  ")
+        for (key, difference), p in zip(compared.items(), adjusted, strict=True)
     }
 
 
