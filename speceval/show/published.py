@@ -47,6 +47,11 @@ class Figure(_Strict):
     """Times faster than without speculation; None where the source prints none."""
     source: str
 
+    @property
+    def place(self) -> tuple[str, str, int, str, float, str]:
+        """What no other figure has: target, architecture, K, setup, temperature, suite."""
+        return self.target, self.architecture, self.k, self.setup, self.temperature, self.suite
+
 
 class Footnote(_Strict):
     """What a reader must know about the figures that agree with every field of `where`."""
@@ -141,10 +146,7 @@ def repeated(meta: RunMeta, suite: str) -> Figure | None:
         spec.temperature,
         publication.suites[suite],
     )
-    for row in publication.rows:
-        if (row.target, row.architecture, row.k, row.setup, row.temperature, row.suite) == wanted:
-            return row
-    return None
+    return next((figure for figure in publication.rows if figure.place == wanted), None)
 
 
 def _is_benchmark(meta: RunMeta, suite: str) -> bool:
@@ -155,13 +157,15 @@ def _is_benchmark(meta: RunMeta, suite: str) -> bool:
 
 def _read_figures(path: Path) -> list[Figure]:
     with path.open(newline="", encoding="utf-8") as lines:
-        figures = []
+        figures: dict[tuple[Any, ...], Figure] = {}
         for number, row in enumerate(csv.DictReader(lines), start=2):
             try:
-                figures.append(Figure.model_validate(row | {"speedup": row.get("speedup") or None}))
+                figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
             except ValidationError as error:
                 raise UserError(f"{path}: line {number}: {_first(error)}") from None
-    return figures
+            if figures.setdefault(figure.place, figure) is not figure:
+                raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
+    return list(figures.values())
 
 
 def _first(error: ValidationError) -> str:

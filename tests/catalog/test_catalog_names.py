@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from speceval import catalog
-from speceval.catalog.schema import load_entries
+from speceval.catalog.schema import TARGETS_DIR, _load_entry, load_entries
 from speceval.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "lk_losses.csv"
@@ -33,6 +34,22 @@ def test_gpt_oss_120b_lk_eagle3_is_the_pair_of_the_paper() -> None:
 @pytest.mark.parametrize("typed", ["llama-3.1-8b", "LLAMA-3.1-8B-INSTRUCT", "meta-llama/llama-3.1-8b-instruct"])
 def test_alias_and_hub_id_in_any_case_name_the_same_target(typed: str) -> None:
     assert catalog.resolve(typed, None).target.name == "Llama-3.1-8B-Instruct"
+
+
+def test_no_two_targets_and_no_two_drafters_of_a_target_share_a_name() -> None:
+    """Names and aliases are looked up in any case, the first one wins: a second one would never be reached."""
+    targets = [{name.lower() for name in (e.name, e.model, *e.aliases)} for e in load_entries().values()]
+    assert len(set.union(*targets)) == sum(map(len, targets))
+    for entry in load_entries().values():
+        drafters = [{name.lower() for name in (own, d.model, *d.aliases)} for own, d in entry.drafters.items()]
+        assert sum(map(len, drafters)) == len(set().union(*drafters)), entry.name
+
+
+def test_no_catalog_file_names_a_drafter_twice() -> None:
+    """YAML keeps the last of two equal keys."""
+    for path in TARGETS_DIR.glob("*.yaml"):
+        names = re.findall(r"^  (\S+):$", path.read_text().partition("drafters:")[2], re.MULTILINE)
+        assert len(names) == len(set(names)) == len(_load_entry(path).drafters), path
 
 
 @pytest.mark.parametrize(("draft", "k"), [("lk-medusa", 6), ("lk-mlp", 6), ("rh-8b", 7), ("YH-8B", 7), ("zk-8b", 7)])

@@ -283,6 +283,74 @@ def test_a_named_baseline_is_what_changes_are_over(tmp_path: Path) -> None:
     assert (record["drafter"], record["definition"]) == ("yours", "percent over mine")
 
 
+def changes(table: Table) -> dict[tuple[Any, ...], tuple[str, float]]:
+    """(architecture, drafter, T) -> what Δ% is over, and its value."""
+    found = [record for record in table.records if "percent" in record["definition"]]
+    return {(r["architecture"], r["drafter"], r["temperature"]): (r["definition"], r["value"]) for r in found}
+
+
+@pytest.mark.parametrize("layout", ["paper-mean", "paper-arch"])
+def test_naming_the_loss_of_the_baseline_gives_what_naming_none_gives(layout: str) -> None:
+    """Every target and architecture has a drafter called KL: the name means the row's own."""
+    assert changes(build(layout, [PUBLISHED], "KL")) == changes(build(layout, [PUBLISHED]))
+    found = {key[:2]: round(value, 1) for key, (_, value) in changes(build(layout, [PUBLISHED], "KL")).items()}
+    assert found["EAGLE-3", "TV"] == -21.9  # at T = 1, the last
+
+
+def test_a_loss_that_several_architectures_and_k_have_is_each_rows_own(tmp_path: Path) -> None:
+    kinds = {"eagle3": (0.5, 3), "mtp": (0.7, 3), "medusa": (0.3, 2)}
+    for n, (kind, (rate, k)) in enumerate(kinds.items()):
+        for loss in ("kl", "lk-alpha", "lk"):
+            write_run(tmp_path / f"{loss}-{kind}", {"s": binomial(rate, n, k=k)}, draft=f"{loss}-{kind}", k=k)
+    found = changes(build("paper-mean", [tmp_path], "LK-alpha"))
+    assert len(found) == 6 and {value for _, value in found.values()} == {0.0}  # the same counts in each architecture
+    assert found["MTP", "lk-mtp", 1.0][0] == "percent over lk-alpha-mtp"
+    assert found["MEDUSA", "kl-medusa", 1.0][0] == "percent over lk-alpha-medusa"
+
+
+def test_rows_without_the_named_baseline_beside_them_have_no_change_and_a_note(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"s": binomial(0.5, 1)}, draft="kl-eagle3")
+    write_run(tmp_path / "b", {"s": binomial(0.5, 2)}, draft="lk-eagle3")
+    write_run(tmp_path / "c", {"s": binomial(0.5, 3)}, draft="lk-mtp")
+    write_run(tmp_path / "d", {"s": binomial(0.5, 4, k=2)}, draft="lk-eagle3", k=2)
+    write_run(tmp_path / "e", {"s": binomial(0.5, 5)}, draft="lk-eagle3", temperature=0.0)
+    table = build("paper-mean", [tmp_path], "kl-eagle3")
+    assert list(changes(table)) == [("EAGLE-3", "lk-eagle3", 1.0)]
+    refused = [note for note in table.notes if note.startswith("No Δ%")]
+    assert len(refused) == 3
+    for what in ("EAGLE-3, K=3", "EAGLE-3, K=2", "MTP, K=3"):
+        assert any(f"kl-eagle3 is not among the measured drafters of zoo, {what}" in note for note in refused), refused
+
+
+def test_a_name_that_two_rows_bear_is_refused(tmp_path: Path) -> None:
+    """Of two drafters with the same loss, architecture and K the last one must not win in silence."""
+    write_run(tmp_path / "a", {"s": binomial(0.5, 1)}, draft="kl-eagle3")
+    write_run(tmp_path / "b", {"s": binomial(0.4, 2)}, draft="KL")  # a user's own drafter of that name
+    write_run(tmp_path / "c", {"s": binomial(0.6, 3)}, draft="lk-eagle3")
+    table = build("paper-mean", [tmp_path], "KL")
+    assert changes(table) == {}
+    assert [note for note in table.notes if note.startswith("No Δ%")] == [
+        "No Δ% of KL, kl-eagle3, lk-eagle3: 2 drafters of its architecture and K are KL (KL, kl-eagle3): name one of "
+        "them."
+    ]
+    assert changes(build("paper-mean", [tmp_path], "kl-eagle3")).keys() == {
+        ("EAGLE-3", "KL", 1.0), ("EAGLE-3", "lk-eagle3", 1.0),
+    }  # fmt: skip
+
+
+def test_a_baseline_on_other_suites_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"s": binomial(0.5, 1)}, draft="kl-eagle3")
+    write_run(tmp_path / "b", {"s": binomial(0.5, 2), "t": binomial(0.5, 3)}, draft="lk-eagle3")
+    table = build("paper-mean", [tmp_path])
+    assert changes(table) == {}
+    assert "No Δ% of lk-eagle3: its baseline has no figure on all the suites, only on s." in table.notes
+
+
+def test_a_foreign_drafter_of_the_zoos_target_has_its_engines_architecture(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {"s": binomial(0.5, 1)}, draft="./my-drafter")
+    assert {record["architecture"] for record in build("summary", [run]).records} == {"EAGLE-3"}
+
+
 def test_a_mean_needs_all_suites_of_the_target(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"s": binomial(0.5, 1), "t": binomial(0.5, 2)}, draft="kl-eagle3")
     write_run(tmp_path / "b", {"s": binomial(0.5, 3)}, draft="lk-eagle3")

@@ -124,6 +124,12 @@ def test_a_run_under_another_protocol_repeats_nothing(other: dict[str, Any]) -> 
     [
         ("lk_losses.csv", "3.75,2.60", "0.75,2.60", ["lk_losses.csv: line 2", "tau"]),
         ("lk_losses.csv", "3.75,2.60", "x,2.60", ["lk_losses.csv: line 2", "tau"]),
+        (
+            "lk_losses.csv",
+            "Llama-3.1-8B-Instruct,EAGLE-3,7,TV",
+            "Llama-3.1-8B-Instruct,EAGLE-3,7,KL",
+            ["a second figure"],
+        ),
         ("source.yaml", "kind: published", "kind: other", ["source.yaml", "kind"]),
         ("source.yaml", "figures: lk_losses.csv", "", ["source.yaml", "figures"]),
         ("source.yaml", "decimals: 2", "decimals: [", ["source.yaml", "not YAML"]),

@@ -221,9 +221,9 @@ def _kind(run: StoredRun) -> tuple[str, str]:
     listed = target.drafters.get(spec.draft) if target else None
     if listed:
         return find(listed.method).display, listed.paper_setup or spec.draft
-    if spec.target == "zoo":
-        loss, _, name = spec.draft.rpartition("-")
-        return find(ZOO_METHODS.get(name, name)).display, ZOO_SETUPS.get(loss, spec.draft)
+    loss, _, name = spec.draft.rpartition("-")
+    if spec.target == "zoo" and name in ZOO_METHODS:
+        return find(ZOO_METHODS[name]).display, ZOO_SETUPS.get(loss, spec.draft)
     return find(str(method)).display, spec.draft
 
 

@@ -81,7 +81,7 @@ def _means(
         raise UserError(f"--baseline {baseline}: no such drafter in these runs; there are {', '.join(names)}")
     best = find_best(entries, PAPER, _architecture_group if by_architecture else column_group)
     suites = unique(entry.suite for entry in entries)
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}  # why there is no Δ% -> of which drafters
 
     def cells(temperature: float, row: Sequence[Entry]) -> list[Cell]:
         by_suite = {entry.suite: entry for entry in row}
@@ -91,11 +91,12 @@ def _means(
             return [*found, *(NONE for _ in over_suites)]
         if len(suites) > 1:
             found.append(_mean(row))
-        return [*found, _change(row, _baseline(row, entries, baseline), problems)]
+        return [*found, _change(row, entries, baseline, problems)]
 
     over_suites = ["mean", "Δ%"] if len(suites) > 1 else ["Δ%"]
     headings = [(heading,) for heading in (*suites, *over_suites)]
-    over = baseline or f"the drafter of the same architecture trained with {KL}"
+    called = f"called {baseline}" if baseline is not None else f"trained with {KL}"
+    over = f"the drafter of the same target, architecture, K and drafting {called}"
     notes = [
         *explain(entries, best, f"architecture, {GROUP}" if by_architecture else GROUP),
         f"Δ%: of {'the mean over suites' if len(suites) > 1 else 'tau'}, over {over}, where there is one"
@@ -106,7 +107,8 @@ def _means(
         ),
     ]
     table = _table(layout, caption, entries, headings, cells, notes, by_architecture)
-    return replace(table, notes=(*table.notes, *unique(problems)))
+    refused = (f"No Δ% of {', '.join(unique(drafters))}: {why}." for why, drafters in problems.items())
+    return replace(table, notes=(*table.notes, *refused))
 
 
 def _table(
@@ -173,7 +175,7 @@ def _labels(row: Sequence[Entry]) -> dict[str, Cell]:
         "architecture": Cell(entry.architecture),
         "K": Cell(str(entry.k)),
         "drafter": drafter_cell(row, ", greedy drafts" if greedy else ""),
-        "source": Cell("measured" if entry.measured else "published"),
+        "source": Cell(_source(entry)),
     }
 
 
@@ -200,16 +202,20 @@ def _mean(row: Sequence[Entry]) -> Cell:
     return Cell(plus_minus(dict(interval), DECIMALS), number(facts, PAPER, interval), notes=notes)
 
 
-def _change(row: Sequence[Entry], baseline: Sequence[Entry], problems: list[str]) -> Cell:
-    if {entry.suite for entry in baseline} != {entry.suite for entry in row}:
-        return NONE
-    over = {entry.suite: entry for entry in baseline}
+def _change(row: Sequence[Entry], entries: Sequence[Entry], name: str | None, problems: dict[str, list[str]]) -> Cell:
+    """Δ% of a row over its baseline; where there is none although one may be expected, `problems` gets the reason."""
     try:
+        over = {entry.suite: entry for entry in _baseline(row, entries, name)}
+        if not over:
+            return NONE
+        if over.keys() != {entry.suite for entry in row}:
+            raise UserError(f"its baseline has no figure on all the suites, only on {', '.join(over)}")
         interval = mean_change([(over[entry.suite], entry) for entry in row])
     except UserError as error:
-        problems.append(f"No Δ% of {row[0].drafter} over {baseline[0].drafter}: {reason(error)}.")
+        problems.setdefault(reason(error), []).append(row[0].drafter)
         return NONE
-    facts = number(row[0].facts | {"suite": "mean"}, f"percent over {baseline[0].drafter}", interval)
+    drafter = next(iter(over.values())).drafter
+    facts = number(row[0].facts | {"suite": "mean"}, f"percent over {drafter}", interval)
     return Cell(_percent(interval), facts)
 
 
@@ -223,23 +229,40 @@ def _percent(interval: dict[str, float | None]) -> str:
 
 
 def _baseline(row: Sequence[Entry], entries: Sequence[Entry], name: str | None) -> list[Entry]:
-    """The entries that Δ% of a row is over: none for the baseline itself."""
+    """The entries that Δ% of a row is over; empty for the baseline itself, and where no KL drafter is by default.
+
+    A name need not be unique: the same loss has trained drafters of several architectures, targets and K. So it means
+    the one of the row's own target, architecture, K, temperature and drafting. Raises `UserError` when a named one is
+    not among them, or several are.
+    """
     first = row[0]
+    fitting = [
+        entry
+        for entry in entries
+        if _condition(entry) == _condition(first)
+        and (entry.setup == KL if name is None else name in (entry.drafter, entry.setup))
+    ]
+    called = {row_key(entry): entry for entry in fitting}
+    if len(called) > 1:
+        names = ", ".join(entry.drafter for entry in called.values())
+        raise UserError(
+            f"{len(called)} drafters of its architecture and K are {name or KL} ({names}): name one of them"
+        )
+    if row_key(first) in called:
+        return []
+    if name is not None and not called:
+        where = f"{first.target}, {first.architecture}, K={first.k} at the same temperature and drafting"
+        raise UserError(f"{name} is not among the {_source(first)} drafters of {where}")
+    return fitting
 
-    def fits(other: Entry) -> bool:
-        if (other.target, other.temperature, other.drafting, other.measured) != (
-            first.target,
-            first.temperature,
-            first.drafting,
-            first.measured,
-        ):
-            return False
-        if name is not None:
-            return name in (other.drafter, other.setup)
-        return other.setup == KL and (other.architecture, other.k) == (first.architecture, first.k)
 
-    found = [entry for entry in entries if fits(entry)]
-    return [] if any(entry is other for entry in found for other in row) else found
+def _condition(entry: Entry) -> Hashable:
+    """What a row and its baseline have in common."""
+    return entry.target, entry.architecture, entry.k, entry.temperature, entry.drafting, entry.measured
+
+
+def _source(entry: Entry) -> str:
+    return "measured" if entry.measured else "published"
 
 
 def _definitions(entries: Sequence[Entry]) -> list[str]:

@@ -32,11 +32,12 @@ def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> D
     """The figure of one kind (a key of `OF_RUNS`) of stored runs, and its caption. Raises `UserError`.
 
     A forest plot compares: runs whose protocols differ in more than the drafter and the fields in `allow` raise
-    `NotComparable` (`comparison.require_comparable`), and what was allowed is in the caption.
+    `NotComparable` (`comparison.require_comparable`), and what was allowed is in the caption. So do two runs'
+    conversations, which are drawn without their differences instead.
     """
     allowed = require_comparable([run.meta.fingerprint for run in runs], allow) if kind == "forest" else []
     with matplotlib.rc_context(style.RC):
-        figure, caption = OF_RUNS[kind](runs)
+        figure, caption = conversation.draw(runs, allow) if kind == "conversations" else OF_RUNS[kind](runs)
     differences = [f"Runs differ in {'; '.join(allowed)}."] if allowed else []
     return Drawn(figure, style.plain(" ".join([caption, *differences, *style.notes(runs)])))
 

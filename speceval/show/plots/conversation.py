@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from speceval.errors import NotComparable
 from speceval.estimate import acceptance
+from speceval.estimate.comparison import require_comparable
 from speceval.show.plots import style
 from speceval.show.tables import suite_summary
 from speceval.store import StoredRun
@@ -35,10 +37,13 @@ def differences(a: StoredRun, b: StoredRun, suite: str) -> tuple[pd.Series, dict
     return (taus(steps[1]) - taus(steps[0])).dropna(), compared["difference"]
 
 
-def draw(runs: Sequence[StoredRun]) -> style.Drawn:
-    """Distribution of the conversations' tau, a row per suite; of two runs also that of the paired differences."""
+def draw(runs: Sequence[StoredRun], allow: Collection[str] = ()) -> style.Drawn:
+    """Distribution of the conversations' tau, a row per suite; of two runs also that of the paired differences.
+
+    Two runs whose protocols differ in more than the drafter and the fields in `allow` stand beside each other without.
+    """
     suites = style.common_suites(runs)
-    paired = len(runs) == 2
+    paired, pairs = _paired(runs, allow)
     size = (style.PAGE if paired else style.COLUMN, style.PANEL_HEIGHT * len(suites))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(suites), 2 if paired else 1, squeeze=False)
@@ -53,7 +58,6 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
             axes[1].axvline(0, color="black", linewidth=0.6, zorder=0)
             axes[1].set(xlabel=f"{name}tau of {labels[1]} minus {labels[0]}")
     style.legend(figure, grid[0][0])
-    pairs = " Right: the same of the difference within a conversation." if paired else ""
     return style.Drawn(
         figure,
         "Distribution over conversations: the share of conversations whose tau, over all their seeds and turns, is "
@@ -61,6 +65,18 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
         "from a limited number of steps, so the spread is wider than that between prompts alone. Below each, with a "
         f"marker: the pooled value; bars: {style.INTERVAL}.",
     )
+
+
+def _paired(runs: Sequence[StoredRun], allow: Collection[str]) -> tuple[bool, str]:
+    """Whether there are differences to draw, and what the caption says of them."""
+    if len(runs) != 2:
+        return False, ""
+    try:
+        allowed = require_comparable([run.meta.fingerprint for run in runs], allow)
+    except NotComparable as error:
+        return False, f" Without differences within a conversation: {str(error).partition(': measure them')[0]}."
+    differing = f" Runs differ in {'; '.join(allowed)}." if allowed else ""
+    return True, f" Right: the same of the difference within a conversation.{differing}"
 
 
 def _distribution(axis: Any, values: pd.Series, pooled: dict[str, Any], index: int, label: str) -> None:

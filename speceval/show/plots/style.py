@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from speceval.errors import UserError
 from speceval.estimate.statistics import cluster_warnings
+from speceval.show.labels import directory_names
 from speceval.store import StoredRun
 
 COLUMN, PAGE = 8.5 / 2.54, 17.8 / 2.54
@@ -197,9 +198,10 @@ def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str
         for spec in specs
     ]
     twice = {name for name in names if names.count(name) > 1}
+    directories = directory_names([run.directory for run in runs])
     return [
-        label(f"{name} ({run.directory.name})" if name in twice else name)
-        for name, run in zip(names, runs, strict=True)
+        label(f"{name} ({directory})" if name in twice else name)
+        for name, directory in zip(names, directories, strict=True)
     ]
 
 

@@ -13,6 +13,7 @@ from speceval.estimate import comparison, replay, speedup
 from speceval.estimate.statistics import COVERS
 from speceval.protocol import flatten
 from speceval.show.comparison import signed
+from speceval.show.labels import directory_names
 from speceval.show.report import differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import pictures
@@ -135,8 +136,10 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
         ", ".join([cut(spec.draft), *(cut(forms[name].format(getattr(spec, name))) for name in differ)])
         for spec in specs
     ]
-    unique = len(set(names)) == len(names)
-    return names if unique else [f"{name} ({run.directory.name})" for name, run in zip(names, runs, strict=True)]
+    if len(set(names)) == len(names):
+        return names
+    directories = directory_names([run.directory for run in runs])
+    return [f"{name} ({cut(directory)})" for name, directory in zip(names, directories, strict=True)]
 
 
 def _show(run: StoredRun, label: str, picks: list[samples.Pick], given: tuple[Path, dict[str, Any]] | None) -> Shown:

@@ -224,6 +224,14 @@ def test_differences_are_within_conversations_that_both_runs_have() -> None:
     assert pooled["value"] == pytest.approx(4 - (6 + 7) / 6)
 
 
+def test_runs_of_different_protocols_have_no_difference_within_a_conversation() -> None:
+    runs = [make_run(BY_HAND, k=3), make_run(BY_HAND, k=4, draft="e")]
+    drawn = plots.draw("conversations", runs)
+    assert len(drawn.figure.axes) == 1 and "engine.k: 3 -> 4" in drawn.caption
+    drawn = plots.draw("conversations", runs, ["engine.k"])
+    assert len(drawn.figure.axes) == 2 and "Runs differ in engine.k: 3 -> 4." in drawn.caption
+
+
 def test_forest_has_a_row_for_each_suite_and_run_with_the_paired_difference(demo: list[StoredRun]) -> None:
     rows = forest.rows([demo[0], demo[1], demo[0]])
     assert [(row["suite"], row["run"]) for row in rows] == [("demo", 1), ("demo", 2)]
@@ -391,6 +399,8 @@ def test_labels_name_what_differs_and_are_never_the_same() -> None:
     twins = [make_run(BY_HAND), make_run(BY_HAND)]
     twins[1].directory = Path("runs/again")
     assert style.labels(twins) == ["d (d)", "d (again)"]
+    twins[0].directory = Path("old/again")
+    assert style.labels(twins) == ["d (old/again)", "d (runs/again)"]
 
 
 ODD = {

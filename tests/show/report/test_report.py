@@ -334,6 +334,8 @@ def test_runs_get_names_that_tell_them_apart(tmp_path: Path) -> None:
     assert build.labels([a]) == ["lk-eagle3"]
     assert build.labels([a, b]) == ["lk-eagle3, T=1", "lk-eagle3, T=0.5"]
     assert build.labels([a, replace(a, directory=tmp_path / "c")]) == ["lk-eagle3 (a)", "lk-eagle3 (c)"]
+    elsewhere = [replace(a, directory=tmp_path / machine / "results" / "a") for machine in ("x", "y")]
+    assert build.labels(elsewhere) == ["lk-eagle3 (x/results/a)", "lk-eagle3 (y/results/a)"]
 
 
 @pytest.mark.usefixtures("unpainted")
