@@ -92,7 +92,7 @@ class SimulatedEngine(Engine):
             "prefix_caching": order.prefix_caching,
         }
         (end,) = _chances("end", [end])
-        return cls(conditional, end, order.batch, max_model_len, order.record, settings)
+        return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, settings)
 
     def facts(self) -> Facts:
         """What a real engine would tell of itself, as far as there is something to tell."""

@@ -46,6 +46,8 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "k": spec.k,
         "drafting": spec.drafting,
         "seeds": list(spec.seeds),
+        "engine": spec.engine,
+        "evidence": meta.evidence,
         "fingerprint": meta.fingerprint_hash,
         "forced": spec.rejection == "synthetic",
         "problems": problems,
@@ -157,9 +159,10 @@ def _title(shown: dict[str, Any]) -> str:
     drafting = f"{shown['drafting']} drafting"
     unfinished = " · UNFINISHED" if shown["status"] == "running" else ""
     forced = " · FORCED ACCEPTANCE, NO MEASUREMENT" if shown["forced"] else ""
+    engine = "" if shown["engine"] == "vllm" else f" · engine {shown['engine']}"
     return (
-        f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{unfinished}"
-        f"{forced}"
+        f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{engine}"
+        f"{unfinished}{forced}"
     )
 
 
