@@ -16,6 +16,7 @@ from rich.console import Console
 
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
+from speceval.files import write_whole
 from speceval.show import demo, demo_all, layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
@@ -413,7 +414,7 @@ def replace_blocks(text: str, contents: dict[str, str]) -> str:
 def main() -> None:
     """Rewrite the pages and the figure."""
     for page, contents in blocks().items():
-        page.write_text(replace_blocks(page.read_text(), contents))
+        write_whole(page, replace_blocks(page.read_text(), contents))
     runs = demo_runs()
     sampled = [heading for heading, temperature, *_ in demo.CONDITIONS if temperature > 0]
     plots.positions([runs[draft, heading] for draft in demo.DRAFTERS for heading in sampled], FIGURE)

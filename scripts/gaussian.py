@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+from speceval.files import write_whole
 from speceval.show import plots
 from speceval.show.plots import gaussian
 
@@ -29,9 +30,7 @@ def main() -> None:
         "published_overlap_percent": gaussian.PUBLISHED,
         "fits": {name: {key: round(value, 6) for key, value in fit.items()} for name, fit in gaussian.fits().items()},
     }
-    part = OUT.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(OUT)
+    write_whole(OUT, json.dumps(content, indent=1) + "\n")
     plots.save(plots.draw_gaussian().figure, FIGURE)
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 
 from speceval.errors import UserError
 from speceval.exactness.kernels import CHECKED, REQUESTS, judge, run_kernels
+from speceval.files import write_whole
 from speceval.show import plots
 from speceval.show.plots.known_bad import key, read_rows
 
@@ -82,8 +83,8 @@ def measure(sources: list[str], n: int, seed: int) -> None:
         "python": platform.python_version(),
         "packages": {p: importlib.metadata.version(p) for p in ("torch", "triton", "numpy", "scipy")},
     }
-    replace(RESULTS / "kernels.csv", frame.to_csv(index=False))
-    replace(RESULTS / "kernels.json", json.dumps(provenance, indent=1) + "\n")
+    write_whole(RESULTS / "kernels.csv", frame.to_csv(index=False))
+    write_whole(RESULTS / "kernels.json", json.dumps(provenance, indent=1) + "\n")
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
@@ -98,7 +99,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             lines.append("| " + " | ".join(cells) + " |")
     head, _, rest = PAGE.read_text().partition(BEGIN)
     tail = rest.partition(END)[2]
-    replace(PAGE, f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}")
+    write_whole(PAGE, f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}")
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -121,13 +122,6 @@ def acceptance(row: dict[str, Any]) -> str:
         return ""
     expected = "" if math.isnan(row["expected"]) else f" ({row['expected']:.3f})"
     return f"{row['acceptance']:.3f}{expected}"
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 if __name__ == "__main__":

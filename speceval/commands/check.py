@@ -35,6 +35,7 @@ def check(
     from speceval.estimate import baseline as baselines
     from speceval.estimate import gate
     from speceval.estimate.comparison import require_comparable
+    from speceval.files import write_whole
     from speceval.show import gate as gate_reports
 
     share = _share(margin, "--margin")
@@ -47,7 +48,7 @@ def check(
         (markdown, gate_reports.markdown(report).encode()),
     ):
         if path is not None:
-            baselines.replace(path, content)
+            write_whole(path, content)
     if as_json:
         options.print_json("check", report.as_json())
     else:

@@ -18,7 +18,7 @@ from speceval.protocol import (
     make_spec,
 )
 from speceval.store import StoredRun, read_meta, read_run, run_directory
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 from speceval.store.schema import (
     other_request,
 )

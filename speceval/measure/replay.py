@@ -9,7 +9,7 @@ from speceval.errors import UserError
 from speceval.estimate.replay import is_replay
 from speceval.protocol import digest
 from speceval.store import OUTPUTS, StoredRun, read_lines
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 
 INHERITED = (
     *(

@@ -22,7 +22,7 @@ from speceval.suites import Conversation, Suite
 
 if TYPE_CHECKING:
     from speceval.measure.until import Looks
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 
 QUEUE_AHEAD = 2
 """Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.files import write_whole
 from speceval.measure import runner
 from speceval.measure.job import Job
 from speceval.measure.launch import fetch
@@ -81,9 +82,7 @@ def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
 def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:
     with output_to(log):
         timings = list(time_blocks(job, batches))
-    partial = result.with_suffix(".partial")
-    partial.write_text(json.dumps([timing.model_dump() for timing in timings]))
-    partial.replace(result)
+    write_whole(result, json.dumps([timing.model_dump() for timing in timings]))
 
 
 def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:

@@ -14,7 +14,7 @@ from speceval.store.schema import RunMeta, parse
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
+from speceval.store.layout import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
 from speceval.store.tables import frames, read_lines
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from speceval import files
 from speceval.errors import UserError
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
@@ -52,10 +53,8 @@ def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
     return {"schema": OUTPUTS[output], **content}
 
 
-class Strict(BaseModel):
+class Strict(files.Strict, strict=True):
     """No key but the fields, no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Checkpoint(Strict):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-from speceval.store.files import RECORDED, RECORDED_COLUMNS, STEP_COLUMNS, TURN_COLUMNS, Counts, Key, recorded_columns
+from speceval.store.layout import RECORDED, RECORDED_COLUMNS, STEP_COLUMNS, TURN_COLUMNS, Counts, Key, recorded_columns
 
 
 @dataclass

@@ -12,10 +12,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from speceval.catalog.methods import find
 from speceval.estimate import acceptance
+from speceval.files import Strict
 from speceval.show.export.names import checkpoint
 from speceval.store import StoredRun
 
@@ -25,11 +26,7 @@ TOLERANCE = 0.02
 DIGITS = 6
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Consistency(_Strict):
+class Consistency(Strict):
     """The mean that the marginals imply (1 + their sum) against the measured one."""
 
     implied_mean_accept_length: float
@@ -39,21 +36,21 @@ class Consistency(_Strict):
     passed: bool
 
 
-class Monotonicity(_Strict):
+class Monotonicity(Strict):
     """A survival function does not rise."""
 
     passed: bool
     violations: list[dict[str, float]]
 
 
-class Validation(_Strict):
+class Validation(Strict):
     """The proposal's own two checks."""
 
     mean_consistency: Consistency
     marginal_monotonicity: Monotonicity
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """One `speculation_profile.json`. Rates have one entry per draft position, None under block verification."""
 
     schema_version: Literal["1.0"] = "1.0"

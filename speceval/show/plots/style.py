@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from speceval.errors import UserError
 from speceval.estimate.statistics import cluster_warnings
+from speceval.files import write_whole
 from speceval.store import StoredRun
 
 COLUMN, PAGE = 8.5 / 2.54, 17.8 / 2.54
@@ -237,14 +239,9 @@ def save(figure: Figure, path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}: name such a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     # A date in the file would make every regeneration differ.
     metadata = {"CreationDate": None} if path.suffix.lower() == ".pdf" else {}
-    try:
-        with matplotlib.rc_context(RC), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure says it
-            figure.savefig(part, format=path.suffix.lower()[1:], metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    draw = partial(figure.savefig, format=path.suffix.lower()[1:], metadata=metadata)
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure says it
+        write_whole(path, draw)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from speceval.errors import UserError
 from speceval.estimate import comparison, replay, speedup
 from speceval.estimate.statistics import COVERS
+from speceval.files import write_whole
 from speceval.protocol import flatten
 from speceval.show.comparison import signed
 from speceval.show.report import differences, samples, verification
@@ -64,13 +65,7 @@ def write(runs: Sequence[StoredRun], path: Path, verify_file: Path | None = None
     the fingerprint that may differ between runs that are compared. Raises `UserError`.
     """
     page = render(gather(runs, verify_file, allow)).encode()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(page)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, page)
     return len(page)
 
 
