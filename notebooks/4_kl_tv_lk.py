@@ -13,6 +13,7 @@
 # %%
 # %matplotlib inline
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,13 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from speceval.show import layouts, plots
+from speceval.show import layouts
 from speceval.show.plots import style
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 pyplot.rcParams.update(style.RC | {"figure.dpi": 110, "text.parse_math": True})  # powers of ten on axes
 
-gaussian = plots.draw_gaussian()
-gaussian.figure
+runpy.run_path(str(ROOT / "scripts" / "gaussian.py"))["draw"]().figure
 
 # %%
 stored = json.loads((ROOT / "results" / "statistics" / "gaussian.json").read_text())
