@@ -31,7 +31,7 @@ FLAGS = {
     | ENGINE
     | {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
-        *("--record", "--no-record", "--template-arg", "--baseline", "--no-baseline", "--baseline-batch", "--data-dir"),
+        *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
     },
     "verify": SHARED
     | ENGINE
@@ -41,6 +41,9 @@ FLAGS = {
     },
     "selftest": SHARED | {"--rates", "--tau", "--steps", "--samples", "--runs"},
 }
+
+
+OLD_FORMS = (Path(__file__).resolve().parents[1] / "docs" / "start" / "old-forms.md").read_text()
 
 
 def help_of(*command: str) -> str:
@@ -88,6 +91,27 @@ def test_a_new_field_is_a_flag_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == {"warm_up": (1,), "dry": False, "temperature": 0.5, "mine": 3}
     built(["--warm", "2,5-6", "--dry", "--temp", "1", "--mine", "4"], standalone_mode=False)
     assert seen == {"warm_up": (2, 5, 6), "dry": True, "temperature": 1.0, "mine": 4}
+
+
+@pytest.mark.parametrize(
+    ("command", "old"), [(name, old) for name in options.OLD_FLAGS for old in options.OLD_FLAGS[name]]
+)
+def test_an_old_flag_works_and_names_the_new_one(command: str, old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    new = options.OLD_FLAGS[command][old]
+    needed = ["--target", "zoo", "--draft", "ngram", "--temp", "1"] if command == "run" else ["published"]
+    value = [] if new.endswith("speedup") else ["7"]
+
+    def values(*words: str) -> dict[str, Any]:
+        return dict(options.build(command, cli.COMMANDS[command]).make_context(command, [*needed, *words]).params)
+
+    renamed = values(new, *value)
+    assert capsys.readouterr().err == "" and (renamed != values() or new.startswith("--no-"))
+    assert values(old, *value) == renamed
+    assert capsys.readouterr().err == f"warning: {old} is now called {new}; the old name goes in 0.3.0\n"
+    if value:
+        assert values(f"{old}=7") == renamed
+    assert re.search(rf"^\| .*`(?:{command} )?{old}`.*{new}`", OLD_FORMS, re.M), "docs/start/old-forms.md lists it"
+    assert f"{old} " not in help_of(command)
 
 
 @pytest.mark.parametrize("rejection", ["synthetic", "fly"])

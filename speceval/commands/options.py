@@ -20,8 +20,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]
 
 
+OLD_FLAGS = {
+    "run": {"--baseline": "--speedup", "--no-baseline": "--no-speedup", "--baseline-batch": "--speedup-batch"},
+    "table": {"--baseline": "--over"},
+}
+"""Command -> flags that have got another name, which work until 0.3.0: docs/start/old-forms.md."""
+
+
 class Command(TyperCommand):
-    """A command whose help names the values of each of its `choices`."""
+    """A command that still reads its `OLD_FLAGS`, and whose help names the values of each of its `choices`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line."""
+        old = OLD_FLAGS.get(str(self.name), {})
+        return list(super().parse_args(ctx, [_renamed(word, old) for word in args]))
 
     def name_choices(self) -> None:
         """Import the registries and put their names where help prints what an option or argument takes."""
@@ -37,6 +49,15 @@ class Command(TyperCommand):
         """Write the help."""
         self.name_choices()
         super().format_help(ctx, formatter)
+
+
+def _renamed(word: str, old: dict[str, str]) -> str:
+    """A word of the command line with today's flag in it, and a line about it on stderr."""
+    flag, equals, value = word.partition("=")
+    if flag not in old:
+        return word
+    print(f"warning: {flag} is now called {old[flag]}; the old name goes in 0.3.0", file=sys.stderr)
+    return f"{old[flag]}{equals}{value}"
 
 
 def build(name: str, function: Callable[..., None]) -> Any:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def run(
     ctx: typer.Context,
     request: dict[str, Any],
-    baseline: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
-    baseline_batch: Annotated[str, typer.Option(help="With --baseline: batch sizes, comma-separated.")] = "1",
+    speedup: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
+    speedup_batch: Annotated[str, typer.Option(help="With --speedup: batch sizes, comma-separated.")] = "1",
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run [default: results/<name>].")] = None,
     as_json: options.AsJson = False,
@@ -36,13 +36,13 @@ def run(
     if replayed is not None:
         request |= _of_replayed(ctx, replayed, request)
     job = prepare(suite_names=list(request.pop("suites")), data_dir=data_dir, out=out, **request)
-    batches = options.seeds(baseline_batch, "--baseline-batch")
-    if baseline:
+    batches = options.seeds(speedup_batch, "--speedup-batch")
+    if speedup:
         from speceval.measure import timing
 
         timing.check(job.suites, batches)  # now, not after the run
     finished = measure(job)
-    if baseline:
+    if speedup:
         finished = _with_speedup(job, finished, batches)
     print_run(finished, as_json)
 
@@ -68,8 +68,8 @@ def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict
     from speceval.measure.replay import INHERITED, source
     from speceval.protocol import flag
 
-    if options.given(ctx, "baseline"):
-        raise UserError("--baseline: has no meaning with --replay: leave it out")
+    if options.given(ctx, "speedup"):
+        raise UserError("--speedup: has no meaning with --replay: leave it out")
     stored = books.read(run)
     fixed, name = source(stored), stored.meta.spec.target
     target, draft = request["target"], request["draft"]

@@ -31,7 +31,7 @@ def table(
     format_: Annotated[
         str, typer.Option("--format", help="How the table is written.", **options.choices(_formats))
     ] = "md",
-    baseline: Annotated[
+    over: Annotated[
         str | None, typer.Option(help="Drafter that Δ% is over [default: the architecture's KL drafter].")
     ] = None,
 ) -> None:
@@ -40,7 +40,7 @@ def table(
 
     from speceval.show import layouts, render
 
-    text = render.FORMATS[format_](layouts.build(layout, runs, baseline))
+    text = render.FORMATS[format_](layouts.build(layout, runs, over))
     if sys.stdout.isatty():
         options.output().print(Text(text), soft_wrap=True, end="")
     else:

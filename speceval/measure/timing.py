@@ -60,7 +60,7 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
     worker.start()
     worker.join()
     if not result.exists():
-        raise UserError(f"--baseline: timing failed, {log} says why; the run itself is stored")
+        raise UserError(f"--speedup: timing failed, {log} says why; the run itself is stored")
     timings = [Timing(**timing) for timing in json.loads(result.read_text())]
     result.unlink()
     return Speedup(machine=machine(), batches=list(batches), timings=timings)
@@ -69,13 +69,13 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
 def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
     """Raises `UserError` when a suite cannot be timed at one of the batch sizes."""
     if min(batches, default=0) < 1:
-        raise UserError("--baseline-batch: batch sizes are whole numbers from 1, such as 1,32")
+        raise UserError("--speedup-batch: batch sizes are whole numbers from 1, such as 1,32")
     for batch in batches:
         for suite in suites:
             if len(blocks(suite, batch)) < FEWEST_BLOCKS:
                 raise UserError(
-                    f"--baseline: {suite.name} has {len(suite.conversations)} conversations, too few for "
-                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --baseline-batch"
+                    f"--speedup: {suite.name} has {len(suite.conversations)} conversations, too few for "
+                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --speedup-batch"
                 )
 
 

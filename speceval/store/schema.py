@@ -421,7 +421,7 @@ class Timing(Strict):
 
 
 class Speedup(Strict):
-    """What `--baseline` timed; `speceval.estimate.speedup` makes ratios of it."""
+    """What `--speedup` timed; `speceval.estimate.speedup` makes ratios of it."""
 
     machine: Machine
     """Where."""
@@ -467,7 +467,7 @@ class RunMeta(BaseModel):
     stopping: Stopping | None = None
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
-    """Of a run with `--baseline`."""
+    """Of a run with `--speedup`."""
 
     @property
     def checked_conversations(self) -> int:

@@ -104,8 +104,8 @@ def test_a_folder_is_searched_and_the_first_format_is_markdown(call: Call) -> No
     [
         (["nowhere"], ["nowhere", "no runs here"]),
         ([PUBLISHED, "--layout", "positions"], ["--layout positions", "name a run"]),
-        ([PUBLISHED, "--baseline", "KL"], ["--baseline", "--layout summary", "paper-mean"]),
-        ([PUBLISHED, "--layout", "paper-mean", "--baseline", "kl"], ["--baseline kl", "there are KL, TV"]),
+        ([PUBLISHED, "--over", "KL"], ["--over", "--layout summary", "paper-mean"]),
+        ([PUBLISHED, "--layout", "paper-mean", "--over", "kl"], ["--over kl", "there are KL, TV"]),
         ([PUBLISHED, "--layout", "other"], ["--layout", "paper-main"]),
         ([PUBLISHED, "--format", "pdf"], ["--format", "latex"]),
         ([], ["RUN"]),
