@@ -141,16 +141,7 @@ class Baseline(Strict, strict=True):
             vllm=fingerprint.engine.vllm,
             weights=Weights(target=fingerprint.target.weights, draft=fingerprint.draft.weights),
             fingerprint=fingerprint,
-            suites={
-                suite: SuiteCounts.of(
-                    gate.count(
-                        run.steps[run.steps["suite"] == suite],
-                        run.turns[run.turns["suite"] == suite],
-                        meta.spec.k,
-                    )
-                )
-                for suite in run.suites
-            },
+            suites={suite: SuiteCounts.of(gate.count(*run.suite(suite), meta.spec.k)) for suite in run.suites},
         )
 
     def counts(self) -> dict[str, pd.DataFrame]:

@@ -137,8 +137,7 @@ def _facts(number: int, run: StoredRun) -> dict[str, Any]:
 
 def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) -> dict[str, Any]:
     """`acceptance.compare` of one suite; of two replays the same of what they expect."""
-    steps_a, steps_b = (_of_suite(run.steps, suite, run) for run in (a, b))
-    turns_a, turns_b = (_of_suite(run.turns, suite, run) for run in (a, b))
+    (steps_a, turns_a), (steps_b, turns_b) = a.suite(suite), b.suite(suite)
     if replay.is_replay(a) != replay.is_replay(b):
         raise NotComparable("a replay has no counts to compare with those of a run: compare it with another replay")
     if replay.is_replay(a):
@@ -149,10 +148,6 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
         return acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
-
-
-def _of_suite(frame: pd.DataFrame, suite: str, run: StoredRun) -> pd.DataFrame:
-    return frame if run.suites == [suite] else frame[frame["suite"] == suite]
 
 
 def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:

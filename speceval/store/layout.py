@@ -26,6 +26,9 @@ Key = tuple[str, str, int]
 Counts = tuple[int, int]
 """Accepted draft tokens, and steps that had drafts."""
 
+REQUEST = ["suite", "conversation", "seed", "turn"]
+"""Columns that name a request; the first three a conversation (`Key`)."""
+
 TURN_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
     "prompt_tokens": "int64", "cached_tokens": "int64", "output_tokens": "int64", "finish_reason": "string",

@@ -16,8 +16,7 @@ import pytest
 
 from speceval import cli
 from speceval.estimate import baseline
-from speceval.estimate.acceptance import REQUEST
-from speceval.store import read_run
+from speceval.store import REQUEST, read_run
 
 DEMO = Path(__file__).resolve().parents[2] / "results" / "reference" / "demo"
 KL, LK = (str(DEMO / f"{draft}-eagle3-T1-probabilistic") for draft in ("kl", "lk"))

@@ -18,7 +18,7 @@ from speceval.catalog.methods import find
 from speceval.estimate import acceptance
 from speceval.files import Strict
 from speceval.show.export.names import checkpoint
-from speceval.store import StoredRun
+from speceval.store import REQUEST, StoredRun
 
 CONDITIONS = ("vllm", "runner", "device", "dtype", "quantization")
 """Facts of the engine that are among the conditions."""
@@ -153,9 +153,8 @@ def _validation(mean: float, marginal: list[float]) -> Validation:
 
 def _per_category(run: StoredRun) -> dict[str, dict[str, float | int]] | None:
     """Mean acceptance length and steps by category, its suite before it where there are several; None for one."""
-    keys = ["suite", "conversation", "seed", "turn"]
-    categories = run.turns[[*keys, "category"]].assign(category=run.turns["category"].fillna("none"))
-    rows = acceptance.drafted_steps(run.steps).merge(categories, on=keys)
+    categories = run.turns[[*REQUEST, "category"]].assign(category=run.turns["category"].fillna("none"))
+    rows = acceptance.drafted_steps(run.steps).merge(categories, on=REQUEST)
     several = len(run.suites) > 1
     names = rows["suite"].astype(str) + "/" + rows["category"].astype(str) if several else rows["category"]
     found = rows["accepted"].groupby(pd.Series(names, name="name"), sort=True).agg(["mean", "size"])
@@ -189,9 +188,8 @@ def _conditions(run: StoredRun) -> dict[str, Any]:
 
 
 def _tau(run: StoredRun, suite: str) -> dict[str, float | None]:
-    steps, turns = (frame[frame["suite"] == suite] for frame in (run.steps, run.turns))
-    found: dict[str, float | None] = acceptance.summarise(steps, turns, run.meta.spec.k)["tau"]
-    return found
+    length: dict[str, float | None] = acceptance.summarise(*run.suite(suite), run.meta.spec.k)["tau"]
+    return length
 
 
 def _rounded(value: float) -> float:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from speceval.errors import UserError
 from speceval.estimate.statistics import cluster_warnings
 from speceval.files import write_whole
+from speceval.show.labels import labels as run_labels
 from speceval.store import StoredRun
 
 COLUMN, PAGE = 8.5 / 2.54, 17.8 / 2.54
@@ -155,45 +156,17 @@ def shared_suites(runs: Sequence[StoredRun]) -> list[str]:
 
 def steps(run: StoredRun, suite: str) -> pd.DataFrame:
     """The steps of one suite."""
-    return run.steps[run.steps["suite"] == suite]
+    return run.suite(suite)[0]
 
 
 def turns(run: StoredRun, suite: str) -> pd.DataFrame:
     """The requests of one suite."""
-    return run.turns[run.turns["suite"] == suite]
+    return run.suite(suite)[1]
 
 
 def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str]:
-    """A short name for each run: its drafter and what else differs between the runs, fit for a legend.
-
-    Fields of the spec in `leave_out` are not named.
-    """
-    specs = [run.meta.spec for run in runs]
-    shown = {
-        "target": "{}",
-        "draft": "{}",
-        "temperature": "T={:g}",
-        "k": "K={}",
-        "drafting": "{} drafts",
-        "rejection": "{} verification",
-        "top_p": "top-p {:g}",
-        "top_k": "top-k {}",
-        "max_tokens": "{} tokens",
-    }
-    differ = [
-        name
-        for name in shown
-        if name == "draft" or (name not in leave_out and len({str(getattr(spec, name)) for spec in specs}) > 1)
-    ]
-    names = [
-        ", ".join(shown[name].format(getattr(spec, name)) for name in differ if getattr(spec, name) is not None)
-        for spec in specs
-    ]
-    twice = {name for name in names if names.count(name) > 1}
-    return [
-        label(f"{name} ({run.directory.name})" if name in twice else name)
-        for name, run in zip(names, runs, strict=True)
-    ]
+    """`speceval.show.labels` of the runs, fit for a legend."""
+    return [label(name) for name in run_labels(runs, leave_out)]
 
 
 def label(text: str) -> str:
