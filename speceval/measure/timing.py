@@ -39,10 +39,9 @@ Block = tuple[Suite, list[Conversation]]
 
 
 class _Nowhere:
-    """A store that keeps nothing."""
+    """Keeps nothing."""
 
-    def __init__(self) -> None:
-        self.done: set[Key] = set()
+    done: frozenset[Key] = frozenset()
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Forget it."""
@@ -100,7 +99,7 @@ def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:
             spec.model_copy(update={"batch": batch}),
             [part],
             template,
-            _Nowhere(),  # type: ignore[arg-type]
+            _Nowhere(),
             progress,
             lambda: None,
             ahead=1,
