@@ -72,17 +72,17 @@ def fits(mixture: dict[str, Any] = MIXTURE) -> dict[str, dict[str, float]]:
         "reverse KL": lambda q: _kl(q, p, x),
         "TV": lambda q: 1 - _overlap(p, q, x),
     }
-    found = {}
+    best = {}
     for name, divergence in divergences.items():
         mean, deviation = starts[-1] if name == "KL" else _search(divergence, x, starts)
         q = norm.pdf(x, mean, deviation)
-        found[name] = {
+        best[name] = {
             "mean": float(mean),
             "deviation": float(deviation),
             "divergence": divergence(q),
             "overlap": _overlap(p, q, x),
         }
-    return found
+    return best
 
 
 def density(x: Floats, mixture: dict[str, Any] = MIXTURE) -> Floats:

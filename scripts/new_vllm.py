@@ -53,14 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source")
     parser.add_argument("--version", help="of SOURCE, where it states none (a git checkout)")
     parser.add_argument("--against", default=sources.INSTALLED, help="version that differences are shown to")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        new = sources.find(asked.source, "SOURCE", asked.version)
+        new = sources.find(options.source, "SOURCE", options.version)
     except UserError as error:
         print(error, file=sys.stderr)
         return 4
     try:
-        old = sources.find(asked.against, "--against")
+        old = sources.find(options.against, "--against")
     except UserError as error:
         print(f"no differences are shown: {error}", file=sys.stderr)
         old = None
@@ -86,14 +86,14 @@ def _row(patch: Patch, new: Source, old: Source | None) -> Finding:
         return Finding("ledger", patch.id, patch.target, ENDED, notes=(f"the row is for {patch.versions} alone",))
     if text is None:
         return _lost("ledger", patch.id, patch.module, patch.symbol, new)
-    found = source_text.parameters(_module(new, patch.module) or "", patch.symbol)
+    parameters = source_text.parameters(_module(new, patch.module) or "", patch.symbol)
     state, notes = CHANGED, [] if old else ["no other version to compare with"]
     if digest(text) in patch.sources.values():
         same = [version for version, source in patch.sources.items() if source == digest(text)]
         state, notes = KNOWN, [f"as in {', '.join(same)}"]
-    elif not takes(patch, found):
+    elif not takes(patch, parameters):
         state = SIGNATURE
-        notes.append(f"takes ({', '.join(found)})")
+        notes.append(f"takes ({', '.join(parameters)})")
         notes.append(f"  row:  ({', '.join(patch.parameters)})")
     before = symbol(old, patch.module, patch.symbol) if old else None
     return Finding(
@@ -135,11 +135,11 @@ def _lost(kind: str, id_: str, module: str, name: str, new: Source, notes: list[
     """A place that is no longer there, and where its name stands now."""
     lost = f"{module} has no {name}" if _module(new, module) is not None else f"there is no module {module}"
     places = list(elsewhere(new, name)) if name else []
-    found = [f"perhaps {place}" for place in places[:MOST_PLACES]]
+    candidates = [f"perhaps {place}" for place in places[:MOST_PLACES]]
     if len(places) > MOST_PLACES:
-        found.append(f"and {len(places) - MOST_PLACES} more")
+        candidates.append(f"and {len(places) - MOST_PLACES} more")
     target = f"{module}.{name}" if name else module
-    return Finding(kind, id_, target, MOVED if found else GONE, notes=(*(notes or ()), lost, *found))
+    return Finding(kind, id_, target, MOVED if candidates else GONE, notes=(*(notes or ()), lost, *candidates))
 
 
 def split(target: str, *versions: Source | None) -> tuple[str, str]:
@@ -159,10 +159,10 @@ def elsewhere(source: Source, name: str) -> Iterator[str]:
     places = []
     for path in source.files():
         try:
-            found = source_text.places(source.read(path) or "", name)
+            names = source_text.places(source.read(path) or "", name)
         except SyntaxError:
             continue
-        places += [(place != name, owner not in place, f"{dotted(path)}.{place}") for place in found]
+        places += [(place != name, owner not in place, f"{dotted(path)}.{place}") for place in names]
     return (place for *_, place in sorted(places))
 
 
@@ -217,10 +217,10 @@ def _table(findings: list[Finding]) -> list[str]:
 
 def _paste(findings: list[Finding], new: Source) -> list[str]:
     """Lines for the ledger of rows whose symbol is there; a hash says that its text was read."""
-    found = [finding for finding in findings if finding.kind == "ledger" and finding.hash]
-    unread = [finding.id for finding in found if finding.state not in SETTLED]
+    rows = [finding for finding in findings if finding.kind == "ledger" and finding.hash]
+    unread = [finding.id for finding in rows if finding.state not in SETTLED]
     lines = [f'vllm_patches/versions.py, RELEASES: "{new.version}"'] if new.version not in RELEASES else []
-    lines += [f'{finding.id}: "{new.version}": "{finding.hash}",' for finding in found]
+    lines += [f'{finding.id}: "{new.version}": "{finding.hash}",' for finding in rows]
     return [*lines, *([f"read before pasting: {', '.join(unread)}"] if unread else [])]
 
 

@@ -157,8 +157,8 @@ class RunSpec(Strict):
 
 def flag(field: str) -> Flag:
     """How the command line asks for a field of `RunSpec`."""
-    found = next((item for item in RunSpec.model_fields[field].metadata if isinstance(item, Flag)), Flag())
-    return replace(found, name=found.name or f"--{field.replace('_', '-')}")
+    form = next((item for item in RunSpec.model_fields[field].metadata if isinstance(item, Flag)), Flag())
+    return replace(form, name=form.name or f"--{field.replace('_', '-')}")
 
 
 def make_spec(**fields: Any) -> RunSpec:
@@ -175,8 +175,8 @@ def _one_line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
-    return f"{name}: {message}{shown}"
+    value = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    return f"{name}: {message}{value}"
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

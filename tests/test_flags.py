@@ -47,9 +47,9 @@ OLD_FORMS = (Path(__file__).resolve().parents[1] / "docs" / "start" / "old-forms
 
 
 def help_of(*command: str) -> str:
-    shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0, shown.output
-    return shown.output
+    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def complaint(*arguments: str) -> str:
@@ -112,6 +112,14 @@ def test_an_old_flag_works_and_names_the_new_one(command: str, old: str, capsys:
         assert values(f"{old}=7") == renamed
     assert re.search(rf"^\| .*`(?:{command} )?{old}`.*{new}`", OLD_FORMS, re.M), "docs/start/old-forms.md lists it"
     assert f"{old} " not in help_of(command)
+
+
+def test_the_page_of_old_forms_lists_what_the_commands_read() -> None:
+    rows = re.findall(r"^\| \d[\d.]+ \| (.*?) \|", OLD_FORMS, re.M)
+    listed = [
+        (words[0], flag) for row in rows for words in [row.strip("`").split()] for flag in re.findall(r"--[\w-]+", row)
+    ]
+    assert listed == [(command, old) for command, flags in options.OLD_FLAGS.items() for old in flags] != []
 
 
 @pytest.mark.parametrize("rejection", ["synthetic", "fly"])

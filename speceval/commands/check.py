@@ -68,8 +68,8 @@ def baseline(
     written = baselines.Baseline.of(books.read(run))
     size = baselines.write(written, output)
     if as_json:
-        shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
-        options.print_json("baseline", shown)
+        facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        options.print_json("baseline", facts)
     else:
         options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
 

@@ -178,8 +178,8 @@ def only(ctx: typer.Context, chosen: str, allowed: tuple[str, ...]) -> None:
     for parameter in ctx.params:
         if parameter not in allowed and given(ctx, parameter):
             name = "json" if parameter == "as_json" else parameter
-            shown = flag(name).name if name in RunSpec.model_fields else f"--{name.replace('_', '-')}"
-            raise UserError(f"{shown}: has no meaning with {chosen}: leave it out")
+            given_as = flag(name).name if name in RunSpec.model_fields else f"--{name.replace('_', '-')}"
+            raise UserError(f"{given_as}: has no meaning with {chosen}: leave it out")
 
 
 def split(names: str, flag: str = "") -> list[str]:
@@ -189,14 +189,14 @@ def split(names: str, flag: str = "") -> list[str]:
 
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:
     """ "0,1,5-7" as (0, 1, 5, 6, 7)."""
-    found: list[int] = []
+    numbers: list[int] = []
     try:
         for part in split(text):
             low, _, high = part.partition("-")
-            found.extend(range(int(low), int(high or low) + 1))
+            numbers.extend(range(int(low), int(high or low) + 1))
     except ValueError:
         raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(found)
+    return tuple(numbers)
 
 
 def percent(text: str, flag: str) -> float | None:
@@ -213,16 +213,16 @@ def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
     """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string."""
     import yaml
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not key or not equals:
             raise UserError(f"{flag} {item}: not of the form key=value")
         try:
-            found[key.replace("-", "_")] = yaml.safe_load(value)
+            values[key.replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:
-            found[key.replace("-", "_")] = value
-    return found
+            values[key.replace("-", "_")] = value
+    return values
 
 
 READERS: dict[str, Callable[..., Any]] = {"names": split, "numbers": seeds, "percent": percent, "pairs": pairs}

@@ -78,12 +78,12 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
         raise UserError("--rates and --tau: one of them says everything: leave the other out")
     if rates:
         try:
-            found = known.check_rates([float(rate) for rate in options.split(rates)])
+            forced = known.check_rates([float(rate) for rate in options.split(rates)])
         except ValueError:
             raise UserError(f"--rates {rates}: not a list of numbers such as 0.9,0.7,0.5") from None
-        if k is not None and k != len(found):
-            raise UserError(f"--k {k}: --rates names {len(found)} positions: leave --k out")
-        return found
+        if k is not None and k != len(forced):
+            raise UserError(f"--k {k}: --rates names {len(forced)} positions: leave --k out")
+        return forced
     # The drafter's own K, if none is request for.
     k = prepare(target=target, draft=draft, temperature=0, suite_names=[known.SUITE], k=k).spec.k
     return known.default_rates(k) if tau is None else known.rates_of_tau(tau, k)

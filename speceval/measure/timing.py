@@ -131,8 +131,8 @@ def blocks(suite: Suite, batch: int) -> list[list[Conversation]]:
     """The suite's conversations in whole blocks, at most `MOST_BLOCKS`."""
     size = 1 if batch == 1 else 2 * batch
     whole = len(suite.conversations) // size
-    found = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
-    return found[:MOST_BLOCKS]
+    parts = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
+    return parts[:MOST_BLOCKS]
 
 
 def machine() -> Machine:

@@ -157,12 +157,12 @@ def _per_category(run: StoredRun) -> dict[str, dict[str, float | int]] | None:
     rows = acceptance.drafted_steps(run.steps).merge(categories, on=REQUEST)
     several = len(run.suites) > 1
     names = rows["suite"].astype(str) + "/" + rows["category"].astype(str) if several else rows["category"]
-    found = rows["accepted"].groupby(pd.Series(names, name="name"), sort=True).agg(["mean", "size"])
-    if len(found) < 2:
+    by_category = rows["accepted"].groupby(pd.Series(names, name="name"), sort=True).agg(["mean", "size"])
+    if len(by_category) < 2:
         return None
     return {
         str(name): {"mean_accept_length": _rounded(1 + mean), "decode_steps": int(size)}
-        for name, mean, size in found.itertuples()
+        for name, mean, size in by_category.itertuples()
     }
 
 
