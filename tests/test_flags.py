@@ -105,7 +105,8 @@ def test_an_old_flag_works_and_names_the_new_one(command: str, old: str, capsys:
         return dict(options.build(command, cli.COMMANDS[command]).make_context(command, [*needed, *words]).params)
 
     renamed = values(new, *value)
-    assert capsys.readouterr().err == "" and (renamed != values() or new.startswith("--no-"))
+    assert capsys.readouterr().err == ""
+    assert renamed != values() if value else renamed["speedup"] is not old.startswith("--no-")
     assert values(old, *value) == renamed
     assert capsys.readouterr().err == f"warning: {old} is now called {new}; the old name goes in 0.3.0\n"
     if value:
