@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from speceval.engines.vllm.offline import OfflineEngine
+from speceval.files import write_whole
 from speceval.measure import chat, launch, runner
 from speceval.measure.fingerprint import environment
 from speceval.measure.job import Job, prepare
@@ -48,7 +49,7 @@ def main() -> None:
         result[f"T={temperature:g}"] = _ratios(temperature)
     result["help_seconds"] = statistics.median(_help_seconds() for _ in range(ROUNDS))
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -25,6 +25,7 @@ from typing import Any
 EXCHANGED = ("cpu-rejection", "v1-missing-q", "v1-draft-streams", "v1-draft-sampling")
 os.environ["SPECEVAL_PATCHES_SKIP"] = ",".join(EXCHANGED)
 
+from speceval.files import write_whole  # noqa: E402
 from speceval.measure import launch, runner  # noqa: E402
 from speceval.measure.fingerprint import environment  # noqa: E402
 from speceval.measure.job import Job, prepare  # noqa: E402
@@ -54,7 +55,7 @@ def main() -> None:
         "calls": list(call_rows()),
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

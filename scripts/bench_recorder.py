@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 from speceval.engines.vllm import offline
 from speceval.engines.vllm.recordings import Recordings
+from speceval.files import write_whole
 from speceval.measure import launch, runner
 from speceval.measure.fingerprint import environment
 from speceval.measure.job import prepare
@@ -51,7 +52,7 @@ def main() -> None:
         "rounds": ROUNDS,
         "cases": [shares(*case) for case in CASES],
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["cases"], indent=2))
 
 

@@ -19,6 +19,7 @@ from speceval.commands.demo import everything as demo_all
 from speceval.commands.demo import small as demo
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
+from speceval.files import write_whole
 from speceval.show import layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
@@ -415,7 +416,7 @@ def replace_blocks(text: str, contents: dict[str, str]) -> str:
 def main() -> None:
     """Rewrite the pages and the figure."""
     for page, contents in blocks().items():
-        page.write_text(replace_blocks(page.read_text(), contents))
+        write_whole(page, replace_blocks(page.read_text(), contents))
     runs = demo_runs()
     sampled = [heading for heading, temperature, *_ in demo.CONDITIONS if temperature > 0]
     plots.positions([runs[draft, heading] for draft in demo.DRAFTERS for heading in sampled], FIGURE)

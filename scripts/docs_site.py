@@ -19,7 +19,7 @@ import typer.main
 
 import speceval
 from speceval.cli import app
-from speceval.protocol import FLAGS, RunSpec
+from speceval.protocol import RunSpec, flag
 from speceval.store.schema import RunMeta
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,11 +67,14 @@ def as_page(text: str, page: str) -> str:
 def commands() -> str:
     """Every command with its arguments, options, their values and defaults, as Markdown."""
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, command) for name, command in sorted(group.commands.items()))
+    context = group.make_context("speceval", [], resilient_parsing=True)
+    names = sorted(group.list_commands(context))
+    return "\n\n".join(_command(name, group.get_command(context, name)) for name in names)
 
 
 def _command(name: str, command: Any) -> str:
     context = command.make_context(name, [], resilient_parsing=True)
+    command.name_choices()
     records = [parameter.get_help_record(context) for parameter in command.params]
     rows = [_row(*record) for record in records if record is not None]
     table = "\n".join(["| option | what it does | default |", "|---|---|---|", *rows])
@@ -107,8 +110,9 @@ def _cell(text: str) -> str:
 
 def record() -> str:
     """Every field of run.json with its type and meaning, part by part, as Markdown."""
+    told = {field: line for name, _, rows in _classes(RunSpec) if name == RunSpec.__name__ for field, _, line in rows}
     request = [
-        (name, _annotation(field.annotation), f"{_flag(name)}{': ' * bool(field.description)}{field.description or ''}")
+        (name, _annotation(field.annotation), f"`{flag(name).name}`: {told.get(name, field.description)}")
         for name, field in RunSpec.model_fields.items()
     ]
     parts = {name: (line, rows) for name, line, rows in _classes(RunMeta)}
@@ -206,10 +210,6 @@ def _docstring(text: str) -> str:
 
 def _entry(match: re.Match[str]) -> str:
     return f"- `{match[1]}`: {match[2]}" if match[1] else match[2]
-
-
-def _flag(name: str) -> str:
-    return f"`{FLAGS.get(name, '--' + name.replace('_', '-'))}`"
 
 
 BLOCKS = {"commands": commands, "record": record, "python": python}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from speceval import __version__
 from speceval.commands.check import baseline, check
@@ -16,6 +18,7 @@ from speceval.commands.compare import compare
 from speceval.commands.demo import demo
 from speceval.commands.explain import explain
 from speceval.commands.export import export
+from speceval.commands.options import build
 from speceval.commands.plot import plot
 from speceval.commands.report import report
 from speceval.commands.run import run
@@ -32,7 +35,45 @@ COME_WITH_VLLM = ("torch", "transformers", "vllm")
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """Every complaint of the option parser; typer names no public class for it."""
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "verify": verify,
+    "selftest": selftest,
+    "show": show,
+    "validate": validate,
+    "compare": compare,
+    "table": table,
+    "check": check,
+    "baseline": baseline,
+    "demo": demo,
+    "explain": explain,
+    "plot": plot,
+    "report": report,
+    "export": export,
+    "ls": list_,
+}
+
+
+class Commands(TyperGroup):
+    """The commands, each built when it is used: their list needs the first lines of their docstrings alone."""
+
+    def __init__(self, **attributes: Any) -> None:
+        heads = {name: TyperCommand(name, help=inspect.getdoc(function)) for name, function in COMMANDS.items()}
+        super().__init__(**attributes | {"commands": heads})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, None if there is none."""
+        return build(cmd_name, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, head.get_short_help_str(width)) for name, head in self.commands.items()])
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -52,27 +93,6 @@ def _options(
     ] = False,
 ) -> None:
     """Options before the command."""
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "verify": verify,
-    "selftest": selftest,
-    "show": show,
-    "validate": validate,
-    "compare": compare,
-    "table": table,
-    "check": check,
-    "baseline": baseline,
-    "demo": demo,
-    "explain": explain,
-    "plot": plot,
-    "report": report,
-    "export": export,
-    "ls": list_,
-}
-for name, command in COMMANDS.items():
-    app.command(name)(command)
 
 
 def main() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speceval.errors import UserError
+from speceval.files import Strict
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
@@ -30,40 +32,87 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
 
-class RunSpec(BaseModel):
+FIELD = object()
+"""`Flag.default` where the field's own default is the flag's."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line asks for a field, where the field's name, type and default do not say it."""
+
+    name: str = ""
+    """"": the field's own with dashes."""
+    read: Literal["value", "names", "numbers", "percent", "pairs", "path"] = "value"
+    """How its text is read, if it is not of the field's type: `speceval.commands.options.READERS`."""
+    default: Any = FIELD
+    """What the command line takes for a flag that is not given."""
+    offered: tuple[str, ...] = ()
+    """Values that the help names."""
+    refused: tuple[str, ...] = ()
+    """Values that it does not, but that get further than the command line: what refuses them says why."""
+
+
+class RunSpec(Strict):
     """One measurement: a target, a drafter, a temperature and the suites, as the user asked for it.
 
-    Two runs with equal specs are the same run: the run's directory goes by `names`, its resumption by the fields.
+    Each field is a flag of every command that measures (`commands.options.of_spec`): its description is the help.
+
+    Two runs with equal specs are the same run: the run's directory goes by `name`, its resumption by the fields.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    target: str = Field(min_length=1)
-    draft: str = Field(min_length=1)
-    k: int = Field(ge=1, description="num_speculative_tokens: the most draft tokens of one verify step")
-    temperature: float = Field(ge=0, le=100, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0 = off")
-    drafting: Drafting
-    draft_truncation: bool = Field(default=True, description="top-k and top-p truncate q as they truncate p")
-    rejection: Rejection = "standard"
-    suites: tuple[str, ...] = Field(min_length=1)
-    limit: int | None = Field(default=None, ge=1, description="conversations of each suite")
-    shuffle_seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1, description="of one turn; None = the suite's own")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    until: float | None = Field(default=None, gt=0, lt=1, description="relative half-width that ends the run")
-    against: str | None = Field(default=None, description="the run that `until` is held against")
-    batch: int = Field(default=32, ge=1, description="requests that the engine runs at once")
-    prefix_caching: bool = False
-    replay: str | None = Field(default=None, description="hash of the texts that the target is made to answer")
-    record: bool = Field(default=True, description="keep r and alpha of every sampled draft")
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-    trust_remote_code: bool = False
-    engine: str = Field(
-        default="vllm", min_length=1, description="What generates: vllm, simulated, or an engine of another package."
+    target: str = Field(min_length=1, description="Catalog name, hub id or directory of the target.")
+    draft: str = Field(min_length=1, description="Catalog name, hub id or directory of the drafter; ngram, suffix.")
+    k: Annotated[int, Flag(default=None)] = Field(
+        ge=1, description="Draft tokens of a step [default: the drafter's own]."
     )
+    """vLLM's num_speculative_tokens: the most draft tokens of one verify step."""
+    temperature: Annotated[float, Flag("--temp")] = Field(
+        ge=0, le=100, allow_inf_nan=False, description="Temperature of the target, and of sampled drafts."
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the target; 1 is off.")
+    top_k: int = Field(default=0, ge=0, description="Top-k of the target; 0 is off.")
+    drafting: Annotated[Drafting, Flag(default=None, offered=("probabilistic", "greedy"))] = Field(
+        description="Drafts are drawn from q, or are its likeliest tokens "
+        "[default: probabilistic at temperatures above 0, else greedy]."
+    )
+    draft_truncation: bool = Field(default=True, description="Truncate q by top-k and top-p as p is.")
+    rejection: Annotated[Rejection, Flag(offered=("standard", "block"), refused=("synthetic", "fly"))] = Field(
+        default="standard", description="How drafts are verified."
+    )
+    suites: Annotated[tuple[str, ...], Flag("--suite", "names", "")] = Field(
+        min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Conversations of each suite.")
+    shuffle_seed: int | None = Field(default=None, description="Shuffle each suite before --limit.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer [default: the suite's own].")
+    seeds: Annotated[tuple[int, ...], Flag(read="numbers", default="0")] = Field(
+        default=(0,), min_length=1, description="Samples of each conversation: 0,1,2 or 0-7."
+    )
+    until: Annotated[float | None, Flag(read="percent", default="")] = Field(
+        default=None, gt=0, lt=1, description="Stop when tau is known to this half-width, such as 1%."
+    )
+    against: Annotated[str | None, Flag(read="path")] = Field(
+        default=None, description="--until is about the paired difference to this run."
+    )
+    batch: int = Field(default=32, ge=1, description="Requests that the engine runs at once.")
+    prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
+    replay: Annotated[str | None, Flag(read="path")] = Field(
+        default=None, description="Make the target answer what it answered in this run; only draft anew."
+    )
+    """Hash of the texts that the target is made to answer."""
+    record: bool = Field(default=True, description="Keep what the verifier saw of every sampled draft.")
+    """Whether ratio and alpha of every sampled draft are in the table of steps."""
+    chat_template_kwargs: Annotated[dict[str, Any], Flag("--template-arg", "pairs", None)] = Field(
+        default_factory=dict, description="Argument of the chat template, key=value; may be repeated."
+    )
+    engine: str = Field(
+        default="vllm", min_length=1, description="What generates: vllm, simulated, or another package's."
+    )
+    """Name in `speceval.engines`, or of an entry point."""
+    engine_args: Annotated[dict[str, Any], Flag("--engine-arg", "pairs", None)] = Field(
+        default_factory=dict, description="Argument of the engine (vllm.LLM), key=value; may be repeated."
+    )
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with a checkpoint.")
 
     @field_validator("suites", "seeds")
     @classmethod
@@ -112,13 +161,10 @@ class RunSpec(BaseModel):
         return "-".join([*parts, identity])
 
 
-FLAGS = {
-    "temperature": "--temp",
-    "suites": "--suite",
-    "engine_args": "--engine-arg",
-    "chat_template_kwargs": "--template-arg",
-}
-"""Fields that have another name on the command line."""
+def flag(field: str) -> Flag:
+    """How the command line asks for a field of `RunSpec`."""
+    form = next((item for item in RunSpec.model_fields[field].metadata if isinstance(item, Flag)), Flag())
+    return replace(form, name=form.name or f"--{field.replace('_', '-')}")
 
 
 def make_spec(**fields: Any) -> RunSpec:
@@ -131,12 +177,12 @@ def make_spec(**fields: Any) -> RunSpec:
 
 def _one_line(problem: Any) -> str:
     place = str(problem["loc"][0]) if problem["loc"] else ""
-    flag = FLAGS.get(place, f"--{place.replace('_', '-')}" if place else "run")
+    name = flag(place).name if place in RunSpec.model_fields else f"--{place.replace('_', '-')}" if place else "run"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
-    return f"{flag}: {message}{shown}"
+    value = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    return f"{name}: {message}{value}"
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

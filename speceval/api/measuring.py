@@ -23,7 +23,7 @@ from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
 
 
-@errors_by_parameter({"--baseline": "speedup", "--baseline-batch": "speedup"})
+@errors_by_parameter({"--speedup-batch": "speedup"})
 def run(
     target: str,
     draft: str,

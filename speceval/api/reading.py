@@ -54,11 +54,14 @@ def validate(run: Source) -> list[str]:
 
 
 @errors_by_parameter()
-def compare(*runs: Source, allow: Collection[str] = (), confidence: float = 0.95) -> Comparison:
+def compare(
+    *runs: Source, over: str | None = None, allow: Collection[str] = (), confidence: float = 0.95
+) -> Comparison:
     """Compare runs with the first one, paired by conversation and seed.
 
     Args:
-        runs: two or more; the first is the baseline.
+        runs: two or more.
+        over: drafter whose run the others are compared with; None: the first run's.
         allow: fields of the protocol that may differ all the same ("drafting", "sampling.temperature").
         confidence: of all intervals.
 
@@ -66,7 +69,9 @@ def compare(*runs: Source, allow: Collection[str] = (), confidence: float = 0.95
         NotComparable: the protocols differ in more than the drafter and `allow`; names every field.
         UserError: one run alone, or a run whose books do not balance.
     """
-    return Comparison(comparison.compare_runs([sound(run) for run in runs], allow, confidence))
+    stored: list[StoredRun] = [sound(run) for run in runs]
+    led = stored if over is None else comparison.led_by(stored, over)
+    return Comparison(comparison.compare_runs(led, allow, confidence))
 
 
 @errors_by_parameter()

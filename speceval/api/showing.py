@@ -60,16 +60,16 @@ class Table(form.Table):
 
 
 @overload
-def table(runs: Sources, *, layout: Layout = ..., format: None = ..., baseline: str | None = ...) -> Table: ...
+def table(runs: Sources, *, layout: Layout = ..., format: None = ..., over: str | None = ...) -> Table: ...
 
 
 @overload
-def table(runs: Sources, *, layout: Layout = ..., format: Format, baseline: str | None = ...) -> str: ...
+def table(runs: Sources, *, layout: Layout = ..., format: Format, over: str | None = ...) -> str: ...
 
 
 @errors_by_parameter()
 def table(
-    runs: Sources, *, layout: Layout = "summary", format: Format | None = None, baseline: str | None = None
+    runs: Sources, *, layout: Layout = "summary", format: Format | None = None, over: str | None = None
 ) -> Table | str:
     """Put runs, and what was published for them, into one table (docs/measure/make-tables.md).
 
@@ -78,7 +78,7 @@ def table(
             read again from its directory.
         layout: what is in rows and columns.
         format: None: an object; else its text in that format.
-        baseline: drafter that changes are over, with "paper-arch" and "paper-mean"; None: the one trained with KL.
+        over: drafter that changes are over, with "paper-arch" and "paper-mean"; None: the one trained with KL.
 
     Raises:
         UserError: nothing to show, a run whose books do not balance, an unknown name.
@@ -86,7 +86,7 @@ def table(
     paths = [_directory(run) for run in _listed(runs)]
     if not paths:
         raise UserError("table: no runs: name a run or a folder of runs")
-    built = Table.of(layouts.build(_known(layout, layouts.LAYOUTS, "layout"), paths, baseline))
+    built = Table.of(layouts.build(_known(layout, layouts.LAYOUTS, "layout"), paths, over))
     return built if format is None else built.text(format)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from speceval.errors import UserError
-from speceval.protocol import FLAGS
+from speceval.protocol import RunSpec, flag
 
-PARAMETERS = {flag: name for name, flag in FLAGS.items()}
-"""Flags that are not the parameter's name with dashes."""
+PARAMETERS = {flag(name).name: name for name in RunSpec.model_fields}
+"""Flag -> the parameter that asks for the same."""
 
 
 @contextmanager
@@ -22,8 +22,8 @@ def errors_by_parameter(names: Mapping[str, str] | None = None) -> Iterator[None
     """
     parameters = PARAMETERS | dict(names or {})
 
-    def parameter(flag: re.Match[str]) -> str:
-        return parameters.get(flag[0], flag[0].removeprefix("--").replace("-", "_"))
+    def parameter(match: re.Match[str]) -> str:
+        return parameters.get(match[0], match[0].removeprefix("--").replace("-", "_"))
 
     try:
         with warnings.catch_warnings():

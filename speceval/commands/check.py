@@ -33,7 +33,7 @@ def check(
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
     from speceval.api import reading
-    from speceval.estimate import baseline as baselines
+    from speceval.files import write_whole
     from speceval.show.gate import junit as junit_xml
 
     share = _share(margin, "--margin")
@@ -41,7 +41,7 @@ def check(
     report = reading.judge(run, baseline, share, position_share, allow or ())
     for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
-            baselines.replace(path, content)
+            write_whole(path, content)
     if as_json:
         options.print_json("check", report.as_json())
     else:
@@ -61,8 +61,8 @@ def baseline(
     written = baselines.Baseline.of(books.read(run))
     size = baselines.write(written, output)
     if as_json:
-        shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
-        options.print_json("baseline", shown)
+        facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        options.print_json("baseline", facts)
     else:
         options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
 

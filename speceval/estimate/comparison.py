@@ -85,7 +85,7 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
     that does, and `UserError` for a single run.
     """
     if len(runs) < 2:
-        raise UserError("compare: one run is nothing to compare: name a baseline and at least one other run")
+        raise UserError("compare: one run is nothing to compare: name two or more")
     fingerprints = [run.meta.fingerprint for run in runs]
     allowed = require_comparable(fingerprints, allow)
     compared: list[dict[str, Any]] = [
@@ -106,6 +106,15 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
             for number, run in enumerate(runs[1:], start=2)
         ],
     }
+
+
+def led_by(runs: Sequence[StoredRun], drafter: str) -> list[StoredRun]:
+    """The drafter's run, then the others. Raises `UserError` unless there is one."""
+    named = [run for run in runs if run.meta.spec.draft == drafter]
+    if len(named) != 1:
+        drafters = ", ".join(dict.fromkeys(run.meta.spec.draft for run in runs))
+        raise UserError(f"--over {drafter}: {len(named) or 'no'} runs are of that drafter, one is needed: {drafters}")
+    return [*named, *(run for run in runs if run is not named[0])]
 
 
 def _compare_speedups(a: StoredRun, b: StoredRun, confidence: float) -> dict[str, Any]:
@@ -133,8 +142,7 @@ def _facts(number: int, run: StoredRun) -> dict[str, Any]:
 
 def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) -> dict[str, Any]:
     """`acceptance.compare` of one suite; of two replays the same of what they expect."""
-    steps_a, steps_b = (_of_suite(run.steps, suite, run) for run in (a, b))
-    turns_a, turns_b = (_of_suite(run.turns, suite, run) for run in (a, b))
+    (steps_a, turns_a), (steps_b, turns_b) = a.suite(suite), b.suite(suite)
     if replay.is_replay(a) != replay.is_replay(b):
         raise NotComparable("a replay has no counts to compare with those of a run: compare it with another replay")
     if replay.is_replay(a):
@@ -145,10 +153,6 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
         return acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
-
-
-def _of_suite(frame: pd.DataFrame, suite: str, run: StoredRun) -> pd.DataFrame:
-    return frame if run.suites == [suite] else frame[frame["suite"] == suite]
 
 
 def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:

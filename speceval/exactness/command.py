@@ -11,6 +11,7 @@ from rich.console import Console
 
 from speceval.exactness.run import Settings, Tell, verify
 from speceval.exactness.verdict import Report
+from speceval.files import write_whole
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to, terminal
 from speceval.store.schema import versioned
@@ -40,11 +41,8 @@ def execute(settings: Settings, out: Path | None, progress: bool, **asked: Any) 
 
 def write(report: Report, directory: Path) -> None:
     """Write `directory`/verify.json, whole or not at all."""
-    file = directory / "verify.json"
-    partial = file.with_suffix(".partial")
     content = versioned("verify", report.as_json())
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    partial.replace(file)
+    write_whole(directory / "verify.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def teller(console: Console) -> Tell:

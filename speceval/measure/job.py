@@ -12,7 +12,7 @@ from speceval.errors import UserError
 from speceval.measure import until
 from speceval.protocol import LOSSLESS, RunSpec, make_spec
 from speceval.store import StoredRun, read_meta, read_run, run_directory
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 from speceval.store.schema import other_request
 from speceval.suites import Suite
 

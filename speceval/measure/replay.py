@@ -11,9 +11,9 @@ from speceval.catalog.methods import find
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.estimate.replay import is_replay
-from speceval.protocol import FLAGS, digest
+from speceval.protocol import digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 
 INHERITED = (
     *(
@@ -64,8 +64,9 @@ def inherited(run: Path, target: str, draft: str, given: Mapping[str, Any]) -> d
         raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
     for field, value in given.items():
         if (list(value) if isinstance(value, tuple) else value) != fixed[field]:
-            flag = FLAGS.get(field, f"--{field.replace('_', '-')}")
-            raise UserError(f"{flag}: the run that is replayed has {fixed[field]}: leave it out, or name another run")
+            raise UserError(
+                f"{flag(field).name}: the run that is replayed has {fixed[field]}: leave it out, or name another run"
+            )
     return fixed
 
 

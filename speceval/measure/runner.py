@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from speceval.engines.base import Engine, Finished, Sampling
 from speceval.measure import chat, interrupts
-from speceval.measure.stretch import Stretch
+from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import RECORDED_COLUMNS, Counts, Key, Store, pack
+from speceval.store import RECORDED_COLUMNS, Counts, Key, Texts, pack
 from speceval.store.schema import Segment
 from speceval.suites import Conversation, Suite
 
 if TYPE_CHECKING:
     from speceval.measure.until import Looks
-from speceval.store.files import Texts
 
 QUEUE_AHEAD = 2
 """Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
@@ -171,7 +170,7 @@ def measure(
     spec: RunSpec,
     suites: list[Suite],
     template: Template,
-    store: Store,
+    store: Sink,
     progress: Progress,
     changed: Callable[[], None],
     texts: Texts | None = None,

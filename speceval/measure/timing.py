@@ -21,6 +21,7 @@ from typing import Any
 from speceval import engines
 from speceval.engines.base import Engine
 from speceval.errors import UserError
+from speceval.files import write_whole
 from speceval.measure import runner
 from speceval.measure.job import Job
 from speceval.measure.launch import fetch
@@ -41,10 +42,9 @@ Block = tuple[Suite, list[Conversation]]
 
 
 class _Nowhere:
-    """A store that keeps nothing."""
+    """Keeps nothing."""
 
-    def __init__(self) -> None:
-        self.done: set[Key] = set()
+    done: frozenset[Key] = frozenset()
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Forget it."""
@@ -62,7 +62,7 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
     worker.start()
     worker.join()
     if not result.exists():
-        raise UserError(f"--baseline: timing failed, {log} says why; the run itself is stored")
+        raise UserError(f"--speedup: timing failed, {log} says why; the run itself is stored")
     timings = [Timing(**timing) for timing in json.loads(result.read_text())]
     result.unlink()
     return Speedup(machine=machine(), batches=list(batches), timings=timings)
@@ -71,22 +71,20 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
 def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
     """Raises `UserError` when a suite cannot be timed at one of the batch sizes."""
     if min(batches, default=0) < 1:
-        raise UserError("--baseline-batch: batch sizes are whole numbers from 1, such as 1,32")
+        raise UserError("--speedup-batch: batch sizes are whole numbers from 1, such as 1,32")
     for batch in batches:
         for suite in suites:
             if len(blocks(suite, batch)) < FEWEST_BLOCKS:
                 raise UserError(
-                    f"--baseline: {suite.name} has {len(suite.conversations)} conversations, too few for "
-                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --baseline-batch"
+                    f"--speedup: {suite.name} has {len(suite.conversations)} conversations, too few for "
+                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --speedup-batch"
                 )
 
 
 def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:
     with output_to(log):
         timings = list(time_blocks(job, batches))
-    partial = result.with_suffix(".partial")
-    partial.write_text(json.dumps([timing.model_dump() for timing in timings]))
-    partial.replace(result)
+    write_whole(result, json.dumps([timing.model_dump() for timing in timings]))
 
 
 def time_blocks(job: Job, batches: Sequence[int]) -> Iterator[Timing]:
@@ -108,7 +106,7 @@ def _in_turns(job: Job, engines: dict[str, Engine], batches: Sequence[int]) -> I
             spec.model_copy(update={"batch": batch}),
             [part],
             template,
-            _Nowhere(),  # type: ignore[arg-type]
+            _Nowhere(),
             progress,
             lambda: None,
             ahead=1,
@@ -140,8 +138,8 @@ def blocks(suite: Suite, batch: int) -> list[list[Conversation]]:
     """The suite's conversations in whole blocks, at most `MOST_BLOCKS`."""
     size = 1 if batch == 1 else 2 * batch
     whole = len(suite.conversations) // size
-    found = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
-    return found[:MOST_BLOCKS]
+    parts = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
+    return parts[:MOST_BLOCKS]
 
 
 def machine() -> Machine:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -23,17 +23,19 @@ def show(what: str, root: Path) -> RenderableType:
 
 def rows(what: str, root: Path) -> list[dict[str, str]]:
     """A listing as plain rows of equal keys; of patches, each has keys of its own."""
-    if what == "runs":
-        return _runs(root)
-    if what == "patches":
-        return engines.find("vllm").ledger()
-    if what == "suites":
-        from speceval.suites.load import listing
+    return LISTINGS[what](root)
 
-        return listing()
+
+def _suites(_: Path) -> list[dict[str, str]]:
+    from speceval.suites.load import listing
+
+    return listing()
+
+
+def _catalog(what: Literal["targets", "drafters"]) -> list[dict[str, str]]:
     from speceval import catalog
 
-    return catalog.listing("targets" if what == "targets" else "drafters")
+    return catalog.listing(what)
 
 
 def _blocks(patches: list[dict[str, str]]) -> Group:
@@ -77,3 +79,13 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         shown.add_row(*(Text(str(value)) for value in row.values()))
     return shown
+
+
+LISTINGS: dict[str, Callable[[Path], list[dict[str, str]]]] = {
+    "targets": lambda _: _catalog("targets"),
+    "drafters": lambda _: _catalog("drafters"),
+    "suites": _suites,
+    "patches": lambda _: engines.find("vllm").ledger(),
+    "runs": _runs,
+}
+"""What can be listed -> its rows; of runs: those below a folder."""

@@ -72,12 +72,7 @@ def _summaries(run: StoredRun, problems: list[str]) -> dict[str, Any]:
 def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
     """`acceptance.summarise` of one suite of a run."""
     summarise = replay.summarise if replay.is_replay(run) else acceptance.summarise
-    return summarise(
-        run.steps[run.steps["suite"] == suite],
-        run.turns[run.turns["suite"] == suite],
-        run.meta.spec.k,
-        until.confidence(run.meta, suite),
-    )
+    return summarise(*run.suite(suite), run.meta.spec.k, until.confidence(run.meta, suite))
 
 
 def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> RenderableType:

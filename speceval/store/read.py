@@ -14,7 +14,7 @@ from speceval.store.schema import RunMeta, parse
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
+from speceval.store.layout import JOURNAL, REQUEST, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
 from speceval.store.tables import frames, read_lines
 
 
@@ -40,7 +40,13 @@ class StoredRun:
     @property
     def conversations(self) -> int:
         """Conversations that are in, each seed counted."""
-        return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
+        return len(self.turns[REQUEST[:3]].drop_duplicates())
+
+    def suite(self, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The steps and the turns of one suite."""
+        if self.suites == [name]:
+            return self.steps, self.turns
+        return self.steps[self.steps["suite"] == name], self.turns[self.turns["suite"] == name]
 
     @property
     def checked(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from speceval import files
 from speceval.errors import UserError
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
@@ -59,10 +60,8 @@ def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
     return {"schema": OUTPUTS[output], **content}
 
 
-class Strict(BaseModel):
+class Strict(files.Strict, strict=True):
     """No key but the fields, no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Checkpoint(Strict):
@@ -433,7 +432,7 @@ class Timing(Strict):
 
 
 class Speedup(Strict):
-    """What `--baseline` timed; `speceval.estimate.speedup` makes ratios of it."""
+    """What `--speedup` timed; `speceval.estimate.speedup` makes ratios of it."""
 
     machine: Machine
     """Where."""
@@ -479,7 +478,7 @@ class RunMeta(BaseModel):
     stopping: Stopping | None = None
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
-    """Of a run with `--baseline`."""
+    """Of a run with `--speedup`."""
     evidence: Evidence = "steps"
     """What the engine told of its drafts."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
+from speceval.files import Strict, first_error, read_yaml
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class Suite:
     source: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hub(_Strict):
+class Hub(Strict):
     """Where the dataset hub has the rows."""
 
     id: str
@@ -51,14 +47,14 @@ class Hub(_Strict):
     revision: str | None = None
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the rows are: beside the YAML or in the data directory under one of the names `file`, else on the hub."""
 
     file: tuple[str, ...] = Field(min_length=1)
     hub: Hub | None = None
 
 
-class Fields(_Strict):
+class Fields(Strict):
     """Column names; of several the first that a row has counts (hub and local files name them differently)."""
 
     text: tuple[str, ...] = ("turns", "prompt")
@@ -68,14 +64,14 @@ class Fields(_Strict):
     category: tuple[str, ...] = ("category",)
 
 
-class Pinned(_Strict):
+class Pinned(Strict):
     """What the rows must be. The row hashes are in the file `rows` beside the YAML."""
 
     rows: str
     dataset_hash: str
 
 
-class SuiteFile(_Strict):
+class SuiteFile(Strict):
     """One suite's YAML."""
 
     name: str
@@ -95,18 +91,13 @@ class SuiteFile(_Strict):
 
 def read_suite_file(path: Path) -> SuiteFile:
     """The suite in a YAML file. Raises UserError naming file and field."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a suite: the YAML must hold fields such as name, version and data")
     try:
         suite = SuiteFile.model_validate(_with_file_list(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: field '{where}': {first['msg']}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
     if "{prompt}" not in suite.template:
         raise UserError(f"{path}: field 'template': holds no {{prompt}}, so the prompts would be lost")
     return suite

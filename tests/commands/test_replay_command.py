@@ -119,7 +119,7 @@ def test_a_replay_that_lost_its_record_is_no_measurement(monkeypatch, made: list
     assert "PROBLEM: " in (out := capfd.readouterr().out) and "replayed steps have no drafts or no record" in out
 
 
-@pytest.mark.parametrize("option", [("--until", "1%"), ("--baseline",)], ids=str)
+@pytest.mark.parametrize("option", [("--until", "1%"), ("--speedup",)], ids=str)
 def test_options_about_a_free_run_are_refused(monkeypatch, made: list[Job], capfd, option: tuple[str, ...]) -> None:
     line = refused(monkeypatch, capfd, *option, "--replay", "source")
     assert f"{option[0]}: has no meaning with --replay" in line and made == []

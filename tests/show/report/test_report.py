@@ -328,16 +328,6 @@ def test_a_file_that_is_no_verification_is_one_line(tmp_path: Path, content: str
         verification.read(tmp_path / "none.json")
 
 
-def test_runs_get_names_that_tell_them_apart(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a")
-    b = altered(a, spec__temperature=0.5)
-    assert build.labels([a]) == ["lk-eagle3"]
-    assert build.labels([a, b]) == ["lk-eagle3, T=1", "lk-eagle3, T=0.5"]
-    assert build.labels([a, replace(a, directory=tmp_path / "c")]) == ["lk-eagle3 (a)", "lk-eagle3 (c)"]
-    elsewhere = [replace(a, directory=tmp_path / machine / "results" / "a") for machine in ("x", "y")]
-    assert build.labels(elsewhere) == ["lk-eagle3 (x/results/a)", "lk-eagle3 (y/results/a)"]
-
-
 @pytest.mark.usefixtures("unpainted")
 def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
