@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+
+from speceval.store import read_run
 
 BLOCKED = ("vllm", "torch", "transformers")
 CODE = f"""
@@ -59,13 +62,18 @@ COMMANDS = (
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """Exit code and output of each command; all in one process, which can import none of BLOCKED."""
+    """Exit code and output of each command; all in one process, which can import none of BLOCKED and has no zoo."""
     folder = tmp_path_factory.mktemp("core")
     rows = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(40)]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, input="\n".join(COMMANDS), cwd=folder, capture_output=True, text=True)
+    environment = os.environ | {"SPECEVAL_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        command, input="\n".join(COMMANDS), cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
+    weights = [read_run(folder / name).meta.fingerprint.draft.weights for name in ("lk", "kl", "again", "until")]
+    assert weights == [None] * 4  # nothing was loaded, so there is nothing to tell of it
     found: dict[str, tuple[int, str]] = json.loads((folder / "told.json").read_text())
     return found
 

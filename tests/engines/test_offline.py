@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -98,6 +99,66 @@ def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
     assert os.environ.get(MEASURED_SWITCH) == before
 
 
+class Core:
+    """vLLM's client of an engine, of a version that cannot be told how long to wait."""
+
+    def __init__(self) -> None:
+        self.stopped: list[float | None] = []
+
+    def shutdown(self) -> None:
+        self.stopped.append(None)
+
+
+class LaterCore(Core):
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stopped.append(timeout)
+
+
+def test_an_engine_is_given_the_time_to_stop_its_workers_where_vllm_lets_us() -> None:
+    old, new = Core(), LaterCore()
+    offline.shut_down(old)
+    offline.shut_down(new)
+    assert (old.stopped, new.stopped) == ([None], [offline.SECONDS_TO_STOP])
+
+
+def started(monkeypatch: pytest.MonkeyPatch, llm: Any) -> None:
+    """From here on vLLM starts as `llm`."""
+    vllm, sampling = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    vllm.LLM, vllm.SamplingParams = lambda **_: llm, None  # type: ignore[attr-defined]
+    sampling.RequestOutputKind = SimpleNamespace(DELTA=None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "set_environment", lambda target: None)
+
+
+@pytest.mark.parametrize("core", [Core(), LaterCore()])
+def test_an_engine_whose_workers_do_not_obey_is_shut_down_before_it_is_refused(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None, engine_core=core), get_tokenizer=lambda: None)
+    started(monkeypatch, llm)
+    monkeypatch.setattr(offline, "ask_disobedience", lambda *_: "worker 0 has other switches")
+    with pytest.raises(UserError, match="worker 0 has other switches: nothing was measured"):
+        offline.OfflineEngine(ORDER)
+    assert len(core.stopped) == 1
+
+
+def test_an_engine_that_dies_while_it_is_closed_does_not_hide_why_it_was_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dead(Core):
+        def shutdown(self) -> None:
+            raise RuntimeError("the engine core is gone")
+
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None, engine_core=Dead()))
+    started(monkeypatch, llm)
+    monkeypatch.setattr(offline.OfflineEngine, "_check_workers", lambda self: None)
+    with pytest.raises(KeyboardInterrupt), closing(offline.OfflineEngine(ORDER)):
+        raise KeyboardInterrupt
+    assert "the engine core is gone" in capsys.readouterr().err
+
+
 WORKERS = {
     "obeys": ("vllm_patches.worker.Extension", "--no-draft-truncation"),
     "never got the setting": ("support.deaf_worker.Unconfigured", "--no-draft-truncation"),
@@ -149,7 +210,7 @@ class TestAnotherProcess:
         assert result.stderr.splitlines() == ["starting vllm; its log: run/engine.log"]
         assert "WARNING" not in result.stdout
         log = (directory / "engine.log").read_text()
-        assert "force killing" not in log and "still running" not in log and "leaked" not in log
+        assert "force killing" not in log and "leaked" not in log
 
     @pytest.mark.parametrize(
         ("worker", "says"),

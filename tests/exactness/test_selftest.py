@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ from speceval.errors import UserError
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.exactness import selftest
 from speceval.measure import launch
-from speceval.measure.job import prepare
+from speceval.measure.job import Job, prepare
 from speceval.measure.runner import Progress, Template, measure
 from speceval.measure.start import order
 from speceval.protocol import make_spec
@@ -210,6 +211,21 @@ def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(tmp_path: Path)
 def test_a_drafter_that_may_draft_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="drafts nothing in some steps"):
         selftest.prepare("zoo", "ngram", 1.0, RATES, 2, tmp_path)
+
+
+def test_the_simulated_engine_and_the_whole_harness_give_the_forced_rates_back(tmp_path: Path) -> None:
+    """From the request to the stored run and its tables, at both temperatures; false alarms < 1e-6."""
+    jobs = [
+        selftest.prepare("zoo", "lk-eagle3", temperature, RATES, 4, tmp_path, engine="simulated")
+        for temperature in selftest.TEMPERATURES
+    ]
+
+    def measured(job: Job) -> store.StoredRun:
+        return launch.run(job, lambda *_: nullcontext(lambda: None), lambda _: nullcontext())
+
+    report = selftest.run(jobs, 500, measured)
+    assert report["ok"], report["verdict"]
+    assert [condition["engine"]["runner"] for condition in report["conditions"]] == ["simulated"] * 2
 
 
 @pytest.mark.engine
