@@ -96,6 +96,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
                 f"({'; '.join(changes)}): undo that, or name another --out"
             )
         meta.segments = account_for(meta.segments, len(store.done))
+        meta.notes = _notes(job)
         return meta
     meta = RunMeta(
         name=job.spec.name,
@@ -110,9 +111,15 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         patches=[PatchState(**asdict(status)) for status in engine.patches()],
         segments=[],
         problems=[],
+        notes=_notes(job),
     )
     store.write_meta(meta)
     return meta
+
+
+def _notes(job: Job) -> list[str]:
+    """What was given and has no effect."""
+    return [note for suite in job.suites for note in suite.notes]
 
 
 def _now() -> str:

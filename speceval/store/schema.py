@@ -465,6 +465,8 @@ class RunMeta(BaseModel):
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
+    notes: list[str] = Field(default_factory=list)
+    """What was given and has no effect, and what the engine decided by itself: a line each."""
     stopping: Stopping | None = None
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
@@ -478,7 +480,7 @@ class RunMeta(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None}
+        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
 
 
 def parse(content: Any, path: Path) -> RunMeta:
