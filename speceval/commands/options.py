@@ -47,6 +47,10 @@ Rejection = Annotated[
 Batch = Annotated[int, typer.Option(help="Requests that the engine runs at once.")]
 PrefixCaching = Annotated[bool, typer.Option(help="Let the engine reuse prefixes.")]
 EngineArg = Annotated[list[str] | None, typer.Option(help="Argument of vllm.LLM, key=value; may be repeated.")]
+Method = Annotated[str | None, typer.Option(help="Drafting method of a checkpoint that does not tell.")]
+DraftArg = Annotated[
+    list[str] | None, typer.Option(help="Further key of vLLM's speculative_config, key=value; may be repeated.")
+]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with a checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]

@@ -45,6 +45,8 @@ def run(
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
     baseline_batch: Annotated[str, typer.Option(help="With --baseline: batch sizes, comma-separated.")] = "1",
+    method: options.Method = None,
+    draft_arg: options.DraftArg = None,
     engine_arg: options.EngineArg = None,
     trust_remote_code: options.TrustRemoteCode = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
@@ -69,7 +71,7 @@ def run(
         "chat_template_kwargs": options.pairs(template_arg, "--template-arg"),
     }
     if replay is not None:
-        asked = _of_replayed(ctx, replay, target, draft, asked)
+        asked = _of_replayed(ctx, replay, target, draft, method, asked)
     job = prepare(
         target=target,
         draft=draft,
@@ -85,6 +87,8 @@ def run(
         batch=batch,
         record=record,
         prefix_caching=prefix_caching,
+        method=method,
+        draft_args=options.pairs(draft_arg, "--draft-arg"),
         engine_args=options.pairs(engine_arg, "--engine-arg"),
         trust_remote_code=trust_remote_code,
         **asked,
@@ -112,7 +116,9 @@ def _with_speedup(job: Job, finished: StoredRun, batches: tuple[int, ...]) -> St
     return finished
 
 
-def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: dict[str, Any]) -> dict[str, Any]:
+def _of_replayed(
+    ctx: typer.Context, run: Path, target: str, draft: str, method: str | None, asked: dict[str, Any]
+) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was `asked`; `UserError` where they differ."""
     from speceval import catalog
     from speceval.catalog.methods import find
@@ -125,7 +131,7 @@ def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: 
         raise UserError("--baseline: has no meaning with --replay: leave it out")
     stored = books.read(run)
     found, name = source(stored), stored.meta.spec.target
-    pair = catalog.resolve(target, draft)
+    pair = catalog.resolve(target, draft, method)
     if pair.draft is not None and find(pair.draft.method).deterministic:
         raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:

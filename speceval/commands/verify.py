@@ -42,6 +42,8 @@ def verify(
     ] = ReferenceChoice.auto,
     bias: Annotated[float, typer.Option(help="Bias (total variation) that must be seen to call it exact.")] = 0.02,
     prefix_caching: options.PrefixCaching = False,
+    method: options.Method = None,
+    draft_arg: options.DraftArg = None,
     engine_arg: options.EngineArg = None,
     trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[Path | None, typer.Option(help="Directory of the report [default: results/verify/<name>].")] = None,
@@ -94,6 +96,8 @@ def verify(
         rejection=rejection.value,
         batch=batch,
         prefix_caching=prefix_caching,
+        method=method,
+        draft_args=options.pairs(draft_arg, "--draft-arg"),
         engine_args=options.pairs(engine_arg, "--engine-arg"),
         trust_remote_code=trust_remote_code,
     )

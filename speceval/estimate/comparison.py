@@ -17,7 +17,7 @@ from vllm_patches.ledger import LEDGER
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "engine.method", "engine.max_model_len")
+COMPARED = ("draft", "draft_args", "engine.method", "engine.max_model_len")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}

@@ -49,6 +49,7 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         shuffle_seed=spec.shuffle_seed,
         engine=engine.facts(),
         replay=spec.replay,
+        draft_args=spec.draft_args,
         patches=sorted({status.id for status in engine.patches() if status.state == "active"}),
     )
 

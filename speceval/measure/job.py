@@ -59,6 +59,7 @@ def prepare(
     data_dir: Path | None = None,
     out: Path | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    method: str | None = None,
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
     against: Path | None = None,
@@ -71,7 +72,7 @@ def prepare(
     an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
-    pair = catalog.resolve(target, draft)
+    pair = catalog.resolve(target, draft, method)
     assert pair.draft is not None
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
     spec = make_spec(
@@ -81,6 +82,7 @@ def prepare(
         temperature=temperature,
         drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
         suites=tuple(names),
+        method=method,
         chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
         engine_args={**(ZOO_ENGINE_ARGS if pair.target.source == "zoo" else {}), **(engine_args or {})},
         **fields,

@@ -66,6 +66,7 @@ def drafter_arguments(draft: catalog.Draft, spec: RunSpec) -> dict[str, Any]:
         if spec.drafting != "deterministic":
             speculative["draft_sample_method"] = spec.drafting
         arguments = {"speculative_config": speculative}
+    arguments["speculative_config"] |= spec.draft_args
     if spec.rejection != "standard":
         arguments["speculative_config"]["rejection_sample_method"] = spec.rejection
     return arguments

@@ -58,6 +58,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class Grown(Strict):
+    """Fields with a default came later: they are written only where they say something, as before there were any."""
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+            if not field.is_required()
+        }
+        content: dict[str, Any] = whole(self)
+        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
 class Checkpoint(Strict):
     """A model without the place where a machine keeps it."""
 
@@ -146,7 +160,7 @@ class Facts(Strict):
     """Copies of the engine."""
 
 
-class Fingerprint(Strict):
+class Fingerprint(Grown):
     """Everything that moves tau."""
 
     target: Checkpoint
@@ -177,6 +191,8 @@ class Fingerprint(Strict):
     """Hash of the texts that the target was made to answer; None for a run that samples."""
     patches: list[str]
     """Ids of the patches that were active where the engine samples, sorted."""
+    draft_args: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of vLLM's speculative_config that were asked for."""
 
     @property
     def hash(self) -> str:
@@ -244,7 +260,7 @@ class Counters:
         )
 
 
-class Segment(Strict):
+class Segment(Grown):
     """One stretch of a run: from the start of an engine to the end, an interruption or a kill."""
 
     conversations: int
@@ -268,13 +284,6 @@ class Segment(Strict):
     @field_serializer("seconds")
     def _rounded(self, seconds: float) -> float:
         return round(seconds, 4)
-
-    @model_serializer(mode="wrap")
-    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that say nothing, as runs were written before there were any."""
-        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
-        content: dict[str, Any] = whole(self)
-        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
 
 
 class PatchState(Strict):

@@ -49,6 +49,23 @@ def version(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("ngram", {"prompt_lookup_max": 3, "prompt_lookup_min": 2}),
+        ("eagle3", {"parallel_drafting": False, "quantization": "fp8"}),
+        ("mlp_speculator", {"enforce_eager": True}),
+    ],
+)
+def test_further_keys_reach_vllm_s_speculative_config_and_win_over_the_checkpoint_s(
+    version: pytest.MonkeyPatch, method: str, given: dict[str, Any]
+) -> None:
+    made = draft(method, engine_args={"parallel_drafting": True} if method == "eagle3" else {})
+    drafting = "deterministic" if method == "ngram" else "probabilistic"
+    found = drafter_arguments(made, SPEC.model_copy(update={"draft_args": given, "drafting": drafting}))
+    assert found["speculative_config"].items() >= given.items()
+
+
 def test_vllm_s_own_proposers_are_told_how_to_draft(version: pytest.MonkeyPatch) -> None:
     found = drafter_arguments(draft("medusa", revision="abc"), SPEC)
     assert found == {

@@ -115,7 +115,8 @@ class OfflineEngine:
         try:
             with _measured():
                 self.llm = LLM(**joined(arguments, engine_args))
-        except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # whatever a configuration made it stumble over
+            traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
