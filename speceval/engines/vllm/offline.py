@@ -348,4 +348,6 @@ def _reason(error: BaseException) -> str:
     """The most telling line of a vLLM start-up error: pydantic wraps the message in several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("Value error", "Assertion failed"))]
+    if not telling and len(lines) > 2 and "validation error" in lines[0]:
+        telling = [f"{lines[1]}: {lines[2]}"]  # a field, then what is wrong with it
     return (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]
