@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,9 +156,11 @@ def measure(job: Job) -> StoredRun:
     from speceval.measure.job import stored
     from speceval.measure.output import output_to
     from speceval.show import progress as display
+    from speceval.store import read_run
 
     known = stored(job)
     if known is not None and known.complete:
+        print(f"finished before: nothing was measured now, {job.directory} is printed again", file=sys.stderr)
         return known
     # Own copies of the terminal: the engine's output goes to a file meanwhile.
     with os.fdopen(os.dup(2), "w") as terminal:
@@ -170,8 +173,7 @@ def measure(job: Job) -> StoredRun:
         try:
             return launch.run(job, display.watcher(console), log)
         except KeyboardInterrupt:
-            partial = stored(job)
-            count = 0 if partial is None else partial.conversations
+            count = read_run(job.directory).conversations if (job.directory / "run.json").exists() else 0
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
             raise
 

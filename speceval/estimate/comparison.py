@@ -11,7 +11,7 @@ from speceval.estimate import acceptance, replay, speedup
 from speceval.estimate.statistics import cluster_warnings, holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
-from speceval.store.schema import ABSENT, Fingerprint
+from speceval.store.schema import ABSENT, Fingerprint, differ
 from vllm_patches.ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def require_comparable(
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
             a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
-            if a == b or _under(name, (*COMPARED, *ignore)):
+            if not differ(name, a, b) or _under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
             if _under(name, allow):

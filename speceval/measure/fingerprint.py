@@ -6,20 +6,17 @@ import importlib.metadata
 import os
 import platform
 
-from speceval import catalog
 from speceval.engines.base import Engine
 from speceval.measure import runner
+from speceval.measure.content import checkpoint_facts, suite_facts, target_facts
 from speceval.measure.job import Job
-from speceval.measure.weights import weights_hash
 from speceval.protocol import (
     digest,
 )
 from speceval.store.schema import (
-    Checkpoint,
     Environment,
     Fingerprint,
     SamplingFacts,
-    SuiteFacts,
 )
 from vllm_patches.versions import DISTRIBUTIONS
 
@@ -28,17 +25,9 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
     """Everything that moves tau (docs/build/architecture.md: the store)."""
     spec = job.spec
     return Fingerprint(
-        target=_checkpoint(job.target.name, job.target),
-        draft=_checkpoint(job.draft.name, job.draft),
-        suites={
-            suite.name: SuiteFacts(
-                version=suite.version,
-                dataset=suite.dataset_hash,
-                conversations=len(suite.conversations),
-                max_tokens=spec.max_tokens or suite.max_tokens,
-            )
-            for suite in job.suites
-        },
+        target=target_facts(job.target, spec),
+        draft=checkpoint_facts(job.draft),
+        suites={suite.name: suite_facts(suite, spec) for suite in job.suites},
         prompts=runner.prompts_hash(engine, job.suites, template),
         chat_template=digest(str(getattr(engine.tokenizer, "chat_template", ""))),
         chat_template_kwargs=spec.chat_template_kwargs,
@@ -51,17 +40,6 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         replay=spec.replay,
         draft_args=spec.draft_args,
         patches=sorted({status.id for status in engine.patches() if status.state == "active"}),
-    )
-
-
-def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> Checkpoint:
-    """A checkpoint without the place where this machine keeps it."""
-    model, revision = checkpoint.model, checkpoint.revision
-    return Checkpoint(
-        name=name,
-        model=model if checkpoint.source == "hub" else checkpoint.source,
-        revision=revision,
-        weights=weights_hash(model, revision) if model else None,
     )
 
 

@@ -12,7 +12,7 @@ import vllm_patches.refuse
 from speceval import catalog, suites
 from speceval.catalog.methods import default_drafting, find
 from speceval.errors import UserError
-from speceval.measure import until
+from speceval.measure import content, until
 from speceval.protocol import (
     RunSpec,
     make_spec,
@@ -116,9 +116,19 @@ def _check_method(spec: RunSpec, method: str) -> None:
 
 
 def stored(job: Job) -> StoredRun | None:
-    """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
+    """The run as it stands in the store, or None.
+
+    Raises `UserError` when the directory holds another run, or one of what was called the same and is not what it was.
+    """
     if not (job.directory / "run.json").exists():
         return None
-    if other := other_request(read_meta(job.directory), job.spec):
+    meta = read_meta(job.directory)
+    if other := other_request(meta, job.spec):
         raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
+    if changes := content.changes(job.spec, job.target, job.draft, job.suites, meta.fingerprint):
+        state = "cannot resume" if meta.status == "running" else "holds a finished run"
+        raise UserError(
+            f"{job.directory}: {state}, and what it was made of has changed since ({'; '.join(changes)}): nothing was "
+            "measured: name another --out, or undo the change"
+        )
     return read_run(job.directory)

@@ -6,6 +6,7 @@ that a later version adds has a default, which is what it stood for in every run
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -46,6 +47,9 @@ not when one is added."""
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form")
+"""Dotted names of the fingerprint's hashes that earlier versions did not take."""
+
 
 def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
     """A command's JSON output with its schema number; `output` is a key of `OUTPUTS`."""
@@ -72,7 +76,7 @@ class Grown(Strict):
         return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
 
 
-class Checkpoint(Strict):
+class Checkpoint(Grown):
     """A model without the place where a machine keeps it."""
 
     name: str
@@ -83,9 +87,15 @@ class Checkpoint(Strict):
     """Of the hub."""
     weights: str | None
     """Hash of the weights (`speceval.measure.weights`); None for drafters without weights."""
+    config: str | None = None
+    """Hash of `config.json` and its like, remarks left out; None where it is not known, as in earlier versions."""
+    tokenizer: str | None = None
+    """Hash of the target's tokenizer."""
+    chat_template: str | None = None
+    """Hash of the target's chat template as it stands in its files."""
 
 
-class SuiteFacts(Strict):
+class SuiteFacts(Grown):
     """A suite as it was run."""
 
     version: int
@@ -96,6 +106,8 @@ class SuiteFacts(Strict):
     """After the limit; each seed samples all of them."""
     max_tokens: int
     """Longest answer of a turn."""
+    form: str | None = None
+    """Hash of the suite's template and system prompt; None where it is not known, as in earlier versions."""
 
 
 class SamplingFacts(Strict):
@@ -549,7 +561,13 @@ def differences(a: BaseModel, b: BaseModel) -> list[str]:
     """Fields (dotted) in which two requests or fingerprints differ, each with both values."""
     flat_a, flat_b = (flatten(each.model_dump(mode="json")) for each in (a, b))
     values = {name: [flat.get(name, ABSENT) for flat in (flat_a, flat_b)] for name in sorted(flat_a | flat_b)}
-    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if one != other]
+    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if differ(name, one, other)]
+
+
+def differ(name: str, a: Any, b: Any) -> bool:
+    """Whether a field has two values in two fingerprints. `ABSENT` is one, but for hashes that earlier versions did not
+    take: there it is "not known"."""
+    return bool(a != b) and not (ABSENT in (a, b) and LATER_HASH.fullmatch(name))
 
 
 def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:

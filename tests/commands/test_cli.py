@@ -66,7 +66,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr("speceval.measure.content.weights_hash", lambda *_: "none")
     monkeypatch.chdir(tmp_path)
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     return tmp_path
@@ -306,7 +306,7 @@ def test_resuming_under_another_engine_is_refused_naming_the_field(call, simulat
     monkeypatch.setattr(SimulatedEngine, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     call(*RUN, "--suite", "own.jsonl", "--out", "run")
     monkeypatch.setattr(SimulatedEngine, "step", original)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "others")
+    monkeypatch.setattr("speceval.measure.content.weights_hash", lambda *_: "others")
     line = call(*RUN, "--suite", "own.jsonl", "--out", "run").line
     assert "cannot resume" in line and "target.weights: none -> others" in line
 

@@ -51,7 +51,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr("speceval.measure.content.weights_hash", lambda *_: "none")
     monkeypatch.chdir(tmp_path)
     Path("own.jsonl").write_text("".join(json.dumps({"turns": [f"question {n}", "and?"]}) + "\n" for n in range(3)))
     assert call(monkeypatch, *SOURCE, "--temp", "1", "--out", "source") == 0, capfd.readouterr().err

@@ -58,7 +58,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Engine]:
 
     monkeypatch.setattr(launch, "start_engine", lambda job: Own((0.7,) * job.spec.k, batch=job.spec.batch))
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr("speceval.measure.content.weights_hash", lambda *_: "none")
     monkeypatch.chdir(tmp_path)
     rows = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(CONVERSATIONS)]
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -244,10 +244,10 @@ sys.path[:0] = [sys.argv[1], sys.argv.pop(1) + '/..']
 from pathlib import Path
 from test_resumed import Engine
 from speceval import catalog, cli
-from speceval.measure import fingerprint, launch
+from speceval.measure import content, launch
 launch.start_engine = lambda job: Engine((0.7,) * job.spec.k, batch=job.spec.batch)
 catalog.fetch = lambda pair: pair
-fingerprint.weights_hash = lambda *_: "none"
+content.weights_hash = lambda *_: "none"
 Engine.at = {90: lambda: os.kill(os.getpid(), signal.SIGKILL)}
 cli.main()
 """

@@ -45,7 +45,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr("speceval.measure.content.weights_hash", lambda *_: "none")
     monkeypatch.chdir(tmp_path)
     for name, size in (("own", SIZE), ("other", 120)):
         rows = [{"turns": [f"question {n}", "and then?"], "category": f"c{n // 30}"} for n in range(size)]
