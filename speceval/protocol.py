@@ -8,7 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from speceval.errors import UserError
 from speceval.files import Strict
@@ -30,6 +37,9 @@ SECOND_HASHED = FIRST_HASHED | {"draft_truncation", "rejection"}
 HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
+
+UNWRITTEN = frozenset({"method", "draft_args"})
+"""Fields of a request that run.json has only when they are not at their default."""
 
 
 FIELD = object()
@@ -112,6 +122,11 @@ class RunSpec(Strict):
     engine_args: Annotated[dict[str, Any], Flag("--engine-arg", "pairs", None)] = Field(
         default_factory=dict, description="Argument of the engine (vllm.LLM), key=value; may be repeated."
     )
+    method: str | None = Field(default=None, description="Drafting method of a checkpoint that does not tell.")
+    draft_args: Annotated[dict[str, Any], Flag("--draft-arg", "pairs", None)] = Field(
+        default_factory=dict,
+        description="Further key of vLLM's speculative_config, such as prompt_lookup_max, key=value; may be repeated.",
+    )
     trust_remote_code: bool = Field(default=False, description="Run code that comes with a checkpoint.")
 
     @field_validator("suites", "seeds")
@@ -121,7 +136,7 @@ class RunSpec(Strict):
             raise ValueError(f"names {list(value)}: the same one twice")
         return value
 
-    @field_validator("engine_args")
+    @field_validator("engine_args", "draft_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(value.keys() & SECRETS):
@@ -133,6 +148,20 @@ class RunSpec(Strict):
         if self.temperature == 0 and self.drafting == "probabilistic":
             raise ValueError("probabilistic drafting needs a temperature above 0")
         return self
+
+    @field_validator("draft_args")
+    @classmethod
+    def _not_set_elsewhere(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(value.keys() & DRAFTING_FLAGS.keys()):
+            raise ValueError(f"{name} is not given here: {DRAFTING_FLAGS[name]}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _what_was_asked(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `UNWRITTEN` fields at their default, as requests were written before there were any."""
+        content: dict[str, Any] = whole(self)
+        defaults = self._defaults()
+        return {name: value for name, value in content.items() if name not in UNWRITTEN or value != defaults[name]}
 
     @property
     def identity(self) -> str:
@@ -150,15 +179,31 @@ class RunSpec(Strict):
         return tuple(self._name(self._hash(fields, ignore="record")) for fields in (SECOND_HASHED, FIRST_HASHED))
 
     def _hash(self, always: Collection[str], ignore: str = "") -> str:
-        defaults = {
-            name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()
-        }
+        defaults = self._defaults()
         counted = {name for name, value in self if name in always or (value != defaults[name] and name != ignore)}
         return digest(self.model_dump(mode="json", include=counted))[:12]
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
 
     def _name(self, identity: str) -> str:
         parts = [_slug(self.target), _slug(self.draft), f"T{self.temperature:g}", self.drafting, f"k{self.k}"]
         return "-".join([*parts, identity])
+
+
+DRAFTING_FLAGS = {
+    "model": "--draft names the checkpoint",
+    "revision": "--draft NAME@REVISION names it",
+    "method": "--method says what it is",
+    "num_speculative_tokens": "--k",
+    "num_speculative_tokens_per_batch_size": "K is the same in all steps of a run (--k)",
+    "draft_sample_method": "--drafting",
+    "rejection_sample_method": "--rejection",
+    "synthetic_acceptance_rates": "speceval selftest forces rates",
+    "synthetic_acceptance_length": "speceval selftest forces rates",
+}
+"""Keys of vLLM's speculative_config that have a flag of their own, or none."""
 
 
 def flag(field: str) -> Flag:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -48,6 +49,8 @@ def run(
     prefix_caching: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     engine: str = "vllm",
+    method: str | None = None,
+    draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     speedup: Sequence[int] = (),
@@ -80,6 +83,8 @@ def run(
         prefix_caching: whether the engine may reuse prefixes.
         chat_template_kwargs: arguments of the chat template.
         engine: what generates: "vllm", "simulated", or the name of an entry point of `speceval.engines`.
+        method: drafting method, for a checkpoint that does not tell its own.
+        draft_args: further keys of vLLM's speculative_config, such as prompt_lookup_max.
         engine_args: arguments of `vllm.LLM`.
         trust_remote_code: whether to run code that comes with a checkpoint.
         speedup: batch sizes at which to time the target alone beside the drafter (a process of its own: a script that
@@ -113,7 +118,7 @@ def run(
         if speedup:
             raise UserError("speedup: has no meaning with replay: leave it out")
         given = {name: asked[name] for name in INHERITED if asked[name] != _DEFAULTS[name]}
-        asked = inherited(_directory(replay), target, draft, given)
+        asked = inherited(_directory(replay), target, draft, given, method)
     job = prepare(
         target=target,
         draft=draft,
@@ -130,6 +135,8 @@ def run(
         record=record,
         prefix_caching=prefix_caching,
         engine=engine,
+        method=method,
+        draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),
         trust_remote_code=trust_remote_code,
         **asked,
@@ -171,6 +178,8 @@ def verify(
     reference: Mode = "auto",
     bias: float = 0.02,
     prefix_caching: bool = False,
+    method: str | None = None,
+    draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     out: str | Path | None = None,
@@ -219,6 +228,8 @@ def verify(
         rejection=rejection,
         batch=batch,
         prefix_caching=prefix_caching,
+        method=method,
+        draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),
         trust_remote_code=trust_remote_code,
     )
@@ -239,6 +250,8 @@ def measure(job: Job, progress: bool = False) -> StoredRun:
     """Run a prepared job, or read it back when it is complete; `progress`: on standard error, else nothing is shown."""
     known = stored(job)
     if known is not None and known.complete:
+        if progress:
+            print(f"finished before: nothing was measured now, {job.directory} is printed again", file=sys.stderr)
         return known
     if not progress:
         return launch.run(job, unwatched, output_to)
@@ -251,8 +264,7 @@ def measure(job: Job, progress: bool = False) -> StoredRun:
         try:
             return launch.run(job, display.watcher(console), log)
         except KeyboardInterrupt:
-            partial = stored(job)
-            count = 0 if partial is None else partial.conversations
+            count = read_run(job.directory).conversations if (job.directory / "run.json").exists() else 0
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
             raise
 

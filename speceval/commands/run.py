@@ -53,7 +53,7 @@ def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict
     if options.given(ctx, "speedup"):
         raise UserError("--speedup: has no meaning with --replay: leave it out")
     given = {name: request[name] for name in INHERITED if options.given(ctx, name)}
-    return inherited(run, request["target"], request["draft"], given)
+    return inherited(run, request["target"], request["draft"], given, request["method"])
 
 
 def print_run(stored: StoredRun, as_json: bool) -> None:

@@ -45,6 +45,8 @@ class Order:
     """Of requests that bring none."""
     prefix_caching: bool = False
     trust_remote_code: bool = False
+    draft_args: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the drafter, as the user gave them."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of this engine alone, as the user gave them."""
     record: bool = False

@@ -11,12 +11,12 @@ from speceval.estimate import acceptance, replay, speedup
 from speceval.estimate.statistics import cluster_warnings, holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
-from speceval.store.schema import ABSENT, Fingerprint
+from speceval.store.schema import ABSENT, Fingerprint, differ
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "engine.method", "engine.max_model_len", "method_patches")
+COMPARED = ("draft", "draft_args", "engine.method", "engine.max_model_len", "method_patches")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
@@ -46,7 +46,7 @@ def require_comparable(
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
             a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
-            if a == b or _under(name, (*COMPARED, *ignore)):
+            if not differ(name, a, b) or _under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
             if _under(name, allow):

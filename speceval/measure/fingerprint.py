@@ -7,20 +7,18 @@ import os
 import platform
 from collections.abc import Iterable
 
-from speceval import catalog, engines
+from speceval import engines
 from speceval.engines.base import Engine
 from speceval.measure import runner
+from speceval.measure.content import checkpoint_facts, suite_facts, target_facts
 from speceval.measure.job import Job
-from speceval.measure.weights import weights_hash
 from speceval.protocol import (
     digest,
 )
 from speceval.store.schema import (
-    Checkpoint,
     Environment,
     Fingerprint,
     SamplingFacts,
-    SuiteFacts,
 )
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets")
@@ -31,17 +29,9 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
     """Everything that moves tau (docs/build/architecture.md: the store)."""
     spec, patches = job.spec, [patch for patch in engine.patches() if patch.state == "active"]
     return Fingerprint(
-        target=_checkpoint(job.target, engine.loads_checkpoints),
-        draft=_checkpoint(job.draft, engine.loads_checkpoints),
-        suites={
-            suite.name: SuiteFacts(
-                version=suite.version,
-                dataset=suite.dataset_hash,
-                conversations=len(suite.conversations),
-                max_tokens=spec.max_tokens or suite.max_tokens,
-            )
-            for suite in job.suites
-        },
+        target=target_facts(job.target, spec, engine.loads_checkpoints),
+        draft=checkpoint_facts(job.draft, engine.loads_checkpoints),
+        suites={suite.name: suite_facts(suite, spec) for suite in job.suites},
         prompts=runner.prompts_hash(engine, job.suites, template),
         chat_template=digest(str(getattr(engine.tokenizer, "chat_template", ""))),
         chat_template_kwargs=spec.chat_template_kwargs,
@@ -52,19 +42,9 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         shuffle_seed=spec.shuffle_seed,
         engine=engine.facts(),
         replay=spec.replay,
+        draft_args=spec.draft_args,
         patches=sorted(patch.id for patch in patches),
         method_patches=sorted(patch.id for patch in patches if patch.bound),
-    )
-
-
-def _checkpoint(checkpoint: catalog.Target | catalog.Draft, loaded: bool) -> Checkpoint:
-    """A checkpoint without the place where this machine keeps it; what is not `loaded` here has no weights to tell."""
-    model, revision = checkpoint.model, checkpoint.revision
-    return Checkpoint(
-        name=checkpoint.name,
-        model=model if checkpoint.source == "hub" else checkpoint.source,
-        revision=revision,
-        weights=weights_hash(model, revision) if model and loaded else None,
     )
 
 

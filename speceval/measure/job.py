@@ -9,7 +9,7 @@ from typing import Any
 from speceval import catalog, engines, suites
 from speceval.catalog.methods import default_drafting, find
 from speceval.errors import UserError
-from speceval.measure import until
+from speceval.measure import content, until
 from speceval.protocol import LOSSLESS, RunSpec, make_spec
 from speceval.store import StoredRun, read_meta, read_run, run_directory
 from speceval.store.layout import Texts
@@ -51,6 +51,7 @@ def prepare(
     out: Path | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     engine: str = "vllm",
+    method: str | None = None,
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
     against: Path | None = None,
@@ -63,7 +64,7 @@ def prepare(
     an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
-    pair = catalog.resolve(target, draft)
+    pair = catalog.resolve(target, draft, method)
     assert pair.draft is not None
     defaults = engines.find(engine).defaults(pair.target)
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
@@ -74,6 +75,7 @@ def prepare(
         temperature=temperature,
         drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
         suites=tuple(names),
+        method=method,
         chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
         engine=engine,
         engine_args={**defaults, **(engine_args or {})},
@@ -110,9 +112,19 @@ def _check_method(spec: RunSpec, method: str) -> None:
 
 
 def stored(job: Job) -> StoredRun | None:
-    """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
+    """The run as it stands in the store, or None.
+
+    Raises `UserError` when the directory holds another run, or one of what was called the same and is not what it was.
+    """
     if not (job.directory / "run.json").exists():
         return None
-    if other := other_request(read_meta(job.directory), job.spec):
+    meta = read_meta(job.directory)
+    if other := other_request(meta, job.spec):
         raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
+    if changes := content.changes(job.spec, job.target, job.draft, job.suites, meta.fingerprint):
+        state = "cannot resume" if meta.status == "running" else "holds a finished run"
+        raise UserError(
+            f"{job.directory}: {state}, and what it was made of has changed since ({'; '.join(changes)}): nothing was "
+            "measured: name another --out, or undo the change"
+        )
     return read_run(job.directory)

@@ -13,7 +13,7 @@ from speceval import catalog, engines
 from speceval.engines.base import Engine
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.measure import runner, until
+from speceval.measure import effect, runner, until
 from speceval.measure.fingerprint import environment, make_fingerprint
 from speceval.measure.job import Job
 from speceval.measure.output import Watch
@@ -40,7 +40,11 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
     ):
         check_engine(engine, job.spec)
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
-        meta = _open_meta(store, job, engine, template)
+        notes = [note for suite in job.suites for note in suite.notes]
+        notes += effect.check(
+            engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
+        )
+        meta = _open_meta(store, job, engine, template, notes)
         engine.warm_up()
         planned = len(runner.plan(job.suites, job.spec.seeds))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
@@ -85,7 +89,7 @@ def fetch(job: Job) -> Job:
     return replace(job, target=pair.target, draft=pair.draft)
 
 
-def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> RunMeta:
+def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template, notes: list[str]) -> RunMeta:
     """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
     fingerprint = make_fingerprint(job, engine, template)
     if job.against is not None:
@@ -99,6 +103,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
                 f"({'; '.join(changes)}): undo that, or name another --out"
             )
         meta.segments = account_for(meta.segments, len(store.done))
+        meta.notes = notes
         return meta
     meta = RunMeta(
         name=job.spec.name,
@@ -116,6 +121,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         segments=[],
         problems=[],
         evidence=engine.evidence,
+        notes=notes,
     )
     store.write_meta(meta)
     return meta

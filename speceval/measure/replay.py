@@ -50,14 +50,16 @@ def source(run: StoredRun) -> dict[str, Any]:
     }
 
 
-def inherited(run: Path, target: str, draft: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def inherited(
+    run: Path, target: str, draft: str, given: Mapping[str, Any], method: str | None = None
+) -> dict[str, Any]:
     """`source` of the run below `run`, for a replay with another drafter. Raises `UserError`.
 
     `given`: the fields of `INHERITED` that the user named; what is not as the run has it is refused.
     """
     stored = books.read(run)
     fixed, name = source(stored), stored.meta.spec.target
-    pair = catalog.resolve(target, draft)
+    pair = catalog.resolve(target, draft, method)
     if pair.draft is not None and find(pair.draft.method).deterministic:
         raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:

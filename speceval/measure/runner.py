@@ -52,7 +52,7 @@ class _Live:
 
     def __init__(self, suite: Suite, conversation: Conversation, seed: int) -> None:
         self.suite, self.conversation, self.seed = suite, conversation, seed
-        self.messages: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        self.messages: list[chat.Message] = suite.opening(conversation)
         self.turns: list[dict[str, Any]] = []
         self.skipped: str | None = None
         self._prompt_tokens = 0
@@ -158,9 +158,8 @@ def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) ->
     """SHA-256 of the first turn's rendered prompt tokens of every conversation."""
     rendered = []
     for suite in suites:
-        system: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
         for conversation in suite.conversations:
-            messages = [*system, {"role": "user", "content": conversation.turns[0]}]
+            messages = [*suite.opening(conversation), {"role": "user", "content": conversation.turns[0]}]
             rendered.append(chat.render(engine.tokenizer, messages, template.kwargs))
     return digest(rendered)
 

@@ -30,6 +30,7 @@ def order(job: Job) -> Order:
         seed=spec.seeds[0],
         prefix_caching=spec.prefix_caching,
         trust_remote_code=spec.trust_remote_code,
+        draft_args=spec.draft_args,
         engine_args=spec.engine_args,
         # Other rejection methods do not accept with probability r_j.
         record=spec.record and spec.temperature > 0 and spec.rejection == "standard",

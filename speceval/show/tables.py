@@ -51,6 +51,7 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "fingerprint": meta.fingerprint_hash,
         "forced": spec.rejection == "synthetic",
         "problems": problems,
+        "notes": meta.notes,
         "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": _summaries(run, problems),
@@ -124,6 +125,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
         *_fallbacks(run.meta.segments),
         *_unchecked(run),
+        *run.meta.notes,
         *_problems(shown["problems"]),
         f"run: {escape(str(run.directory))}",
     ]
@@ -185,7 +187,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _variance(shown["suites"])
     notes += until.notes(run.meta)
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
-    notes += _unchecked(run)
+    notes += _unchecked(run) + run.meta.notes
     notes += _problems(shown["problems"])
     notes.append(f"run: {escape(str(run.directory))}")
     return notes

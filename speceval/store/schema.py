@@ -6,6 +6,7 @@ that a later version adds has a default, which is what it stood for in every run
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -54,6 +55,9 @@ METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form")
+"""Dotted names of the fingerprint's hashes that earlier versions did not take."""
+
 
 def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
     """A command's JSON output with its schema number; `output` is a key of `OUTPUTS`."""
@@ -64,7 +68,21 @@ class Strict(files.Strict, strict=True):
     """No key but the fields, no value of another type."""
 
 
-class Checkpoint(Strict):
+class Grown(Strict):
+    """Fields with a default came later: they are written only where they say something, as before there were any."""
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+            if not field.is_required()
+        }
+        content: dict[str, Any] = whole(self)
+        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+class Checkpoint(Grown):
     """A model without the place where a machine keeps it."""
 
     name: str
@@ -75,9 +93,15 @@ class Checkpoint(Strict):
     """Of the hub."""
     weights: str | None
     """Hash of the weights (`speceval.measure.weights`); None for drafters without weights."""
+    config: str | None = None
+    """Hash of `config.json` and its like, remarks left out; None where it is not known, as in earlier versions."""
+    tokenizer: str | None = None
+    """Hash of the target's tokenizer."""
+    chat_template: str | None = None
+    """Hash of the target's chat template as it stands in its files."""
 
 
-class SuiteFacts(Strict):
+class SuiteFacts(Grown):
     """A suite as it was run."""
 
     version: int
@@ -88,6 +112,8 @@ class SuiteFacts(Strict):
     """After the limit; each seed samples all of them."""
     max_tokens: int
     """Longest answer of a turn."""
+    form: str | None = None
+    """Hash of the suite's template and system prompt; None where it is not known, as in earlier versions."""
 
 
 class SamplingFacts(Strict):
@@ -152,7 +178,7 @@ class Facts(Strict):
     """Copies of the engine."""
 
 
-class Fingerprint(Strict):
+class Fingerprint(Grown):
     """Everything that moves tau."""
 
     target: Checkpoint
@@ -185,6 +211,8 @@ class Fingerprint(Strict):
     """Ids of the patches that were active where the engine samples, sorted."""
     method_patches: list[str] = Field(default_factory=list)
     """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
+    draft_args: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of vLLM's speculative_config that were asked for."""
 
     @property
     def hash(self) -> str:
@@ -252,7 +280,7 @@ class Counters:
         )
 
 
-class Segment(Strict):
+class Segment(Grown):
     """One stretch of a run: from the start of an engine to the end, an interruption or a kill."""
 
     conversations: int
@@ -276,13 +304,6 @@ class Segment(Strict):
     @field_serializer("seconds")
     def _rounded(self, seconds: float) -> float:
         return round(seconds, 4)
-
-    @model_serializer(mode="wrap")
-    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that say nothing, as runs were written before there were any."""
-        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
-        content: dict[str, Any] = whole(self)
-        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
 
 
 class PatchState(Strict):
@@ -475,6 +496,8 @@ class RunMeta(BaseModel):
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
+    notes: list[str] = Field(default_factory=list)
+    """What was given and has no effect, and what the engine decided by itself: a line each."""
     stopping: Stopping | None = None
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
@@ -490,7 +513,7 @@ class RunMeta(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None}
+        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
 
 
 def parse(content: Any, path: Path) -> RunMeta:
@@ -558,7 +581,13 @@ def differences(a: BaseModel, b: BaseModel) -> list[str]:
     """Fields (dotted) in which two requests or fingerprints differ, each with both values."""
     flat_a, flat_b = (flatten(each.model_dump(mode="json")) for each in (a, b))
     values = {name: [flat.get(name, ABSENT) for flat in (flat_a, flat_b)] for name in sorted(flat_a | flat_b)}
-    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if one != other]
+    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if differ(name, one, other)]
+
+
+def differ(name: str, a: Any, b: Any) -> bool:
+    """Whether a field has two values in two fingerprints. `ABSENT` is one, but for hashes that earlier versions did not
+    take: there it is "not known"."""
+    return bool(a != b) and not (ABSENT in (a, b) and LATER_HASH.fullmatch(name))
 
 
 def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:

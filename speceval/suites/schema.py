@@ -10,6 +10,9 @@ from pydantic import Field, ValidationError
 from speceval.errors import UserError
 from speceval.files import Strict, first_error, read_yaml
 
+FORMS = ("messages", "conversations", "conversation", "instruction")
+"""Columns by which other programs' files are known: OpenAI's, ShareGPT's and Alpaca's."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -18,14 +21,17 @@ class Conversation:
     id: str
     category: str | None
     turns: list[str]
+    system: str | None = None
+    """The row's own system prompt, which goes before the suite's."""
 
 
 @dataclass(frozen=True)
 class Suite:
     """A loaded suite.
 
-    `dataset_hash` is the sha256 over all rows (id, category, user text) before template, shuffle and limit: equal for
-    hub and local files of the same content. `max_tokens` is the suite's default per turn.
+    `dataset_hash` is the sha256 over all rows (id, category, user text, own system prompt) before template, shuffle and
+    limit: equal for hub and local files of the same content. `max_tokens` is the suite's default per turn. `notes`:
+    what the rows hold and nothing uses, a line each.
     """
 
     name: str
@@ -36,6 +42,12 @@ class Suite:
     system: str | None
     template: str
     source: str
+    notes: tuple[str, ...] = ()
+
+    def opening(self, conversation: Conversation) -> list[dict[str, str]]:
+        """The messages before its first turn: a system prompt or none."""
+        system = conversation.system if conversation.system is not None else self.system or None
+        return [] if system is None else [{"role": "system", "content": system}]
 
 
 class Hub(Strict):
@@ -57,11 +69,13 @@ class Data(Strict):
 class Fields(Strict):
     """Column names; of several the first that a row has counts (hub and local files name them differently)."""
 
-    text: tuple[str, ...] = ("turns", "prompt")
-    """A list of user turns, or one user turn as text."""
-    id: tuple[str, ...] = ("id",)
+    text: tuple[str, ...] = ("turns", "prompt", *FORMS)
+    """User turns, one or a list of them; chat messages of OpenAI's or ShareGPT's form; Alpaca's instruction."""
+    id: tuple[str, ...] = ("id", "question_id")
     """Without such a column the row's number, counted from 0, is its id."""
     category: tuple[str, ...] = ("category",)
+    system: tuple[str, ...] = ("system", "system_prompt")
+    """The row's own system prompt. Empty is none."""
 
 
 class Pinned(Strict):
@@ -84,6 +98,7 @@ class SuiteFile(Strict):
     template: str = "{prompt}"
     """Each turn's text is put where `{prompt}` stands; other braces are plain text."""
     system: str | None = None
+    """System prompt of rows that have none."""
     max_tokens: int = Field(default=1024, ge=1)
     pinned: Pinned | None = None
     prompt_note: str | None = None

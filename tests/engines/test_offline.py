@@ -36,6 +36,22 @@ def test_settings_are_those_of_every_worker() -> None:
         offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "1 validation error for SpeculativeConfig\nprompt_lookup_maxx\n  Unexpected keyword argument [type=x, y]\n",
+            "prompt_lookup_maxx: Unexpected keyword argument",
+        ),
+        ("1 validation error for C\n  Value error, no such K [type=value_error, input=3]", "no such K"),
+        ("one\ntwo\nthree", "one"),
+        ("", "KeyError"),
+    ],
+)
+def test_what_vllm_stumbles_over_at_its_start_is_told_in_a_line(text: str, told: str) -> None:
+    assert offline._reason(KeyError() if not text else RuntimeError(text)) == told
+
+
 class Evidence(offline.OfflineEngine):
     """An engine whose workers recorded what a test says."""
 

@@ -49,6 +49,23 @@ def test_drafters_without_a_proposer_in_vllm_are_ours(method: str, vllm: str) ->
     assert found["speculative_config"]["draft_sample_method"] == "greedy"
 
 
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("ngram", {"prompt_lookup_max": 3, "prompt_lookup_min": 2}),
+        ("eagle3", {"parallel_drafting": False, "quantization": "fp8"}),
+        ("mlp_speculator", {"enforce_eager": True}),
+    ],
+)
+def test_further_keys_reach_vllm_s_speculative_config_and_win_over_the_checkpoint_s(
+    method: str, given: dict[str, Any]
+) -> None:
+    made = draft(method, engine_args={"parallel_drafting": True} if method == "eagle3" else {})
+    drafting: Any = "deterministic" if method == "ngram" else "probabilistic"
+    found = start.drafter_arguments(made, replace(ORDER, draft_args=given, drafting=drafting), VERSION)
+    assert found["speculative_config"].items() >= given.items()
+
+
 def test_another_rejection_method_is_passed_on() -> None:
     found = start.llm_arguments(replace(ORDER, rejection="block"), VERSION)
     assert found["speculative_config"]["rejection_sample_method"] == "block"

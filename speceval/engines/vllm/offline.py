@@ -67,7 +67,8 @@ class OfflineEngine(Engine):
         try:
             with start.measured():
                 self.llm = LLM(**arguments)
-        except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # whatever a configuration made it stumble over
+            traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
@@ -327,4 +328,6 @@ def _reason(error: BaseException) -> str:
     """The most telling line of a vLLM start-up error: pydantic wraps the message in several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("Value error", "Assertion failed"))]
+    if not telling and len(lines) > 2 and "validation error" in lines[0]:
+        telling = [f"{lines[1]}: {lines[2]}"]  # a field, then what is wrong with it
     return (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]

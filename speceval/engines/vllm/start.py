@@ -87,6 +87,7 @@ def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any
         if order.drafting != "deterministic":
             speculative["draft_sample_method"] = order.drafting
         arguments = {"speculative_config": speculative}
+    arguments["speculative_config"] |= order.draft_args
     if order.rejection != "standard":
         arguments["speculative_config"]["rejection_sample_method"] = order.rejection
     return arguments
