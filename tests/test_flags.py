@@ -24,7 +24,7 @@ SHARED = {
 }
 ENGINE = {
     *("--top-p", "--top-k", "--drafting", "--draft-truncation", "--no-draft-truncation", "--rejection"),
-    *("--prefix-caching", "--no-prefix-caching"),
+    *("--prefix-caching", "--no-prefix-caching", "--method", "--draft-arg"),
 }
 FLAGS = {
     "run": SHARED
@@ -32,6 +32,7 @@ FLAGS = {
     | {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
+        "--engine",
     },
     "verify": SHARED
     | ENGINE

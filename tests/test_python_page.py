@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from support.printed import difference
-from support.simulated_run import simulate
 from test_docs import ROOT, script
 
 import speceval
+from speceval import engines
 
 PAGE = ROOT / "docs" / "start" / "python.md"
 BLOCK = re.compile(r"(<!-- engine -->\n)?^```(python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(<!-- engine -->\n)?^```(python|text)\n(.*?)^```", re.MULTI
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with the stored results, where runs drive a simulated engine."""
-    simulate(monkeypatch)
+    monkeypatch.setitem(engines.BUILT_IN, "vllm", engines.BUILT_IN["simulated"])
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
     monkeypatch.chdir(tmp_path)

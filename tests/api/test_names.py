@@ -61,7 +61,7 @@ def test_run_has_every_field_of_a_request_with_its_default() -> None:
     parameters = inspect.signature(speceval.run).parameters
     assert parameters.keys() - RunSpec.model_fields.keys() == {"speedup", "data_dir", "out", "progress"}
     assert RunSpec.model_fields.keys() <= parameters.keys()
-    chosen_later = {"k", "drafting", "suites", "chat_template_kwargs", "engine_args"}
+    chosen_later = {"k", "drafting", "suites", "chat_template_kwargs", "draft_args", "engine_args"}
     for name, field in RunSpec.model_fields.items():
         if name not in chosen_later and not field.is_required():
             assert parameters[name].default == field.default, name

@@ -53,13 +53,19 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return work
 
 
+class Loading(SimulatedEngine):
+    """One that says that it loads the checkpoints."""
+
+    loads_checkpoints = True
+
+
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     started: list[Job] = []
 
-    def start(job: Job) -> SimulatedEngine:
+    def start(job: Job) -> Loading:
         started.append(job)
-        return SimulatedEngine((0.7,) * job.spec.k, batch=job.spec.batch)
+        return Loading((0.7,) * job.spec.k, batch=job.spec.batch)
 
     monkeypatch.setattr(launch, "start_engine", start)
     monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
