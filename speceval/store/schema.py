@@ -88,7 +88,7 @@ class Checkpoint(Grown):
     name: str
     """As the user named it."""
     model: str | None
-    """Hub id; "zoo" or "local" for what is not on the hub; None for drafters without weights."""
+    """Hub id; "zoo", "local" or "package" for what is not on the hub; None for drafters without weights."""
     revision: str | None
     """Of the hub."""
     weights: str | None

@@ -103,8 +103,8 @@ class OfflineEngine(Engine):
 
     @classmethod
     def defaults(cls, target: Target) -> dict[str, Any]:
-        """The zoo's models want to be run as what they are."""
-        return dict(start.ZOO_ENGINE_ARGS) if target.source == "zoo" else {}
+        """What `start.default_arguments` says."""
+        return start.default_arguments(target)
 
     @classmethod
     def ledger(cls) -> list[dict[str, str]]:

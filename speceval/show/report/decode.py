@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from speceval import catalog
 from speceval.store.schema import Checkpoint
 
 
@@ -68,6 +69,8 @@ def _tokenizer_file(target: Checkpoint) -> Path | None:
         from speceval.zoo.recipe import TARGET, Recipe
 
         return _existing(zoo_root(Recipe()) / TARGET / "tokenizer.json")
+    if target.model == "package":
+        return _existing(Path(catalog.resolve(target.name, None).target.model) / "tokenizer.json")
     if target.model == "local":
         return _existing(Path(target.name).expanduser() / "tokenizer.json")
     if target.model is None:
