@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all test quick lint docs bench results docs-figures clean
+.PHONY: setup demo demo-all real-train test quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -13,6 +13,11 @@ demo: setup
 
 demo-all: setup
 	@$(RUN) -m speceval demo --all
+
+# Hours on a busy machine, about a quarter of an hour on two idle cores; interrupted, the same command goes on.
+real-train: setup
+	@$(RUN) scripts/smollm2/collect.py results/smollm2-own
+	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained
 
 test: setup lint docs
 	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile

@@ -1,0 +1,282 @@
+"""EAGLE-3 drafters for SmolLM2-135M: one KL warm-up, then each loss on from there.
+
+    python scripts/smollm2/train.py OWN OUT [--warmup 800] [--steps 300] [--losses kl,lk_lambda] [--seed 0]
+
+OWN: what `collect.py` wrote. Drafter, losses and optimiser are the zoo's; the data and the loop are here. All losses
+see the same batches. The same command resumes after the last `SAVE_EVERY` steps; equal seeds on one machine give equal
+weights. Writes OUT/LOSS-eagle3.safetensors (see `pack`) and OUT/curve.csv: of held-out answers drawn at temperature 1,
+exact tau at K = 5, alpha of the first position and the share of drafts kept up to each position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from collect import AUX_LAYERS, TARGET
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from speceval.catalog import fetch, resolve
+from speceval.catalog.packed import pack, unpacked
+from speceval.files import write_whole
+from speceval.zoo.eagle3 import Eagle3, draft_vocabulary
+from speceval.zoo.llama import initialise
+from speceval.zoo.losses import LOSSES
+from speceval.zoo.optimiser import Optimiser, cooldown
+from speceval.zoo.recipe import Recipe
+from speceval.zoo.training import Batch, pick
+
+ROWS, ANCHORS = 8, 40
+"""Answers of a batch, and anchors of each."""
+MATRIX_RATE, RATE = 0.03, 1e-2
+DRAFT_VOCABULARY, INTERMEDIATE = 4096, 512
+HELD_OUT = 40
+"""Answers of which one in so many is kept for the curve."""
+CLIP = 30.0
+"""Bound of a stream's channel in units of its own root mean square."""
+SAVE_EVERY, LOOK_EVERY = 50, 50
+
+
+@dataclass
+class Data:
+    """The target's answers, end to end, and what the target computed on them."""
+
+    tokens: Tensor
+    streams: Tensor
+    """[tokens, 3 * hidden], each channel divided by `scale`."""
+    final: Tensor
+    log_z: Tensor
+    first: Tensor
+    """[answers]: where a prompt begins; `starts` (first token of the answer) and `lengths` count from there."""
+    starts: Tensor
+    lengths: Tensor
+    greedy: Tensor
+    scale: Tensor
+    """[3 * hidden]: root mean square of each channel. A real model's go from 2 to 400."""
+
+    @classmethod
+    def read(cls, directory: Path, depth: int) -> Data:
+        """All chunks of `collect.py`, without answers that are too short to draft in."""
+        chunks = [load_file(path) for path in sorted(directory.glob("chunk-*.safetensors"))]
+        joined = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        first = joined["lengths"].cumsum(0) - joined["lengths"]
+        inner = torch.ones(len(joined["tokens"]), dtype=torch.bool)
+        inner[first] = False  # the first token's state is enormous, and never drafted from
+        scale = torch.zeros(joined["streams"].shape[1])
+        for streams, keep in zip(joined["streams"].split(8192), inner.split(8192), strict=True):
+            scale += streams[keep].float().pow(2).sum(0)
+        scale = (scale / inner.sum()).sqrt().clamp_min(1e-3)
+        for streams in joined["streams"].split(8192):
+            streams.div_(scale.bfloat16()).clamp_(-CLIP, CLIP)
+        long = joined["lengths"] - joined["starts"] > 2 * depth + 2
+        of_answer = {key: joined[key][long] for key in ("starts", "lengths", "greedy")}
+        of_token = {key: joined[key] for key in ("tokens", "streams", "final", "log_z")}
+        return cls(**of_token, **of_answer, first=first[long], scale=scale)
+
+    def rows(self, answers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, streams, final and log Z of some answers, [answers, longest, …], filled up with what follows."""
+        longest = int(self.lengths[answers].max())
+        at = (self.first[answers][:, None] + torch.arange(longest)).clamp_max(len(self.tokens) - 1)
+        return self.tokens[at], self.streams[at], self.final[at], self.log_z[at]
+
+    def said(self) -> Tensor:
+        """Mask [tokens]: the target's own."""
+        mask = torch.zeros(len(self.tokens), dtype=torch.bool)
+        for first, start, length in zip(self.first, self.starts, self.lengths, strict=True):
+            mask[first + start : first + length] = True
+        return mask
+
+
+class Task:
+    """A drafter in training: data, target's maps, held-out answers."""
+
+    def __init__(self, data: Data, target: Path, recipe: Recipe) -> None:
+        self.data, self.recipe, self.depth = data, recipe, recipe.max_k
+        weights = load_file(target / "model.safetensors")
+        self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"].float()
+        held = torch.arange(len(data.first)) % HELD_OUT == HELD_OUT // 2
+        self.training = (~held).nonzero()[:, 0]
+        self.held = (held & ~data.greedy).nonzero()[:, 0]
+        said = data.said()
+        # An answer's last token is not among those that were read; that it ends belongs to the vocabulary all the same.
+        ends = torch.full_like(data.first, json.loads((target / "config.json").read_text())["eos_token_id"])
+        all_tokens, of_answers = torch.cat((data.tokens, ends)), torch.cat((said, torch.ones_like(ends).bool()))
+        self.draft_ids = draft_vocabulary(all_tokens, of_answers, recipe.vocab_size, recipe.draft_vocab_size)
+        inside = torch.zeros(recipe.vocab_size, dtype=torch.bool)
+        inside[self.draft_ids] = True
+        self.inside, own = inside, data.tokens[said]
+        covered = inside[own].float().mean()
+        print(f"{len(own)} answer tokens, {len(own.unique())} different; draft vocabulary covers {covered:.4f}")
+        self.head = self.embeddings[self.draft_ids]
+        position = torch.arange(self.depth, dtype=torch.float32)
+        self.weights = recipe.position_decay**position / (recipe.position_decay**position).sum()
+
+    def drafter(self) -> Eagle3:
+        """An untrained one. Its output map is the target's and stays so: it need not be stored."""
+        drafter = Eagle3(self.recipe, self.draft_ids)
+        initialise(drafter, self.recipe.seed)
+        with torch.no_grad():
+            drafter.lm_head.weight.copy_(self.head)
+            drafter.norm.weight.copy_(self.norm)
+        drafter.lm_head.weight.requires_grad_(False)
+        return drafter
+
+    def batch(self, answers: Tensor, anchors: Tensor) -> tuple[Batch, Tensor, Tensor]:
+        """What the drafter reads; log p [depth, answers, anchors, draft vocabulary]; drafts' targets, likewise."""
+        tokens, streams, final, log_z = self.data.rows(answers)
+        # A row of the head is bfloat16 as in the engine; the streams come in the order of AUX_LAYERS.
+        parts = list(streams.float().chunk(len(AUX_LAYERS), dim=-1))
+        batch = Batch(tokens, self.embeddings[tokens].float(), parts, final, anchors)
+        states = torch.stack([pick(final, anchors + j) for j in range(1, self.depth + 1)])
+        z = torch.stack([log_z.gather(1, anchors + j) for j in range(1, self.depth + 1)])
+        log_p = (states @ self.head.T).float() - z[..., None]
+        next_tokens = torch.stack([tokens.gather(1, anchors + j + 1) for j in range(1, self.depth + 1)])
+        return batch, log_p, next_tokens
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Answers [ROWS], anchors [ROWS, ANCHORS] where the newest token is the target's own and `depth` follow."""
+        answers = self.training[torch.randint(len(self.training), (ROWS,), generator=generator)]
+        starts, lengths = self.data.starts[answers], self.data.lengths[answers]
+        room = lengths - self.depth - starts
+        share = torch.rand(ROWS, ANCHORS, generator=generator)
+        return answers, starts[:, None] - 1 + (share * room[:, None]).long()
+
+    @torch.no_grad()
+    def look(self, drafter: Eagle3) -> tuple[float, float, list[float]]:
+        """tau, alpha_1 and shares kept of the held-out answers: every anchor of each counts once."""
+        kept, alpha, count = torch.zeros(self.depth), 0.0, 0
+        column = (self.inside.long().cumsum(0) - 1).clamp_min(0)
+        for answer in self.held.tolist():
+            start, length = int(self.data.starts[answer]), int(self.data.lengths[answer])
+            anchors = torch.arange(start - 1, length - self.depth - 1)[None]
+            batch, log_p, tokens = self.batch(torch.tensor([answer]), anchors)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = drafter(batch)
+            log_q = logits.float().log_softmax(-1)
+            alpha += torch.minimum(log_p[0].exp(), log_q[0].exp()).sum().item()
+            ratio = (log_q - log_p).gather(-1, column[tokens][..., None])[..., 0].exp().clamp_max(1)
+            kept += (ratio * self.inside[tokens]).cumprod(0).sum((1, 2))
+            count += anchors.shape[1]
+        shares = (kept / count).tolist()
+        return 1 + sum(shares), alpha / count, shares
+
+
+class Curve:
+    """The learning curve, a row a look; a run that resumes goes on in the same file."""
+
+    def __init__(self, path: Path, depth: int) -> None:
+        self.path = path
+        self.head = ["run", "step", "seconds", "loss", "tau", "alpha_1", *(f"kept_{j}" for j in range(1, depth + 1))]
+        self.rows = list(csv.reader(path.open()))[1:] if path.exists() else []
+
+    def add(self, run: str, step: int, seconds: float, loss: float, seen: tuple[float, float, list[float]]) -> None:
+        """A row; one of the same run and step gives way."""
+        tau, alpha, kept = seen
+        self.rows = [row for row in self.rows if row[:2] != [run, str(step)]]
+        self.rows.append([run, str(step), f"{seconds:.0f}", *(f"{x:.4f}" for x in (loss, tau, alpha, *kept))])
+        print(*self.rows[-1], flush=True)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([self.head, *self.rows])
+
+
+def train(task: Task, drafter: Eagle3, run: str, loss: str, steps: range, cool: bool, out: Path, curve: Curve) -> None:
+    """Take `steps` (their numbers choose the batches) with one loss; resume from OUT/RUN.state if it is there."""
+    parameters = [p for p in drafter.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim == 2]
+    optimiser = Optimiser(matrices, [p for p in parameters if p.ndim != 2], MATRIX_RATE, RATE)
+    state, done, before = out / f"{run}.state", steps.start, 0.0
+    if state.exists():
+        done, before = resume(torch.load(state), drafter, optimiser)
+    began = time.monotonic()
+    for step in range(done, steps.stop):
+        answers, anchors = task.draw(torch.Generator().manual_seed(1_000_000 * task.recipe.seed + step))
+        batch, log_p, _ = task.batch(answers, anchors)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = drafter(batch)
+        of_position = LOSSES[loss](log_p.exp(), logits.float().log_softmax(-1), torch.arange(len(task.draft_ids)))
+        value = (of_position.mean(dim=(1, 2)) * task.weights).sum()
+        value.backward()
+        with torch.autocast("cpu", torch.bfloat16):  # Muon's products, as its authors have them
+            optimiser.step(cooldown(step - steps.start, len(steps), 1.0) if cool else 1.0)
+        seconds = before + time.monotonic() - began
+        last = step + 1 == steps.stop
+        if (step + 1) % LOOK_EVERY == 0 or last:
+            curve.add(run, step + 1, seconds, value.item(), task.look(drafter))
+        if (step + 1) % SAVE_EVERY == 0 or last:
+            keep(state, step + 1, before + time.monotonic() - began, drafter, optimiser)
+
+
+def keep(path: Path, step: int, seconds: float, drafter: Eagle3, optimiser: Optimiser) -> None:
+    """Write all that the next step depends on."""
+    moments = {name: getattr(optimiser, name) for name in ("momentum", "first", "second", "steps")}
+    state = {"step": step, "seconds": seconds, "drafter": drafter.state_dict(), "moments": moments}
+    write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def resume(state: dict, drafter: Eagle3, optimiser: Optimiser) -> tuple[int, float]:
+    """Put it back; the step to go on with and the seconds spent."""
+    drafter.load_state_dict(state["drafter"])
+    for name, value in state["moments"].items():
+        setattr(optimiser, name, value)
+    return state["step"], state["seconds"]
+
+
+def store(task: Task, drafter: Eagle3, path: Path) -> Eagle3:
+    """Write what the repository keeps of a drafter; returns the drafter that is read back from it."""
+    tensors = {name: value for name, value in drafter.state_dict().items() if name != "lm_head.weight"}
+    beside = {
+        "draft_ids": task.draft_ids.to(torch.int32),
+        "stream_scale": task.data.scale,
+        "aux_layers": torch.tensor(AUX_LAYERS, dtype=torch.int32),
+    }
+    write_whole(path, lambda temporary: save_file(pack(tensors) | beside, temporary))
+    read_back = copy.deepcopy(drafter)
+    read_back.load_state_dict(unpacked(load_file(path)), strict=False)
+    return read_back
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("own", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--warmup", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--losses", default="kl,lk_lambda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--target", default=TARGET)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = fetch(resolve(options.target, None)).target
+    sizes = target.sizes
+    recipe = Recipe(
+        seed=options.seed,
+        vocab_size=sizes.vocab_size or 0,
+        hidden_size=sizes.hidden_size or 0,
+        heads=9,
+        draft_vocab_size=DRAFT_VOCABULARY,
+        draft_intermediate_size=INTERMEDIATE,
+    )
+    task = Task(Data.read(options.own, recipe.max_k), Path(target.model), recipe)
+    curve = Curve(options.out / "curve.csv", recipe.max_k)
+    warm = task.drafter()
+    train(task, warm, "warm-up", "kl", range(options.warmup), False, options.out, curve)
+    for loss in options.losses.split(","):
+        name = f"{loss.replace('_', '-')}-eagle3"
+        drafter = copy.deepcopy(warm)
+        steps = range(options.warmup, options.warmup + options.steps)
+        train(task, drafter, name, loss, steps, True, options.out, curve)
+        read_back = store(task, drafter, options.out / f"{name}.safetensors")
+        curve.add(f"{name} as stored", steps.stop, 0.0, float("nan"), task.look(read_back))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Drafters that come with the project: EAGLE-3 in one small file -> a checkpoint directory that vLLM loads.
+
+Matrices are stored as int8 with a scale for each row; the output map is not stored, it is the target's own, in the rows
+of the draft vocabulary; token embeddings are the target's anyway. What is measured is what the file gives, so rounding
+is part of the drafter, not an error of the measurement.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEVELS = 127
+SCALE = ".row_scale"
+ROPE_THETA = 10000.0
+"""The drafter's own attention, whatever the target's."""
+
+
+def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices as int8, nearest level, and their `row_scale`; vectors as they are, in float32."""
+    import torch
+
+    packed = {}
+    for name, values in tensors.items():
+        values = values.detach().float()
+        if values.ndim != 2:
+            packed[name] = values.contiguous()
+            continue
+        scale = values.abs().amax(1).clamp_min(1e-12) / LEVELS
+        packed[name] = (values / scale[:, None]).round().to(torch.int8)
+        packed[name + SCALE] = scale
+    return packed
+
+
+def unpacked(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """float32 again; what is neither a matrix nor a vector of the drafter is left out."""
+    beside = ("draft_ids", "stream_scale", "aux_layers")
+    return {
+        name: values.float() * packed[name + SCALE][:, None] if name + SCALE in packed else values
+        for name, values in packed.items()
+        if not name.endswith(SCALE) and name not in beside
+    }
+
+
+def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
+    """Write the drafter in `stored` for the target checkpoint in `target`, in bfloat16.
+
+    `stored`: `pack`ed tensors; `draft_ids` [D] in increasing order; `aux_layers`, whose streams it reads; and
+    `stream_scale` [3 * hidden], by which these were divided in training: it goes into `fc`.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    packed = load_file(stored)
+    ids = packed["draft_ids"].long()
+    tensors = unpacked(packed)
+    tensors["fc.weight"] /= packed["stream_scale"]
+    with safe_open(target / "model.safetensors", framework="pt") as file:
+        embeddings = file.get_tensor("model.embed_tokens.weight")
+    tensors["lm_head.weight"] = embeddings[ids]
+    inside = torch.zeros(len(embeddings), dtype=torch.bool)
+    inside[ids] = True
+    vocabulary_map = {"d2t": ids - torch.arange(len(ids)), "t2d": inside}
+    weights = {name: values.bfloat16().contiguous() for name, values in tensors.items()}
+    save_file(weights | vocabulary_map, directory / "model.safetensors", {"format": "pt"})
+    content = _config(
+        json.loads((target / "config.json").read_text(encoding="utf-8")), tensors, packed["aux_layers"].tolist()
+    )
+    (directory / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _config(target: dict[str, Any], tensors: dict[str, Tensor], aux_layers: list[int]) -> dict[str, Any]:
+    own = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "tie_word_embeddings": False,
+        "intermediate_size": len(tensors["midlayer.mlp.gate_proj.weight"]),
+        "num_hidden_layers": 1,
+        "num_key_value_heads": target["num_attention_heads"],
+        "rope_theta": ROPE_THETA,
+        "draft_vocab_size": len(tensors["lm_head.weight"]),
+        "target_hidden_size": target["hidden_size"],
+        "eagle_aux_hidden_state_layer_ids": aux_layers,
+    }
+    return target | own

@@ -1,0 +1,145 @@
+"""scripts/smollm2: what the stored drafters were trained on, and that training can be interrupted."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from speceval import suites
+from speceval.zoo.recipe import Recipe
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "smollm2"
+GRAM = 8
+"""Words in a row that training prompts and suites may not share."""
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    """The modules of the folder, which import each other by their bare names."""
+    pytest.importorskip("torch")
+    names = ("prompts", "collect", "train")
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(SCRIPTS))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def grams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return {tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)}
+
+
+def shared(prompts: list[str], name: str, data_dir: Path | None) -> list[str]:
+    """Prompts that have eight words in a row in common with a turn of the suite."""
+    turns = [turn for conversation in suites.load(name, data_dir).conversations for turn in conversation.turns]
+    known = set().union(*map(grams, turns))
+    assert len(known) > 100
+    return [prompt for prompt in prompts if grams(prompt) & known]
+
+
+def test_a_prompt_with_a_line_of_a_suite_would_be_seen() -> None:
+    turn = suites.load("demo", None).conversations[0].turns[0]
+    assert shared([f"Please: {turn}", "Something else"], "demo", None) == [f"Please: {turn}"]
+
+
+def test_no_training_prompt_shares_eight_words_with_the_demo(scripts: dict[str, ModuleType]) -> None:
+    assert shared(scripts["prompts"].instructions(1400), "demo", None) == []
+
+
+@pytest.mark.parametrize("name", ["mt_bench", "humaneval", "gsm8k"])
+def test_no_training_prompt_shares_eight_words_with_a_benchmark(
+    scripts: dict[str, ModuleType], data_dir: Path, name: str
+) -> None:
+    assert shared(scripts["prompts"].instructions(1400), name, data_dir) == []
+
+
+def test_prompts_are_different_the_same_each_time_and_a_shorter_list_is_a_prefix(
+    scripts: dict[str, ModuleType],
+) -> None:
+    instructions = scripts["prompts"].instructions
+    assert instructions(1400)[:300] == instructions(300) and len(set(instructions(1400))) == 1400
+    assert instructions(300, seed=1) != instructions(300)
+
+
+@pytest.fixture
+def task(scripts: dict[str, ModuleType], tmp_path: Path) -> Any:
+    """A task of the real one's form at a hundredth of its size."""
+    import torch
+    from safetensors.torch import save_file
+
+    recipe = Recipe(vocab_size=50, hidden_size=12, heads=3, draft_vocab_size=20, draft_intermediate_size=16, max_k=3)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(25, 40, (60,), generator=generator)
+    size = int(lengths.sum())
+    chunk = {
+        "tokens": torch.randint(50, (size,), generator=generator),
+        "streams": torch.randn(size, 36, generator=generator).bfloat16(),
+        "final": torch.randn(size, 12, generator=generator).bfloat16(),
+        "log_z": torch.full((size,), 6.0),
+        "starts": torch.full((60,), 8),
+        "lengths": lengths,
+        "greedy": torch.zeros(60, dtype=torch.bool),
+    }
+    (tmp_path / "own").mkdir()
+    (tmp_path / "target").mkdir()
+    save_file(chunk, tmp_path / "own" / "chunk-000.safetensors")
+    weights = {"model.embed_tokens.weight": torch.randn(50, 12, generator=generator).bfloat16()}
+    (tmp_path / "target" / "config.json").write_text('{"eos_token_id": 49}')
+    save_file(weights | {"model.norm.weight": torch.ones(12)}, tmp_path / "target" / "model.safetensors")
+    train = scripts["train"]
+    return train.Task(train.Data.read(tmp_path / "own", recipe.max_k), tmp_path / "target", recipe)
+
+
+def test_training_that_was_interrupted_ends_with_the_same_weights_and_curve(
+    scripts: dict[str, ModuleType], task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    train = scripts["train"]
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "LOOK_EVERY", 3)
+
+    def run(name: str) -> tuple[dict[str, Any], list[list[str]]]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        drafter, curve = task.drafter(), train.Curve(tmp_path / name / "curve.csv", task.depth)
+        train.train(task, drafter, "x", "lk_lambda", range(6), True, tmp_path / name, curve)
+        return drafter.state_dict(), [row[:2] + row[3:] for row in curve.rows]  # the third column is time
+
+    def keep_and_die(path: Path, step: int, *rest: Any) -> None:
+        keep(path, step, *rest)
+        if step == 4:
+            raise RuntimeError("killed")
+
+    keep = train.keep
+    whole, curve = run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "keep", keep_and_die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run("parts")
+    parts, resumed = run("parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert curve == resumed and [row[1] for row in curve] == ["3", "6"]
+
+
+def test_the_end_of_an_answer_can_be_drafted(task: Any) -> None:
+    assert 49 in task.draft_ids.tolist() and len(task.draft_ids) == 20
+
+
+def test_what_is_stored_is_what_was_trained_but_for_rounding(
+    scripts: dict[str, ModuleType], task: Any, tmp_path: Path
+) -> None:
+    drafter = task.drafter()
+    back = scripts["train"].store(task, drafter, tmp_path / "x.safetensors")
+    assert task.look(back)[0] == pytest.approx(task.look(drafter)[0], abs=0.02)
+    difference = max(float((a - b).abs().max()) for a, b in zip(drafter.parameters(), back.parameters(), strict=True))
+    assert 0 < difference < 0.02
