@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all real-train test quick lint docs bench results docs-figures clean
+.PHONY: setup demo demo-all real real-train test quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -13,6 +13,10 @@ demo: setup
 
 demo-all: setup
 	@$(RUN) -m speceval demo --all
+
+# The benchmarks' files: SPECEVAL_DATA_DIR, else the dataset hub.
+real: setup
+	@$(RUN) scripts/real.py
 
 # Hours on a busy machine, about a quarter of an hour on two idle cores; interrupted, the same command goes on.
 real-train: setup

@@ -28,6 +28,7 @@ from vllm_patches import ledger, unpatched
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
 DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
+CURVE = ROOT / "results" / "drafters" / "smollm2-135m-q4" / "curve.csv"
 PUBLISHED = ROOT / "results" / "published"
 BENCH = ROOT / "results" / "bench" / "harness.json"
 PATCHES = ROOT / "results" / "bench" / "patches.json"
@@ -46,6 +47,7 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"demo": demo_table()},
         ROOT / "docs" / "trust" / "what-is-patched.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
         ROOT / "docs" / "build" / "zoo.md": {"demo-all": demo_all_table()},
+        ROOT / "docs" / "study.md": {"curve": curve_table()},
         ROOT / "docs" / "trust" / "tau-from-p-and-q.md": {
             "rao-blackwell": rao_blackwell_table(),
             "recorder": recorder_table(),
@@ -129,6 +131,15 @@ def demo_all_table() -> str:
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
     return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
+
+
+def curve_table() -> str:
+    """Held-out acceptance of the stored drafters while they were trained."""
+    rows = [["training", "step", "tau", "alpha of position 1", "kept up to position 2", "3"]]
+    for row in pd.read_csv(CURVE).to_dict("records"):
+        numbers = [f"{row[name]:.3f}" for name in ("tau", "alpha_1", "kept_2", "kept_3")]
+        rows.append([str(row["run"]), str(row["step"]), *numbers])
+    return _markdown(rows)
 
 
 def until_table() -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-DATA = {"suites": "suites", "published": "results/published", "upstream": "docs/upstream"}
+DATA = {
+    "suites": "suites",
+    "published": "results/published",
+    "upstream": "docs/upstream",
+    "drafters": "results/drafters",
+}
 """Name -> directory in the repository; pyproject.toml puts it into the wheel as `speceval/data/<name>`."""
 
 

@@ -1,6 +1,6 @@
 """EAGLE-3 drafters for SmolLM2-135M: one KL warm-up, then each loss on from there.
 
-    python scripts/smollm2/train.py OWN OUT [--warmup 800] [--steps 300] [--losses kl,lk_lambda] [--seed 0]
+    python scripts/smollm2/train.py OWN OUT [--warmup 350] [--steps 100] [--losses kl,lk_lambda] [--seed 0]
 
 OWN: what `collect.py` wrote. Drafter, losses and optimiser are the zoo's; the data and the loop are here. All losses
 see the same batches. The same command resumes after the last `SAVE_EVERY` steps; equal seeds on one machine give equal
@@ -246,8 +246,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("own", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--warmup", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--warmup", type=int, default=350)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--losses", default="kl,lk_lambda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speceval.errors import UserError
 
-from . import hub, package
+from . import hub, package, stored
 from .config import Config
 from .fit import check_fit
 from .hub import cached, hub_config, local_config
@@ -28,6 +28,8 @@ def fetch(pair: Pair) -> Pair:
     target = _read_target(pair.target)
     if pair.draft is None:
         return Pair(target=target, draft=None)
+    if pair.draft.stored is not None and pair.draft.model is not None:
+        stored.fetch(pair.draft.stored, Path(target.model), Path(pair.draft.model))
     draft = _read_draft(pair.draft)
     check_fit(target, draft)
     return Pair(target=target, draft=draft)

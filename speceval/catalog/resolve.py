@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from speceval.errors import UserError
 
-from . import package
+from . import package, stored
 from .fit import check_fit
 from .hub import hub_config, local_config
 from .methods import METHODS
@@ -198,7 +198,7 @@ def _bare_draft(name: str, target: Target) -> Draft:
 def _drafters_of(entry: TargetEntry) -> dict[str, Draft]:
     if entry.source == "zoo":
         return _zoo_drafters()
-    return {name: _catalog_draft(name, drafter) for name, drafter in entry.drafters.items()}
+    return {name: _catalog_draft(name, drafter, entry) for name, drafter in entry.drafters.items()}
 
 
 def _zoo_drafters() -> dict[str, Draft]:
@@ -212,11 +212,17 @@ def _zoo_drafters() -> dict[str, Draft]:
     }
 
 
-def _catalog_draft(name: str, entry: DraftEntry) -> Draft:
+def _catalog_draft(name: str, entry: DraftEntry, target: TargetEntry) -> Draft:
+    model, file = entry.model, None
+    if entry.source == "stored":
+        assert target.package is not None, f"{target.name}: stored drafters are for packaged targets"
+        file = entry.model
+        model = str(stored.place(name, file, package.place(target.name, target.package)))
     return Draft(
         name=name,
-        source="hub",
-        model=entry.model,
+        source=entry.source,
+        model=model,
+        stored=file,
         revision=entry.revision,
         method=entry.method,
         default_k=entry.k,

@@ -13,9 +13,9 @@ from speceval.files import Strict, first_error, read_yaml
 
 from .methods import Method
 
-Source = Literal["hub", "local", "zoo", "package", "none"]
-"""Where a checkpoint is: model hub, directory, the embedded zoo, a package of the package index, or nowhere (n-gram and
-suffix drafting)."""
+Source = Literal["hub", "local", "zoo", "package", "stored", "none"]
+"""Where a checkpoint is: model hub, directory, the embedded zoo, a package of the package index, a small file of the
+project (drafters), or nowhere (n-gram and suffix drafting)."""
 
 TARGETS_DIR = Path(__file__).parent / "targets"
 
@@ -53,6 +53,8 @@ class DraftEntry(Strict):
     """One drafter of a target in the catalog."""
 
     model: str
+    """Hub id; of a stored drafter the file in results/drafters, without its suffix."""
+    source: Literal["hub", "stored"] = "hub"
     method: Method
     k: int = Field(gt=0)
     """K of the paper's measurement."""
@@ -113,6 +115,8 @@ class Draft(Strict):
     name: str
     source: Source
     model: str | None
+    stored: str | None = None
+    """The file that `fetch` makes `model`, a directory, from."""
     method: Method
     revision: str | None = None
     default_k: int | None = None

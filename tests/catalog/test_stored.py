@@ -1,0 +1,106 @@
+"""Drafters in one small file: what is rounded, what is put back, and that a checkpoint for vLLM comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speceval import catalog
+from speceval.catalog import stored
+from speceval.catalog.packed import SCALE, pack, unpacked, write_checkpoint
+from speceval.errors import UserError
+from speceval.paths import data_directory
+from speceval.zoo.recipe import Recipe
+
+torch = pytest.importorskip("torch")
+
+RECIPE = Recipe(vocab_size=40, hidden_size=12, heads=3, draft_vocab_size=10, draft_intermediate_size=16)
+TARGET = "smollm2-135m-q4"
+
+
+def drafter() -> Any:
+    from speceval.zoo.eagle3 import Eagle3
+    from speceval.zoo.llama import initialise
+
+    made = Eagle3(RECIPE, torch.arange(0, 40, 4))
+    initialise(made, 0)
+    return made
+
+
+def test_a_matrix_comes_back_within_half_a_level_of_its_row_and_a_vector_as_it_is() -> None:
+    matrix = (
+        torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 10, 0, 1e3])[:, None]
+    )
+    vector = torch.randn(7, generator=torch.Generator().manual_seed(1))
+    packed = pack({"m": matrix, "v": vector})
+    assert packed["m"].dtype == torch.int8 and packed["m" + SCALE].shape == (5,)
+    back = unpacked(packed)
+    assert back.keys() == {"m", "v"} and torch.equal(back["v"], vector)
+    assert ((back["m"] - matrix).abs() <= matrix.abs().amax(1, keepdim=True) / 127 / 2 * 1.001 + 1e-12).all()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, Any, Any]:
+    """A checkpoint directory made of a stored drafter, the drafter, and the target's embeddings."""
+    from safetensors.torch import save_file
+
+    target, directory = tmp_path / "target", tmp_path / "made"
+    target.mkdir()
+    directory.mkdir()
+    embeddings = torch.randn(40, 12).bfloat16()
+    save_file({"model.embed_tokens.weight": embeddings}, target / "model.safetensors")
+    config = {"model_type": "llama", "hidden_size": 12, "vocab_size": 40, "num_attention_heads": 3}
+    (target / "config.json").write_text(json.dumps(config))
+    own = drafter()
+    tensors = {name: value for name, value in own.state_dict().items() if name != "lm_head.weight"}
+    beside = {
+        "draft_ids": own.draft_ids.to(torch.int32),
+        "stream_scale": torch.linspace(1, 400, 36),
+        "aux_layers": torch.tensor([2, 4, 6], dtype=torch.int32),
+    }
+    save_file(pack(tensors) | beside, tmp_path / "x.safetensors")
+    write_checkpoint(tmp_path / "x.safetensors", target, directory)
+    return directory, own, embeddings
+
+
+def test_the_checkpoint_reads_raw_streams_and_drafts_with_the_target_s_own_rows(made: tuple[Path, Any, Any]) -> None:
+    from safetensors.torch import load_file
+
+    directory, own, embeddings = made
+    tensors = load_file(directory / "model.safetensors")
+    streams = torch.randn(3, 36) * torch.linspace(1, 400, 36)
+    expected = own.fc(streams / torch.linspace(1, 400, 36))
+    torch.testing.assert_close(streams @ tensors["fc.weight"].float().T, expected, atol=0.05, rtol=0.05)
+    assert torch.equal(tensors["lm_head.weight"], embeddings[own.draft_ids])
+    assert torch.equal(tensors["d2t"] + torch.arange(10), own.draft_ids)
+    assert tensors["t2d"].nonzero()[:, 0].tolist() == own.draft_ids.tolist()
+
+
+def test_its_config_says_what_vllm_would_otherwise_guess(made: tuple[Path, Any, Any]) -> None:
+    config = json.loads((made[0] / "config.json").read_text())
+    assert config["eagle_aux_hidden_state_layer_ids"] == [2, 4, 6]
+    assert (config["draft_vocab_size"], config["intermediate_size"], config["num_hidden_layers"]) == (10, 16, 1)
+
+
+@pytest.mark.parametrize("name", ["kl-eagle3", "lk-eagle3"])
+def test_the_catalog_s_stored_drafters_are_there_small_and_for_their_target(name: str) -> None:
+    from safetensors import safe_open
+
+    pair = catalog.resolve(TARGET, name)
+    assert pair.draft is not None and pair.draft.stored is not None and pair.draft.model is not None
+    assert name in Path(pair.draft.model).name
+    path = data_directory("drafters") / f"{pair.draft.stored}.safetensors"
+    assert path.stat().st_size < 5_000_000
+    with safe_open(path, framework="pt") as file:
+        ids, scale = file.get_tensor("draft_ids"), file.get_tensor("stream_scale")
+        assert file.get_tensor("aux_layers").max() <= pair.target.sizes.num_hidden_layers
+    assert len(scale) == 3 * (pair.target.sizes.hidden_size or 0)
+    assert (ids.diff() > 0).all() and ids[-1] < (pair.target.sizes.vocab_size or 0)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this installation has no drafter"):
+        stored.fetch("no/such", tmp_path, tmp_path / "x")
