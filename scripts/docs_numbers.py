@@ -28,6 +28,7 @@ from vllm_patches import ledger, unpatched
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
 DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
+STUDY = ROOT / "results" / "smollm2"
 CURVE = ROOT / "results" / "drafters" / "smollm2-135m-q4" / "curve.csv"
 PUBLISHED = ROOT / "results" / "published"
 BENCH = ROOT / "results" / "bench" / "harness.json"
@@ -47,7 +48,7 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"demo": demo_table()},
         ROOT / "docs" / "trust" / "what-is-patched.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
         ROOT / "docs" / "build" / "zoo.md": {"demo-all": demo_all_table()},
-        ROOT / "docs" / "study.md": {"curve": curve_table()},
+        ROOT / "docs" / "study.md": {"study": study_table(), "curve": curve_table()},
         ROOT / "docs" / "trust" / "tau-from-p-and-q.md": {
             "rao-blackwell": rao_blackwell_table(),
             "recorder": recorder_table(),
@@ -131,6 +132,26 @@ def demo_all_table() -> str:
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
     return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
+
+
+def study_table() -> str:
+    """The two stored drafters of a real target, suite by suite, and what their difference is worth."""
+    conditions = {"T=0": "T0", "T=1": "T1"}
+    rows = [["condition", "suite", "`kl-eagle3`", "`lk-eagle3`", "Δ% of lk over kl", "p (Holm)"]]
+    for condition, name in conditions.items():
+        runs = [read_run(STUDY / f"{draft}-{name}") for draft in demo.DRAFTERS]
+        for row in compare(*runs):
+            taus = [f"{tau.value:.3f} [{tau.low:.3f}, {tau.high:.3f}]" for tau in (row.tau_a, row.tau_b)]
+            worth = "–" if row.p_adjusted is None else f"{row.p_adjusted:.2f}"
+            rows.append([condition, row.suite, *taus, demo.change(row.relative_percent), worth])
+    spec = runs[0].meta.spec
+    engine = runs[0].meta.fingerprint.engine
+    provenance = (
+        f"Acceptance length tau of {spec.limit} conversations a suite, answers of at most {spec.max_tokens} tokens, "
+        f"K={spec.k}, sampling seed {spec.seeds[0]}, one training seed. vLLM {engine.vllm} on a CPU, "
+        "`python scripts/real.py`; the runs are in `results/smollm2`."
+    )
+    return f"{_markdown(rows)}\n\n{provenance}"
 
 
 def curve_table() -> str:

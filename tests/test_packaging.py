@@ -140,10 +140,13 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_no_other_results(built
     with tarfile.open(built[0]) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {file for file in files if file.startswith("results/")} == {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "results" / "published").iterdir()
+        path.relative_to(ROOT).as_posix()
+        for folder in ("published", "drafters")
+        for path in (ROOT / "results" / folder).rglob("*")
+        if path.is_file()
     }
     assert {"pyproject.toml", "README.md", "LICENSE", "suites/mt_bench.rows"} <= files
-    assert built[0].stat().st_size < 1_000_000
+    assert built[0].stat().st_size < 10_000_000, "the drafters are 8.5 MB of it"
 
 
 @pytest.fixture(scope="module")
