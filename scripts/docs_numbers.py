@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ import pandas as pd
 from rich.console import Console
 
 from speceval import Estimate, Run, compare, read_run
-from speceval.commands.demo import everything as demo_all
-from speceval.commands.demo import small as demo
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
 from speceval.files import write_whole
@@ -24,6 +23,9 @@ from speceval.show import layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
 from vllm_patches import ledger, unpatched
+
+sys.path.append(str(Path(__file__).parent))
+import demo_tables as demo
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -36,8 +38,8 @@ SELFTEST = ROOT / "results" / "selftest" / "zoo.json"
 IMAGES = ROOT / "docs" / "images"
 FIGURE = IMAGES / "demo-positions.png"
 STATISTICS = ROOT / "results" / "statistics"
-FOREST = ("eagle3", demo_all.SAMPLED)
-"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_all.plan`."""
+FOREST = ("eagle3", demo.SAMPLED)
+"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_tables.plan`."""
 
 
 def blocks() -> dict[Path, dict[str, str]]:
@@ -79,7 +81,7 @@ def demo_runs() -> dict[tuple[str, str], Run]:
     """The reference runs by drafter and condition."""
     return {
         (draft, heading): read_run(DEMO / demo.run_name(draft, temperature, drafting))
-        for heading, temperature, drafting, _ in demo.CONDITIONS
+        for heading, temperature, drafting in demo.CONDITIONS
         for draft in demo.DRAFTERS
     }
 
@@ -105,22 +107,11 @@ def demo_table() -> str:
     return f"{_markdown(rows)}\n\n{provenance}"
 
 
-def demo_all_runs() -> demo_all.Runs:
-    """The reference runs of `speceval demo --all`."""
-    return {
-        (architecture, loss, heading): read_run(
-            DEMO_ALL / demo.run_name(demo_all.drafter(architecture, loss), temperature, drafting)
-        )
-        for architecture, loss in demo_all.plan()
-        for heading, temperature, drafting, _ in demo_all.CONDITIONS
-    }
-
-
 def demo_all_table() -> str:
     """Acceptance lengths of every architecture and loss of the zoo, and the provenance of the runs."""
-    runs = demo_all_runs()
-    run = runs["eagle3", demo_all.BASELINE, demo_all.SAMPLED]
-    sampled = [found for (*_, heading), found in runs.items() if heading == demo_all.SAMPLED]
+    runs = demo.every_run(DEMO_ALL)
+    run = runs["eagle3", demo.BASELINE, demo.SAMPLED]
+    sampled = [found for (*_, heading), found in runs.items() if heading == demo.SAMPLED]
     steps = sorted(_suite(found)["steps"] for found in sampled)
     provenance = (
         f"Acceptance length tau on the demo's {_suite(run)['conversations']} prompts; at T=1 "
@@ -128,7 +119,7 @@ def demo_all_table() -> str:
         f"verify steps a drafter). vLLM {run.meta.fingerprint.engine.vllm} on CPU, seeds from 0, "
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
-    return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
+    return f"{_markdown(demo.lengths(runs))}\n\n{provenance}"
 
 
 def until_table() -> str:
@@ -423,7 +414,7 @@ def main() -> None:
     pair = [runs[draft, "T=1"] for draft in demo.DRAFTERS]
     for kind in ("along", "conversations"):
         plots.save(plots.draw(kind, pair).figure, IMAGES / f"{kind}.png")
-    everything = demo_all_runs()
+    everything = demo.every_run(DEMO_ALL)
     losses = [run for (architecture, _, heading), run in everything.items() if (architecture, heading) == FOREST]
     plots.save(plots.draw("forest", losses).figure, IMAGES / "forest.png")
 

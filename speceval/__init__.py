@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from speceval.api.results import Comparison, Difference, Estimate, Run
     from speceval.api.showing import export, plot, report, table
+    from speceval.api.sweeps import Sweep, sweep
     from speceval.errors import NotComparable, UserError
     from speceval.protocol import RunSpec
     from speceval.show.plots import style
@@ -41,6 +42,7 @@ __all__ = [
     "NotComparable",
     "Run",
     "RunSpec",
+    "Sweep",
     "UserError",
     "check",
     "check_counts",
@@ -55,6 +57,7 @@ __all__ = [
     "report",
     "run",
     "style",
+    "sweep",
     "table",
     "train_zoo",
     "validate",
@@ -68,6 +71,7 @@ _HOMES = {
     ),
     "speceval.api.results": ("Comparison", "Difference", "Estimate", "Run"),
     "speceval.api.showing": ("export", "plot", "report", "table"),
+    "speceval.api.sweeps": ("Sweep", "sweep"),
     "speceval.errors": ("NotComparable", "UserError"),
     "speceval.protocol": ("RunSpec",),
     "speceval.show.plots": ("style",),

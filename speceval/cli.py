@@ -15,7 +15,6 @@ from typer.core import TyperCommand, TyperGroup
 from speceval import __version__
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
-from speceval.commands.demo import demo
 from speceval.commands.explain import explain
 from speceval.commands.export import export
 from speceval.commands.options import build
@@ -24,6 +23,7 @@ from speceval.commands.report import report
 from speceval.commands.run import run
 from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
+from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
@@ -37,6 +37,7 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "sweep": sweep,
     "verify": verify,
     "selftest": selftest,
     "show": show,

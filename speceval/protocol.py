@@ -230,6 +230,18 @@ def _one_line(problem: Any) -> str:
     return f"{name}: {message}{value}"
 
 
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError` that names the flag."""
+    values: list[int] = []
+    try:
+        for part in filter(None, map(str.strip, text.split(","))):
+            low, _, high = part.partition("-")
+            values.extend(range(int(low), int(high or low) + 1))
+    except ValueError:
+        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
+    return tuple(values)
+
+
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:
     """Seed of one request: independent between requests, the same for every drafter (63 bits)."""
     text = f"{seed}\x1f{suite}\x1f{conversation}\x1f{turn}"

@@ -10,6 +10,9 @@ from speceval.errors import UserError
 _NESTED = ("text_config", "transformer_layer_config", "model")
 """Where multimodal models, speculators checkpoints and vLLM's EAGLE wrapper keep their language model's fields."""
 
+REMARKS = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
+"""Fields of a config.json that no engine goes by."""
+
 _KINDS = {
     bool: "true or false",
     int: "a whole number",

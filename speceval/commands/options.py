@@ -148,12 +148,12 @@ def choices(values: Callable[[], Iterable[str]], known: tuple[str, ...] = ()) ->
     return {"callback": check, "autocompletion": lambda: list(values())}
 
 
-def output() -> Console:
-    """Where tables go."""
+def output(piped: int = 160) -> Console:
+    """Where tables go; `piped`: columns where that is no terminal."""
     from rich.console import Console
 
     # Piped output is not cut to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else piped)
 
 
 def print_json(output: str, content: dict[str, Any]) -> None:
@@ -199,14 +199,9 @@ def split(names: str, flag: str = "") -> list[str]:
 
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:
     """ "0,1,5-7" as (0, 1, 5, 6, 7)."""
-    numbers: list[int] = []
-    try:
-        for part in split(text):
-            low, _, high = part.partition("-")
-            numbers.extend(range(int(low), int(high or low) + 1))
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(numbers)
+    from speceval.protocol import numbers
+
+    return numbers(text, flag)
 
 
 def percent(text: str, flag: str) -> float | None:

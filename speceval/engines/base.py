@@ -56,6 +56,14 @@ class Order:
     forced: tuple[float, ...] | None = None
     """Unconditional acceptance rate of positions 1 … K that it is made to have."""
 
+    def like(self, other: Order) -> bool:
+        """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
+
+        What comes with each request does not count.
+        """
+        requests: dict[str, Any] = {"temperature": other.temperature, "top_p": other.top_p, "top_k": other.top_k}
+        return replace(self, draft=other.draft, **requests) == other
+
     def alone(self) -> Order:
         """The same without speculation."""
         return replace(self, draft=None, k=0, record=False, replay=False, forced=None)
@@ -143,6 +151,18 @@ class Engine(Protocol):
     def ledger(cls) -> list[dict[str, str]]:
         """Its known defects and what is done about each, for `speceval ls patches`."""
         return []
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether one that was started for `before` may be made one for `after`, as far as can be told without it."""
+        return False
+
+    def swap(self, order: Order) -> bool:
+        """Go on as one that has just been started for `order`: the target stays, the drafter's weights are exchanged.
+
+        False: it cannot. Then it is closed, and another one is started.
+        """
+        return False
 
     def facts(self) -> Facts:
         """The settings as it resolved them, not as they were asked for: a difference stops the run."""

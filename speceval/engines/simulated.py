@@ -94,6 +94,15 @@ class SimulatedEngine(Engine):
         (end,) = _chances("end", [end])
         return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, settings)
 
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Drafters are all the same to it."""
+        return before.like(after) and None not in (before.draft, after.draft)
+
+    def swap(self, order: Order) -> bool:
+        """Nothing has to change."""
+        return not (self._closed or self._waiting or self._running)
+
     def facts(self) -> Facts:
         """What a real engine would tell of itself, as far as there is something to tell."""
         return unknown(

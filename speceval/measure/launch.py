@@ -26,17 +26,28 @@ FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is 
 """Problem of every run with forced rates: whatever shows a run shows it."""
 
 
-def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[None]]) -> StoredRun:
+def own_engine(job: Job) -> AbstractContextManager[Engine]:
+    """An engine for one job alone."""
+    return closing(start_engine(job))
+
+
+def run(
+    job: Job,
+    watch: Watch,
+    log: Callable[[Path], AbstractContextManager[None]],
+    engine_for: Callable[[Job], AbstractContextManager[Engine]] = own_engine,
+) -> StoredRun:
     """Measure what the store does not hold yet and return the finished run.
 
-    `watch` shows progress; `log` sends the engine's own output to a file while its context is open.
+    `watch` shows progress; `log` sends the engine's own output to a file while its context is open; `engine_for` gives
+    the engine while its context is open.
     Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
     """
     job = fetch(job)
     with (
         Store(job.directory) as store,
         log(job.directory / "engine.log"),
-        closing(start_engine(job)) as engine,
+        engine_for(job) as engine,
     ):
         check_engine(engine, job.spec)
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)

@@ -140,3 +140,8 @@ def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
     """The runs below `root`, newest first."""
     found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
     return sorted(found, key=lambda run: run[1].created, reverse=True)
+
+
+def directories(path: Path) -> list[Path]:
+    """The directories of runs that a path stands for: itself, or all below it."""
+    return [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))

@@ -41,6 +41,7 @@ OUTPUTS = {
     "explain": 1,
     "table": 1,
     "ls": 1,
+    "sweep": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""

@@ -88,6 +88,32 @@ def load(
     )
 
 
+def load_or_count(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+) -> Suite:
+    """A suite to plan with: `load`, or where the data of a pinned one are not at hand, conversations without texts."""
+    try:
+        return load(name_or_path, data_dir, limit, shuffle_seed)
+    except UserError:
+        suite, directory = _describe(name_or_path)
+        if suite.pinned is None:
+            raise
+        count = len((directory / suite.pinned.rows).read_text(encoding="ascii").splitlines()[:limit])
+        return Suite(
+            name=suite.name,
+            version=suite.version,
+            dataset_hash=suite.pinned.dataset_hash,
+            conversations=[Conversation(str(i), None, [""] * suite.pinned.turns) for i in range(count)],
+            max_tokens=suite.max_tokens,
+            system=suite.system,
+            template=suite.template,
+            source="pins",
+        )
+
+
 def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
     """The suite's description and the directory its data and pins are relative to."""
     if name_or_path.lower() in names():

@@ -83,6 +83,8 @@ class Pinned(Strict):
 
     rows: str
     dataset_hash: str
+    turns: int = Field(default=1, ge=1)
+    """Of a conversation, to plan with where the rows are not at hand."""
 
 
 class SuiteFile(Strict):

@@ -178,6 +178,7 @@ COMMANDS = {
     "ls": ("ls", "suites", "--json"),
     "validate": ("validate", KL, "--json"),
     "selftest": ("selftest", "--json", "--out", "selftest.json"),
+    "sweep": ("sweep", "demo", "--dry-run", "--json"),
 }
 """A command that prints each kind of output; of `verify` see its own tests."""
 

@@ -31,6 +31,7 @@ from vllm_patches.worker import (
     drain_tap,
     start_tap,
     stop_tap,
+    swap_drafter,
 )
 
 if TYPE_CHECKING:
@@ -110,6 +111,28 @@ class OfflineEngine(Engine):
     def ledger(cls) -> list[dict[str, str]]:
         """The ledger of `vllm_patches`, each patch with its state in this process."""
         return listing.ledger()
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether the orders differ in nothing but the drafter's weights."""
+        return start.swappable(before, after)
+
+    def swap(self, order: Order) -> bool:
+        """Load the weights of another drafter into the running engine; caches of the one before are cleared."""
+        if self._closed or self._engine.has_unfinished_requests() or not start.swappable(self._order, order):
+            return False
+        before, after = start.checkpoint(self._order.draft), start.checkpoint(order.draft)
+        try:
+            if before and after and before != after and (reason := swap_drafter(self.llm, before, after)):
+                print(f"no swap of {before} for {after}: {reason}", flush=True)  # into the engine's log
+                return False
+            if order.prefix_caching and not self.llm.reset_prefix_cache():
+                return False
+        except Exception:  # a worker that is gone
+            traceback.print_exc()
+            return False
+        self._order, self._recordings, self._undrained = order, Recordings(), 0
+        return True
 
     def listen(self, name: str) -> None:
         """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
