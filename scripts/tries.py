@@ -8,6 +8,7 @@ started: one that would is said to be "reached". A try fails with
     traceback       an exception that nobody expected
     hang, crash     no answer in `SECONDS`, or an end by a signal
     lines           a refusal that is not one line on stderr that begins with "error: "
+    secret          a planted token in what is printed
     dirty           control characters, text direction or a CI command in what is printed
     wrong accept    bad input that went through
     wrong reject    good input that did not
@@ -40,6 +41,8 @@ from typing import Any
 
 SECONDS = 20
 MEMORY = 8 << 30
+SECRET = "S3CR3T"
+"""Stands for a token in the tries: it is to be seen nowhere."""
 REACHED = "reached: an engine would start now"
 REFUSALS = (3, 4)
 
@@ -108,10 +111,10 @@ def make_world(root: Path) -> None:
     for name, config in (("target", CONFIG), ("drafter", EAGLE3)):
         Path(name).mkdir()
         Path(name, "config.json").write_text(json.dumps(config))
-    settings = json.loads(Path("good/run.json").read_text())["spec"]
+    settings = json.loads(Path("good/run.json").read_text())["spec"] | {"samples": 1000}
     engine = json.loads(Path("good/run.json").read_text())["fingerprint"]["engine"]
     verified = {"schema": 1, "verdict": "exact", "line": "exact: seen", "settings": settings, "engine": engine,
-                "missing": [], "checks": [], "counts": {}, "alpha": 0.001, "bias": 0.02, "reference": "x",
+                "missing": [], "checks": [{"kind": "joint", "where": "token 1", "n": 9, "p": 0.5}], "counts": {}, "alpha": 0.001, "bias": 0.02, "reference": "x",
                 "seconds": {}}  # fmt: skip
     Path("verify.json").write_text(json.dumps(verified))
 
@@ -241,13 +244,17 @@ def judge(item: Try, code: int, out: str, err: str, late: bool, left: list[str])
         return "traceback"
     if dirty(out) or dirty(err):
         return "dirty"
+    if SECRET in out or SECRET in err:
+        return "secret"
     reached = REACHED in err
     refused = code in REFUSALS and not reached
-    if code in REFUSALS:
+    if code in REFUSALS and item.arguments[0] == "validate" and not err:  # says what it found as its answer
+        refused = True
+    elif code in REFUSALS:
         lines = [line for line in err.splitlines() if not line.startswith("starting vLLM; its log: ")]
         if len(lines) != 1 or not lines[0].startswith("error: ") or lines[0].strip() == "error:":
             return "lines"
-    if item.refuse is True and not (refused or code == 1 and item.arguments[0] in ("show", "validate")):
+    if item.refuse is True and not (refused or code == 1 and item.arguments[0] in ("show", "validate", "run")):
         return "wrong accept"
     if item.refuse is False and (refused or code not in (0, 1, 2, 4)):
         return "wrong reject"

@@ -117,7 +117,7 @@ def options() -> Iterator[Try]:
         (("--suite", ","), None), (("--suite", "nope"), True), (("--suite", "."), True), (("--suite", ".."), True),
         (("--suite", "/"), True), (("--suite", "../../etc/passwd"), True), (("--suite", "own.jsonl,own.jsonl"), True),
         (("--suite", "own.jsonl,own.yaml"), True), (("--suite", "/dev/null"), True), (("--suite", "\0"), True),
-        (("--target", ""), True), (("--target", " "), True), (("--target", "."), True), (("--target", "/"), True), (("--target", "~"), None),
+        (("--target", ""), True), (("--target", " "), True), (("--target", "."), True), (("--target", "/"), True), (("--target", "~"), None), (("--target", "~nosuchuser"), True),
         (("--target", "\udc80\udcff"), True), (("--target", "a/../../b"), True), (("--target", "http://x/y"), True),
         (("--target", "x" * 5000), True), (("--target", "a\nb"), True), (("--target", "\0"), True), (("--target", "zoo@x"), True), (("--target", "@"), True),
         (("--draft", ""), True), (("--draft", " "), True), (("--draft", "."), True), (("--draft", "nope"), True),
@@ -157,7 +157,7 @@ def key_values() -> Iterator[Try]:
             "x={credentials: {a: S3CR3T}}", "url=https://user:S3CR3T@host/x", "x={u: 'http://a/?token=S3CR3T'}", "x={u: ['s3://k:S3CR3T@b']}", "passwd=S3CR3T",
             "x={client_secret: S3CR3T}", "bearer=S3CR3T", "x={Authorization: S3CR3T}", "private_key=S3CR3T", "x={'api key': S3CR3T}", "x=hf_" + "S3CR3T" * 6,
         ):  # fmt: skip
-            yield Try("secrets", f"{flag} {value[:40]}", (*RUN, flag, value), None, lambda _: None)
+            yield Try("secrets", f"{flag} {value[:40]}", (*RUN, flag, value), True)
     for value in ("max_num_batched_tokens=4096", "tokenizer_mode=slow", "x={max_tokens: 3}", "x={bos_token_id: 1}", "x={num_speculative_tokens: 2}", "tokenizer=abc"):  # fmt: skip
         yield Try("secrets", f"harmless {value}", (*RUN, "--engine-arg", value), False)
 
@@ -167,7 +167,7 @@ def readers() -> Iterator[Try]:
     for name in ("show", "validate", "compare", "table", "baseline", "explain", "plot", "report", "export", "check"):
         extra = {"baseline": ("-o", "b.json"), "export": ("--as", "model-card"), "check": ("--baseline", "base.json")}.get(name, ())
         yield Try("options", f"{name} alone", (name,), True)
-        for run in ("", " ", ".", "/", "nope", "own.jsonl", "/dev/null", "base.json", "\0", "\udc80", "n" * 5000, "a\n::error::b", "\x1b[31m"):
+        for run in ("", " ", "/", "nope", "own.jsonl", "/dev/null", "target", "\0", "\udc80", "n" * 5000, "a\n::error::b", "\x1b[31m"):
             yield Try("options", f"{name} {run[:20]!a}", (name, run, *extra), True)
     for arguments in (
         ("table", "good", "--layout", "x"), ("table", "good", "--format", "x"), ("table", "good", "--baseline", ""), ("table", "good", "--baseline", "nope"),

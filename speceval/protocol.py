@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speceval.errors import UserError
+from speceval.private import secret_in
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
-
-SECRETS = frozenset({"hf_token", "api_key"})
-"""Engine arguments that must not reach run.json."""
 
 FIRST_HASHED = frozenset(
     {"target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "suites", "limit", "shuffle_seed"}
@@ -26,6 +24,17 @@ SECOND_HASHED = FIRST_HASHED | {"draft_truncation", "rejection"}
 HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
+
+
+MOST_K = 128
+"""Draft tokens of a step that vLLM's verifier takes (MAX_SPEC_LEN in vllm/v1/sample/rejection_sampler.py)."""
+LARGEST_SEED = (1 << 32) - 1
+"""The engine seeds NumPy with it."""
+MOST_SEEDS = 10_000
+MOST_AT_ONCE = 1 << 16
+"""Requests: the engine keeps buffers for each."""
+LARGEST = (1 << 31) - 1
+"""Whole number that the engine keeps in 32 bits."""
 
 
 class RunSpec(BaseModel):
@@ -38,21 +47,23 @@ class RunSpec(BaseModel):
 
     target: str = Field(min_length=1)
     draft: str = Field(min_length=1)
-    k: int = Field(ge=1, description="num_speculative_tokens: the most draft tokens of one verify step")
+    k: int = Field(ge=1, le=MOST_K, description="num_speculative_tokens: the most draft tokens of one verify step")
     temperature: float = Field(ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0 = off")
+    top_k: int = Field(default=0, ge=0, le=LARGEST, description="0 = off")
     drafting: Drafting
     draft_truncation: bool = Field(default=True, description="top-k and top-p truncate q as they truncate p")
     rejection: Rejection = "standard"
     suites: tuple[str, ...] = Field(min_length=1)
-    limit: int | None = Field(default=None, ge=1, description="conversations of each suite")
-    shuffle_seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1, description="of one turn; None = the suite's own")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    limit: int | None = Field(default=None, ge=1, le=LARGEST, description="conversations of each suite")
+    shuffle_seed: int | None = Field(default=None, ge=-LARGEST, le=LARGEST)
+    max_tokens: int | None = Field(default=None, ge=1, le=LARGEST, description="of one turn; None = the suite's own")
+    seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] = Field(
+        default=(0,), min_length=1, max_length=MOST_SEEDS
+    )
     until: float | None = Field(default=None, gt=0, lt=1, description="relative half-width that ends the run")
     against: str | None = Field(default=None, description="the run that `until` is held against")
-    batch: int = Field(default=32, ge=1, description="requests that the engine runs at once")
+    batch: int = Field(default=32, ge=1, le=MOST_AT_ONCE, description="requests that the engine runs at once")
     prefix_caching: bool = False
     replay: str | None = Field(default=None, description="hash of the texts that the target is made to answer")
     record: bool = Field(default=True, description="keep r and alpha of every sampled draft")
@@ -65,13 +76,6 @@ class RunSpec(BaseModel):
     def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"names {list(value)}: the same one twice")
-        return value
-
-    @field_validator("engine_args")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(value.keys() & SECRETS):
-            raise ValueError(f"{name} would be stored with the run: set it in the environment (HF_TOKEN)")
         return value
 
     @model_validator(mode="after")
@@ -117,7 +121,14 @@ FLAGS = {
 
 
 def make_spec(**fields: Any) -> RunSpec:
-    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag."""
+    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag.
+
+    What would be stored holds no secrets: they are refused here, so that older runs can still be read.
+    """
+    for name, value in fields.items():
+        if place := secret_in(value):
+            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+            raise UserError(f"{flag} {place} is a secret and would be stored with the run: set it in the environment")
     try:
         return RunSpec(**fields)
     except ValidationError as error:
@@ -130,7 +141,7 @@ def _one_line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    shown = f" (got {str(given)[:80]})" if place and not isinstance(given, dict | tuple) else ""
     return f"{flag}: {message}{shown}"
 
 

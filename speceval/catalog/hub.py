@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.foreign import fields
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -79,10 +79,4 @@ def local_config(directory: Path) -> dict[str, Any]:
 
 def parse_config(path: Path, shown: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises UserError, naming it `shown`."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{shown}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{shown}: not a JSON object")
-    return config
+    return fields(path, shown)

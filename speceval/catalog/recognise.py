@@ -11,11 +11,17 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from speceval.errors import UserError
+from speceval.foreign import Fields
+from speceval.protocol import MOST_K
 
 from .methods import METHODS, DraftingMethod, Method, find
 from .schema import Sizes
 
 _MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+
+
+MOST_LAYERS = 100_000
+"""Of a model, many times what any has: the engine makes lists of them."""
 
 
 class Facts(NamedTuple):
@@ -43,19 +49,17 @@ def recognise(config: dict[str, Any], model: str) -> Facts:
 def sizes(config: dict[str, Any]) -> Sizes:
     """The sizes in a target's or drafter's config.json, looked up in its nested parts too."""
     top = _flatten(config)
-    aux = top.get("eagle_aux_hidden_state_layer_ids") or (top.get("eagle_config") or {}).get(
-        "eagle_aux_hidden_state_layer_ids"
-    )
-    verifier = ((config.get("speculators_config") or {}).get("verifier") or {}).get("name_or_path")
+    layers = "eagle_aux_hidden_state_layer_ids"
+    aux = top.integers(layers, MOST_LAYERS) or top.part("eagle_config").integers(layers, MOST_LAYERS)
     return Sizes(
-        hidden_size=_integer(top, "hidden_size", "emb_dim"),
-        vocab_size=_integer(top, "vocab_size"),
-        num_hidden_layers=_integer(top, "num_hidden_layers"),
-        draft_vocab_size=_integer(top, "draft_vocab_size", "truncated_vocab_size"),
-        target_hidden_size=_integer(top, "target_hidden_size"),
-        aux_layers=tuple(layer for layer in aux or () if isinstance(layer, int)),
-        mtp_layers=_integer(top, *_MTP_COUNTS),
-        verifier=verifier if isinstance(verifier, str) else None,
+        hidden_size=top.integer("hidden_size", "emb_dim"),
+        vocab_size=top.integer("vocab_size"),
+        num_hidden_layers=top.integer("num_hidden_layers", most=MOST_LAYERS),
+        draft_vocab_size=top.integer("draft_vocab_size", "truncated_vocab_size"),
+        target_hidden_size=top.integer("target_hidden_size"),
+        aux_layers=tuple(aux),
+        mtp_layers=top.integer(*_MTP_COUNTS, most=MOST_LAYERS),
+        verifier=top.part("speculators_config").part("verifier").text("name_or_path"),
     )
 
 
@@ -87,8 +91,8 @@ def _named(config: dict[str, Any], model: str) -> Iterator[DraftingMethod]:
     """The methods that a config.json could be of, surest first."""
     rows, model_type = METHODS.values(), str(config.get("model_type", "")).lower()
     architectures = [name.lower() for name in _architectures(config)]
-    if model_type == "eagle" and config.get("method") in METHODS:  # vLLM's own wrapper says it
-        yield METHODS[config["method"]]
+    if model_type == "eagle" and (named := Fields.of(config, model).text("method")) in METHODS:
+        yield METHODS[named]  # vLLM's own wrapper says it
     yield from (row for row in rows if _has(config, row.own_fields))
     yield from (row for row in rows if any(_is(name, row.architectures) for name in architectures))
     yield from (row for row in rows if _is(model_type, row.model_types))
@@ -110,7 +114,7 @@ def _is(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _architectures(config: dict[str, Any]) -> list[str]:
-    return [str(name) for name in config.get("architectures") or []]
+    return Fields.of(config).texts("architectures")
 
 
 def _refuse_misleading_path(method: Method, model: str) -> None:
@@ -129,32 +133,25 @@ def _k_limits(config: dict[str, Any], method: Method) -> tuple[int | None, int |
     """(default K, largest K or None, unit that a K above it must be a multiple of)."""
     row = find(method)
     if row.k_fields:
-        heads = _integer(config, *row.k_fields)
+        heads = Fields.of(config).integer(*row.k_fields, most=MOST_K)
         return heads, heads, 1
     if row.k_in_layers:
         return None, None, sizes(config).mtp_layers or 1
-    proposals = (config.get("speculators_config") or {}).get("proposal_methods") or [{}]
-    return _integer(proposals[0], "speculative_tokens"), None, 1
+    proposals = Fields.of(config).part("speculators_config").parts("proposal_methods")
+    return proposals[0].integer("speculative_tokens", most=MOST_K) if proposals else None, None, 1
 
 
 def _engine_args(config: dict[str, Any]) -> dict[str, Any]:
-    architectures = config.get("architectures") or [""]
-    parallel = config.get("speculators_model_type") == "peagle" or "peagle" in str(architectures[0]).lower()
+    architectures = _architectures(config) or [""]
+    parallel = config.get("speculators_model_type") == "peagle" or "peagle" in architectures[0].lower()
     return {"parallel_drafting": True} if parallel else {}
 
 
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+def _flatten(config: dict[str, Any]) -> Fields:
     """The config's own fields over those of its nested language model (multimodal, speculators, EAGLE wrapper)."""
     nested: dict[str, Any] = {}
     for part in ("text_config", "transformer_layer_config", "model"):
         if isinstance(config.get(part), dict):
             nested |= config[part]
-    return nested | {key: value for key, value in config.items() if value is not None}
-
-
-def _integer(config: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    own = {key: value for key, value in config.items() if value is not None}
+    return Fields(nested | own, Fields.of(config).where)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.foreign import Fields
+from speceval.protocol import MOST_K
 
 from .methods import Method
 
@@ -28,16 +30,17 @@ def required(config: dict[str, Any], method: Method) -> list[tuple[str, str]]:
     EAGLE-3 with a draft vocabulary: vLLM takes a missing `d2t` for the identity, and a missing head is never filled
     (vllm/model_executor/models/llama_eagle3.py). MEDUSA and MLP speculators: `vllm_patches.drafters`.
     """
-    if method == "eagle3" and 0 < (config.get("draft_vocab_size") or 0) < (config.get("vocab_size") or 0):
+    stated = Fields.of(config)
+    if method == "eagle3" and 0 < (stated.integer("draft_vocab_size") or 0) < (stated.integer("vocab_size") or 0):
         return [("d2t", r"(^|\.)d2t$"), ("lm_head.weight", r"(^|\.)lm_head\.weight$")]
     if method == "medusa":
-        heads = config.get("num_heads") or config.get("medusa_num_heads") or 0
+        heads = stated.integer("num_heads", "medusa_num_heads", most=MOST_K) or 0
         if config.get("original_lm_head"):
             return [("lm_head.weight", r"lm_head(s\.0)?\.weight$")]
         spelled = r"^(medusa_heads\.)?({i}\.\d+|lm_heads\.{i})\.weight$"
         return [(f"lm_heads.{i}.weight", spelled.replace("{i}", str(i))) for i in range(heads)]
     if method == "mlp_speculator":
-        heads = 1 if config.get("tie_weights") else config.get("n_predict") or 0
+        heads = 1 if config.get("tie_weights") else stated.integer("n_predict", most=MOST_K) or 0
         return [(f"speculator.head.{i}.weight", rf"(^|\.)head\.{i}\.weight$") for i in range(heads)]
     return []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from speceval import terminal
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]
 
 def output() -> Console:
     """Where tables go."""
-    from rich.console import Console
-
-    # Piped output is not cut to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return terminal.console()
 
 
 def print_json(output: str, content: dict[str, Any]) -> None:
@@ -66,7 +64,7 @@ def print_json(output: str, content: dict[str, Any]) -> None:
 
     from speceval.store.schema import versioned
 
-    print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(versioned(output, content), allow_nan=False))  # ASCII: no terminal obeys it
 
 
 def given(ctx: typer.Context, parameter: str) -> bool:
@@ -88,16 +86,19 @@ def split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
+MOST_NUMBERS = 10_000
+"""Of a list such as --seeds; a run takes no more of them."""
+
+
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:
-    """ "0,1,5-7" as (0, 1, 5, 6, 7)."""
-    found: list[int] = []
-    try:
-        for part in split(text):
-            low, _, high = part.partition("-")
-            found.extend(range(int(low), int(high or low) + 1))
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(found)
+    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError`, also for more than `MOST_NUMBERS`."""
+    ranges = [re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part) for part in split(text)]
+    bounds = [(int(match[1]), int(match[2] or match[1])) for match in ranges if match]
+    if not ranges or len(bounds) < len(ranges) or any(low > high for low, high in bounds):
+        raise UserError(f"{flag} {text[:80]}: not a list of whole numbers such as 0,1,2 or 0-7")
+    if (count := sum(high - low + 1 for low, high in bounds)) > MOST_NUMBERS:
+        raise UserError(f"{flag} {text[:80]}: {count:,} numbers, at most {MOST_NUMBERS:,} are taken")
+    return tuple(number for low, high in bounds for number in range(low, high + 1))
 
 
 def percent(text: str, flag: str) -> float | None:
@@ -111,16 +112,20 @@ def percent(text: str, flag: str) -> float | None:
 
 
 def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
-    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string."""
-    import yaml
+    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string.
+
+    Raises `UserError`, also for a value that JSON could not hold.
+    """
+    from speceval.foreign import NotYaml, parse_yaml, plain
 
     found: dict[str, Any] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise UserError(f"{flag} {item}: not of the form key=value")
+        if not re.fullmatch(r"\w[\w.-]*", key) or not equals:
+            raise UserError(f"{flag} {item[:80]}: not of the form key=value")
         try:
-            found[key.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[key.replace("-", "_")] = value
+            read = parse_yaml(value, f"{flag} {key}")
+        except NotYaml:
+            read = plain(value, f"{flag} {key}")
+        found[key.replace("-", "_")] = read
     return found

@@ -143,8 +143,7 @@ def _of_replayed(ctx: typer.Context, run: Path, target: str, draft: str, asked: 
 
 def measure(job: Job) -> StoredRun:
     """Run a prepared job with a progress display on stderr, or read it back when it is complete."""
-    from rich.console import Console
-
+    from speceval import terminal as shown
     from speceval.measure import launch
     from speceval.measure.job import stored
     from speceval.measure.output import output_to
@@ -155,10 +154,10 @@ def measure(job: Job) -> StoredRun:
         return known
     # Own copies of the terminal: the engine's output goes to a file meanwhile.
     with os.fdopen(os.dup(2), "w") as terminal:
-        console = Console(file=terminal)
+        console = shown.console(terminal)
 
         def log(path: Path) -> AbstractContextManager[None]:
-            console.print(f"starting vLLM; its log: {path}", markup=False, soft_wrap=True)
+            console.print(f"starting vLLM; its log: {path}", soft_wrap=True)
             return output_to(path)
 
         try:
@@ -166,7 +165,8 @@ def measure(job: Job) -> StoredRun:
         except KeyboardInterrupt:
             partial = stored(job)
             count = 0 if partial is None else partial.conversations
-            console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
+            line = f"interrupted: {count} conversations are in {job.directory}; the same command resumes"
+            console.print(line, soft_wrap=True)
             raise
 
 

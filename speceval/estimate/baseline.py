@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from speceval.errors import UserError
 from speceval.estimate import books, gate
 from speceval.estimate.replay import is_replay
+from speceval.foreign import read_json
+from speceval.private import masked, public, without_places
 from speceval.store import StoredRun
 from speceval.store.schema import Fingerprint, migrate_fingerprint
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 class _Strict(BaseModel):
@@ -192,17 +193,9 @@ def replace(path: Path, content: bytes) -> None:
 def read(path: Path) -> Baseline:
     """Read a baseline file. Raises `UserError`, in one line, when it is absent, damaged or another version's."""
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        data = json.loads(content)
+        data = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such run or baseline file: `speceval baseline RUN -o FILE` writes one") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON at line {error.lineno}: the baseline file is damaged; write it again"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): the baseline file is damaged; write it again") from None
     if not isinstance(data, dict) or data.get("format") != "speceval baseline":
         raise UserError(f"{path}: not a baseline file: `speceval baseline RUN -o FILE` writes one")
     try:

@@ -6,15 +6,17 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from speceval.exactness.run import Settings, Tell, verify
 from speceval.exactness.verdict import Report, tables
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to
 from speceval.store.schema import versioned
+from speceval.terminal import console as console_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 REFRESH = 5.0
 """Seconds between two lines of progress."""
@@ -32,10 +34,10 @@ def execute(settings: Settings, out: Path | None, console: Console | None, **ask
     directory = out or Path("results") / "verify" / job.spec.name
     # Own copy of the terminal: the engine's output goes to a file meanwhile.
     with os.fdopen(os.dup(2), "w") as terminal:
-        report = verify(job, settings, directory, teller(Console(file=terminal)), output_to)
+        report = verify(job, settings, directory, teller(console_of(terminal)), output_to)
     write(report, directory)
     if console is None:
-        print(json.dumps(versioned("verify", report.as_json()), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(versioned("verify", report.as_json()), allow_nan=False))
     else:
         console.print(tables(report), highlight=False)
     return report

@@ -20,6 +20,7 @@ from speceval.measure.job import Job
 from speceval.measure.output import Watch
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
+from speceval.private import masked
 from speceval.store import Store, StoredRun, read_run
 from speceval.store.schema import (
     PatchState,
@@ -101,7 +102,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         name=job.spec.name,
         status="running",
         created=_now(),
-        command=["speceval", *(part.encode(errors="backslashreplace").decode() for part in sys.argv[1:])],
+        command=["speceval", *(masked(part.encode(errors="backslashreplace").decode()) for part in sys.argv[1:])],
         spec=job.spec,
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,

@@ -47,5 +47,5 @@ def _cached_commit(model: str, revision: str | None) -> str:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
     reference = folder / "refs" / (revision or "main")
     if reference.is_file():
-        return reference.read_text().strip()
+        return reference.read_text(errors="replace").strip()
     return revision if revision and (folder / "snapshots" / revision).is_dir() else "unknown"

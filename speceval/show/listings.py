@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from speceval.errors import UserError
 from speceval.paths import DATA, data_directory
 
 
@@ -88,9 +89,14 @@ def _file(report: str) -> str:
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
-    """The runs stored below `root`, newest first."""
-    from speceval.store import list_runs
+    """The runs stored below `root`, newest first, then those that cannot be read. Raises `UserError` without a root."""
+    from speceval.store.read import runs_below
 
+    if not root.is_dir():
+        raise UserError(f"--root {root}: no such directory")
+    runs, unreadable = runs_below(root)
+    runs.sort(key=lambda run: run[1].created, reverse=True)
+    broken = dict.fromkeys(("target", "draft", "T", "drafting", "suites"), "")
     return [
         {
             "run": str(directory),
@@ -102,7 +108,10 @@ def _runs(root: Path) -> list[dict[str, str]]:
             "status": meta.status,
             "created": meta.created,
         }
-        for directory, meta in list_runs(root)
+        for directory, meta in runs
+    ] + [
+        {"run": str(directory), **broken, "status": f"unreadable: {reason}", "created": ""}
+        for directory, reason in unreadable.items()
     ]
 
 

@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
+from speceval.foreign import read_yaml
 from speceval.paths import data_directory
 from speceval.store.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
@@ -106,11 +106,9 @@ def load(directory: Path | None = None) -> Publication:
     directory = directory or data_directory("published")
     path = directory / MANIFEST
     try:
-        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        manifest = read_yaml(path)
         figures, _ = manifest.pop("figures"), manifest.pop("means", None)
         return Publication.model_validate(manifest | {"rows": _read_figures(directory / figures)})
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: must hold fields, and in 'figures' the name of a CSV file") from None
     except ValidationError as error:
@@ -154,13 +152,17 @@ def _is_benchmark(meta: RunMeta, suite: str) -> bool:
 
 
 def _read_figures(path: Path) -> list[Figure]:
-    with path.open(newline="", encoding="utf-8") as lines:
-        figures = []
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            try:
-                figures.append(Figure.model_validate(row | {"speedup": row.get("speedup") or None}))
-            except ValidationError as error:
-                raise UserError(f"{path}: line {number}: {_first(error)}") from None
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not CSV: {error}") from None
+    figures = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            figures.append(Figure.model_validate(row | {"speedup": row.get("speedup") or None}))
+        except ValidationError as error:
+            raise UserError(f"{path}: line {number}: {_first(error)}") from None
     return figures
 
 

@@ -7,11 +7,13 @@ that a later version adds has a default, which is what it stood for in every run
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -56,6 +58,15 @@ class Strict(BaseModel):
     """No key but the fields, no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""Date and time, ISO 8601."""
 
 
 class Checkpoint(Strict):
@@ -441,7 +452,7 @@ class RunMeta(BaseModel):
     """The run's own name (`RunSpec.name`), which it keeps whatever later versions would call it."""
     status: Literal["running", "complete", "inconsistent"]
     """"inconsistent": over, with `problems`."""
-    created: str
+    created: Moment
     """When the run began, ISO 8601."""
     command: list[str]
     """The command line that began it."""
@@ -461,7 +472,7 @@ class RunMeta(BaseModel):
     """The stretches of the run, one after another."""
     problems: list[str]
     """What does not balance in the run's books, one line each."""
-    finished: str | None = None
+    finished: Moment | None = None
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
@@ -493,7 +504,9 @@ def parse(content: Any, path: Path) -> RunMeta:
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: fields are missing or of another kind: the file is damaged") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        fault = first_fault(error)
+        mend = "update it" if fault.endswith(UNKNOWN) else "the file is damaged"
+        raise UserError(f"{path}: {fault}: {mend}") from None
 
 
 def migrate(content: dict[str, Any]) -> dict[str, Any]:
@@ -549,9 +562,14 @@ def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:
     return differences(asked, spec)
 
 
-def _first_problem(error: ValidationError) -> str:
+UNKNOWN = "is not known to this speceval"
+"""Said of a field that only a later version can have written."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first value is of another kind, and what it should be."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place} is not known to this speceval: update it"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}: the file is damaged"
+        return f"{place} {UNKNOWN}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}"

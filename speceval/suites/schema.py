@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speceval.errors import UserError
+from speceval.foreign import read_yaml
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,7 @@ class SuiteFile(_Strict):
 
 def read_suite_file(path: Path) -> SuiteFile:
     """The suite in a YAML file. Raises UserError naming file and field."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a suite: the YAML must hold fields such as name, version and data")
     try:

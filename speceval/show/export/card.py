@@ -12,6 +12,7 @@ from speceval.show.export.names import checkpoint, hub_dataset, public
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.tables import TAUS, suite_summary
 from speceval.store import StoredRun
+from speceval.terminal import clean
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -62,8 +63,8 @@ def _results(run: StoredRun, suite: str) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             task_name="Speculative decoding",
-            dataset_type=hub.id if hub else render.clean(suite),
-            dataset_name=render.clean(suite),
+            dataset_type=hub.id if hub else clean(suite),
+            dataset_name=clean(suite),
             dataset_config=hub.config if hub else None,
             dataset_split=hub.split if hub else None,
             metric_type="acceptance_length",
@@ -121,13 +122,13 @@ def _value(value: Any) -> str:
 
 def _fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text."""
-    text = render.clean(text, LONGEST_COMMAND)
+    text = clean(text, LONGEST_COMMAND)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}\n"
 
 
 def _name(run: StoredRun) -> str:
-    return render.clean(public(run.meta.spec.draft) or "drafter")
+    return clean(public(run.meta.spec.draft) or "drafter")
 
 
 def _check(text: str, data: ModelCardData) -> None:
