@@ -282,7 +282,7 @@ def stored() -> Iterator[Try]:
     for change, refuse in TABLES.items():
         yield from reading(f"tables {change}", table(change), refuse)
     for name in ("turns.parquet", "steps.parquet", "run.json"):
-        yield from reading(f"no {name}", lambda _, name=name: Path("good", name).unlink(), True, READ[:-1] if name == "run.json" else READ)  # type: ignore[misc]
+        yield from reading(f"no {name}", lambda _, name=name: Path("good", name).unlink(), True, READ[:16] if name == "run.json" else READ)  # type: ignore[misc]
         yield from reading(f"{name} a folder", folder(f"good/{name}"), True)
         yield from reading(f"{name} unreadable", loop(f"good/{name}"), True)
     for name, change in JOURNAL_EDITS.items():

@@ -12,6 +12,10 @@ from speceval.commands import options
 from speceval.commands.run import print_run
 
 
+RESULTS = Path("results")
+"""Where runs are, unless told otherwise; need not be there yet."""
+
+
 class Listing(StrEnum):
     """What `speceval ls` can list."""
 
@@ -34,12 +38,15 @@ def show(
 
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
-    root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("results"),
+    root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = RESULTS,
     as_json: options.AsJson = False,
 ) -> None:
     """List the catalog, the suites, the vLLM patches or the stored runs."""
+    from speceval.errors import UserError
     from speceval.show import listings
 
+    if what is Listing.runs and not root.is_dir() and root != RESULTS:
+        raise UserError(f"--root {root}: no such directory")
     if as_json:
         options.print_json("ls", {"what": what.value, "rows": listings.rows(what.value, root)})
     else:

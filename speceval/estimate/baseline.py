@@ -18,7 +18,7 @@ from speceval.errors import UserError
 from speceval.estimate import books, gate
 from speceval.estimate.replay import is_replay
 from speceval.foreign import read_json
-from speceval.private import masked, public, without_places
+from speceval.private import public
 from speceval.store import StoredRun
 from speceval.store.schema import Fingerprint, migrate_fingerprint
 
@@ -115,7 +115,7 @@ class Baseline(_Strict):
     @field_validator("fingerprint", mode="before")
     @classmethod
     def _of_any_version(cls, value: Any) -> Any:
-        return migrate_fingerprint(value) if isinstance(value, dict) else value
+        return _published(migrate_fingerprint(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits_fingerprint(self) -> Baseline:
@@ -129,7 +129,7 @@ class Baseline(_Strict):
     @classmethod
     def of(cls, run: StoredRun) -> Baseline:
         """From a stored run. Raises `UserError` when it is unfinished, its books do not balance, or it is a replay."""
-        meta = run.meta
+        meta = run.meta.published()
         if not run.complete:
             raise UserError(f"{run.directory}: the run is unfinished: run its command again, which resumes it")
         if meta.problems:
@@ -160,6 +160,15 @@ class Baseline(_Strict):
     def counts(self) -> dict[str, pd.DataFrame]:
         """`gate.count`'s table of every suite."""
         return {name: suite.table() for name, suite in self.suites.items()}
+
+
+def _published(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint without the places where a machine keeps checkpoints: what is compared is what is published."""
+    named = dict(fingerprint)
+    for role in ("target", "draft"):
+        if isinstance(own := fingerprint.get(role), dict) and isinstance(own.get("name"), str):
+            named[role] = own | {"name": public(own["name"])}
+    return named
 
 
 def load(path: Path) -> Baseline:

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from speceval.errors import UserError
 from speceval.paths import DATA, data_directory
 
 
@@ -89,11 +88,9 @@ def _file(report: str) -> str:
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
-    """The runs stored below `root`, newest first, then those that cannot be read. Raises `UserError` without a root."""
+    """The runs stored below `root`, newest first, then those that cannot be read."""
     from speceval.store.read import runs_below
 
-    if not root.is_dir():
-        raise UserError(f"--root {root}: no such directory")
     runs, unreadable = runs_below(root)
     runs.sort(key=lambda run: run[1].created, reverse=True)
     broken = dict.fromkeys(("target", "draft", "T", "drafting", "suites"), "")

@@ -214,8 +214,8 @@ def csv_text(table: Table) -> str:
     return out.getvalue()
 
 
-FORMULAS = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
-"""What begins a formula, or a command, in one spreadsheet or another."""
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What begins a formula in one spreadsheet or another."""
 
 
 def _csv_text(text: str) -> str:

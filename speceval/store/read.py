@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speceval.errors import UserError
 from speceval.foreign import read_json
+from speceval.private import without_places
 from speceval.protocol import RunSpec
 from speceval.store.schema import RunMeta, parse
 
@@ -18,8 +19,8 @@ from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS
 from speceval.store.tables import frames, read_lines
 
 
-LARGEST = {"int32": (1 << 31) - 1, "int64": 1 << 53}
-"""Whole numbers of the columns' types; sums of the larger ones are still exact in floating point."""
+RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 53), 1 << 53)}
+"""Whole numbers of the columns' types; the larger ones are still exact in floating point."""
 
 
 @dataclass
@@ -30,6 +31,10 @@ class StoredRun:
     meta: RunMeta
     turns: pd.DataFrame
     steps: pd.DataFrame
+
+    def published(self) -> StoredRun:
+        """The same for readers elsewhere (`RunMeta.published`); its directory is a name, no place to read from."""
+        return replace(self, directory=Path(without_places(str(self.directory))), meta=self.meta.published())
 
     @property
     def complete(self) -> bool:
@@ -80,10 +85,7 @@ def read_run(directory: Path) -> StoredRun:
 
 def _read_journal(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of an unfinished run."""
-    try:
-        return frames(read_lines(directory / JOURNAL, ignore_torn=True))
-    except ValueError:  # records of what the verifier saw that do not fit their steps
-        raise UserError(f"{directory / JOURNAL}: a record does not fit its steps: the file is damaged") from None
+    return frames(read_lines(directory / JOURNAL, ignore_torn=True))
 
 
 def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -127,7 +129,7 @@ def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
         known = column.dropna() if column.dtype == object else column
         if not (is_string_dtype(known) if kind == "string" else is_integer_dtype(known)):
             return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
-        if kind != "string" and len(column) and max(abs(int(column.min())), abs(int(column.max()))) > LARGEST[kind]:
+        if kind in RANGES and len(column) and not RANGES[kind][0] <= column.min() <= column.max() <= RANGES[kind][1]:
             return f"{name} holds a number that no run has ({column.min()} to {column.max()})"
     wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
     return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None

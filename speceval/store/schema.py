@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from speceval.errors import UserError
+from speceval.private import masked, public, without_places
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
 SCHEMA_VERSION = 3
@@ -486,10 +487,27 @@ class RunMeta(BaseModel):
         """Conversations that were held against the engine's counters: those of stretches that have any."""
         return sum(segment.conversations for segment in self.segments if segment.counters is not None)
 
+    def published(self) -> RunMeta:
+        """The same without secrets and without places on a machine: what leaves it says what was run, not where."""
+        content = _published(self.model_dump())
+        for role in ("target", "draft"):
+            content["spec"][role] = public(getattr(self.spec, role))
+            content["fingerprint"][role]["name"] = public(getattr(self.fingerprint, role).name)
+        return RunMeta.model_validate(content)
+
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
         return {name: value for name, value in content.items() if value is not None}
+
+
+def _published(value: Any) -> Any:
+    """Every text of nested data without secrets and places."""
+    if isinstance(value, str):
+        return without_places(masked(value))
+    if isinstance(value, dict):
+        return {key: _published(item) for key, item in value.items()}
+    return type(value)(map(_published, value)) if isinstance(value, list | tuple) else value
 
 
 def parse(content: Any, path: Path) -> RunMeta:

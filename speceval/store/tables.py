@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, model_validator
 
 from speceval.errors import UserError
 from speceval.store.schema import Skipped, first_fault
@@ -166,6 +166,8 @@ def _recorded_table(
 
     was = np.zeros(len(count), bool)
     was[[turn for turn, _ in recorded]] = True
+    if len({values.shape[1:] for _, values in recorded}) > 1:
+        raise UserError("the journal's turns were recorded at different K: it is damaged, measure the run again")
     values = np.concatenate([values for _, values in recorded])
     table = np.full((len(drafted), *values.shape[1:]), np.nan, np.float32)
     table[np.repeat(was, count) & (drafted > 0)] = values
@@ -204,6 +206,16 @@ class JournalTurn(_Line):
     """Drafted, accepted and committed."""
     recorded: str | None = None
     kept: str | None = None
+
+    @model_validator(mode="after")
+    def _records_fit(self) -> JournalTurn:
+        drafted = sum(step[0] > 0 for step in self.steps)
+        for name, columns in RECORDED_COLUMNS.items():
+            if (text := getattr(self, name)) is not None:
+                size, row = len(base64.b64decode(text, validate=True)), 4 * len(columns) * drafted
+                if size % row if row else size:
+                    raise ValueError(f"{name} does not fit {drafted} steps")
+        return self
 
 
 class JournalLine(_Line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _default(fields: BaseModel, name: str) -> Any:
 def command(run: StoredRun) -> str:
     """The command line that verifies the engine of a run."""
     spec = run.meta.spec
-    parts = ["speceval verify", f"--target {spec.target}", f"--draft {spec.draft}"]
+    parts = ["speceval verify", f"--target {shlex.quote(spec.target)}", f"--draft {shlex.quote(spec.draft)}"]
     parts += [f"--temp {spec.temperature:g}", f"--k {spec.k}"]
     if spec.top_k:
         parts.append(f"--top-k {spec.top_k}")
