@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from speceval import __version__
+from speceval import __version__, terminal
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
 from speceval.commands.explain import explain
@@ -28,6 +29,7 @@ from speceval.commands.table import table
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
 from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
+from speceval.private import masked
 
 COME_WITH_VLLM = ("torch", "transformers", "vllm")
 """Packages that a plain installation lacks: commands that read stored runs do without."""
@@ -98,7 +100,9 @@ def _options(
 
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
+    sys.stdout = terminal.Harmless(stdout := sys.stdout)
     try:
+        _refuse_empty(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], prog_name="speceval", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code or 0)
@@ -120,11 +124,21 @@ def main() -> None:
         _exit(EXIT_BAD_INPUT, f"error: cannot read or write{place}: {error.strerror or error}")
     except UsageError as error:
         _exit(EXIT_BAD_INPUT, f"error: {error.format_message()}")
+    finally:
+        sys.stdout = stdout
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Nothing takes an empty text, and as a path it would mean the working directory: a variable that was not set."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument.strip() or re.fullmatch(r"--[\w-]+=\s*", argument):
+            name = argument.partition("=")[0] or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{name.strip() or 'an argument'}: empty: is a variable not set?")
 
 
 def _exit(code: int, line: str = "") -> None:
     if line:
-        print(line, file=sys.stderr, flush=True)
+        print(masked(terminal.line(line)), file=sys.stderr, flush=True)
     # A stdout that cannot be written would raise again at shutdown.
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)

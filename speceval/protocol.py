@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -19,15 +20,13 @@ from pydantic import (
 
 from speceval.errors import UserError
 from speceval.files import Strict
+from speceval.private import secret_in
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`."""
 LOSSLESS: tuple[Rejection, ...] = ("standard", "block")
 """Those that leave the target's distribution as it is."""
-
-SECRETS = frozenset({"hf_token", "api_key"})
-"""Engine arguments that must not reach run.json."""
 
 FIRST_HASHED = frozenset(
     {"target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "suites", "limit", "shuffle_seed"}
@@ -44,6 +43,16 @@ UNWRITTEN = frozenset({"method", "draft_args"})
 
 FIELD = object()
 """`Flag.default` where the field's own default is the flag's."""
+
+MOST_K = 128
+"""Draft tokens of a step that vLLM's verifier takes (MAX_SPEC_LEN in vllm/v1/sample/rejection_sampler.py)."""
+LARGEST_SEED = (1 << 32) - 1
+"""The engine seeds NumPy with it."""
+MOST_SEEDS = 10_000
+MOST_AT_ONCE = 1 << 16
+"""Requests: the engine keeps buffers for each."""
+LARGEST = (1 << 31) - 1
+"""Whole number that the engine keeps in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +82,14 @@ class RunSpec(Strict):
     target: str = Field(min_length=1, description="Catalog name, hub id or directory of the target.")
     draft: str = Field(min_length=1, description="Catalog name, hub id or directory of the drafter; ngram, suffix.")
     k: Annotated[int, Flag(default=None)] = Field(
-        ge=1, description="Draft tokens of a step [default: the drafter's own]."
+        ge=1, le=MOST_K, description="Draft tokens of a step [default: the drafter's own]."
     )
     """vLLM's num_speculative_tokens: the most draft tokens of one verify step."""
     temperature: Annotated[float, Flag("--temp")] = Field(
         ge=0, le=100, allow_inf_nan=False, description="Temperature of the target, and of sampled drafts."
     )
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the target; 1 is off.")
-    top_k: int = Field(default=0, ge=0, description="Top-k of the target; 0 is off.")
+    top_k: int = Field(default=0, ge=0, le=LARGEST, description="Top-k of the target; 0 is off.")
     drafting: Annotated[Drafting, Flag(default=None, offered=("probabilistic", "greedy"))] = Field(
         description="Drafts are drawn from q, or are its likeliest tokens "
         "[default: probabilistic at temperatures above 0, else greedy]."
@@ -92,11 +101,17 @@ class RunSpec(Strict):
     suites: Annotated[tuple[str, ...], Flag("--suite", "names", "")] = Field(
         min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
     )
-    limit: int | None = Field(default=None, ge=1, description="Conversations of each suite.")
-    shuffle_seed: int | None = Field(default=None, description="Shuffle each suite before --limit.")
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer [default: the suite's own].")
-    seeds: Annotated[tuple[int, ...], Flag(read="numbers", default="0")] = Field(
-        default=(0,), min_length=1, description="Samples of each conversation: 0,1,2 or 0-7."
+    limit: int | None = Field(default=None, ge=1, le=LARGEST, description="Conversations of each suite.")
+    shuffle_seed: int | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, description="Shuffle each suite before --limit."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=LARGEST, description="Longest answer [default: the suite's own]."
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...], Flag(read="numbers", default="0")] = (
+        Field(
+            default=(0,), min_length=1, max_length=MOST_SEEDS, description="Samples of each conversation: 0,1,2 or 0-7."
+        )
     )
     until: Annotated[float | None, Flag(read="percent", default="")] = Field(
         default=None, gt=0, lt=1, description="Stop when tau is known to this half-width, such as 1%."
@@ -104,7 +119,7 @@ class RunSpec(Strict):
     against: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="--until is about the paired difference to this run."
     )
-    batch: int = Field(default=32, ge=1, description="Requests that the engine runs at once.")
+    batch: int = Field(default=32, ge=1, le=MOST_AT_ONCE, description="Requests that the engine runs at once.")
     prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
     replay: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="Make the target answer what it answered in this run; only draft anew."
@@ -134,13 +149,6 @@ class RunSpec(Strict):
     def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"names {list(value)}: the same one twice")
-        return value
-
-    @field_validator("engine_args", "draft_args")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(value.keys() & SECRETS):
-            raise ValueError(f"{name} would be stored with the run: set it in the environment (HF_TOKEN)")
         return value
 
     @model_validator(mode="after")
@@ -213,7 +221,14 @@ def flag(field: str) -> Flag:
 
 
 def make_spec(**fields: Any) -> RunSpec:
-    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag."""
+    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag.
+
+    What would be stored holds no secrets: they are refused here, so that older runs can still be read.
+    """
+    for name, value in fields.items():
+        if place := secret_in(value):
+            given = flag(name).name if name in RunSpec.model_fields else f"--{name.replace('_', '-')}"
+            raise UserError(f"{given} {place} is a secret and would be stored with the run: set it in the environment")
     try:
         return RunSpec(**fields)
     except ValidationError as error:
@@ -226,20 +241,22 @@ def _one_line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    value = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    value = f" (got {str(given)[:80]})" if place and not isinstance(given, dict | tuple) else ""
     return f"{name}: {message}{value}"
 
 
 def numbers(text: str, flag: str) -> tuple[int, ...]:
-    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError` that names the flag."""
-    values: list[int] = []
-    try:
-        for part in filter(None, map(str.strip, text.split(","))):
-            low, _, high = part.partition("-")
-            values.extend(range(int(low), int(high or low) + 1))
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(values)
+    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError` that names the flag, also for more than `MOST_SEEDS`."""
+    ranges = [
+        re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
+        for part in filter(None, map(str.strip, text.split(",")))
+    ]
+    bounds = [(int(match[1]), int(match[2] or match[1])) for match in ranges if match]
+    if not ranges or len(bounds) < len(ranges) or any(low > high for low, high in bounds):
+        raise UserError(f"{flag} {text[:80]}: not a list of whole numbers such as 0,1,2 or 0-7")
+    if (count := sum(high - low + 1 for low, high in bounds)) > MOST_SEEDS:
+        raise UserError(f"{flag} {text[:80]}: {count:,} numbers, at most {MOST_SEEDS:,} are taken")
+    return tuple(number for low, high in bounds for number in range(low, high + 1))
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

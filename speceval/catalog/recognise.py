@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from speceval.errors import UserError
+from speceval.protocol import MOST_K
 
 from .config import Config
 from .methods import METHODS, DraftingMethod, Method, find
@@ -19,6 +20,10 @@ from .schema import Sizes
 _PARALLEL_TOKENS = ("pard_token", "ptd_token_id")
 """Fields that name the token which stands for a draft position that is computed along with the others."""
 _MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+
+
+MOST_LAYERS = 100_000
+"""Of a model, many times what any has: the engine makes lists of them."""
 
 
 class Facts(NamedTuple):
@@ -53,11 +58,11 @@ def sizes(content: Mapping[str, Any]) -> Sizes:
     return Sizes(
         hidden_size=top.integer("hidden_size", "emb_dim", least=1),
         vocab_size=top.integer("vocab_size", least=1),
-        num_hidden_layers=top.integer("num_hidden_layers"),
+        num_hidden_layers=top.integer("num_hidden_layers", most=MOST_LAYERS),
         draft_vocab_size=top.integer("draft_vocab_size", "truncated_vocab_size"),
         target_hidden_size=top.integer("target_hidden_size", least=1),
-        aux_layers=top.integers(aux) or top.part("eagle_config").integers(aux),
-        mtp_layers=top.integer(*_MTP_COUNTS),
+        aux_layers=top.integers(aux, MOST_LAYERS) or top.part("eagle_config").integers(aux, MOST_LAYERS),
+        mtp_layers=top.integer(*_MTP_COUNTS, most=MOST_LAYERS),
         verifier=config.part("speculators_config").part("verifier").text("name_or_path"),
     )
 
@@ -128,12 +133,12 @@ def _k_limits(config: Config, method: Method) -> tuple[int | None, int | None, i
     """(default K, largest K or None, unit that a K above it must be a multiple of)."""
     row = find(method)
     if row.k_fields:
-        heads = config.integer(*row.k_fields)
+        heads = config.integer(*row.k_fields, most=MOST_K)
         return heads, heads, 1
     if row.k_in_layers:
         return None, None, sizes(config).mtp_layers or 1
     proposals = config.part("speculators_config").parts("proposal_methods")
-    return (proposals[0].integer("speculative_tokens", least=1) if proposals else None), None, 1
+    return (proposals[0].integer("speculative_tokens", least=1, most=MOST_K) if proposals else None), None, 1
 
 
 def _engine_args(config: Config, method: Method) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _find_target(typed: str) -> Target:
     entry = _entry(typed)
     if entry is not None:
         return _catalog_target(entry, typed)
-    if Path(typed).expanduser().is_dir():
+    if _is_directory(typed):
         directory = Path(typed).expanduser().resolve()
         return _foreign_target(typed, "local", str(directory), None, local_config(directory))
     if _HUB_ID.fullmatch(typed):
@@ -150,7 +150,7 @@ def _find_draft(typed: str, target: Target, method: str | None) -> Draft:
     for name, drafter in drafters.items():
         if _is_called(typed, name, drafter, entry):
             return _at_revision(drafter, typed)
-    if Path(typed).expanduser().is_dir():
+    if _is_directory(typed):
         directory = Path(typed).expanduser().resolve()
         return _foreign_draft(typed, "local", str(directory), None, local_config(directory), method)
     elsewhere = _elsewhere(typed)
@@ -290,6 +290,14 @@ def _near(typed: str, known: list[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = get_close_matches(typed.lower(), by_lower, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower[name] for name in close)}" if close else ""
+
+
+def _is_directory(typed: str) -> bool:
+    """Whether a directory of this name is there; an empty name is none, "." is."""
+    try:
+        return bool(typed.strip()) and Path(typed).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, no path
+        return False
 
 
 def _looks_like_path(typed: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.protocol import MOST_K
 
 from .config import Config
 from .methods import Method
@@ -34,13 +35,13 @@ def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]
     if method == "eagle3" and 0 < (top.integer("draft_vocab_size") or 0) < (top.integer("vocab_size") or 0):
         return [("d2t", r"(^|\.)d2t$"), ("lm_head.weight", r"(^|\.)lm_head\.weight$")]
     if method == "medusa":
-        heads = top.integer("num_heads", "medusa_num_heads") or 0
+        heads = top.integer("num_heads", "medusa_num_heads", most=MOST_K) or 0
         if top.get("original_lm_head"):
             return [("lm_head.weight", r"lm_head(s\.0)?\.weight$")]
         spelled = r"^(medusa_heads\.)?({i}\.\d+|lm_heads\.{i})\.weight$"
         return [(f"lm_heads.{i}.weight", spelled.replace("{i}", str(i))) for i in range(heads)]
     if method == "mlp_speculator":
-        heads = 1 if top.get("tie_weights") else top.integer("n_predict") or 0
+        heads = 1 if top.get("tie_weights") else top.integer("n_predict", most=MOST_K) or 0
         return [(f"speculator.head.{i}.weight", rf"(^|\.)head\.{i}\.weight$") for i in range(heads)]
     return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 import typer
 from typer.core import TyperCommand
 
+from speceval import terminal
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,10 +152,7 @@ def choices(values: Callable[[], Iterable[str]], known: tuple[str, ...] = ()) ->
 
 def output(piped: int = 160) -> Console:
     """Where tables go; `piped`: columns where that is no terminal."""
-    from rich.console import Console
-
-    # Piped output is not cut to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else piped)
+    return terminal.console(piped=piped)
 
 
 def print_json(output: str, content: dict[str, Any]) -> None:
@@ -162,7 +161,7 @@ def print_json(output: str, content: dict[str, Any]) -> None:
 
     from speceval.store.schema import versioned
 
-    print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(versioned(output, content), allow_nan=False))  # ASCII: no terminal obeys it
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -215,18 +214,22 @@ def percent(text: str, flag: str) -> float | None:
 
 
 def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
-    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string."""
-    import yaml
+    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string.
+
+    Raises `UserError`, also for a value that JSON could not hold.
+    """
+    from speceval.foreign import NotYaml, parse_yaml, plain
 
     values: dict[str, Any] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise UserError(f"{flag} {item}: not of the form key=value")
+        if not re.fullmatch(r"\w[\w.-]*", key) or not equals:
+            raise UserError(f"{flag} {item[:80]}: not of the form key=value")
         try:
-            values[key.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            values[key.replace("-", "_")] = value
+            read = parse_yaml(value, f"{flag} {key}")
+        except NotYaml:
+            read = plain(value, f"{flag} {key}")
+        values[key.replace("-", "_")] = read
     return values
 
 

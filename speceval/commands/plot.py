@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import UserError
 
@@ -79,7 +80,7 @@ def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> No
     if len(refused) == len(plots.OF_RUNS) - (len(stored) == 1):
         raise UserError(refused[0].partition("left out: ")[2])
     for line in refused:
-        print(line)
+        print(terminal.line(line))
 
 
 def write(drawn: Drawn, kind: str, out: Path | None) -> None:

@@ -106,8 +106,8 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
 
 
 def _table(report: dict[str, Any], condition: dict[str, Any]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -118,12 +118,12 @@ def _table(report: dict[str, Any], condition: dict[str, Any]) -> Any:
         f"{condition['tested_steps']:,} of {condition['all_steps']:,} steps · vLLM {engine['vllm']} {engine['runner']} "
         f"on {engine['device']}"
     )
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name in ("quantity", "forced", "measured", "of", "p", ""):
         table.add_column(name, justify="left" if name in ("quantity", "") else "right")
     for check in condition["checks"]:
         p = "exact" if check["p_value"] is None else f"{check['p_value']:.3g}"
         said = "ok" if check["passed"] else f"NOT GIVEN BACK {check['detail']}"
         cells = (number(check["forced"]), number(check["measured"]), f"{check['trials']:,}", p)
-        table.add_row(check["quantity"], *cells, escape(said), style=None if check["passed"] else "red")
+        table.add_row(check["quantity"], *cells, Text(said), style=None if check["passed"] else "red")
     return table

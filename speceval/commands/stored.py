@@ -10,6 +10,9 @@ import typer
 from speceval.commands import options
 from speceval.commands.run import print_run
 
+RESULTS = Path("results")
+"""Where runs are, unless told otherwise; need not be there yet."""
+
 
 def _listings() -> list[str]:
     from speceval.show.listings import LISTINGS
@@ -29,12 +32,15 @@ def show(
 
 def list_(
     what: Annotated[str, typer.Argument(help="What to list.", **options.choices(_listings))],
-    root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("results"),
+    root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = RESULTS,
     as_json: options.AsJson = False,
 ) -> None:
     """List the catalog, the suites, the vLLM patches or the stored runs."""
+    from speceval.errors import UserError
     from speceval.show import listings
 
+    if what == "runs" and not root.is_dir() and root != RESULTS:
+        raise UserError(f"--root {root}: no such directory")
     if as_json:
         options.print_json("ls", {"what": what, "rows": listings.rows(what, root)})
     else:

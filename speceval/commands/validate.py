@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import EXIT_BAD_INPUT, UserError
 
@@ -25,7 +26,7 @@ def validate(
     else:
         for row in validated:
             for line in row["problems"] or ["ok"]:
-                print(f"{row['run']}: {line}")
+                print(terminal.line(f"{row['run']}: {line}"))
     if not all(row["readable"] for row in validated):
         raise typer.Exit(EXIT_BAD_INPUT)
     raise typer.Exit(0 if all(row["ok"] for row in validated) else 1)

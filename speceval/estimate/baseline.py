@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +18,12 @@ from speceval.errors import UserError
 from speceval.estimate import books, gate
 from speceval.estimate.replay import is_replay
 from speceval.files import Strict, first_error, write_whole
+from speceval.foreign import read_json
+from speceval.private import public
 from speceval.store import StoredRun
 from speceval.store.schema import Fingerprint, migrate_fingerprint
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 class SuiteCounts(Strict, strict=True):
@@ -111,7 +112,7 @@ class Baseline(Strict, strict=True):
     @field_validator("fingerprint", mode="before")
     @classmethod
     def _of_any_version(cls, value: Any) -> Any:
-        return migrate_fingerprint(value) if isinstance(value, dict) else value
+        return _published(migrate_fingerprint(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits_fingerprint(self) -> Baseline:
@@ -125,7 +126,7 @@ class Baseline(Strict, strict=True):
     @classmethod
     def of(cls, run: StoredRun) -> Baseline:
         """From a stored run. Raises `UserError` when it is unfinished, its books do not balance, or it is a replay."""
-        meta = run.meta
+        meta = run.meta.published()
         if not run.complete:
             raise UserError(f"{run.directory}: the run is unfinished: run its command again, which resumes it")
         if meta.problems:
@@ -149,6 +150,15 @@ class Baseline(Strict, strict=True):
         return {name: suite.table() for name, suite in self.suites.items()}
 
 
+def _published(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint without the places where a machine keeps checkpoints: what is compared is what is published."""
+    named = dict(fingerprint)
+    for role in ("target", "draft"):
+        if isinstance(own := fingerprint.get(role), dict) and isinstance(own.get("name"), str):
+            named[role] = own | {"name": public(own["name"])}
+    return named
+
+
 def load(path: Path) -> Baseline:
     """A run's directory or a baseline file. Raises `UserError` in one line."""
     return Baseline.of(books.read(path)) if path.is_dir() else read(path)
@@ -167,17 +177,9 @@ def write(baseline: Baseline, path: Path) -> int:
 def read(path: Path) -> Baseline:
     """Read a baseline file. Raises `UserError`, in one line, when it is absent, damaged or another version's."""
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        data = json.loads(content)
+        data = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such run or baseline file: `speceval baseline RUN -o FILE` writes one") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON at line {error.lineno}: the baseline file is damaged; write it again"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): the baseline file is damaged; write it again") from None
     if not isinstance(data, dict) or data.get("format") != "speceval baseline":
         raise UserError(f"{path}: not a baseline file: `speceval baseline RUN -o FILE` writes one")
     try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from speceval.exactness.run import Settings, Tell, verify
 from speceval.exactness.verdict import Report
@@ -15,6 +13,9 @@ from speceval.files import write_whole
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to, terminal
 from speceval.store.schema import versioned
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 REFRESH = 5.0
 """Seconds between two lines of progress."""

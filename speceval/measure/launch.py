@@ -19,6 +19,7 @@ from speceval.measure.job import Job
 from speceval.measure.output import Watch
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
+from speceval.private import masked
 from speceval.store import Store, StoredRun, read_run
 from speceval.store.schema import RunMeta, Segment, differences
 
@@ -121,7 +122,8 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         status="running",
         created=_now(),
         command=[
-            part.encode(errors="backslashreplace").decode() for part in job.command or ("speceval", *sys.argv[1:])
+            masked(part.encode(errors="backslashreplace").decode())
+            for part in job.command or ("speceval", *sys.argv[1:])
         ],
         spec=job.spec,
         fingerprint=fingerprint,

@@ -14,6 +14,7 @@ from speceval.estimate.replay import is_replay
 from speceval.protocol import digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store.layout import Texts
+from speceval.store.tables import OutputLine
 
 INHERITED = (
     *(
@@ -76,5 +77,5 @@ def texts(directory: Path) -> Texts:
     """Token ids of every turn of a finished run."""
     return {
         (row["suite"], row["conversation"], row["seed"], row["turn"]): tuple(row["token_ids"])
-        for row in read_lines(directory / OUTPUTS)
+        for row in read_lines(directory / OUTPUTS, kind=OutputLine)
     }

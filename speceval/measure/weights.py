@@ -116,5 +116,5 @@ def _cached_commit(model: str, revision: str | None) -> str:
     folder = _folder(model)
     reference = folder / "refs" / (revision or "main")
     if reference.is_file():
-        return reference.read_text().strip()
+        return reference.read_text(errors="replace").strip()
     return revision if revision and (folder / "snapshots" / revision).is_dir() else "unknown"

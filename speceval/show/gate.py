@@ -14,13 +14,11 @@ from rich.text import Text
 
 from speceval.estimate.baseline import Baseline
 from speceval.estimate.gate import LEVEL, Check, PositionCheck, SuiteCheck, Verdict
-from speceval.show.render import clean
+from speceval.terminal import LONGEST_LINE as WHOLE
+from speceval.terminal import clean
 
 STYLES = {Verdict.ok: "bold green", Verdict.fail: "bold red", Verdict.inconclusive: "bold yellow"}
 SYMBOLS = {Verdict.ok: "✅", Verdict.fail: "❌", Verdict.inconclusive: "❔"}
-
-WHOLE = 10_000
-"""Characters of a line that are kept: all of any that makes sense."""
 
 HEADINGS = ("suite", "verdict", "tau, baseline", "tau, run", "change, %", "bounds, %", "conversations")
 POSITION_HEADINGS = ("suite", "position", "baseline", "run", "change, %", "in % of tau", "may lose, %", "adjusted p")

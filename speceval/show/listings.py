@@ -51,9 +51,12 @@ def _blocks(patches: list[dict[str, str]]) -> Group:
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
-    """The runs stored below `root`, newest first."""
-    from speceval.store import list_runs
+    """The runs stored below `root`, newest first, then those that cannot be read."""
+    from speceval.store.read import runs_below
 
+    runs, unreadable = runs_below(root)
+    runs.sort(key=lambda run: run[1].created, reverse=True)
+    broken = dict.fromkeys(("target", "draft", "T", "drafting", "suites"), "")
     return [
         {
             "run": str(directory),
@@ -65,7 +68,10 @@ def _runs(root: Path) -> list[dict[str, str]]:
             "status": meta.status,
             "created": meta.created,
         }
-        for directory, meta in list_runs(root)
+        for directory, meta in runs
+    ] + [
+        {"run": str(directory), **broken, "status": f"unreadable: {reason}", "created": ""}
+        for directory, reason in unreadable.items()
     ]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -58,7 +57,7 @@ def _bar(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("conversations  {task.fields[status]}"),
@@ -69,7 +68,7 @@ def _bar(console: Console, place: str) -> Watch:
         # Refreshed by hand: a refresh thread would take the engine's time.
         with Bar(*columns, console=console, auto_refresh=False) as bar:
             task = bar.add_task(
-                f"{escape(place)}{spec.draft} T={spec.temperature:g}",
+                f"{place}{spec.draft} T={spec.temperature:g}",
                 total=progress.conversations,
                 completed=progress.done,
                 status="",
@@ -96,7 +95,7 @@ def _lines(console: Console, place: str) -> Watch:
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         def show() -> None:
             console.print(
-                f"{escape(place)}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
+                f"{place}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
                 f"conversations, {_status(progress)}",
                 soft_wrap=True,
             )

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 from speceval.paths import data_directory
 from speceval.protocol import RunSpec
 from speceval.store.schema import RunMeta
@@ -159,13 +160,17 @@ def _is_benchmark(meta: RunMeta, suite: str) -> bool:
 
 
 def _read_figures(path: Path) -> list[Figure]:
-    with path.open(newline="", encoding="utf-8") as lines:
-        figures: dict[tuple[Any, ...], Figure] = {}
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            try:
-                figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
-            except ValidationError as error:
-                raise UserError(f"{path}: line {number}: {first_error(error)}") from None
-            if figures.setdefault(figure.place, figure) is not figure:
-                raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not CSV: {error}") from None
+    figures: dict[tuple[Any, ...], Figure] = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
+        except ValidationError as error:
+            raise UserError(f"{path}: line {number}: {first_error(error)}") from None
+        if figures.setdefault(figure.place, figure) is not figure:
+            raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
     return list(figures.values())

@@ -18,36 +18,12 @@ from rich.cells import cell_len
 
 from speceval.show.layouts.form import FIELDS, Cell, Column, Row, Table
 from speceval.store.schema import versioned
+from speceval.terminal import LONGEST, clean
 
-LONGEST = 80
-"""Characters of a label that are shown."""
 LONGEST_NOTE = 1000
 """Characters of a line below a table that are shown."""
 LONGEST_FIELD = 10_000
 """Characters of a field in csv, whose readers have limits; json keeps the whole."""
-
-SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # control sequences: colours, cursor
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # strings: titles, links
-    r"|\x1b[ -/]*[0-~]"
-)
-"""What a terminal obeys (ECMA-48)."""
-
-JOINER = "\u200d"
-"""Binds emoji together; the one format character that is kept."""
-
-
-def clean(text: str, longest: int = LONGEST) -> str:
-    """`text` as one harmless line: no control sequences, control, format or bidirectional control characters.
-
-    Letters of every script stay. Cut to `longest` characters, with an ellipsis.
-    """
-    text = unicodedata.normalize("NFC", SEQUENCES.sub("", text))
-    text = " ".join(text.split())
-    text = text[: 10 * longest]  # a megabyte costs nothing where a line of it is shown
-    kept = "".join(c for c in text if c == JOINER or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
-
 
 # ---------------------------------------------------------------------------------------------------- Markdown
 
@@ -234,8 +210,18 @@ def csv_text(table: Table) -> str:
     writer.writeheader()
     for record in table.records:
         shown = record | {"footnotes": " / ".join(record["footnotes"])}
-        writer.writerow({name: clean(v, LONGEST_FIELD) if isinstance(v, str) else v for name, v in shown.items()})
+        writer.writerow({name: _csv_text(v) if isinstance(v, str) else v for name, v in shown.items()})
     return out.getvalue()
+
+
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What begins a formula in one spreadsheet or another."""
+
+
+def _csv_text(text: str) -> str:
+    """A text cell; an apostrophe before what a spreadsheet would compute has it shown instead."""
+    text = clean(text, LONGEST_FIELD)
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def json_text(table: Table) -> str:

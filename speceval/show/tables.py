@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -127,7 +126,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         *_unchecked(run),
         *run.meta.notes,
         *_problems(shown["problems"]),
-        f"run: {escape(str(run.directory))}",
+        f"run: {run.directory}",
     ]
     return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in notes))
 
@@ -189,7 +188,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
     notes += _unchecked(run) + run.meta.notes
     notes += _problems(shown["problems"])
-    notes.append(f"run: {escape(str(run.directory))}")
+    notes.append(f"run: {run.directory}")
     return notes
 
 

@@ -57,9 +57,20 @@ class Store:
             self._journal = open_locked(self.directory / JOURNAL, "ab+", wait=False)
         except BlockingIOError:
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
-        self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL, ignore_torn=True)}
+        try:
+            self._read()
+        except BaseException:
+            self._journal.close()
+            raise
         _drop_torn_line(self._journal)
         return self
+
+    def _read(self) -> None:
+        """Take what an earlier process has measured. Raises `UserError` for a damaged journal."""
+        for number, line in enumerate(read_lines(self.directory / JOURNAL, ignore_torn=True), start=1):
+            if _key(line) in self.counts:
+                raise UserError(f"{self.directory / JOURNAL}: line {number} is there twice: remove it")
+            self.counts[_key(line)] = _counts(line)
 
     def __exit__(self, *_: object) -> None:
         assert self._journal is not None
@@ -85,7 +96,7 @@ class Store:
         key = _key(conversation)
         if key in self.counts:
             raise ValueError(f"conversation {key} is in the store already")
-        self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
+        self._journal.write(json.dumps(conversation, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         self._journal.flush()  # survives a kill of this process from here on
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +27,7 @@ from pydantic.dataclasses import dataclass
 
 from speceval import files
 from speceval.errors import UserError
+from speceval.private import masked, public, without_places
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
 SCHEMA_VERSION = 3
@@ -81,6 +84,15 @@ class Grown(Strict):
         }
         content: dict[str, Any] = whole(self)
         return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""Date and time, ISO 8601."""
 
 
 class Checkpoint(Grown):
@@ -473,7 +485,7 @@ class RunMeta(BaseModel):
     """The run's own name (`RunSpec.name`), which it keeps whatever later versions would call it."""
     status: Literal["running", "complete", "inconsistent"]
     """"inconsistent": over, with `problems`."""
-    created: str
+    created: Moment
     """When the run began, ISO 8601."""
     command: list[str]
     """The command line that began it."""
@@ -493,7 +505,7 @@ class RunMeta(BaseModel):
     """The stretches of the run, one after another."""
     problems: list[str]
     """What does not balance in the run's books, one line each."""
-    finished: str | None = None
+    finished: Moment | None = None
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
@@ -511,10 +523,27 @@ class RunMeta(BaseModel):
         """Conversations that were held against the engine's counters: those of stretches that have any."""
         return sum(segment.conversations for segment in self.segments if segment.counters is not None)
 
+    def published(self) -> RunMeta:
+        """The same without secrets and without places on a machine: what leaves it says what was run, not where."""
+        content = _published(self.model_dump())
+        for role in ("target", "draft"):
+            content["spec"][role] = public(getattr(self.spec, role))
+            content["fingerprint"][role]["name"] = public(getattr(self.fingerprint, role).name)
+        return RunMeta.model_validate(content)
+
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
         return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
+
+
+def _published(value: Any) -> Any:
+    """Every text of nested data without secrets and places."""
+    if isinstance(value, str):
+        return without_places(masked(value))
+    if isinstance(value, dict):
+        return {key: _published(item) for key, item in value.items()}
+    return type(value)(map(_published, value)) if isinstance(value, list | tuple) else value
 
 
 def parse(content: Any, path: Path) -> RunMeta:
@@ -529,7 +558,9 @@ def parse(content: Any, path: Path) -> RunMeta:
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: fields are missing or of another kind: the file is damaged") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        fault = first_fault(error)
+        mend = "update it" if fault.endswith(UNKNOWN) else "the file is damaged"
+        raise UserError(f"{path}: {fault}: {mend}") from None
 
 
 def migrate(content: dict[str, Any]) -> dict[str, Any]:
@@ -599,9 +630,14 @@ def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:
     return differences(asked, spec)
 
 
-def _first_problem(error: ValidationError) -> str:
+UNKNOWN = "is not known to this speceval"
+"""Said of a field that only a later version can have written."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first value is of another kind, and what it should be."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place} is not known to this speceval: update it"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}: the file is damaged"
+        return f"{place} {UNKNOWN}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}"

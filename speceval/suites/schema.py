@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 
 FORMS = ("messages", "conversations", "conversation", "instruction")
 """Columns by which other programs' files are known: OpenAI's, ShareGPT's and Alpaca's."""

@@ -90,7 +90,7 @@ RUN = (*ON_VLLM, "--engine", "simulated")
         (("--drafting", "lucky"), "--drafting"),
         (("--draft", "ngram", "--k", "3", "--drafting", "greedy"), "ngram.*drafts deterministic"),
         (("--engine-arg", "dtype"), "not of the form key=value"),
-        (("--engine-arg", "hf_token=abc"), "hf_token would be stored"),
+        (("--engine-arg", "hf_token=abc"), "hf_token is a secret"),
         (("--out", "own.jsonl"), "own.jsonl: not a directory"),
         (("--out", "/dev/full"), "/dev/full: not a directory"),
         (("--limt", "3"), "--limt"),

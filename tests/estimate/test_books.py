@@ -232,7 +232,7 @@ def test_a_journal_with_a_line_that_is_no_conversation_is_one_line(call: Call, t
         write_meta(run, unfinished)
         (run / JOURNAL).write_text(line + "\n")
         code, out, err = call("show", "run")
-        assert (code, out) == (cli.EXIT_BAD_INPUT, "") and err.count("\n") == 1 and "the file is damaged" in err
+        assert (code, out) == (cli.EXIT_BAD_INPUT, "") and err.count("\n") == 1 and "line 1 is damaged" in err
 
 
 def test_a_journal_that_was_edited_does_not_balance(call: Call, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from speceval import terminal
 from speceval.errors import UserError
 from speceval.exactness.kernels.sources import INSTALLED, Source, find
 
@@ -100,7 +101,6 @@ def main(sources: Sequence[str], n: int = REQUESTS) -> int:
     Cells that a version does not have, or that the patches refuse, count as neither; `UserError` if all are such.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from speceval.exactness.kernels import judge
@@ -108,8 +108,7 @@ def main(sources: Sequence[str], n: int = REQUESTS) -> int:
 
     if n < 1:
         raise UserError(f"--samples {n}: at least one request is needed")
-    # Piped output is not cut to a terminal's width.
-    console, started = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
+    console, started = terminal.console(), time.monotonic()
 
     def show(source: str, row: dict[str, Any]) -> None:
         what = f"vLLM {row['version']} {_code(row)}: {row['verdict']}"

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 from speceval.paths import data_directory
 from speceval.protocol import RunSpec, numbers
 

@@ -30,6 +30,8 @@ document.getElementById("frame").onload = (event) => {{
     pictures: [...page.images].filter((one) => one.complete && one.naturalWidth > 100).length,
     keyboard: [...page.querySelectorAll("a, summary, [tabindex]")].every(reached),
     tokens: page.querySelectorAll(".token").length,
+    styled: window_.getComputedStyle(page.querySelector(".lengths")).display,
+    title: page.title,
   }});
 }};
 </script>"""
@@ -70,6 +72,17 @@ def test_the_page_fits_its_window_loads_nothing_and_is_reached_by_keyboard(page:
     assert found["pictures"] == 4
     assert found["keyboard"]
     assert found["tokens"] > 20
+
+
+def test_the_policy_lets_the_page_s_own_style_through_and_no_script(page: Path) -> None:
+    planted = page.with_name("planted.html")
+    script = "<script>document.title = 'ran'</script><img src=data:x onerror=\"document.title = 'ran'\">"
+    text = page.read_text().replace("</main>", f"{script}<style>.lengths {{ display: grid }}</style></main>")
+    planted.write_text(text)
+    found = look(planted, 800)
+    assert found["title"] != "ran" and found["styled"] == "flex"
+    planted.write_text(re.sub("<meta http-equiv.*?>", "", text))
+    assert look(planted, 800)["title"] == "ran", "without the policy it would run"
 
 
 def test_the_page_prints(page: Path) -> None:
