@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+        raise UserError(f"{path}: not YAML: no UTF-8 text") from None
     return parse_yaml(text, str(path))
 
 

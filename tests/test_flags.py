@@ -172,7 +172,7 @@ ours = {name for name in sys.modules if name.startswith("speceval.") and not nam
 print(sorted(ours), "pydantic" in sys.modules, "pandas" in sys.modules)
 """
     printed = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert printed == "['speceval.cli', 'speceval.errors'] False False\n"
+    assert printed == "['speceval.cli', 'speceval.errors', 'speceval.private', 'speceval.terminal'] False False\n"
 
 
 def test_a_flag_that_another_one_leaves_without_a_meaning_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
