@@ -38,7 +38,7 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
-UNWRITTEN = frozenset({"method", "draft_args"})
+UNWRITTEN = frozenset({"method", "draft_args", "stratified"})
 """Fields of a request that run.json has only when they are not at their default."""
 
 
@@ -93,6 +93,7 @@ class RunSpec(Strict):
         min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
     )
     limit: int | None = Field(default=None, ge=1, description="Conversations of each suite.")
+    stratified: bool = Field(default=False, description="Take --limit evenly from the categories of each suite.")
     shuffle_seed: int | None = Field(default=None, description="Shuffle each suite before --limit.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest answer [default: the suite's own].")
     seeds: Annotated[tuple[int, ...], Flag(read="numbers", default="0")] = Field(

@@ -33,6 +33,7 @@ def run(
     suites: Sequence[str | Path] = (),
     k: int | None = None,
     limit: int | None = None,
+    stratified: bool = False,
     shuffle_seed: int | None = None,
     max_tokens: int | None = None,
     until: float | None = None,
@@ -67,6 +68,7 @@ def run(
         suites: names or files (.yaml, .jsonl); none: MT-Bench, HumanEval and GSM8K, with the zoo its demo.
         k: most draft tokens of a step; None: the drafter's own.
         limit: conversations of each suite.
+        stratified: whether `limit` is taken evenly from the categories of each suite.
         shuffle_seed: shuffle each suite before `limit`.
         max_tokens: longest answer; None: the suite's own.
         until: relative half-width of tau's interval at which the run stops, such as 0.01.
@@ -107,6 +109,7 @@ def run(
         "temperature": temperature,
         "suites": [str(name) for name in _several(suites, "suites")],
         "limit": limit,
+        "stratified": stratified,
         "shuffle_seed": shuffle_seed,
         "max_tokens": max_tokens,
         "seeds": tuple(seeds),

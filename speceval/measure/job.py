@@ -84,7 +84,9 @@ def prepare(
         **fields,
     )
     _check_method(spec, pair.draft.method)
-    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    if spec.stratified and spec.limit is None:
+        raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
+    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed, spec.stratified) for name in spec.suites]
     if len({suite.name for suite in loaded}) < len(loaded):
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
     if reference is not None:

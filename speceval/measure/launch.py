@@ -133,6 +133,7 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         problems=[],
         evidence=engine.evidence,
         notes=notes,
+        groups={suite.name: suite.groups for suite in job.suites if suite.groups},
     )
     store.write_meta(meta)
     return meta

@@ -19,6 +19,7 @@ INHERITED = (
     *(
         "suites",
         "limit",
+        "stratified",
         "shuffle_seed",
         "max_tokens",
         "seeds",

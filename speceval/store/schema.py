@@ -214,6 +214,8 @@ class Fingerprint(Grown):
     """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
     draft_args: dict[str, Any] = Field(default_factory=dict)
     """Further keys of vLLM's speculative_config that were asked for."""
+    stratified: bool = False
+    """Whether `limit` was taken evenly from the categories."""
 
     @property
     def hash(self) -> str:
@@ -505,6 +507,8 @@ class RunMeta(BaseModel):
     """Of a run with `--speedup`."""
     evidence: Evidence = "steps"
     """What the engine told of its drafts."""
+    groups: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
+    """Suite -> name of a group -> its categories, where the suite has groups."""
 
     @property
     def checked_conversations(self) -> int:
@@ -514,7 +518,11 @@ class RunMeta(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None and (value or name not in ("notes", "groups"))
+        }
 
 
 def parse(content: Any, path: Path) -> RunMeta:
