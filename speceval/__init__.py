@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from speceval.api.measuring import run, train_zoo, verify
+    from speceval.api.measuring import merge, run, train_zoo, verify
     from speceval.api.reading import (
         check,
         check_counts,
@@ -50,6 +50,7 @@ __all__ = [
     "explain",
     "export",
     "holm",
+    "merge",
     "plot",
     "ratio",
     "ratio_difference",
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "speceval.api.measuring": ("run", "train_zoo", "verify"),
+    "speceval.api.measuring": ("merge", "run", "train_zoo", "verify"),
     "speceval.api.reading": (
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
     ),

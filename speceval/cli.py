@@ -17,6 +17,7 @@ from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
 from speceval.commands.explain import explain
 from speceval.commands.export import export
+from speceval.commands.merge import merge
 from speceval.commands.options import build
 from speceval.commands.plot import plot
 from speceval.commands.report import report
@@ -38,6 +39,7 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "sweep": sweep,
+    "merge": merge,
     "verify": verify,
     "selftest": selftest,
     "show": show,

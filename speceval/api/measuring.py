@@ -44,6 +44,7 @@ def run(
     drafting: Literal["probabilistic", "greedy"] | None = None,
     draft_truncation: bool = True,
     rejection: Literal["standard", "block"] = "standard",
+    shard: str | None = None,
     batch: int = 32,
     record: bool = True,
     replay: str | Path | StoredRun | None = None,
@@ -79,6 +80,7 @@ def run(
         drafting: None: "probabilistic" above temperature 0, else "greedy".
         draft_truncation: whether top-k and top-p truncate the drafter's distribution as they do the target's.
         rejection: how vLLM verifies.
+        shard: "i/n": every n-th conversation alone, as on the i-th of n machines; `merge` joins them.
         batch: requests that the engine runs at once.
         record: whether to keep what the verifier saw of every sampled draft.
         replay: run whose texts the target is made to answer, so that only the drafts are new.
@@ -134,6 +136,7 @@ def run(
         out=None if out is None else Path(out),
         draft_truncation=draft_truncation,
         rejection=rejection,
+        shard=shard,
         batch=batch,
         record=record,
         prefix_caching=prefix_caching,
@@ -158,6 +161,25 @@ _DEFAULTS: dict[str, Any] = {
     for name in INHERITED
 }
 """What a replay takes for a parameter that was not given."""
+
+
+@errors_by_parameter()
+def merge(*shards: str | Path, out: str | Path | None = None) -> Run:
+    """Join all shards of a run, measured by themselves, into the run that one engine would have given.
+
+    Args:
+        shards: directories of runs with shard="1/n" … "n/n".
+        out: directory of the whole; None: `results/` and a name made of the request.
+
+    Raises:
+        UserError: a shard is missing, twice there, unfinished or unsound, or they are not of one run; nothing is
+            written then.
+    """
+    from speceval.measure import merge as merging
+
+    words = [repr(str(shard)) for shard in shards] + ([] if out is None else [f"out={str(out)!r}"])
+    command = ("python", "-c", f"import speceval; speceval.merge({', '.join(words)})")
+    return Run.of(merging.merge(list(map(Path, shards)), None if out is None else Path(out), command))
 
 
 @errors_by_parameter({"--n-tokens": "tokens", "--prompt": "prompts"})
