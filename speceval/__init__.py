@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from speceval.api.results import Comparison, Difference, Estimate, Run
     from speceval.api.showing import export, plot, report, table
     from speceval.api.sweeps import Sweep, sweep
+    from speceval.api.tuning import Tuning, tune
     from speceval.errors import NotComparable, UserError
     from speceval.protocol import RunSpec
     from speceval.show.plots import style
@@ -43,6 +44,7 @@ __all__ = [
     "Run",
     "RunSpec",
     "Sweep",
+    "Tuning",
     "UserError",
     "check",
     "check_counts",
@@ -61,6 +63,7 @@ __all__ = [
     "sweep",
     "table",
     "train_zoo",
+    "tune",
     "validate",
     "verify",
 ]
@@ -73,6 +76,7 @@ _HOMES = {
     "speceval.api.results": ("Comparison", "Difference", "Estimate", "Run"),
     "speceval.api.showing": ("export", "plot", "report", "table"),
     "speceval.api.sweeps": ("Sweep", "sweep"),
+    "speceval.api.tuning": ("Tuning", "tune"),
     "speceval.errors": ("NotComparable", "UserError"),
     "speceval.protocol": ("RunSpec",),
     "speceval.show.plots": ("style",),

@@ -26,6 +26,7 @@ from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
 from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
+from speceval.commands.tune import tune
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
 from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "sweep": sweep,
     "merge": merge,
+    "tune": tune,
     "verify": verify,
     "selftest": selftest,
     "show": show,

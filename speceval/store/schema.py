@@ -42,6 +42,7 @@ OUTPUTS = {
     "table": 1,
     "ls": 1,
     "sweep": 1,
+    "tune": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""

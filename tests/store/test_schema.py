@@ -179,6 +179,10 @@ COMMANDS = {
     "validate": ("validate", KL, "--json"),
     "selftest": ("selftest", "--json", "--out", "selftest.json"),
     "sweep": ("sweep", "demo", "--dry-run", "--json"),
+    "tune": (
+        *("tune", "--target", "zoo", "--draft", "kl-eagle3", "--engine", "simulated", "--k", "1", "--batch", "1"),
+        *("--bursts", "3", "--max-tokens", "4", "--no-confirm", "--json"),
+    ),
 }
 """A command that prints each kind of output; of `verify` see its own tests."""
 
