@@ -139,7 +139,7 @@ def _jobs(target: str, drafts: Sequence[str], ks: Sequence[int], asked: dict[str
             raise errors[0]
     if not jobs:
         raise UserError("--draft: name a drafter")
-    return jobs
+    return dict(sorted(jobs.items(), key=lambda item: item[0].k))  # drafters of one K are exchanged
 
 
 def _content(target: str, temperature: float, rates: list[Rate], jobs: dict[Setting, Job]) -> dict[str, Any]:
