@@ -31,6 +31,7 @@ def merge(directories: Sequence[Path], out: Path | None = None, command: Sequenc
     first = shards[0]
     for other in shards[1:]:
         _require_same(first, other)
+    _require_once(shards)
     turns, steps = (_joined([getattr(shard, name) for shard in shards]) for name in ("turns", "steps"))
     spec = first.meta.spec.model_copy(update={"shard": None})
     directory = out or Path("results") / spec.name
@@ -75,9 +76,15 @@ def _require_same(one: StoredRun, other: StoredRun) -> None:
     lines = lines or differences(one.meta.fingerprint, other.meta.fingerprint)
     if lines:
         raise UserError(f"{one.directory} and {other.directory} are not of one run ({'; '.join(lines)})")
-    keys = [set(map(tuple, run.turns[CONVERSATION].drop_duplicates().to_numpy())) for run in (one, other)]
-    if twice := sorted(keys[0] & keys[1]):
-        raise UserError(f"{one.directory} and {other.directory} both have conversation {twice[0][1]} of {twice[0][0]}")
+
+
+def _require_once(shards: Sequence[StoredRun]) -> None:
+    """Raises `UserError` when two shards have the same conversation."""
+    owner: dict[tuple[Any, ...], Path] = {}
+    for shard in shards:
+        for key in map(tuple, shard.turns[CONVERSATION].drop_duplicates().to_numpy()):
+            if (other := owner.setdefault(key, shard.directory)) != shard.directory:
+                raise UserError(f"{other} and {shard.directory} both have conversation {key[1]} of {key[0]}")
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_shards_of_two_protocols_are_not_joined(tmp_path: Path) -> None:
     one, other = run(tmp_path, "1/2"), run(tmp_path, "2/2", max_tokens=13)
     with pytest.raises(UserError, match=r"are not of one run \(max_tokens: 12 -> 13\)$"):
         speceval.merge(one.directory, other.directory, out=tmp_path / "joined")
+
+
+def test_a_conversation_that_two_shards_have_is_refused(tmp_path: Path) -> None:
+    shards = [run(tmp_path, f"{i}/3").directory for i in (1, 2, 3)]
+    shutil.copytree(shards[1], tmp_path / "copy")
+    path = tmp_path / "copy" / "run.json"
+    path.write_text(path.read_text().replace('"shard": "2/3"', '"shard": "3/3"'))
+    with pytest.raises(UserError, match=r"2-of-3 and .*copy both have conversation \w+ of demo$"):
+        speceval.merge(*shards[:2], tmp_path / "copy", out=tmp_path / "joined")
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
