@@ -18,6 +18,7 @@ from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
 from speceval.commands.explain import explain
 from speceval.commands.export import export
+from speceval.commands.merge import merge
 from speceval.commands.options import build
 from speceval.commands.plot import plot
 from speceval.commands.report import report
@@ -26,6 +27,7 @@ from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
 from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
+from speceval.commands.tune import tune
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
 from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
@@ -40,6 +42,8 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "sweep": sweep,
+    "merge": merge,
+    "tune": tune,
     "verify": verify,
     "selftest": selftest,
     "show": show,

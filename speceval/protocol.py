@@ -37,7 +37,7 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
-UNWRITTEN = frozenset({"method", "draft_args"})
+UNWRITTEN = frozenset({"method", "draft_args", "stratified", "shard"})
 """Fields of a request that run.json has only when they are not at their default."""
 
 
@@ -102,6 +102,7 @@ class RunSpec(Strict):
         min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
     )
     limit: int | None = Field(default=None, ge=1, le=LARGEST, description="Conversations of each suite.")
+    stratified: bool = Field(default=False, description="Take --limit evenly from the categories of each suite.")
     shuffle_seed: int | None = Field(
         default=None, ge=-LARGEST, le=LARGEST, description="Shuffle each suite before --limit."
     )
@@ -118,6 +119,9 @@ class RunSpec(Strict):
     )
     against: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="--until is about the paired difference to this run."
+    )
+    shard: str | None = Field(
+        default=None, description="Measure every n-th conversation alone, i/n such as 2/4; speceval merge joins them."
     )
     batch: int = Field(default=32, ge=1, le=MOST_AT_ONCE, description="Requests that the engine runs at once.")
     prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
@@ -149,6 +153,15 @@ class RunSpec(Strict):
     def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"names {list(value)}: the same one twice")
+        return value
+
+    @field_validator("shard")
+    @classmethod
+    def _one_of_several(cls, value: str | None) -> str | None:
+        if value is not None:
+            number, slash, count = value.partition("/")
+            if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+                raise ValueError("must be i/n, such as 2/4")
         return value
 
     @model_validator(mode="after")

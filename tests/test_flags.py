@@ -33,6 +33,7 @@ FLAGS = {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
         "--engine",
+        *("--stratified", "--no-stratified", "--shard"),
     },
     "verify": SHARED
     | ENGINE

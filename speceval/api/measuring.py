@@ -33,6 +33,7 @@ def run(
     suites: Sequence[str | Path] = (),
     k: int | None = None,
     limit: int | None = None,
+    stratified: bool = False,
     shuffle_seed: int | None = None,
     max_tokens: int | None = None,
     until: float | None = None,
@@ -43,6 +44,7 @@ def run(
     drafting: Literal["probabilistic", "greedy"] | None = None,
     draft_truncation: bool = True,
     rejection: Literal["standard", "block"] = "standard",
+    shard: str | None = None,
     batch: int = 32,
     record: bool = True,
     replay: str | Path | StoredRun | None = None,
@@ -67,6 +69,7 @@ def run(
         suites: names or files (.yaml, .jsonl); none: MT-Bench, HumanEval and GSM8K, with the zoo its demo.
         k: most draft tokens of a step; None: the drafter's own.
         limit: conversations of each suite.
+        stratified: whether `limit` is taken evenly from the categories of each suite.
         shuffle_seed: shuffle each suite before `limit`.
         max_tokens: longest answer; None: the suite's own.
         until: relative half-width of tau's interval at which the run stops, such as 0.01.
@@ -77,6 +80,7 @@ def run(
         drafting: None: "probabilistic" above temperature 0, else "greedy".
         draft_truncation: whether top-k and top-p truncate the drafter's distribution as they do the target's.
         rejection: how vLLM verifies.
+        shard: "i/n": every n-th conversation alone, as on the i-th of n machines; `merge` joins them.
         batch: requests that the engine runs at once.
         record: whether to keep what the verifier saw of every sampled draft.
         replay: run whose texts the target is made to answer, so that only the drafts are new.
@@ -107,6 +111,7 @@ def run(
         "temperature": temperature,
         "suites": [str(name) for name in _several(suites, "suites")],
         "limit": limit,
+        "stratified": stratified,
         "shuffle_seed": shuffle_seed,
         "max_tokens": max_tokens,
         "seeds": tuple(seeds),
@@ -131,6 +136,7 @@ def run(
         out=None if out is None else Path(out),
         draft_truncation=draft_truncation,
         rejection=rejection,
+        shard=shard,
         batch=batch,
         record=record,
         prefix_caching=prefix_caching,
@@ -155,6 +161,25 @@ _DEFAULTS: dict[str, Any] = {
     for name in INHERITED
 }
 """What a replay takes for a parameter that was not given."""
+
+
+@errors_by_parameter()
+def merge(*shards: str | Path, out: str | Path | None = None) -> Run:
+    """Join all shards of a run, measured by themselves, into the run that one engine would have given.
+
+    Args:
+        shards: directories of runs with shard="1/n" … "n/n".
+        out: directory of the whole; None: `results/` and a name made of the request.
+
+    Raises:
+        UserError: a shard is missing, twice there, unfinished or unsound, or they are not of one run; nothing is
+            written then.
+    """
+    from speceval.measure import merge as merging
+
+    words = [repr(str(shard)) for shard in shards] + ([] if out is None else [f"out={str(out)!r}"])
+    command = ("python", "-c", f"import speceval; speceval.merge({', '.join(words)})")
+    return Run.of(merging.merge(list(map(Path, shards)), None if out is None else Path(out), command))
 
 
 @errors_by_parameter({"--n-tokens": "tokens", "--prompt": "prompts"})

@@ -153,6 +153,11 @@ class Engine(Protocol):
         return []
 
     @classmethod
+    def serving(cls, order: Order) -> dict[str, Any]:
+        """Arguments with which its server drafts as an order says; empty where it has none."""
+        return {}
+
+    @classmethod
     def swaps(cls, before: Order, after: Order) -> bool:
         """Whether one that was started for `before` may be made one for `after`, as far as can be told without it."""
         return False

@@ -40,6 +40,7 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         seeds=list(spec.seeds),
         limit=spec.limit,
         shuffle_seed=spec.shuffle_seed,
+        stratified=spec.stratified,
         engine=engine.facts(),
         replay=spec.replay,
         draft_args=spec.draft_args,

@@ -84,7 +84,11 @@ def prepare(
         **fields,
     )
     _check_method(spec, pair.draft.method)
-    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    if spec.shard is not None and spec.until is not None:
+        raise UserError("--until: has no meaning with --shard, which knows its own part alone: leave one out")
+    if spec.stratified and spec.limit is None:
+        raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
+    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed, spec.stratified) for name in spec.suites]
     if len({suite.name for suite in loaded}) < len(loaded):
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
     if reference is not None:

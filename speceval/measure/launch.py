@@ -56,9 +56,11 @@ def run(
         notes += effect.check(
             engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
         )
+        if job.spec.shard is not None:
+            notes.append(f"shard {job.spec.shard} of the conversations: `speceval merge` joins them")
         meta = _open_meta(store, job, engine, template, notes)
         engine.warm_up()
-        planned = len(runner.plan(job.suites, job.spec.seeds))
+        planned = len(runner.plan(job.suites, job.spec))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
         goal = until.goal(job.spec, job.suites, job.against)
         looks = None if goal is None else until.Looks(goal, store)
@@ -128,13 +130,14 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         spec=job.spec,
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,
-        conversations=len(runner.plan(job.suites, job.spec.seeds)),
+        conversations=len(runner.plan(job.suites, job.spec)),
         environment=environment(job.spec.engine),
         patches=engine.patches(),
         segments=[],
         problems=[],
         evidence=engine.evidence,
         notes=notes,
+        groups={suite.name: suite.groups for suite in job.suites if suite.groups},
     )
     store.write_meta(meta)
     return meta

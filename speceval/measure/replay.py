@@ -20,6 +20,7 @@ INHERITED = (
     *(
         "suites",
         "limit",
+        "stratified",
         "shuffle_seed",
         "max_tokens",
         "seeds",

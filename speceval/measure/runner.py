@@ -144,11 +144,17 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
 
 
 def plan(
-    suites: Iterable[Suite], seeds: Iterable[int], by_conversation: bool = False
+    suites: Iterable[Suite], spec: RunSpec, by_conversation: bool = False
 ) -> list[tuple[Suite, Conversation, int]]:
-    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together."""
-    seeds, suites = tuple(seeds), tuple(suites)
+    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together.
+
+    Of a shard i/n: every n-th conversation from the i-th on, with all its seeds.
+    """
+    seeds = spec.seeds
     conversations = [(suite, conversation) for suite in suites for conversation in suite.conversations]
+    if spec.shard is not None:
+        number, count = map(int, spec.shard.split("/"))
+        conversations = conversations[number - 1 :: count]
     if by_conversation:
         return [(*conversation, seed) for conversation in conversations for seed in seeds]
     return [(*conversation, seed) for seed in seeds for conversation in conversations]
@@ -184,7 +190,7 @@ def measure(
     known of this stretch, when it begins and again when it is over, however it ends.
     Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
     """
-    due = [_Live(*item) for item in plan(suites, spec.seeds, by_conversation=looks is not None)]
+    due = [_Live(*item) for item in plan(suites, spec, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
     active: dict[str, _Live] = {}

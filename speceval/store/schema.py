@@ -45,6 +45,7 @@ OUTPUTS = {
     "table": 1,
     "ls": 1,
     "sweep": 1,
+    "tune": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
@@ -226,6 +227,8 @@ class Fingerprint(Grown):
     """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
     draft_args: dict[str, Any] = Field(default_factory=dict)
     """Further keys of vLLM's speculative_config that were asked for."""
+    stratified: bool = False
+    """Whether `limit` was taken evenly from the categories."""
 
     @property
     def hash(self) -> str:
@@ -517,6 +520,8 @@ class RunMeta(BaseModel):
     """Of a run with `--speedup`."""
     evidence: Evidence = "steps"
     """What the engine told of its drafts."""
+    groups: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
+    """Suite -> name of a group -> its categories, where the suite has groups."""
 
     @property
     def checked_conversations(self) -> int:
@@ -534,7 +539,11 @@ class RunMeta(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None and (value or name not in ("notes", "groups"))
+        }
 
 
 def _published(value: Any) -> Any:

@@ -113,6 +113,11 @@ class OfflineEngine(Engine):
         return listing.ledger()
 
     @classmethod
+    def serving(cls, order: Order) -> dict[str, Any]:
+        """What `vllm serve` takes: `speculative_config`, and what drafters of ours need."""
+        return {} if order.draft is None else start.drafter_arguments(order.draft, order, start.require_vllm())
+
+    @classmethod
     def swaps(cls, before: Order, after: Order) -> bool:
         """Whether the orders differ in nothing but the drafter's weights."""
         return start.swappable(before, after)

@@ -123,6 +123,8 @@ class Entry:
             notes.append("The run's books do not balance: `speceval show` says where.")
         if meta.spec.limit is not None:
             notes.append("Measured on a part of the suite.")
+        if meta.spec.shard is not None:
+            notes.append(f"A shard ({meta.spec.shard}) of a run: `speceval merge` joins them.")
         return tuple(notes)
 
 
