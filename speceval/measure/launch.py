@@ -55,7 +55,7 @@ def run(
         notes += effect.check(
             engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
         )
-        meta = _open_meta(store, job, engine, template, notes)
+        meta = _open_meta(store, job, engine, template, notes + engine.notes())
         engine.warm_up()
         planned = len(runner.plan(job.suites, job.spec.seeds))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
