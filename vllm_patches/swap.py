@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vllm_patches import loading
 from vllm_patches.drafters import Heads, fetch, read_weights
 
 
@@ -32,6 +33,7 @@ def swap(runner: Any, config: Any, before: str, after: str) -> None:
     if shared := _shared_layers(model, runner.get_model()):
         weights = _without_shared(weights, read_weights(fetch(before)), tuple(name.split(".")[-1] for name in shared))
     _reload(model, weights, config, shared)
+    loading.forget()
 
 
 def _reload(model: Any, weights: Mapping[str, torch.Tensor], config: Any, shared: Collection[str]) -> None:

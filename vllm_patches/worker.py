@@ -69,6 +69,12 @@ class Extension:
             "data_parallel": parallel.data_parallel_size,
         }
 
+    def drafter_loading(self) -> dict[str, Any]:
+        """What this worker's vLLM made of the drafter's checkpoint (`loading.report`)."""
+        from vllm_patches.loading import report
+
+        return report(self.model_runner, self.vllm_config)  # type: ignore[attr-defined]
+
     def draft_counts(self) -> dict[str, int] | None:
         """This worker's verify steps since its start, by how their drafts were verified (`taps.counters`).
 
@@ -148,6 +154,15 @@ def ask(llm: Any) -> list[PatchStatus]:
 def ask_settings(llm: Any) -> list[dict[str, Any]]:
     """`Extension.engine_settings` of each worker of `llm`."""
     return list(llm.collective_rpc("engine_settings"))
+
+
+def ask_loading(llm: Any) -> dict[str, Any]:
+    """What the workers of `llm` made of the drafter: the first one's report, with what any of them did not fill."""
+    reports = list(llm.collective_rpc("drafter_loading"))
+    for name in ("unfilled", "unused"):
+        reports[0][name] = list(dict.fromkeys(item for report in reports for item in report[name]))
+    reports[0]["wrong"] = next((report["wrong"] for report in reports if report["wrong"]), "")
+    return {**reports[0], "seen": all(report["seen"] for report in reports)}
 
 
 def ask_disobedience(llm: Any, asked: Switches) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .fit import check_fit
+from .fit import check_fit, check_heads
 from .hub import cached, hub_config, local_config
 from .recognise import recognise, sizes
 from .schema import Draft, Pair, Target
@@ -25,6 +25,7 @@ def fetch(pair: Pair) -> Pair:
         return Pair(target=target, draft=None)
     draft = _read_draft(pair.draft)
     check_fit(target, draft)
+    check_heads(target, draft)
     return Pair(target=target, draft=draft)
 
 

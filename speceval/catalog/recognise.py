@@ -6,7 +6,7 @@ vllm/transformers_utils/configs/{eagle,medusa,mlp_speculator}.py and configs/spe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -37,14 +37,17 @@ class Facts(NamedTuple):
     sizes: Sizes
 
 
-def recognise(content: Mapping[str, Any], model: str, method: Method | None = None) -> Facts:
-    """Method, K limits and sizes of the drafter `model` (hub id or path; shown in errors, and last clue to EAGLE).
+def recognise(
+    content: Mapping[str, Any], model: str, method: Method | None = None, tensors: Callable[[], Collection[str]] = list
+) -> Facts:
+    """Method, K limits and sizes of the drafter `model` (hub id or path; shown in errors, and a clue to EAGLE).
 
-    `method`: what it is, where that is known. Raises UserError if vLLM would not load it, or would take it for another
-    method because of its path, and for fields that hold another kind of value than they should.
+    `method`: what it is, where that is known; `tensors`: gives the names of those at hand. Raises UserError
+    if vLLM would not load it, or would take it for another method because of its path, and for fields that hold another
+    kind of value than they should.
     """
     config = Config.of(content, f"config.json of {model}")
-    method = method or _method(config, model)
+    method = method or _method(config, model, tensors)
     _refuse_misleading_path(method, model)
     default_k, max_k, k_unit = _k_limits(config, method)
     return Facts(method, default_k, max_k, k_unit, _engine_args(config, method), sizes(config))
@@ -67,7 +70,7 @@ def sizes(content: Mapping[str, Any]) -> Sizes:
     )
 
 
-def _method(config: Config, model: str) -> Method:
+def _method(config: Config, model: str, tensors: Callable[[], Collection[str]]) -> Method:
     if "speculators_model_type" in config or "speculators_config" in config:
         return _speculators_method(config, model)
     named = next(_named(config, model), None)
@@ -75,7 +78,11 @@ def _method(config: Config, model: str) -> Method:
         return named.name
     architectures = config.texts("architectures")
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
-        return "draft_model"
+        names = tensors()
+        if not any(_is(name, ("fc.weight", "*.fc.weight")) for name in names):
+            return "draft_model"
+        # A layer that joins embeddings and the target's states: a head that its config.json does not call one.
+        return "eagle3" if any("d2t" in name or "midlayer." in name for name in names) else "eagle"
     raise UserError(
         f"'{model}': its config.json is of no drafter that vLLM loads "
         f"(model_type '{config.text('model_type') or ''}', architectures {architectures}); --method says what it is"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from speceval.errors import UserError
 
 from .fit import check_fit
-from .hub import hub_config, local_config
+from .hub import cached, hub_config, local_config
 from .methods import METHODS
 from .recognise import recognise, sizes
 from .schema import Draft, DraftEntry, Pair, Target, TargetEntry, load_entries
+from .tensors import tensor_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -231,7 +233,8 @@ def _foreign_draft(
     config: dict[str, Any],
     method: str | None,
 ) -> Draft:
-    facts = recognise(config, model, method)
+    directory = cached(model, revision) if source == "hub" else Path(model)
+    facts = recognise(config, model, method, partial(tensor_names, directory))
     return Draft(
         name=name,
         source=source,

@@ -13,16 +13,20 @@ from speceval.protocol import MOST_K
 from .config import Config
 from .methods import Method
 
+_OF_TRAINERS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+"""Pickled files beside a checkpoint's that are none of it."""
+
 
 def check_tensors(directory: Path, config: Mapping[str, Any], method: Method) -> None:
-    """Raise UserError naming the first tensor that is missing from `directory`'s safetensors files.
+    """Raise UserError naming the first tensor that is missing from `directory`'s files.
 
-    Reads their headers only. A directory without such files passes: another format, or not downloaded yet.
+    A directory without such files passes: it is not downloaded yet. What a worker can tell is asked there
+    (`vllm_patches.loading`); this comes before an engine is started.
     """
     found = tensor_names(directory)
     missing = next((name for name, pattern in required(config, method) if not _any(pattern, found)), None)
     if found and missing:
-        raise UserError(f"{directory}: no tensor {missing} in its safetensors files: the checkpoint is not complete")
+        raise UserError(f"{directory}: no tensor {missing} in its files: the checkpoint is not complete")
 
 
 def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]]:
@@ -47,7 +51,10 @@ def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]
 
 
 def tensor_names(directory: Path) -> list[str]:
-    """Names of all tensors in a directory's safetensors files. Raises UserError for a damaged file."""
+    """Names of all tensors in a directory's safetensors files, or else in its .bin and .pt files.
+
+    Raises UserError for a damaged file. Without torch the older kind is not read.
+    """
     from safetensors import SafetensorError, safe_open
 
     names: list[str] = []
@@ -57,7 +64,23 @@ def tensor_names(directory: Path) -> list[str]:
                 names += file.keys()
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a safetensors file ({error})") from None
-    return names
+    return names or [name for path in _pickled(directory) for name in _pickled_names(path)]
+
+
+def _pickled(directory: Path) -> list[Path]:
+    return sorted(
+        path for ending in ("*.bin", "*.pt") for path in directory.glob(ending) if path.stem not in _OF_TRAINERS
+    )
+
+
+def _pickled_names(path: Path) -> list[str]:
+    try:
+        import torch
+
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # whatever unpickling stumbles over: vLLM will say it
+        return []
+    return [name for name in content if isinstance(name, str)] if isinstance(content, Mapping) else []
 
 
 def _any(pattern: str, names: list[str]) -> bool:

@@ -176,6 +176,14 @@ class Engine(Protocol):
         """The state of every repair where it samples."""
         return []
 
+    def drafter(self) -> dict[str, Any]:
+        """What it decided while it loaded the drafter, for the fingerprint: own or shared embedding, layers read …"""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a reader must know of that, a line each."""
+        return []
+
     def missing_patches(self) -> list[str]:
         """A line for each repair without which its order would not be measured rightly and that is not active."""
         return []

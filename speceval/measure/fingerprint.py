@@ -44,6 +44,7 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         engine=engine.facts(),
         replay=spec.replay,
         draft_args=spec.draft_args,
+        drafter=engine.drafter(),
         patches=sorted(patch.id for patch in patches),
         method_patches=sorted(patch.id for patch in patches if patch.bound),
     )

@@ -58,7 +58,7 @@ def run(
         )
         if job.spec.shard is not None:
             notes.append(f"shard {job.spec.shard} of the conversations: `speceval merge` joins them")
-        meta = _open_meta(store, job, engine, template, notes)
+        meta = _open_meta(store, job, engine, template, notes + engine.notes())
         engine.warm_up()
         planned = len(runner.plan(job.suites, job.spec))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)

@@ -60,8 +60,8 @@ METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
-LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form")
-"""Dotted names of the fingerprint's hashes that earlier versions did not take."""
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form|drafter(\..+)?")
+"""Dotted names of the fingerprint's hashes that earlier versions did not take, and of what they did not ask for."""
 
 
 def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +229,8 @@ class Fingerprint(Grown):
     """Further keys of vLLM's speculative_config that were asked for."""
     stratified: bool = False
     """Whether `limit` was taken evenly from the categories."""
+    drafter: dict[str, Any] = Field(default_factory=dict)
+    """What the engine decided while it loaded the drafter: own or shared embedding and head, auxiliary layers …"""
 
     @property
     def hash(self) -> str:

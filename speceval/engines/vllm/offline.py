@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.vllm import listing, start
+from speceval.engines.vllm import listing, loading, start
 from speceval.engines.vllm.align import align_steps, is_padded
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
@@ -26,6 +26,7 @@ from vllm_patches.worker import (
     ask,
     ask_counts,
     ask_disobedience,
+    ask_loading,
     ask_settings,
     ask_taps,
     drain_tap,
@@ -92,6 +93,8 @@ class OfflineEngine(Engine):
         self.tokenizer = self.llm.get_tokenizer()
         if wrong := ask_disobedience(self.llm, switches()):
             raise UserError(f"{wrong}: nothing was measured")
+        self._loaded = ask_loading(self.llm)
+        loading.check(self._loaded, str(start.checkpoint(self._order.draft)))
         self.max_model_len = int(agreed(ask_settings(self.llm))["max_model_len"])
         stop_tap(self.llm)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
@@ -133,7 +136,9 @@ class OfflineEngine(Engine):
                 return False
             if order.prefix_caching and not self.llm.reset_prefix_cache():
                 return False
-        except Exception:  # a worker that is gone
+            self._loaded = ask_loading(self.llm)
+            loading.check(self._loaded, after)
+        except Exception:  # a worker that is gone, or weights that an engine of their own will name
             traceback.print_exc()
             return False
         self._order, self._recordings, self._undrained = order, Recordings(), 0
@@ -209,6 +214,14 @@ class OfflineEngine(Engine):
     def patches(self) -> list[PatchState]:
         """State of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
         return [listing.as_state(status) for status in merged(ask(self.llm))]
+
+    def drafter(self) -> dict[str, Any]:
+        """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
+        return dict(self._loaded["decided"])
+
+    def notes(self) -> list[str]:
+        """The same in words."""
+        return loading.notes(self._loaded)
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the engine samples."""
