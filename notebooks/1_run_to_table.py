@@ -19,13 +19,7 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval.estimate import acceptance
-from speceval.estimate.comparison import compare_runs
-from speceval.estimate.identities import reconcile
-from speceval.estimate.statistics import ratio_interval
-from speceval.show import layouts, plots, render
-from speceval.show.plots import style
-from speceval.store import read_run
+from speceval import compare, plot, ratio, read_run, style, table, validate
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -51,7 +45,7 @@ lk.steps[STEP].head(8)
 
 # %%
 K = lk.meta.spec.k
-reconcile(lk.steps, lk.turns)
+validate(lk)
 
 # %% [markdown]
 # ## By hand
@@ -66,7 +60,7 @@ rates = np.array([(accepted >= j).mean() for j in range(1, K + 1)])
 by_hand = {
     "1 + mean of A": 1 + accepted.mean(),
     "1 + Σ u_j": 1 + rates.sum(),
-    "acceptance.tau": acceptance.tau(lk.steps),
+    "run.tau()": lk.tau().value,
 }
 pd.Series(by_hand).round(6)
 
@@ -78,10 +72,10 @@ pd.Series(by_hand).round(6)
 # unit is the *conversation*: draw each prompt's own $\tau$, and the spread is plain.
 
 # %%
-totals = acceptance.conversation_totals(lk.steps)
+totals = lk.counts()["demo"]  # of each conversation: steps, drafted, accepted tokens …
 own = (1 + totals["accepted"] / totals["steps"]).sort_values()
 naive = 1.96 * accepted.std() / np.sqrt(len(accepted))
-clustered = ratio_interval(totals["steps"] + totals["accepted"], totals["steps"], bounds=(1, K + 1))
+clustered = ratio(totals["steps"] + totals["accepted"], totals["steps"], bounds=(1, K + 1))
 
 prompts = Figure(figsize=(style.PAGE, 2.4), layout="constrained")
 axis = prompts.subplots()
@@ -102,7 +96,7 @@ prompts
 # part of the prompts and the part of the sampling.
 
 # %%
-summary = acceptance.summarise(lk.steps, lk.turns, K)
+summary = lk.summary()
 spread = summary["variance"]
 pd.Series(
     {
@@ -125,20 +119,25 @@ pd.Series(
 # that of the difference leaves 0 out.
 
 # %%
-found = compare_runs([kl, lk])["comparisons"][0]
-parts = {"tau of KL": "tau_a", "tau of LK": "tau_b", "difference": "difference", "difference, %": "relative_percent"}
-pd.DataFrame({name: found[key] for name, key in parts.items()}).T[["value", "low", "high", "se"]].astype(float).round(3)
+found = compare(kl, lk)[0]  # a row for each suite and run: there is one
+parts = {
+    "tau of KL": found.tau_a,
+    "tau of LK": found.tau_b,
+    "difference": found.difference,
+    "difference, %": found.relative_percent,
+}
+pd.DataFrame({name: vars(estimate) for name, estimate in parts.items()}).T.astype(float).round(3)
 
 # %%
-pairs = plots.draw("conversations", [kl, lk])
+pairs = plot([kl, lk], kind="conversations")
 pairs.figure
 
 # %% [markdown]
 # Where does the gain come from? By position, with bars that are again clustered by conversation:
 
 # %%
-positions = plots.draw("positions", [kl, lk])
-pd.DataFrame(found["positions"])[["position", "a", "b", "p_adjusted"]].round(4)
+positions = plot([kl, lk], kind="positions")
+pd.DataFrame(found.positions)[["position", "a", "b", "p_adjusted"]].round(4)
 
 # %%
 positions.figure
@@ -146,16 +145,16 @@ positions.figure
 # %% [markdown]
 # ## A table
 #
-# `speceval table` and `layouts.build` give the same: here the layout of the paper's table of architectures, for the
-# two runs. Bold is the best and every one that is not significantly worse. Markdown, LaTeX, HTML, CSV and JSON hold
-# the same numbers.
+# `speceval table` and, in Python, `speceval.table` give the same: here the layout of the paper's table of
+# architectures, for the two runs. Bold is the best and every one that is not significantly worse. Markdown, LaTeX,
+# HTML, CSV and JSON hold the same numbers.
 
 # %%
-table = layouts.build("paper-arch", [kl.directory, lk.directory])
-Markdown(render.markdown(table))
+architectures = table([kl, lk], layout="paper-arch")
+Markdown(architectures.text("md"))
 
 # %%
-print("\n".join(render.latex(table).splitlines()[:16]))
+print("\n".join(architectures.text("latex").splitlines()[:16]))
 
 # %% [markdown]
 # Next: [what sampled and greedy drafts measure](2_sampled_and_greedy.ipynb). The formulas are in

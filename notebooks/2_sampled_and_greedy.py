@@ -31,11 +31,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from speceval.estimate import acceptance
-from speceval.estimate.comparison import compare_runs
-from speceval.estimate.statistics import paired_ratio_difference
-from speceval.show.plots import style
-from speceval.store import StoredRun, read_run
+from speceval import Run, compare, ratio_difference, read_run, style
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -113,11 +109,11 @@ runs = {
 rows = {}
 for drafter in ("kl-eagle3", "lk-eagle3"):
     pair = [runs[drafter, mode] for mode in ("probabilistic", "greedy")]
-    found = compare_runs(pair, allow=["drafting", "seeds"])["comparisons"][0]
+    found = compare(*pair, allow=["drafting", "seeds"])[0]
     rows[drafter] = {
-        "tau sampled": found["tau_a"]["value"],
-        "tau greedy": found["tau_b"]["value"],
-        **{f"greedy - sampled, {end}": found["difference"][end] for end in ("value", "low", "high")},
+        "tau sampled": found.tau_a.value,
+        "tau greedy": found.tau_b.value,
+        **{f"greedy - sampled, {end}": getattr(found.difference, end) for end in ("value", "low", "high")},
     }
 pd.DataFrame(rows).T.round(3)
 
@@ -131,7 +127,7 @@ pd.DataFrame(rows).T.round(3)
 
 
 # %%
-def first_drafts(run: StoredRun) -> pd.DataFrame:
+def first_drafts(run: Run) -> pd.DataFrame:
     """Per conversation: first steps, and how many of them accept their first draft."""
     first = run.steps[(run.steps["step"] == 1) & (run.steps["drafted"] > 0)]
     accepts = (first["accepted"] >= 1).groupby(first["conversation"])
@@ -141,11 +137,11 @@ def first_drafts(run: StoredRun) -> pd.DataFrame:
 rows = {}
 for drafter in ("kl-eagle3", "lk-eagle3"):
     a, b = first_drafts(runs[drafter, "probabilistic"]).align(first_drafts(runs[drafter, "greedy"]), join="inner")
-    change = paired_ratio_difference(a["accepted"], a["steps"], b["accepted"], b["steps"]).difference
+    change = ratio_difference(a["accepted"], a["steps"], b["accepted"], b["steps"])
     rows[drafter] = {
         "mean Σ min(p, q)": a["accepted"].sum() / a["steps"].sum(),
         "mean p(argmax q)": b["accepted"].sum() / b["steps"].sum(),
-        **{f"greedy - sampled, {end}": value for end, value in change.as_dict().items() if end != "se"},
+        **{f"greedy - sampled, {end}": getattr(change, end) for end in ("value", "low", "high")},
     }
 pd.DataFrame(rows).T.astype(float).round(3)
 
@@ -159,7 +155,7 @@ pd.DataFrame(rows).T.astype(float).round(3)
 scatter = Figure(figsize=(style.PAGE, 2.9), layout="constrained")
 gains = {}
 for axis, drafter in zip(scatter.subplots(1, 2, sharex=True, sharey=True), ("kl-eagle3", "lk-eagle3"), strict=True):
-    totals = [acceptance.conversation_totals(runs[drafter, mode].steps) for mode in ("probabilistic", "greedy")]
+    totals = [runs[drafter, mode].counts()["demo"] for mode in ("probabilistic", "greedy")]
     sampled, greedy = (1 + part["accepted"] / part["steps"] for part in totals)
     first_turns = runs[drafter, "greedy"].turns.drop_duplicates("conversation").set_index("conversation")
     for number, (category, members) in enumerate(first_turns.groupby("category")):
@@ -188,9 +184,9 @@ pd.DataFrame(gains).T.rename_axis(["drafter", "accepted, sampled over greedy"]).
 # %%
 rows = {}
 for mode in ("probabilistic", "greedy"):
-    found = compare_runs([runs["kl-eagle3", mode], runs["lk-eagle3", mode]])["comparisons"][0]
-    rows[mode] = {f"Δ% of LK over KL, {end}": found["relative_percent"][end] for end in ("value", "low", "high")}
-    rows[mode] |= {"p": found["p_value"], "samples": found["samples"]}
+    found = compare(runs["kl-eagle3", mode], runs["lk-eagle3", mode])[0]
+    rows[mode] = {f"Δ% of LK over KL, {end}": getattr(found.relative_percent, end) for end in ("value", "low", "high")}
+    rows[mode] |= {"p": found.p_value, "samples": found.samples}
 pd.DataFrame(rows).T.round(4)
 
 # %% [markdown]

@@ -18,19 +18,16 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval.estimate.comparison import compare_runs
-from speceval.show import layouts, published, render
-from speceval.show.plots import style
-from speceval.store import read_run
+from speceval import compare, read_run, style, table
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 ZOO = ROOT / "results" / "reference" / "demo-all"
 PAPER = ROOT / "results" / "published"
 pyplot.rcParams.update(style.RC | {"figure.dpi": 110})
 
-tables = {"paper": layouts.build("paper-mean", [PAPER]), "zoo": layouts.build("paper-arch", [ZOO])}
-records = pd.concat([pd.DataFrame(table.records).assign(of=name) for name, table in tables.items()], ignore_index=True)
-print(published.load(PAPER).title)
+tables = {"paper": table(PAPER, layout="paper-mean"), "zoo": table(ZOO, layout="paper-arch")}
+records = pd.concat([found.frame.assign(of=name) for name, found in tables.items()], ignore_index=True)
+print("numbers from:", *records["source"].unique(), sep="\n")
 records.groupby("of").size().rename("numbers in the table")
 
 # %% [markdown]
@@ -39,7 +36,7 @@ records.groupby("of").size().rename("numbers in the table")
 # The paper's Table 1 compares architectures on Llama-3.1-8B. Its layout, filled with the zoo's runs:
 
 # %%
-Markdown(render.markdown(tables["zoo"]))
+Markdown(tables["zoo"].text("md"))
 
 # %% [markdown]
 # The paper's rows for the same losses, T=1. Targets, drafters and prompts are others, so $\tau$
@@ -136,8 +133,8 @@ pd.Series(
 seen = {}
 for architecture, short in zip(KINDS, ("eagle3", "medusa", "mlp", "mtp", "draft"), strict=True):
     runs = [read_run(ZOO / f"{loss}-{short}-T1-probabilistic") for loss in ("kl", "lk")]
-    found = compare_runs(runs)["comparisons"][0]
-    here, prompts = found["detectable_percent"], found["conversations"]
+    found = compare(*runs)[0]
+    here, prompts = found.detectable_percent, found.conversations
     sizes = {80: "MT-Bench", 164: "HumanEval", 1319: "GSM8K"}
     other = {f"{name} ({n:,})": here * np.sqrt(prompts / n) for n, name in sizes.items()}
     seen[architecture] = {f"zoo ({prompts})": here, **other}

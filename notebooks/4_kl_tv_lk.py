@@ -20,18 +20,29 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.special import softmax
+from scipy.stats import norm
 
-from speceval.show import layouts, plots
-from speceval.show.plots import style
+from speceval import style, table
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 pyplot.rcParams.update(style.RC | {"figure.dpi": 110, "text.parse_math": True})  # powers of ten on axes
 
-gaussian = plots.draw_gaussian()
-gaussian.figure
+stored = json.loads((ROOT / "results" / "statistics" / "gaussian.json").read_text())
+x = np.linspace(-9, 9, 1200)
+mixture = sum(w * norm.pdf(x, m, s) for w, m, s in zip(*stored["mixture"].values(), strict=True))
+
+gaussian = Figure(figsize=(style.PAGE, 2.1), layout="constrained")
+for number, (axis, name) in enumerate(zip(gaussian.subplots(1, 3, sharey=True), stored["fits"], strict=True)):
+    fit = stored["fits"][name]
+    fitted = norm.pdf(x, fit["mean"], fit["deviation"])
+    axis.fill_between(x, np.minimum(mixture, fitted), color=style.COLOURS[number], alpha=2 * style.BAND, linewidth=0)
+    axis.plot(x, mixture, color="black", linewidth=0.9, label="target p")
+    axis.plot(x, fitted, color=style.COLOURS[number], linestyle="--", label="fitted q")
+    axis.set(title=f"least {name}: overlap {100 * fit['overlap']:.1f} %", xlabel="x", yticks=[])
+gaussian.axes[0].legend(loc="upper left")
+gaussian
 
 # %%
-stored = json.loads((ROOT / "results" / "statistics" / "gaussian.json").read_text())
 fits = pd.DataFrame(stored["fits"]).T
 fits["overlap, %"] = 100 * fits.pop("overlap")
 fits["stated in the paper, %"] = pd.Series(stored["published_overlap_percent"])
@@ -198,7 +209,7 @@ pd.DataFrame(reached).T.rename_axis("steps until")
 # here starts from scratch; the LK drafters begin with 100 steps of KL.
 
 # %%
-records = pd.DataFrame(layouts.build("paper-arch", [ROOT / "results" / "reference" / "demo-all"]).records)
+records = table(ROOT / "results" / "reference" / "demo-all", layout="paper-arch").frame
 changes = records[records["definition"].str.startswith("percent over") & (records["temperature"] == 1)]
 text = [f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in changes.itertuples()]
 changes.assign(text=text).pivot_table(index="architecture", columns="setup", values="text", aggfunc="first", sort=False)

@@ -15,6 +15,7 @@
 
 # %%
 # %matplotlib inline
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,21 @@ from IPython.display import Markdown
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from speceval.estimate import baseline, gate
-from speceval.show import gate as gate_reports
-from speceval.show.plots import style
-from speceval.store import read_run
+from speceval import check, check_counts, read_run, style
 
 ROOT = Path() if Path("results").is_dir() else Path("..")
 REFERENCE = ROOT / "results" / "reference"
 MARGIN = 0.02
-VERDICTS = dict(zip(gate.Verdict, (style.COLOURS[0], style.COLOURS[4], style.COLOURS[1]), strict=True))
+LEVEL = 0.05  # of each of the gate's two tests
+VERDICTS = {"pass": style.COLOURS[0], "inconclusive": style.COLOURS[4], "fail": style.COLOURS[1]}
 pyplot.rcParams.update(style.RC | {"figure.dpi": 110})
 
 # %% [markdown]
 # ## Four checks, three answers
 #
 # As a stand-in for releases we check drafters of the zoo against the one of the same architecture that was trained
-# with KL. `baseline.load` reads a run, or the small file of `speceval baseline` that lies beside released weights;
-# both give the same verdict.
+# with KL. The second argument of `check` is a run, or the small file of `speceval baseline` that lies beside released
+# weights; both give the same verdict.
 
 # %%
 PAIRS = {
@@ -48,14 +47,14 @@ PAIRS = {
     "TV for KL, draft model": ("demo-all/kl-draft-T1-probabilistic", "demo-all/tv-draft-T1-probabilistic"),
     "TV for KL, MTP, at T=0": ("demo-all/kl-mtp-T0-greedy", "demo-all/tv-mtp-T0-greedy"),
 }
-loaded = {name: [baseline.load(REFERENCE / run) for run in pair] for name, pair in PAIRS.items()}
-checks = {name: gate.check(old.counts(), new.counts(), MARGIN) for name, (old, new) in loaded.items()}
+loaded = {name: [read_run(REFERENCE / run) for run in pair] for name, pair in PAIRS.items()}
+checks = {name: check(new, old, margin=MARGIN) for name, (old, new) in loaded.items()}
 
 rows = {}
-for name, check in checks.items():
-    suite = check.suites[0]
+for name, report in checks.items():
+    suite = report.suites[0]
     change = {end: suite.change_percent[end] for end in ("value", "low", "high")}
-    rows[name] = {"verdict": str(check.verdict), "exit code": check.exit_code, **change, "needed": suite.needed}
+    rows[name] = {"verdict": str(report.verdict), "exit code": report.exit_code, **change, "needed": suite.needed}
 pd.DataFrame(rows).T.convert_dtypes().round(2)
 
 # %%
@@ -63,7 +62,7 @@ forest = Figure(figsize=(style.PAGE, 2.1), layout="constrained")
 axis = forest.subplots()
 for place, row in enumerate(rows.values()):
     bars = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-    colour = VERDICTS[gate.Verdict(row["verdict"])]
+    colour = VERDICTS[row["verdict"]]
     axis.errorbar(row["value"], place, xerr=bars, fmt="o", color=colour, capsize=3)
     axis.annotate(f"{row['verdict']}  ", (row["low"], place), ha="right", va="center", fontsize=7)
 axis.axvline(0, color="0.7", linewidth=0.8)
@@ -87,7 +86,7 @@ forest
 # checks end with a verdict if the observed change is the true one:
 
 # %%
-reasons = {name: check.suites[0].reason for name, check in checks.items()}
+reasons = {name: report.suites[0].reason for name, report in checks.items()}
 Markdown("\n".join(f"- *{name}*: {reason}" for name, reason in reasons.items()))
 
 # %% [markdown]
@@ -98,9 +97,7 @@ Markdown("\n".join(f"- *{name}*: {reason}" for name, reason in reasons.items()))
 # pull request shows (`--markdown`):
 
 # %%
-name = "TV for KL, draft model"
-report = gate_reports.Report(checks[name], *loaded[name], allowed=[])
-Markdown(gate_reports.markdown(report).replace("<details>", "<details open>"))
+Markdown(checks["TV for KL, draft model"].markdown().replace("<details>", "<details open>"))
 
 # %% [markdown]
 # ## The margin decides
@@ -110,9 +107,10 @@ Markdown(gate_reports.markdown(report).replace("<details>", "<details open>"))
 
 # %%
 margins = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2)
+counted = {name: [run.counts() for run in pair] for name, pair in loaded.items()}
 swept = {
-    name: {f"{m:.1%}": str(gate.check(old.counts(), new.counts(), m).verdict) for m in margins}
-    for name, (old, new) in loaded.items()
+    name: {f"{m:.1%}": str(check_counts(new, old, margin=m).verdict) for m in margins}
+    for name, (old, new) in counted.items()
 }
 pd.DataFrame(swept).T
 
@@ -135,9 +133,11 @@ seeds = np.sort(turns["seed"].unique())
 
 
 def thinned(f: float) -> pd.DataFrame:
-    """`gate.count`'s columns for every conversation and seed when a draft survives with probability f."""
+    """Counts of every conversation and seed when a draft survives with probability f."""
     kept = steps.assign(accepted=np.minimum(steps["accepted"].to_numpy(), (falls < f).sum(1)))
-    counts = gate.count(kept.assign(conversation=kept["sample"]), turns.assign(conversation=turns["sample"]), K)
+    parts = {"steps": kept, "turns": turns}
+    lossy = replace(run, **{name: part.assign(conversation=part["sample"]) for name, part in parts.items()})
+    counts = lossy.counts()["demo"]
     counts.index = pd.MultiIndex.from_tuples([tuple(name.rsplit(" ", 1)) for name in counts.index])
     return counts
 
@@ -161,10 +161,10 @@ for f in (1.0, 0.99, 0.975, 0.96, 0.945, 0.92):
     for _ in range(SPLITS):
         order = rng.permutation(seeds)
         half = len(order) // 2
-        check = gate.check(of_seeds(whole, order[:half]), of_seeds(lossy, order[half:]), MARGIN)
-        change = check.suites[0].change_percent["value"]
+        found = check_counts(of_seeds(lossy, order[half:]), of_seeds(whole, order[:half]), margin=MARGIN)
+        change = found.suites[0].change_percent["value"]
         said.append(
-            {"true loss, %": 100 * (1 - tau(lossy) / tau(whole)), "change": change, "verdict": str(check.verdict)}
+            {"true loss, %": 100 * (1 - tau(lossy) / tau(whole)), "change": change, "verdict": str(found.verdict)}
         )
 said = pd.DataFrame(said)
 
@@ -175,16 +175,14 @@ truth = np.linspace(0, said["true loss, %"].max(), 2)
 axis.plot(truth, -truth, color="0.6", linewidth=0.8, label="the truth")
 jitter = said["true loss, %"] + rng.uniform(-0.15, 0.15, len(said))
 for number, (verdict, colour) in enumerate(VERDICTS.items()):
-    of = said["verdict"] == str(verdict)
-    axis.plot(jitter[of], said["change"][of], style.MARKERS[number], color=colour, markersize=3, label=str(verdict))
+    of = said["verdict"] == verdict
+    axis.plot(jitter[of], said["change"][of], style.MARKERS[number], color=colour, markersize=3, label=verdict)
 axis.set(xlabel="true loss of tau, %", ylabel="change of tau as measured, %")
 axis.legend(ncols=2, loc="lower left")
 ladder
 
 # %%
-shares = pd.crosstab(said["true loss, %"].round(2), said["verdict"]).reindex(
-    columns=[str(v) for v in VERDICTS], fill_value=0
-)
+shares = pd.crosstab(said["true loss, %"].round(2), said["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
 shares.rename_axis(columns=f"verdict, of {SPLITS} splits")
 
 # %% [markdown]
@@ -217,7 +215,7 @@ for axis, verdict in zip(curves.subplots(1, 2, sharey=True), ("pass", "fail"), s
             found["loss_percent"], found[verdict], label=f"{conversations:,} conversations", **style.series(number)
         )
     axis.axvline(100 * MARGIN, color="black", linestyle="--", linewidth=0.8)
-    axis.axhline(gate.LEVEL, color="0.6", linewidth=0.8)
+    axis.axhline(LEVEL, color="0.6", linewidth=0.8)
     axis.set(xlabel="true loss of tau, % (dashed: the margin)", ylabel=f"share of checks that say {verdict}")
 curves.axes[0].legend(loc="upper right")
 curves

@@ -16,17 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from speceval.engines.vllm.offline import OfflineEngine
+from speceval.files import write_whole
 from speceval.measure import chat, launch, runner
 from speceval.measure.fingerprint import environment
 from speceval.measure.job import Job, prepare
 from speceval.measure.output import output_to
-from speceval.measure.start import start_engine
+from speceval.measure.start import order
 from speceval.protocol import request_seed
 from speceval.show import progress as display
 from speceval.store import Store
@@ -47,7 +49,7 @@ def main() -> None:
         result[f"T={temperature:g}"] = _ratios(temperature)
     result["help_seconds"] = statistics.median(_help_seconds() for _ in range(ROUNDS))
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
@@ -62,8 +64,11 @@ def _ratios(temperature: float) -> dict[str, Any]:
         record=False,  # scripts/bench_recorder.py
     )
     job = launch.fetch(job)
-    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / "engine.log"):
-        engine = start_engine(job)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        output_to(Path(scratch) / "engine.log"),
+        closing(OfflineEngine(order(job))) as engine,
+    ):
         engine.warm_up()
         _harness(engine, job, Path(scratch) / "warm")
         rounds = []

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -25,6 +25,7 @@ from typing import Any
 EXCHANGED = ("cpu-rejection", "v1-missing-q", "v1-draft-streams", "v1-draft-sampling")
 os.environ["SPECEVAL_PATCHES_SKIP"] = ",".join(EXCHANGED)
 
+from speceval.files import write_whole  # noqa: E402
 from speceval.measure import launch, runner  # noqa: E402
 from speceval.measure.fingerprint import environment  # noqa: E402
 from speceval.measure.job import Job, prepare  # noqa: E402
@@ -54,7 +55,7 @@ def main() -> None:
         "calls": list(call_rows()),
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
@@ -73,27 +74,28 @@ def engine_rows() -> Iterator[dict[str, Any]]:
             max_tokens=64,
         )
         job = launch.fetch(job)
-        engine: Any = start_engine(job)
-        engine.warm_up()
-        submit = engine.submit
-        functions = exchanged()
-        for name, condition in CONDITIONS.items():
-            settings = dict(condition)
-            seeded = settings.pop("seeded")
-            measured = replace(job, spec=job.spec.model_copy(update=settings))
+        with closing(start_engine(job)) as opened:
+            engine: Any = opened
+            engine.warm_up()
+            submit = engine.submit
+            functions = exchanged()
+            for name, condition in CONDITIONS.items():
+                settings = dict(condition)
+                seeded = settings.pop("seeded")
+                measured = replace(job, spec=job.spec.model_copy(update=settings))
 
-            def without_seed(request_id: str, prompt: list[int], sampling: Any) -> None:
-                submit(request_id, prompt, replace(sampling, seed=None))
+                def without_seed(request_id: str, prompt: list[int], sampling: Any) -> None:
+                    submit(request_id, prompt, replace(sampling, seed=None))
 
-            engine.submit = submit if seeded else without_seed
-            rounds = []
-            for number in range(ROUNDS + 1):
-                for patched in (False, True):
-                    with functions(patched):
-                        seconds = per_token(engine, measured, Path(folder) / f"{name} {number} {patched}")
-                    rounds.append(seconds)
-            stock, ours = rounds[2::2], rounds[3::2]  # the first pair warms up
-            yield row(stock, ours, condition=name)
+                engine.submit = submit if seeded else without_seed
+                rounds = []
+                for number in range(ROUNDS + 1):
+                    for patched in (False, True):
+                        with functions(patched):
+                            seconds = per_token(engine, measured, Path(folder) / f"{name} {number} {patched}")
+                        rounds.append(seconds)
+                stock, ours = rounds[2::2], rounds[3::2]  # the first pair warms up
+                yield row(stock, ours, condition=name)
 
 
 def exchanged() -> Callable[[bool], Any]:

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 from speceval.engines.vllm import offline
 from speceval.engines.vllm.recordings import Recordings
+from speceval.files import write_whole
 from speceval.measure import launch, runner
 from speceval.measure.fingerprint import environment
 from speceval.measure.job import prepare
@@ -51,7 +52,7 @@ def main() -> None:
         "rounds": ROUNDS,
         "cases": [shares(*case) for case in CASES],
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["cases"], indent=2))
 
 
@@ -61,8 +62,11 @@ def shares(draft: str, k: int, batch: int) -> dict[str, Any]:
         prepare(target="zoo", draft=draft, temperature=1.0, suite_names=["demo"], seeds=SEEDS, batch=batch, k=k)
     )
     found = []
-    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / "engine.log"):
-        engine = start_engine(job)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        output_to(Path(scratch) / "engine.log"),
+        closing(start_engine(job)) as engine,
+    ):
         engine.warm_up()
         for number in range(ROUNDS + 1):
             progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))

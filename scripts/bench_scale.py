@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from speceval.files import write_whole
 from speceval.measure.fingerprint import environment
 from speceval.store import (
     STEP_COLUMNS,
@@ -141,9 +142,7 @@ def main() -> None:
             {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in bench(args.rounds)
         ],
     }
-    partial = args.out.with_suffix(".part")
-    partial.write_text(json.dumps(found, indent=2) + "\n")
-    partial.replace(args.out)
+    write_whole(args.out, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

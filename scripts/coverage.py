@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtrit
 
 from speceval.estimate.statistics import effective_bounds, estimate_bounds, paired_ratio_difference, ratio_estimates
+from speceval.files import write_whole
 
 K = 5
 CLUSTERS = (5, 10, 20, 40, 80, 164, 1319)
@@ -184,10 +185,7 @@ def table(replications: int, conversations: int = 20_000) -> pd.DataFrame:
 
 def write(found: pd.DataFrame, path: Path) -> None:
     """Write a table of results, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    found.to_csv(partial, index=False, float_format="%.5g")
-    partial.replace(path)
+    write_whole(path, found.to_csv(index=False, float_format="%.5g"))
 
 
 def main() -> None:

@@ -8,19 +8,24 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from speceval import Estimate, Run, compare, read_run
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
-from speceval.show import demo, demo_all, layouts, plots, render
+from speceval.files import write_whole
+from speceval.show import layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
-from speceval.store import StoredRun, read_run
 from vllm_patches import ledger, unpatched
+
+sys.path.append(str(Path(__file__).parent))
+import demo_tables as demo
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -33,8 +38,8 @@ SELFTEST = ROOT / "results" / "selftest" / "zoo.json"
 IMAGES = ROOT / "docs" / "images"
 FIGURE = IMAGES / "demo-positions.png"
 STATISTICS = ROOT / "results" / "statistics"
-FOREST = ("eagle3", demo_all.SAMPLED)
-"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_all.plan`."""
+FOREST = ("eagle3", demo.SAMPLED)
+"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_tables.plan`."""
 
 
 def blocks() -> dict[Path, dict[str, str]]:
@@ -72,11 +77,11 @@ def blocks() -> dict[Path, dict[str, str]]:
     }
 
 
-def demo_runs() -> dict[tuple[str, str], StoredRun]:
+def demo_runs() -> dict[tuple[str, str], Run]:
     """The reference runs by drafter and condition."""
     return {
         (draft, heading): read_run(DEMO / demo.run_name(draft, temperature, drafting))
-        for heading, temperature, drafting, _ in demo.CONDITIONS
+        for heading, temperature, drafting in demo.CONDITIONS
         for draft in demo.DRAFTERS
     }
 
@@ -88,8 +93,8 @@ def demo_table() -> str:
     rows = [["drafter", *headings]]
     for draft in demo.DRAFTERS:
         rows.append([f"`{draft}`", *(plus_minus(_suite(runs[draft, heading])["tau"]) for heading in headings)])
-    compared = (demo.difference(*(runs[draft, heading] for draft in demo.DRAFTERS)) for heading in headings)
-    rows.append(["Δ% of lk over kl", *map(demo.shown_difference, compared)])
+    pairs = ([runs[draft, heading] for draft in demo.DRAFTERS] for heading in headings)
+    rows.append(["Δ% of lk over kl", *(demo.change(compare(*pair)[0].relative_percent) for pair in pairs)])
     run = runs["lk-eagle3", "T=1"]
     engine, spec = run.meta.fingerprint.engine, run.meta.spec
     summary = _suite(run)
@@ -102,22 +107,11 @@ def demo_table() -> str:
     return f"{_markdown(rows)}\n\n{provenance}"
 
 
-def demo_all_runs() -> demo_all.Runs:
-    """The reference runs of `speceval demo --all`."""
-    return {
-        (architecture, loss, heading): read_run(
-            DEMO_ALL / demo.run_name(demo_all.drafter(architecture, loss), temperature, drafting)
-        )
-        for architecture, loss in demo_all.plan()
-        for heading, temperature, drafting, _ in demo_all.CONDITIONS
-    }
-
-
 def demo_all_table() -> str:
     """Acceptance lengths of every architecture and loss of the zoo, and the provenance of the runs."""
-    runs = demo_all_runs()
-    run = runs["eagle3", demo_all.BASELINE, demo_all.SAMPLED]
-    sampled = [found for (*_, heading), found in runs.items() if heading == demo_all.SAMPLED]
+    runs = demo.every_run(DEMO_ALL)
+    run = runs["eagle3", demo.BASELINE, demo.SAMPLED]
+    sampled = [found for (*_, heading), found in runs.items() if heading == demo.SAMPLED]
     steps = sorted(_suite(found)["steps"] for found in sampled)
     provenance = (
         f"Acceptance length tau on the demo's {_suite(run)['conversations']} prompts; at T=1 "
@@ -125,7 +119,7 @@ def demo_all_table() -> str:
         f"verify steps a drafter). vLLM {run.meta.fingerprint.engine.vllm} on CPU, seeds from 0, "
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
-    return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
+    return f"{_markdown(demo.lengths(runs))}\n\n{provenance}"
 
 
 def until_table() -> str:
@@ -187,7 +181,7 @@ def tau_k_table() -> str:
     for row in frame[frame["k"] < frame["curve_k"]].to_dict("records"):
         own, curve = (f"{row[name]:.3f}" for name in ("tau", "curve"))
         parts = {"value": "difference_percent", "low": "difference_low", "high": "difference_high"}
-        difference = demo.shown_difference({name: row[column] for name, column in parts.items()})
+        difference = demo.change(Estimate(**{name: row[column] for name, column in parts.items()}))
         rows.append([f"`{row['draft']}`", str(row["k"]), own, f"{curve} (from K={row['curve_k']})", difference])
     return (
         f"{_markdown(rows)}\n\n{frame['conversations'].min()} prompts of the demo, {frame['seeds'].min()} samples of "
@@ -413,19 +407,19 @@ def replace_blocks(text: str, contents: dict[str, str]) -> str:
 def main() -> None:
     """Rewrite the pages and the figure."""
     for page, contents in blocks().items():
-        page.write_text(replace_blocks(page.read_text(), contents))
+        write_whole(page, replace_blocks(page.read_text(), contents))
     runs = demo_runs()
     sampled = [heading for heading, temperature, *_ in demo.CONDITIONS if temperature > 0]
     plots.positions([runs[draft, heading] for draft in demo.DRAFTERS for heading in sampled], FIGURE)
     pair = [runs[draft, "T=1"] for draft in demo.DRAFTERS]
     for kind in ("along", "conversations"):
         plots.save(plots.draw(kind, pair).figure, IMAGES / f"{kind}.png")
-    everything = demo_all_runs()
+    everything = demo.every_run(DEMO_ALL)
     losses = [run for (architecture, _, heading), run in everything.items() if (architecture, heading) == FOREST]
     plots.save(plots.draw("forest", losses).figure, IMAGES / "forest.png")
 
 
-def _suite(run: StoredRun) -> dict[str, Any]:
+def _suite(run: Run) -> dict[str, Any]:
     summary: dict[str, Any] = run_json(run)["suites"][demo.SUITE]
     return summary
 

@@ -1,7 +1,8 @@
 """What mkdocs.yml adds to the pages in docs/ when the site is built.
 
-README, CONTRIBUTING and CHANGELOG become pages, and two blocks are filled from the code itself, so that no flag and no
-field has to be written down twice: the blocks `commands` and `record`. mkdocs calls the functions named `on_…`.
+README, CONTRIBUTING and CHANGELOG become pages, and three blocks are filled from the code itself, so that no flag, no
+field and no function has to be written down twice: the blocks `commands`, `record` and `python`. mkdocs calls the
+functions named `on_…`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 import typer.main
 
+import speceval
 from speceval.cli import app
-from speceval.protocol import FLAGS, RunSpec
+from speceval.protocol import RunSpec, flag
 from speceval.store.schema import RunMeta
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,11 +67,14 @@ def as_page(text: str, page: str) -> str:
 def commands() -> str:
     """Every command with its arguments, options, their values and defaults, as Markdown."""
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, command) for name, command in sorted(group.commands.items()))
+    context = group.make_context("speceval", [], resilient_parsing=True)
+    names = sorted(group.list_commands(context))
+    return "\n\n".join(_command(name, group.get_command(context, name)) for name in names)
 
 
 def _command(name: str, command: Any) -> str:
     context = command.make_context(name, [], resilient_parsing=True)
+    command.name_choices()
     records = [parameter.get_help_record(context) for parameter in command.params]
     rows = [_row(*record) for record in records if record is not None]
     table = "\n".join(["| option | what it does | default |", "|---|---|---|", *rows])
@@ -105,8 +110,9 @@ def _cell(text: str) -> str:
 
 def record() -> str:
     """Every field of run.json with its type and meaning, part by part, as Markdown."""
+    told = {field: line for name, _, rows in _classes(RunSpec) if name == RunSpec.__name__ for field, _, line in rows}
     request = [
-        (name, _annotation(field.annotation), f"{_flag(name)}{': ' * bool(field.description)}{field.description or ''}")
+        (name, _annotation(field.annotation), f"`{flag(name).name}`: {told.get(name, field.description)}")
         for name, field in RunSpec.model_fields.items()
     ]
     parts = {name: (line, rows) for name, line, rows in _classes(RunMeta)}
@@ -148,9 +154,63 @@ def _annotation(annotation: Any) -> str:
     return str(annotation.__name__ if plain else annotation).replace("typing.", "").replace("'", '"')
 
 
-def _flag(name: str) -> str:
-    return f"`{FLAGS.get(name, '--' + name.replace('_', '-'))}`"
+def python() -> str:
+    """Every public name of `import speceval` with its signature and what its docstring says, as Markdown."""
+    return "\n\n".join(_member(name, getattr(speceval, name)) for name in speceval.__all__)
 
 
-BLOCKS = {"commands": commands, "record": record}
+def _member(name: str, member: Any) -> str:
+    """A function, or a class with its fields and methods."""
+    parts = [f"### {name}", _docstring(inspect.getdoc(member) or "")]
+    if inspect.isfunction(member):
+        parts.insert(1, _signature(name, member))
+    elif inspect.isclass(member):
+        parts += [f"- {line}" for line in _of_class(member)]
+    return "\n\n".join(parts)
+
+
+def _of_class(member: type) -> Iterator[str]:
+    """A line for each documented field, property and method of its own."""
+    bases = [base for base in reversed(member.__mro__) if base.__module__.startswith("speceval.")]
+    for base in bases:
+        (node,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(node, ast.ClassDef)
+        yield from (f"`{field}`: {meaning}" for field, _, meaning in _fields(node))
+    for name, value in (item for base in bases for item in vars(base).items()):
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(function):
+            call = name if isinstance(value, property) else _call(name, getattr(member, name)).replace("self, ", "")
+            yield f"`{call.replace('(self)', '()')}`: {' '.join((inspect.getdoc(function) or '').split())}"
+
+
+def _signature(name: str, function: Any) -> str:
+    """A call as code, on lines of their own where there are many arguments."""
+    text = _call(name, function)
+    if len(text) > 120:
+        call, _, returns = text.rpartition(") -> ")
+        arguments = re.sub(r", (?=\w+:|\*)", ",\n    ", call.removeprefix(f"{name}("))
+        text = f"{name}(\n    {arguments},\n) -> {returns}"
+    return f"```\n{text}\n```"
+
+
+def _call(name: str, function: Any) -> str:
+    """A signature as the source has it."""
+    return re.sub(r"""((?:: |-> ))(["'])(.*?)\2(?=[,)]| =|$)""", r"\1\3", f"{name}{inspect.signature(function)}")
+
+
+def _docstring(text: str) -> str:
+    """A docstring's sections as Markdown: arguments and errors are lists."""
+
+    def section(match: re.Match[str]) -> str:
+        entries = re.sub(r"\n {8}", " ", match[2])
+        return f"**{match[1]}**\n\n" + re.sub(r"^ {4}(?:([\w, ]+): )?(.*)$", _entry, entries, flags=re.MULTILINE)
+
+    return re.sub(r"^(Args|Returns|Raises):\n((?:    .*(?:\n|\Z))+)", section, text, flags=re.MULTILINE)
+
+
+def _entry(match: re.Match[str]) -> str:
+    return f"- `{match[1]}`: {match[2]}" if match[1] else match[2]
+
+
+BLOCKS = {"commands": commands, "record": record, "python": python}
 BLOCK = re.compile(rf"<!-- ({'|'.join(BLOCKS)}) -->\n.*?<!-- /\1 -->", re.DOTALL)

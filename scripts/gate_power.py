@@ -33,6 +33,7 @@ from scipy.stats import gamma
 from speceval.estimate import gate, statistics
 from speceval.estimate.acceptance import drafted_steps
 from speceval.estimate.statistics import Floats
+from speceval.files import write_whole
 from speceval.store import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -414,9 +415,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=FIGURE)
     args = parser.parse_args()
     found = table(args.draws)
-    partial = args.out.with_suffix(".part")
-    found.to_csv(partial, index=False, float_format="%.5g")
-    partial.replace(args.out)
+    write_whole(args.out, found.to_csv(index=False, float_format="%.5g"))
     figure(found, args.figure)
     print(f"wrote {args.out} and {args.figure}")
 

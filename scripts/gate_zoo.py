@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from speceval.estimate import acceptance, gate
+from speceval.files import write_whole
 from speceval.store import StoredRun, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,9 +144,7 @@ def verdicts(counts: pd.DataFrame) -> pd.DataFrame:
 
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a CSV file, whole or not at all."""
-    partial = path.with_suffix(".part")
-    table.to_csv(partial, index=False, float_format="%.5g")
-    partial.replace(path)
+    write_whole(path, table.to_csv(index=False, float_format="%.5g"))
 
 
 def main() -> None:

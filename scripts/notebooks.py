@@ -16,6 +16,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from speceval.files import write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 LARGEST = 300_000
@@ -58,9 +60,7 @@ def write(notebook: Any, path: Path) -> int:
         raise ValueError(f"{path.name}: an output holds a path of this machine")
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path.name}: {len(text.encode()):,} bytes, at most {LARGEST:,}: draw smaller figures")
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text)
     return len(text.encode())
 
 

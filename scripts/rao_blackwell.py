@@ -17,6 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from speceval.estimate import rao_blackwell
+from speceval.files import write_whole
 from speceval.measure import launch
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to
@@ -41,7 +42,7 @@ def main() -> None:
                 rows += [{"drafter": draft, "strength": strength, "k": k, **row} for row in judge(run, k)]
                 print(pd.DataFrame(rows).tail(k + 1).to_string(index=False), file=sys.stderr)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(RESULT, index=False, float_format="%.5g")
+    write_whole(RESULT, pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
 
 
 def measure(draft: str, k: int, directory: Path) -> StoredRun:

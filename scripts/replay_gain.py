@@ -21,6 +21,7 @@ from rich.console import Console
 
 from speceval.estimate import acceptance, replay
 from speceval.estimate.statistics import Interval, paired_ratio_difference, ratio_interval
+from speceval.files import write_whole
 from speceval.measure import launch
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to
@@ -51,7 +52,7 @@ def main() -> None:
             rows += [{"suite": suite, **row} for row in judge(runs, settings["seeds"], settings["sizes"])]
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
-    table.to_csv(RESULT, index=False, float_format="%.5g")
+    write_whole(RESULT, table.to_csv(index=False, float_format="%.5g"))
     print(table.to_string(index=False))
 
 

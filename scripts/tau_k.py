@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from speceval.commands.run import measure
+from speceval.api.measuring import measure
 from speceval.estimate.statistics import paired_ratio_difference
+from speceval.files import write_whole
 from speceval.measure.job import prepare
 from speceval.show import plots
 from speceval.show.plots import tau_k
@@ -40,9 +41,7 @@ def main() -> None:
         runs = {k: measured(draft, k, options.runs) for k in ks}
         rows += table(draft, runs)
         drawn += runs.values()
-    part = OUT.with_suffix(".part")
-    pd.DataFrame(rows).to_csv(part, index=False, float_format="%.5f")
-    part.replace(OUT)
+    write_whole(OUT, pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
     plots.save(plots.draw("tau-k", drawn).figure, FIGURE)
     print(pd.DataFrame(rows).to_string())
 

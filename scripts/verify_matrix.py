@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -21,10 +22,12 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from speceval.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
@@ -236,19 +239,20 @@ def run_mutants(samples: int | None, only: str) -> None:
             engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 256},
         )
         job = launch.fetch(job)
-        engine = start_engine(job)
-        for name, mutant, seed in todo:
-            asked = mutant.asked if mutant else {}
-            settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
-            settings = replace(settings, samples=samples or settings.samples)
-            with mutated(mutant) if mutant else nullcontext():
-                changed = replace(job, spec=job.spec.model_copy(update=asked))
-                report = examine(engine, changed, settings, lambda *_: None).as_json()
-            found = line(name, True, report)
-            append(
-                file, {"condition": mutant.condition if mutant else ""} | {key: found[key] for key in MUTANT_COLUMNS}
-            )
-            print(f"{name}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
+        with closing(start_engine(job)) as engine:
+            for name, mutant, seed in todo:
+                asked = mutant.asked if mutant else {}
+                settings = Settings(prompts=PROMPTS, seed=seed, **(mutant.settings if mutant else {}))
+                settings = replace(settings, samples=samples or settings.samples)
+                with mutated(mutant) if mutant else nullcontext():
+                    changed = replace(job, spec=job.spec.model_copy(update=asked))
+                    report = examine(engine, changed, settings, lambda *_: None).as_json()
+                found = line(name, True, report)
+                append(
+                    file,
+                    {"condition": mutant.condition if mutant else ""} | {key: found[key] for key in MUTANT_COLUMNS},
+                )
+                print(f"{name}: {found['verdict']}, p = {found['least_p']} ({found['least_p_test']})", flush=True)
 
 
 def names(file: Path) -> set[str]:
@@ -267,13 +271,11 @@ def read(file: Path) -> list[dict[str, str]]:
 def append(file: Path, row: dict[str, Any]) -> None:
     """Add a row; the file is replaced as a whole, so that an interrupt leaves it as it was."""
     rows = [*read(file), row]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(file)
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, fieldnames=list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, content.getvalue())
 
 
 def write_tables() -> None:
@@ -285,9 +287,7 @@ def write_tables() -> None:
         begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
         head, rest = page.split(begin)
         page = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(PAGE)
+    write_whole(PAGE, page)
 
 
 def engine_table() -> str:

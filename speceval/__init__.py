@@ -1,3 +1,91 @@
-"""speceval: measure speculative-decoding acceptance on vLLM."""
+"""speceval: measure speculative-decoding acceptance on vLLM.
+
+    import speceval
+
+    run = speceval.run("zoo", "lk-eagle3", temperature=1)
+    print(run.tau())
+
+Every name is loaded when it is first used: `import speceval` itself costs nothing (docs/start/python.md).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from speceval.api.measuring import run, train_zoo, verify
+    from speceval.api.reading import (
+        check,
+        check_counts,
+        compare,
+        explain,
+        holm,
+        ratio,
+        ratio_difference,
+        read_run,
+        validate,
+    )
+    from speceval.api.results import Comparison, Difference, Estimate, Run
+    from speceval.api.showing import export, plot, report, table
+    from speceval.api.sweeps import Sweep, sweep
+    from speceval.errors import NotComparable, UserError
+    from speceval.protocol import RunSpec
+    from speceval.show.plots import style
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Estimate",
+    "NotComparable",
+    "Run",
+    "RunSpec",
+    "Sweep",
+    "UserError",
+    "check",
+    "check_counts",
+    "compare",
+    "explain",
+    "export",
+    "holm",
+    "plot",
+    "ratio",
+    "ratio_difference",
+    "read_run",
+    "report",
+    "run",
+    "style",
+    "sweep",
+    "table",
+    "train_zoo",
+    "validate",
+    "verify",
+]
+
+_HOMES = {
+    "speceval.api.measuring": ("run", "train_zoo", "verify"),
+    "speceval.api.reading": (
+        *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
+    ),
+    "speceval.api.results": ("Comparison", "Difference", "Estimate", "Run"),
+    "speceval.api.showing": ("export", "plot", "report", "table"),
+    "speceval.api.sweeps": ("Sweep", "sweep"),
+    "speceval.errors": ("NotComparable", "UserError"),
+    "speceval.protocol": ("RunSpec",),
+    "speceval.show.plots": ("style",),
+}
+"""Module -> the public names that it holds."""
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(home), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

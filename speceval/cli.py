@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -9,18 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from speceval import __version__
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
-from speceval.commands.demo import demo
 from speceval.commands.explain import explain
 from speceval.commands.export import export
+from speceval.commands.options import build
 from speceval.commands.plot import plot
 from speceval.commands.report import report
 from speceval.commands.run import run
 from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
+from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
@@ -32,7 +35,46 @@ COME_WITH_VLLM = ("torch", "transformers", "vllm")
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """Every complaint of the option parser; typer names no public class for it."""
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "sweep": sweep,
+    "verify": verify,
+    "selftest": selftest,
+    "show": show,
+    "validate": validate,
+    "compare": compare,
+    "table": table,
+    "check": check,
+    "baseline": baseline,
+    "demo": demo,
+    "explain": explain,
+    "plot": plot,
+    "report": report,
+    "export": export,
+    "ls": list_,
+}
+
+
+class Commands(TyperGroup):
+    """The commands, each built when it is used: their list needs the first lines of their docstrings alone."""
+
+    def __init__(self, **attributes: Any) -> None:
+        heads = {name: TyperCommand(name, help=inspect.getdoc(function)) for name, function in COMMANDS.items()}
+        super().__init__(**attributes | {"commands": heads})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, None if there is none."""
+        return build(cmd_name, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, head.get_short_help_str(width)) for name, head in self.commands.items()])
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -54,27 +96,6 @@ def _options(
     """Options before the command."""
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "verify": verify,
-    "selftest": selftest,
-    "show": show,
-    "validate": validate,
-    "compare": compare,
-    "table": table,
-    "check": check,
-    "baseline": baseline,
-    "demo": demo,
-    "explain": explain,
-    "plot": plot,
-    "report": report,
-    "export": export,
-    "ls": list_,
-}
-for name, command in COMMANDS.items():
-    app.command(name)(command)
-
-
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
     try:
@@ -88,9 +109,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in COME_WITH_VLLM:
             raise
-        from speceval.engines.vllm.offline import HOW_TO_INSTALL
+        from speceval import engines
 
-        _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {HOW_TO_INSTALL}")
+        mend = engines.find("vllm").installation
+        _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {mend}")
     except (typer.Abort, KeyboardInterrupt):
         _exit(EXIT_INTERRUPTED)
     except OSError as error:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from speceval.errors import UserError
+from speceval.files import Strict
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
-"""vLLM's `rejection_sample_method`; "synthetic" and "fly" are not lossless."""
+"""vLLM's `rejection_sample_method`."""
+LOSSLESS: tuple[Rejection, ...] = ("standard", "block")
+"""Those that leave the target's distribution as it is."""
 
 SECRETS = frozenset({"hf_token", "api_key"})
 """Engine arguments that must not reach run.json."""
@@ -27,38 +38,96 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
+UNWRITTEN = frozenset({"method", "draft_args"})
+"""Fields of a request that run.json has only when they are not at their default."""
 
-class RunSpec(BaseModel):
+
+FIELD = object()
+"""`Flag.default` where the field's own default is the flag's."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line asks for a field, where the field's name, type and default do not say it."""
+
+    name: str = ""
+    """"": the field's own with dashes."""
+    read: Literal["value", "names", "numbers", "percent", "pairs", "path"] = "value"
+    """How its text is read, if it is not of the field's type: `speceval.commands.options.READERS`."""
+    default: Any = FIELD
+    """What the command line takes for a flag that is not given."""
+    offered: tuple[str, ...] = ()
+    """Values that the help names."""
+    refused: tuple[str, ...] = ()
+    """Values that it does not, but that get further than the command line: what refuses them says why."""
+
+
+class RunSpec(Strict):
     """One measurement: a target, a drafter, a temperature and the suites, as the user asked for it.
 
-    Two runs with equal specs are the same run: the run's directory goes by `names`, its resumption by the fields.
+    Each field is a flag of every command that measures (`commands.options.of_spec`): its description is the help.
+
+    Two runs with equal specs are the same run: the run's directory goes by `name`, its resumption by the fields.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    target: str = Field(min_length=1)
-    draft: str = Field(min_length=1)
-    k: int = Field(ge=1, description="num_speculative_tokens: the most draft tokens of one verify step")
-    temperature: float = Field(ge=0, le=100, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0 = off")
-    drafting: Drafting
-    draft_truncation: bool = Field(default=True, description="top-k and top-p truncate q as they truncate p")
-    rejection: Rejection = "standard"
-    suites: tuple[str, ...] = Field(min_length=1)
-    limit: int | None = Field(default=None, ge=1, description="conversations of each suite")
-    shuffle_seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1, description="of one turn; None = the suite's own")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    until: float | None = Field(default=None, gt=0, lt=1, description="relative half-width that ends the run")
-    against: str | None = Field(default=None, description="the run that `until` is held against")
-    batch: int = Field(default=32, ge=1, description="requests that the engine runs at once")
-    prefix_caching: bool = False
-    replay: str | None = Field(default=None, description="hash of the texts that the target is made to answer")
-    record: bool = Field(default=True, description="keep r and alpha of every sampled draft")
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-    trust_remote_code: bool = False
+    target: str = Field(min_length=1, description="Catalog name, hub id or directory of the target.")
+    draft: str = Field(min_length=1, description="Catalog name, hub id or directory of the drafter; ngram, suffix.")
+    k: Annotated[int, Flag(default=None)] = Field(
+        ge=1, description="Draft tokens of a step [default: the drafter's own]."
+    )
+    """vLLM's num_speculative_tokens: the most draft tokens of one verify step."""
+    temperature: Annotated[float, Flag("--temp")] = Field(
+        ge=0, le=100, allow_inf_nan=False, description="Temperature of the target, and of sampled drafts."
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the target; 1 is off.")
+    top_k: int = Field(default=0, ge=0, description="Top-k of the target; 0 is off.")
+    drafting: Annotated[Drafting, Flag(default=None, offered=("probabilistic", "greedy"))] = Field(
+        description="Drafts are drawn from q, or are its likeliest tokens "
+        "[default: probabilistic at temperatures above 0, else greedy]."
+    )
+    draft_truncation: bool = Field(default=True, description="Truncate q by top-k and top-p as p is.")
+    rejection: Annotated[Rejection, Flag(offered=("standard", "block"), refused=("synthetic", "fly"))] = Field(
+        default="standard", description="How drafts are verified."
+    )
+    suites: Annotated[tuple[str, ...], Flag("--suite", "names", "")] = Field(
+        min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Conversations of each suite.")
+    shuffle_seed: int | None = Field(default=None, description="Shuffle each suite before --limit.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer [default: the suite's own].")
+    seeds: Annotated[tuple[int, ...], Flag(read="numbers", default="0")] = Field(
+        default=(0,), min_length=1, description="Samples of each conversation: 0,1,2 or 0-7."
+    )
+    until: Annotated[float | None, Flag(read="percent", default="")] = Field(
+        default=None, gt=0, lt=1, description="Stop when tau is known to this half-width, such as 1%."
+    )
+    against: Annotated[str | None, Flag(read="path")] = Field(
+        default=None, description="--until is about the paired difference to this run."
+    )
+    batch: int = Field(default=32, ge=1, description="Requests that the engine runs at once.")
+    prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
+    replay: Annotated[str | None, Flag(read="path")] = Field(
+        default=None, description="Make the target answer what it answered in this run; only draft anew."
+    )
+    """Hash of the texts that the target is made to answer."""
+    record: bool = Field(default=True, description="Keep what the verifier saw of every sampled draft.")
+    """Whether ratio and alpha of every sampled draft are in the table of steps."""
+    chat_template_kwargs: Annotated[dict[str, Any], Flag("--template-arg", "pairs", None)] = Field(
+        default_factory=dict, description="Argument of the chat template, key=value; may be repeated."
+    )
+    engine: str = Field(
+        default="vllm", min_length=1, description="What generates: vllm, simulated, or another package's."
+    )
+    """Name in `speceval.engines`, or of an entry point."""
+    engine_args: Annotated[dict[str, Any], Flag("--engine-arg", "pairs", None)] = Field(
+        default_factory=dict, description="Argument of the engine (vllm.LLM), key=value; may be repeated."
+    )
+    method: str | None = Field(default=None, description="Drafting method of a checkpoint that does not tell.")
+    draft_args: Annotated[dict[str, Any], Flag("--draft-arg", "pairs", None)] = Field(
+        default_factory=dict,
+        description="Further key of vLLM's speculative_config, such as prompt_lookup_max, key=value; may be repeated.",
+    )
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with a checkpoint.")
 
     @field_validator("suites", "seeds")
     @classmethod
@@ -67,7 +136,7 @@ class RunSpec(BaseModel):
             raise ValueError(f"names {list(value)}: the same one twice")
         return value
 
-    @field_validator("engine_args")
+    @field_validator("engine_args", "draft_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(value.keys() & SECRETS):
@@ -79,6 +148,20 @@ class RunSpec(BaseModel):
         if self.temperature == 0 and self.drafting == "probabilistic":
             raise ValueError("probabilistic drafting needs a temperature above 0")
         return self
+
+    @field_validator("draft_args")
+    @classmethod
+    def _not_set_elsewhere(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(value.keys() & DRAFTING_FLAGS.keys()):
+            raise ValueError(f"{name} is not given here: {DRAFTING_FLAGS[name]}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _what_was_asked(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `UNWRITTEN` fields at their default, as requests were written before there were any."""
+        content: dict[str, Any] = whole(self)
+        defaults = self._defaults()
+        return {name: value for name, value in content.items() if name not in UNWRITTEN or value != defaults[name]}
 
     @property
     def identity(self) -> str:
@@ -96,24 +179,37 @@ class RunSpec(BaseModel):
         return tuple(self._name(self._hash(fields, ignore="record")) for fields in (SECOND_HASHED, FIRST_HASHED))
 
     def _hash(self, always: Collection[str], ignore: str = "") -> str:
-        defaults = {
-            name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()
-        }
+        defaults = self._defaults()
         counted = {name for name, value in self if name in always or (value != defaults[name] and name != ignore)}
         return digest(self.model_dump(mode="json", include=counted))[:12]
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
 
     def _name(self, identity: str) -> str:
         parts = [_slug(self.target), _slug(self.draft), f"T{self.temperature:g}", self.drafting, f"k{self.k}"]
         return "-".join([*parts, identity])
 
 
-FLAGS = {
-    "temperature": "--temp",
-    "suites": "--suite",
-    "engine_args": "--engine-arg",
-    "chat_template_kwargs": "--template-arg",
+DRAFTING_FLAGS = {
+    "model": "--draft names the checkpoint",
+    "revision": "--draft NAME@REVISION names it",
+    "method": "--method says what it is",
+    "num_speculative_tokens": "--k",
+    "num_speculative_tokens_per_batch_size": "K is the same in all steps of a run (--k)",
+    "draft_sample_method": "--drafting",
+    "rejection_sample_method": "--rejection",
+    "synthetic_acceptance_rates": "speceval selftest forces rates",
+    "synthetic_acceptance_length": "speceval selftest forces rates",
 }
-"""Fields that have another name on the command line."""
+"""Keys of vLLM's speculative_config that have a flag of their own, or none."""
+
+
+def flag(field: str) -> Flag:
+    """How the command line asks for a field of `RunSpec`."""
+    form = next((item for item in RunSpec.model_fields[field].metadata if isinstance(item, Flag)), Flag())
+    return replace(form, name=form.name or f"--{field.replace('_', '-')}")
 
 
 def make_spec(**fields: Any) -> RunSpec:
@@ -126,12 +222,24 @@ def make_spec(**fields: Any) -> RunSpec:
 
 def _one_line(problem: Any) -> str:
     place = str(problem["loc"][0]) if problem["loc"] else ""
-    flag = FLAGS.get(place, f"--{place.replace('_', '-')}" if place else "run")
+    name = flag(place).name if place in RunSpec.model_fields else f"--{place.replace('_', '-')}" if place else "run"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    shown = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
-    return f"{flag}: {message}{shown}"
+    value = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    return f"{name}: {message}{value}"
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError` that names the flag."""
+    values: list[int] = []
+    try:
+        for part in filter(None, map(str.strip, text.split(","))):
+            low, _, high = part.partition("-")
+            values.extend(range(int(low), int(high or low) + 1))
+    except ValueError:
+        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
+    return tuple(values)
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

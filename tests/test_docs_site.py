@@ -72,11 +72,11 @@ def test_a_new_flag_is_in_the_reference_without_further_work(
 ) -> None:
     app = typer.Typer(rich_markup_mode=None)
 
-    @app.command("probe")
+    @app.command("probe", cls=options.Command)
     def probe(level: Annotated[int, typer.Option(help="How much | how often.")] = 3) -> None:
         """Probe."""
 
-    @app.command("other")
+    @app.command("other", cls=options.Command)
     def other(
         as_json: options.AsJson = False, kind: Annotated[str, typer.Option(help="Which [default: all].")] = ""
     ) -> None:
@@ -119,7 +119,10 @@ def test_the_record_s_page_has_every_field_with_its_meaning(docs_site: ModuleTyp
     for title, model in (("run.json", RunMeta), ("Fingerprint", Fingerprint), ("RunSpec", RunSpec)):
         rows = re.findall(r"^\| `(\w+)` \| .+ \| `.+` \|$", sections[title], re.MULTILINE)
         assert rows == list(model.model_fields)
-    assert "| `temperature` | `--temp` | `float` |" in sections["RunSpec"]
+    assert (
+        "| `temperature` | `--temp`: Temperature of the target, and of sampled drafts. | `float` |"
+        in sections["RunSpec"]
+    )
 
 
 def test_blocks_are_filled_where_they_stand_and_nowhere_else(docs_site: ModuleType) -> None:

@@ -44,7 +44,7 @@ def test_every_field_moves_the_identity() -> None:
         "suites": ("gsm8k",), "limit": 3, "shuffle_seed": 1, "max_tokens": 7, "seeds": (0, 1), "batch": 2,
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
         "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
-        "against": "run:0123",
+        "against": "run:0123", "engine": "simulated", "method": "eagle", "draft_args": {"prompt_lookup_max": 3},
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}
@@ -79,3 +79,26 @@ def test_request_seeds_differ_between_requests_and_fit_in_63_bits() -> None:
     keys = [(s, suite, c, t) for s in (0, 1) for suite in ("a", "b") for c in ("1", "11") for t in (1, 2)]
     seeds = {request_seed(*key) for key in keys}
     assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("num_speculative_tokens", "--k"),
+        ("draft_sample_method", "--drafting"),
+        ("rejection_sample_method", "--rejection"),
+        ("model", "--draft names"),
+        ("synthetic_acceptance_length", "selftest"),
+        ("num_speculative_tokens_per_batch_size", "K is the same"),
+        ("hf_token", "in the environment"),
+    ],
+)
+def test_what_has_a_flag_of_its_own_is_not_given_to_the_drafter_as_a_further_key(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=rf"--draft-arg: {name} .*{told}"):
+        make_spec(**BASE, draft_args={name: 1})
+
+
+def test_a_request_without_further_keys_is_written_as_it_was_before_there_were_any() -> None:
+    assert {"method", "draft_args"}.isdisjoint(spec().model_dump(mode="json"))
+    asked = spec(draft_args={"prompt_lookup_max": 3}, method="eagle")
+    assert RunSpec(**asked.model_dump(mode="json")) == asked

@@ -11,7 +11,6 @@ and never changed, so their source may differ from version to version.
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.methods import own_name
 from vllm_patches.refuse import MEASURED_SWITCH, check, check_config
+from vllm_patches.source_text import text_of
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
 from vllm_patches.versions import REQUIREMENT, unsupported, within
 
@@ -194,11 +194,4 @@ def symbol_source(patch: Patch) -> str | None:
     file = Path(next(iter(spec.submodule_search_locations))).joinpath(*patch.module.split(".")[1:]).with_suffix(".py")
     if not file.exists():
         return None
-    text = file.read_text(encoding="utf-8")
-    node: Any = ast.parse(text)
-    for name in patch.symbol.split("."):
-        node = next((child for child in node.body if getattr(child, "name", None) == name), None)
-        if node is None:
-            return None
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return "".join(text.splitlines(keepends=True)[first - 1 : node.end_lineno])
+    return text_of(file.read_text(encoding="utf-8"), patch.symbol)

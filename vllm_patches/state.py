@@ -175,12 +175,17 @@ def mismatch(patch: Patch, live: Any) -> str:
         found, source = parameters(live), source_hash(live)
     except (OSError, TypeError, ValueError) as error:
         return f"cannot be inspected: {error}"
-    common = len(patch.parameters)
-    if found[:common] != patch.parameters or not all("=" in added for added in found[common:]):
+    if not takes(patch, found):
         return f"takes ({', '.join(found)}), expected ({', '.join(patch.parameters)})"
     if source not in patch.sources.values():
         return f"has an unknown source (hash {source})"
     return ""
+
+
+def takes(patch: Patch, parameters: tuple[str, ...]) -> bool:
+    """Whether these are the row's parameters, or those and more with defaults after them."""
+    common = len(patch.parameters)
+    return parameters[:common] == patch.parameters and all("=" in added for added in parameters[common:])
 
 
 def live_symbol(patch: Patch) -> Any:

@@ -76,6 +76,16 @@ class Extension:
         """
         return dict(COUNTS) if _place()[0] else None
 
+    def swap_drafter(self, before: str, after: str) -> str:
+        """Give this worker's drafter other weights (`vllm_patches.swap`). Returns why that cannot be, or nothing."""
+        from vllm_patches.swap import swap
+
+        try:
+            swap(self.model_runner, self.vllm_config, before, after)  # type: ignore[attr-defined]
+        except Exception as error:  # whatever a checkpoint made it stumble over: the engine is given up
+            return f"{type(error).__name__}: {error}"
+        return ""
+
     def start_tap(self, name: str) -> str:
         """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
 
@@ -144,6 +154,14 @@ def ask_disobedience(llm: Any, asked: Switches) -> str:
     """What a worker of `llm` did other than the environment `asked` for (`state.disobeyed`); empty if all obeyed."""
     rows = [[PatchStatus(**row) for row in worker] for worker in llm.collective_rpc("patch_status")]
     return disobeyed(asked, zip(llm.collective_rpc("patch_switches"), rows, strict=True))
+
+
+def swap_drafter(llm: Any, before: str, after: str) -> str:
+    """Give the drafter of every worker of `llm` the weights of checkpoint `after`; it has those of `before`.
+
+    Returns why a worker cannot, or nothing; then `llm` must not be used again.
+    """
+    return next(filter(None, llm.collective_rpc("swap_drafter", args=(before, after))), "")
 
 
 def start_tap(llm: Any, name: str) -> str:

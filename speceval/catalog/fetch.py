@@ -55,7 +55,7 @@ def _read_draft(draft: Draft) -> Draft:
         config, revision = hub_config(draft.model, draft.revision)
     else:
         config = local_config(Path(draft.model))
-    facts = recognise(config, draft.model)
+    facts = recognise(config, draft.model, draft.method)
     check_tensors(cached(draft.model, revision) if draft.source == "hub" else Path(draft.model), config, facts.method)
     update = {
         "revision": revision,

@@ -9,6 +9,8 @@ from typing import Any
 
 from speceval.errors import UserError
 
+from .config import Config
+
 _TIMEOUT_SECONDS = 5.0
 
 
@@ -29,7 +31,7 @@ def online() -> bool:
     return True
 
 
-def hub_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
+def hub_config(model: str, revision: str | None) -> tuple[Config, str]:
     """config.json of a hub checkpoint and the commit it is from; from the local cache when offline.
 
     Downloads nothing but config.json. Raises UserError: offline and not cached, no such or no access to the repository.
@@ -58,7 +60,7 @@ def hub_config(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
         raise UserError(f"'{model}': no revision '{revision}' on the hub") from None
     except EntryNotFoundError:
         raise UserError(f"'{model}': has no config.json on the hub, so it is not a checkpoint vLLM loads") from None
-    config = parse_config(Path(path), model)
+    config = parse_config(Path(path), f"config.json of {model}")
     return config, Path(path).parent.name
 
 
@@ -69,7 +71,7 @@ def cached(model: str, revision: str | None) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "snapshots" / (revision or "main")
 
 
-def local_config(directory: Path) -> dict[str, Any]:
+def local_config(directory: Path) -> Config:
     """config.json of a checkpoint directory. Raises UserError if there is none or it is not a JSON object."""
     path = directory / "config.json"
     if not path.is_file():
@@ -77,12 +79,12 @@ def local_config(directory: Path) -> dict[str, Any]:
     return parse_config(path, str(path))
 
 
-def parse_config(path: Path, shown: str) -> dict[str, Any]:
+def parse_config(path: Path, shown: str) -> Config:
     """The JSON object in `path`. Raises UserError, naming it `shown`."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{shown}: not JSON: {error}") from None
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long
+        raise UserError(f"{shown}: not JSON: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{shown}: not a JSON object")
-    return config
+    return Config(config, shown)

@@ -6,15 +6,18 @@ vllm/transformers_utils/configs/{eagle,medusa,mlp_speculator}.py and configs/spe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from speceval.errors import UserError
 
+from .config import Config
 from .methods import METHODS, DraftingMethod, Method, find
 from .schema import Sizes
 
+_PARALLEL_TOKENS = ("pard_token", "ptd_token_id")
+"""Fields that name the token which stands for a draft position that is computed along with the others."""
 _MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 
 
@@ -29,53 +32,53 @@ class Facts(NamedTuple):
     sizes: Sizes
 
 
-def recognise(config: dict[str, Any], model: str) -> Facts:
+def recognise(content: Mapping[str, Any], model: str, method: Method | None = None) -> Facts:
     """Method, K limits and sizes of the drafter `model` (hub id or path; shown in errors, and last clue to EAGLE).
 
-    Raises UserError if vLLM would not load it, or would take it for another method because of its path.
+    `method`: what it is, where that is known. Raises UserError if vLLM would not load it, or would take it for another
+    method because of its path, and for fields that hold another kind of value than they should.
     """
-    method = _method(config, model)
+    config = Config.of(content, f"config.json of {model}")
+    method = method or _method(config, model)
     _refuse_misleading_path(method, model)
     default_k, max_k, k_unit = _k_limits(config, method)
-    return Facts(method, default_k, max_k, k_unit, _engine_args(config), sizes(config))
+    return Facts(method, default_k, max_k, k_unit, _engine_args(config, method), sizes(config))
 
 
-def sizes(config: dict[str, Any]) -> Sizes:
+def sizes(content: Mapping[str, Any]) -> Sizes:
     """The sizes in a target's or drafter's config.json, looked up in its nested parts too."""
-    top = _flatten(config)
-    aux = top.get("eagle_aux_hidden_state_layer_ids") or (top.get("eagle_config") or {}).get(
-        "eagle_aux_hidden_state_layer_ids"
-    )
-    verifier = ((config.get("speculators_config") or {}).get("verifier") or {}).get("name_or_path")
+    config = Config.of(content, "config.json")
+    top = config.flat()
+    aux = "eagle_aux_hidden_state_layer_ids"
     return Sizes(
-        hidden_size=_integer(top, "hidden_size", "emb_dim"),
-        vocab_size=_integer(top, "vocab_size"),
-        num_hidden_layers=_integer(top, "num_hidden_layers"),
-        draft_vocab_size=_integer(top, "draft_vocab_size", "truncated_vocab_size"),
-        target_hidden_size=_integer(top, "target_hidden_size"),
-        aux_layers=tuple(layer for layer in aux or () if isinstance(layer, int)),
-        mtp_layers=_integer(top, *_MTP_COUNTS),
-        verifier=verifier if isinstance(verifier, str) else None,
+        hidden_size=top.integer("hidden_size", "emb_dim", least=1),
+        vocab_size=top.integer("vocab_size", least=1),
+        num_hidden_layers=top.integer("num_hidden_layers"),
+        draft_vocab_size=top.integer("draft_vocab_size", "truncated_vocab_size"),
+        target_hidden_size=top.integer("target_hidden_size", least=1),
+        aux_layers=top.integers(aux) or top.part("eagle_config").integers(aux),
+        mtp_layers=top.integer(*_MTP_COUNTS),
+        verifier=config.part("speculators_config").part("verifier").text("name_or_path"),
     )
 
 
-def _method(config: dict[str, Any], model: str) -> Method:
+def _method(config: Config, model: str) -> Method:
     if "speculators_model_type" in config or "speculators_config" in config:
         return _speculators_method(config, model)
     named = next(_named(config, model), None)
     if named is not None:
         return named.name
-    architectures = _architectures(config)
+    architectures = config.texts("architectures")
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
         return "draft_model"
     raise UserError(
         f"'{model}': its config.json is of no drafter that vLLM loads "
-        f"(model_type '{config.get('model_type', '')}', architectures {architectures})"
+        f"(model_type '{config.text('model_type') or ''}', architectures {architectures}); --method says what it is"
     )
 
 
-def _speculators_method(config: dict[str, Any], model: str) -> Method:
-    kind = str(config.get("speculators_model_type"))
+def _speculators_method(config: Config, model: str) -> Method:
+    kind = str(config.text("speculators_model_type"))
     by_kind = {known: row.name for row in METHODS.values() for known in row.speculators_types}
     if kind not in by_kind:
         known = ", ".join(sorted(by_kind))
@@ -83,11 +86,11 @@ def _speculators_method(config: dict[str, Any], model: str) -> Method:
     return by_kind[kind]
 
 
-def _named(config: dict[str, Any], model: str) -> Iterator[DraftingMethod]:
+def _named(config: Config, model: str) -> Iterator[DraftingMethod]:
     """The methods that a config.json could be of, surest first."""
-    rows, model_type = METHODS.values(), str(config.get("model_type", "")).lower()
-    architectures = [name.lower() for name in _architectures(config)]
-    if model_type == "eagle" and config.get("method") in METHODS:  # vLLM's own wrapper says it
+    rows, model_type = METHODS.values(), (config.text("model_type") or "").lower()
+    architectures = [name.lower() for name in config.texts("architectures")]
+    if model_type == "eagle" and config.text("method") in METHODS:  # vLLM's own wrapper says it
         yield METHODS[config["method"]]
     yield from (row for row in rows if _has(config, row.own_fields))
     yield from (row for row in rows if any(_is(name, row.architectures) for name in architectures))
@@ -101,16 +104,12 @@ def _named(config: dict[str, Any], model: str) -> Iterator[DraftingMethod]:
     yield from (row for row in rows if row.path_part and row.path_part in model.lower())
 
 
-def _has(config: dict[str, Any], fields: tuple[str, ...]) -> bool:
-    return any(config.get(field) is not None for field in fields)
+def _has(config: Config, fields: tuple[str, ...]) -> bool:
+    return any(field in config for field in fields)
 
 
 def _is(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _architectures(config: dict[str, Any]) -> list[str]:
-    return [str(name) for name in config.get("architectures") or []]
 
 
 def _refuse_misleading_path(method: Method, model: str) -> None:
@@ -125,36 +124,22 @@ def _refuse_misleading_path(method: Method, model: str) -> None:
             )
 
 
-def _k_limits(config: dict[str, Any], method: Method) -> tuple[int | None, int | None, int]:
+def _k_limits(config: Config, method: Method) -> tuple[int | None, int | None, int]:
     """(default K, largest K or None, unit that a K above it must be a multiple of)."""
     row = find(method)
     if row.k_fields:
-        heads = _integer(config, *row.k_fields)
+        heads = config.integer(*row.k_fields)
         return heads, heads, 1
     if row.k_in_layers:
         return None, None, sizes(config).mtp_layers or 1
-    proposals = (config.get("speculators_config") or {}).get("proposal_methods") or [{}]
-    return _integer(proposals[0], "speculative_tokens"), None, 1
+    proposals = config.part("speculators_config").parts("proposal_methods")
+    return (proposals[0].integer("speculative_tokens", least=1) if proposals else None), None, 1
 
 
-def _engine_args(config: dict[str, Any]) -> dict[str, Any]:
-    architectures = config.get("architectures") or [""]
-    parallel = config.get("speculators_model_type") == "peagle" or "peagle" in str(architectures[0]).lower()
+def _engine_args(config: Config, method: Method) -> dict[str, Any]:
+    """`parallel_drafting` for those trained for it: P-EAGLE, and draft models with a token for it (PARD)."""
+    architectures = [name.lower() for name in config.texts("architectures")]
+    parallel = config.text("speculators_model_type") == "peagle" or "peagle" in "".join(architectures[:1])
+    if method in ("eagle", "eagle3", "draft_model"):  # the methods that vLLM lets draft so
+        parallel |= any(config.integer(name) is not None for name in _PARALLEL_TOKENS)
     return {"parallel_drafting": True} if parallel else {}
-
-
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """The config's own fields over those of its nested language model (multimodal, speculators, EAGLE wrapper)."""
-    nested: dict[str, Any] = {}
-    for part in ("text_config", "transformer_layer_config", "model"):
-        if isinstance(config.get(part), dict):
-            nested |= config[part]
-    return nested | {key: value for key, value in config.items() if value is not None}
-
-
-def _integer(config: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None

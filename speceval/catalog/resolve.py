@@ -18,20 +18,24 @@ from .schema import Draft, DraftEntry, Pair, Target, TargetEntry, load_entries
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
-def resolve(target: str, draft: str | None) -> Pair:
+def resolve(target: str, draft: str | None, method: str | None = None) -> Pair:
     """The checkpoints behind `--target` and `--draft` (None: no speculation).
 
     A target is a catalog name or alias (any case), a hub id, or a directory; a drafter likewise, or `ngram`, `suffix`
     or `mtp` (the target's own MTP layers). Names and hub ids may end in `@revision`. Catalog names win over directories
-    of the same name.
+    of the same name. `method`: the drafting method of a checkpoint that does not tell.
 
     Raises UserError: unknown name (with near names), drafter of another target, sizes that do not fit, no hub.
     """
     found = _find_target(target)
     if draft is None:
         return Pair(target=found, draft=None)
-    pair = Pair(target=found, draft=_find_draft(draft, found))
+    if method is not None and method not in METHODS:
+        raise UserError(f"--method {method}: unknown{_near(method, list(METHODS))}; known: {', '.join(METHODS)}")
+    pair = Pair(target=found, draft=_find_draft(draft, found, method))
     assert pair.draft is not None
+    if method is not None and pair.draft.method != method:
+        raise UserError(f"--method {method}: {pair.draft.name} is known to be {pair.draft.method}: leave it out")
     check_fit(pair.target, pair.draft)
     return pair
 
@@ -138,7 +142,7 @@ def _foreign_target(
 # -- drafters ----------------------------------------------------------------------------------------------------------
 
 
-def _find_draft(typed: str, target: Target) -> Draft:
+def _find_draft(typed: str, target: Target, method: str | None) -> Draft:
     if typed in METHODS and METHODS[typed].bare:
         return _bare_draft(typed, target)
     entry = _entry(target.name) or _entry(target.model)
@@ -148,7 +152,7 @@ def _find_draft(typed: str, target: Target) -> Draft:
             return _at_revision(drafter, typed)
     if Path(typed).expanduser().is_dir():
         directory = Path(typed).expanduser().resolve()
-        return _foreign_draft(typed, "local", str(directory), None, local_config(directory))
+        return _foreign_draft(typed, "local", str(directory), None, local_config(directory), method)
     elsewhere = _elsewhere(typed)
     if elsewhere and (entry is not None or not _HUB_ID.fullmatch(typed)):
         raise UserError(_wrong_target(typed, target, elsewhere))
@@ -157,7 +161,7 @@ def _find_draft(typed: str, target: Target) -> Draft:
     if _HUB_ID.fullmatch(typed):
         model, revision = _split_revision(typed)
         config, commit = hub_config(model, revision)
-        return _foreign_draft(typed, "hub", model, commit, config)
+        return _foreign_draft(typed, "hub", model, commit, config, method)
     if _looks_like_path(typed):
         raise UserError(f"drafter '{typed}': no such directory")
     known = [*drafters, *_bare_methods(target)]
@@ -220,9 +224,14 @@ def _catalog_draft(name: str, entry: DraftEntry) -> Draft:
 
 
 def _foreign_draft(
-    name: str, source: Literal["hub", "local"], model: str, revision: str | None, config: dict[str, Any]
+    name: str,
+    source: Literal["hub", "local"],
+    model: str,
+    revision: str | None,
+    config: dict[str, Any],
+    method: str | None,
 ) -> Draft:
-    facts = recognise(config, model)
+    facts = recognise(config, model, method)
     return Draft(
         name=name,
         source=source,

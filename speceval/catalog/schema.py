@@ -6,10 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
+from speceval.files import Strict, first_error, read_yaml
 
 from .methods import Method
 
@@ -19,11 +19,7 @@ Source = Literal["hub", "local", "zoo", "none"]
 TARGETS_DIR = Path(__file__).parent / "targets"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sizes(_Frozen):
+class Sizes(Strict):
     """The sizes of a config.json that say whether a drafter belongs to a target. None = not stated."""
 
     hidden_size: int | None = None
@@ -40,7 +36,7 @@ class Sizes(_Frozen):
     """speculators format: the hub id of the target."""
 
 
-class DraftEntry(_Frozen):
+class DraftEntry(Strict):
     """One drafter of a target in the catalog."""
 
     model: str
@@ -60,7 +56,7 @@ class DraftEntry(_Frozen):
     note: str | None = None
 
 
-class TargetEntry(_Frozen):
+class TargetEntry(Strict):
     """One file of `targets/`."""
 
     name: str
@@ -70,29 +66,29 @@ class TargetEntry(_Frozen):
     aliases: tuple[str, ...] = ()
     model_type: str | None = None
     sizes: Sizes = Sizes()
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     chat_template_note: str | None = None
     """Why `chat_template_kwargs` are needed, or what the template does by itself."""
     answer_marker: str | None = None
     hardware: str | None = None
-    drafters: dict[str, DraftEntry] = {}
+    drafters: dict[str, DraftEntry] = Field(default_factory=dict)
 
 
-class Target(_Frozen):
+class Target(Strict):
     """A target model, ready for an engine. `model` is a hub id, a directory, or (before `fetch`) "zoo"."""
 
     name: str
     source: Source
     model: str
     revision: str | None = None
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     answer_marker: str | None = None
     """A turn's visible answer is the text after the last marker; None: the whole text."""
     note: str | None = None
     sizes: Sizes = Sizes()
 
 
-class Draft(_Frozen):
+class Draft(Strict):
     """A drafter, ready for an engine. `model` is None for n-gram and suffix drafting."""
 
     name: str
@@ -104,14 +100,14 @@ class Draft(_Frozen):
     max_k: int | None = None
     k_unit: int = 1
     """A K above this must be a multiple of it (MTP with several trained layers)."""
-    engine_args: dict[str, Any] = {}
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further keys of vLLM's speculative_config that the checkpoint needs, such as `parallel_drafting`."""
     confirmed: bool = True
     note: str | None = None
     sizes: Sizes = Sizes()
 
 
-class Pair(_Frozen):
+class Pair(Strict):
     """What `resolve` returns. `draft` is None for a run without speculation."""
 
     target: Target
@@ -127,10 +123,6 @@ def load_entries() -> dict[str, TargetEntry]:
 
 def _load_entry(path: Path) -> TargetEntry:
     try:
-        return TargetEntry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        return TargetEntry.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: field '{where}': {first['msg']}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
 
+from .config import Config
 from .methods import Method
 
 
-def check_tensors(directory: Path, config: dict[str, Any], method: Method) -> None:
+def check_tensors(directory: Path, config: Mapping[str, Any], method: Method) -> None:
     """Raise UserError naming the first tensor that is missing from `directory`'s safetensors files.
 
     Reads their headers only. A directory without such files passes: another format, or not downloaded yet.
@@ -22,22 +24,23 @@ def check_tensors(directory: Path, config: dict[str, Any], method: Method) -> No
         raise UserError(f"{directory}: no tensor {missing} in its safetensors files: the checkpoint is not complete")
 
 
-def required(config: dict[str, Any], method: Method) -> list[tuple[str, str]]:
+def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]]:
     """What a drafter of `method` must hold: names, and patterns of all spellings that are read.
 
     EAGLE-3 with a draft vocabulary: vLLM takes a missing `d2t` for the identity, and a missing head is never filled
     (vllm/model_executor/models/llama_eagle3.py). MEDUSA and MLP speculators: `vllm_patches.drafters`.
     """
-    if method == "eagle3" and 0 < (config.get("draft_vocab_size") or 0) < (config.get("vocab_size") or 0):
+    top = Config.of(content, "config.json").flat()
+    if method == "eagle3" and 0 < (top.integer("draft_vocab_size") or 0) < (top.integer("vocab_size") or 0):
         return [("d2t", r"(^|\.)d2t$"), ("lm_head.weight", r"(^|\.)lm_head\.weight$")]
     if method == "medusa":
-        heads = config.get("num_heads") or config.get("medusa_num_heads") or 0
-        if config.get("original_lm_head"):
+        heads = top.integer("num_heads", "medusa_num_heads") or 0
+        if top.get("original_lm_head"):
             return [("lm_head.weight", r"lm_head(s\.0)?\.weight$")]
         spelled = r"^(medusa_heads\.)?({i}\.\d+|lm_heads\.{i})\.weight$"
         return [(f"lm_heads.{i}.weight", spelled.replace("{i}", str(i))) for i in range(heads)]
     if method == "mlp_speculator":
-        heads = 1 if config.get("tie_weights") else config.get("n_predict") or 0
+        heads = 1 if top.get("tie_weights") else top.integer("n_predict") or 0
         return [(f"speculator.head.{i}.weight", rf"(^|\.)head\.{i}\.weight$") for i in range(heads)]
     return []
 

@@ -32,26 +32,20 @@ def check(
 
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
-    from speceval.estimate import baseline as baselines
-    from speceval.estimate import gate
-    from speceval.estimate.comparison import require_comparable
-    from speceval.show import gate as gate_reports
+    from speceval.api import reading
+    from speceval.files import write_whole
+    from speceval.show.gate import junit as junit_xml
 
     share = _share(margin, "--margin")
     position_share = None if position_margin is None else _share(position_margin, "--position-margin")
-    base, new = baselines.load(baseline), baselines.load(run)
-    allowed = require_comparable([base.fingerprint, new.fingerprint], allow or (), ignore=("seeds",))
-    report = gate_reports.Report(gate.check(base.counts(), new.counts(), share, position_share), base, new, allowed)
-    for path, content in (
-        (junit, gate_reports.junit(report)),
-        (markdown, gate_reports.markdown(report).encode()),
-    ):
+    report = reading.judge(run, baseline, share, position_share, allow or ())
+    for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
-            baselines.replace(path, content)
+            write_whole(path, content)
     if as_json:
         options.print_json("check", report.as_json())
     else:
-        options.output().print(gate_reports.terminal(report))
+        options.output().print(report)
     raise typer.Exit(report.check.exit_code)
 
 
@@ -67,8 +61,8 @@ def baseline(
     written = baselines.Baseline.of(books.read(run))
     size = baselines.write(written, output)
     if as_json:
-        shown = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
-        options.print_json("baseline", shown)
+        facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        options.print_json("baseline", facts)
     else:
         options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
 

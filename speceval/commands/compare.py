@@ -12,10 +12,14 @@ from speceval.commands import options
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs; the first is the baseline.")
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Directories of runs; the others are compared with the first."),
     ],
     allow: Annotated[
         list[str] | None, typer.Option(help="Field of the protocol that may differ; may be repeated.")
+    ] = None,
+    over: Annotated[
+        str | None, typer.Option(help="Drafter whose run the others are compared with [default: the first run's].")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -23,13 +27,9 @@ def compare(
 
     Runs whose protocols differ in more than the drafter are refused with exit code 3.
     """
+    from speceval.api.results import Comparison
     from speceval.estimate import books
-    from speceval.estimate.comparison import compare_runs
+    from speceval.estimate.comparison import compare_runs, led_by
 
-    found = compare_runs([books.read(run) for run in runs], allow or ())
-    if as_json:
-        options.print_json("compare", found)
-    else:
-        from speceval.show.comparison import comparison_tables
-
-        options.output().print(comparison_tables(found))
+    stored = [books.read(run) for run in runs]
+    options.show(Comparison(compare_runs(stored if over is None else led_by(stored, over), allow or ())), as_json)

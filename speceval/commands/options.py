@@ -2,62 +2,158 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-class DraftingChoice(StrEnum):
-    """Ways to draw draft tokens that a user can ask for."""
-
-    probabilistic = "probabilistic"
-    greedy = "greedy"
-
-
-class RejectionChoice(StrEnum):
-    """vLLM's ways to verify drafts."""
-
-    standard = "standard"
-    block = "block"
-    synthetic = "synthetic"
-    fly = "fly"
-
-
-TargetName = Annotated[str, typer.Option(help="Catalog name, hub id or directory of the target.")]
-DraftName = Annotated[str, typer.Option(help="Catalog name, hub id or directory of the drafter; ngram, suffix.")]
-Temperature = Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")]
-K = Annotated[int | None, typer.Option(help="Draft tokens of a step [default: the drafter's own].")]
-TopP = Annotated[float, typer.Option(help="Nucleus of the target; 1 is off.")]
-TopK = Annotated[int, typer.Option(help="Top-k of the target; 0 is off.")]
-Drafting = Annotated[
-    DraftingChoice | None, typer.Option(help="[default: probabilistic at temperatures above 0, else greedy]")
-]
-DraftTruncation = Annotated[bool, typer.Option(help="Truncate q by top-k and top-p as p is.")]
-Rejection = Annotated[
-    RejectionChoice, typer.Option(help="Verify by standard or block; synthetic and fly are not lossless: refused.")
-]
-Batch = Annotated[int, typer.Option(help="Requests that the engine runs at once.")]
-PrefixCaching = Annotated[bool, typer.Option(help="Let the engine reuse prefixes.")]
-EngineArg = Annotated[list[str] | None, typer.Option(help="Argument of vllm.LLM, key=value; may be repeated.")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with a checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]
 
 
-def output() -> Console:
-    """Where tables go."""
+OLD_FLAGS = {
+    "run": {"--baseline": "--speedup", "--no-baseline": "--no-speedup", "--baseline-batch": "--speedup-batch"},
+    "table": {"--baseline": "--over"},
+}
+"""Command -> flags that have got another name, which work until 0.3.0: docs/start/old-forms.md."""
+
+
+class Command(TyperCommand):
+    """A command that still reads its `OLD_FLAGS`, and whose help names the values of each of its `choices`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line."""
+        old = OLD_FLAGS.get(str(self.name), {})
+        return list(super().parse_args(ctx, [_renamed(word, old) for word in args]))
+
+    def name_choices(self) -> None:
+        """Import the registries and put their names where help prints what an option or argument takes."""
+        parameter: Any
+        for parameter in self.params:
+            values = getattr(parameter.callback, "values", None)
+            if values and parameter.param_type_name == "argument":
+                parameter.help = f"{parameter.help.rstrip('.')}: {', '.join(values())}."
+            elif values:
+                parameter.metavar = f"<{'|'.join(values())}>"
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        self.name_choices()
+        super().format_help(ctx, formatter)
+
+
+def _renamed(word: str, old: dict[str, str]) -> str:
+    """A word of the command line with today's flag in it, and a line about it on stderr."""
+    flag, equals, value = word.partition("=")
+    if flag not in old:
+        return word
+    print(f"warning: {flag} is now called {old[flag]}; the old name goes in 0.3.0", file=sys.stderr)
+    return f"{old[flag]}{equals}{value}"
+
+
+def build(name: str, function: Callable[..., None]) -> Any:
+    """The command that `function` is, ready to parse a command line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    fields = getattr(function, "of_spec", None)
+    app.command(name, cls=Command)(function if fields is None else _with_flags(function, **fields))
+    return typer.main.get_command(app)
+
+
+def of_spec(*fields: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of these fields of `RunSpec` [all], and their values, read, as its parameter `request`.
+
+    `request` goes by the fields' names. `defaults`: those of the command, where they are not the flag's own. The flags
+    are made when the command is used: the list of all commands needs no `RunSpec`.
+    """
+
+    def mark(function: Callable[..., None]) -> Callable[..., None]:
+        function.of_spec = {"names": fields, "defaults": defaults}  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def _with_flags(function: Callable[..., None], names: tuple[str, ...], defaults: dict[str, Any]) -> Callable[..., None]:
+    from speceval.protocol import FIELD, RunSpec
+
+    names = names or tuple(RunSpec.model_fields)
+    flags = [_parameter(name, defaults.get(name, FIELD)) for name in names]
+    own = inspect.signature(function, eval_str=True).parameters
+    others = [own[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in own if name != "request"]
+
+    def command(**values: Any) -> None:
+        request = {name: _read(name, values.pop(name)) for name in names}
+        function(request=request, **values)
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature([*flags, *others])  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*flags, *others)}
+    return command
+
+
+def _parameter(field: str, default: Any) -> inspect.Parameter:
+    """A field of `RunSpec` as a parameter that typer makes an option of."""
+    from speceval.protocol import FIELD, RunSpec, flag
+
+    info, form = RunSpec.model_fields[field], flag(field)
+    if default is FIELD:
+        default = form.default
+    if default is FIELD:
+        default = inspect.Parameter.empty if info.is_required() else info.default
+    kind: Any = {"value": info.annotation, "pairs": list[str], "path": Path}.get(form.read, str)
+    kind = str if get_origin(kind) is Literal else kind
+    name = f"{form.name}/--no-{form.name[2:]}" if kind is bool else form.name
+    limits = choices(lambda: form.offered, form.refused) if form.offered else {}
+    return inspect.Parameter(
+        field,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[
+            kind | None if default is None else kind, typer.Option(name, help=info.description, **limits)
+        ],
+    )
+
+
+def _read(field: str, value: Any) -> Any:
+    """What the field means by the text of its flag."""
+    from speceval.protocol import flag
+
+    form = flag(field)
+    return READERS[form.read](value, form.name) if form.read in READERS else value
+
+
+def choices(values: Callable[[], Iterable[str]], known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """For `typer.Option` or `typer.Argument`: the values that may be given, as a registry holds them.
+
+    `values` imports the registry for the command's own help and when the command runs, not before. `known`: values that
+    are not offered and that the command refuses itself, with its reason.
+    """
+
+    def check(ctx: typer.Context, value: str | None) -> str | None:
+        offered = () if value is None or ctx.resilient_parsing else tuple(values())
+        if offered and value not in (*offered, *known):
+            raise typer.BadParameter(f"'{value}' is not one of {', '.join(map(repr, offered))}.")
+        return value
+
+    check.values = values  # type: ignore[attr-defined]
+    return {"callback": check, "autocompletion": lambda: list(values())}
+
+
+def output(piped: int = 160) -> Console:
+    """Where tables go; `piped`: columns where that is no terminal."""
     from rich.console import Console
 
     # Piped output is not cut to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else piped)
 
 
 def print_json(output: str, content: dict[str, Any]) -> None:
@@ -69,35 +165,43 @@ def print_json(output: str, content: dict[str, Any]) -> None:
     print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
 
 
+def show(result: Any, as_json: bool) -> None:
+    """Print a result of the API: as it shows itself, or as one JSON object."""
+    import json
+
+    if as_json:
+        print(json.dumps(result.as_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        output().print(result)
+
+
 def given(ctx: typer.Context, parameter: str) -> bool:
     """Whether the user set an option on the command line."""
     source = ctx.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def only(ctx: typer.Context, flag: str, allowed: tuple[str, ...]) -> None:
-    """Refuse options that `flag` leaves without a meaning."""
+def only(ctx: typer.Context, chosen: str, allowed: tuple[str, ...]) -> None:
+    """Refuse options that the flag `chosen` leaves without a meaning."""
+    from speceval.protocol import RunSpec, flag
+
     for parameter in ctx.params:
         if parameter not in allowed and given(ctx, parameter):
-            name = "json" if parameter == "as_json" else parameter.replace("_", "-")
-            raise UserError(f"--{name}: has no meaning with {flag}: leave it out")
+            name = "json" if parameter == "as_json" else parameter
+            given_as = flag(name).name if name in RunSpec.model_fields else f"--{name.replace('_', '-')}"
+            raise UserError(f"{given_as}: has no meaning with {chosen}: leave it out")
 
 
-def split(names: str) -> list[str]:
+def split(names: str, flag: str = "") -> list[str]:
     """Comma-separated names."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:
     """ "0,1,5-7" as (0, 1, 5, 6, 7)."""
-    found: list[int] = []
-    try:
-        for part in split(text):
-            low, _, high = part.partition("-")
-            found.extend(range(int(low), int(high or low) + 1))
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(found)
+    from speceval.protocol import numbers
+
+    return numbers(text, flag)
 
 
 def percent(text: str, flag: str) -> float | None:
@@ -114,13 +218,17 @@ def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
     """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string."""
     import yaml
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not key or not equals:
             raise UserError(f"{flag} {item}: not of the form key=value")
         try:
-            found[key.replace("-", "_")] = yaml.safe_load(value)
+            values[key.replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:
-            found[key.replace("-", "_")] = value
-    return found
+            values[key.replace("-", "_")] = value
+    return values
+
+
+READERS: dict[str, Callable[..., Any]] = {"names": split, "numbers": seeds, "percent": percent, "pairs": pairs}
+"""`Flag.read` -> what reads the text (and the flag's name)."""

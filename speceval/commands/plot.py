@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,24 +18,20 @@ DIRECTORY = Path("results") / "plots"
 FORMATS = (".png", ".pdf")
 
 
-class Kind(StrEnum):
-    """Figures."""
+def _kinds() -> list[str]:
+    from speceval.show.plots import OF_RUNS
 
-    positions = "positions"
-    tau_k = "tau-k"
-    forest = "forest"
-    along = "along"
-    conversations = "conversations"
-    known_bad = "known-bad"
-    gaussian = "gaussian"
+    return list(OF_RUNS)
 
 
 def plot(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="Directories of runs; with --kind known-bad that of a kernels.csv."),
+        typer.Argument(metavar="RUN", help="Runs, or folders of runs."),
     ] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Which figure [default: all that the runs allow].")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Which figure [default: all that the runs allow].", **options.choices(_kinds))
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="With a forest plot: field that may differ between runs; may be repeated.")
     ] = None,
@@ -52,18 +47,11 @@ def plot(
     """
     from speceval.estimate import books
     from speceval.show import plots
+    from speceval.store import directories
 
-    if allow and kind not in (None, Kind.forest):
-        raise UserError(f"--allow: has no meaning with --kind {kind.value}: leave it out")
-    paths = list(dict.fromkeys(runs or []))
-    if kind is Kind.gaussian:
-        if paths:
-            raise UserError("--kind gaussian draws no run: leave the directories out")
-        return write(plots.draw_gaussian(), kind, out)
-    if kind is Kind.known_bad:
-        if len(paths) > 1:
-            raise UserError("--kind known-bad draws one table: name one directory")
-        return write(plots.draw_known_bad(*paths), kind, out)
+    if allow and kind not in (None, "forest"):
+        raise UserError(f"--allow: has no meaning with --kind {kind}: leave it out")
+    paths = list(dict.fromkeys(run for path in runs or [] for run in directories(path) or [path]))
     if not paths:
         raise UserError("which run? Name its directory: `speceval ls runs` lists them")
     stored = [books.read(path) for path in paths]
@@ -80,26 +68,26 @@ def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> No
 
     refused = []
     for name in plots.OF_RUNS:
-        if name == Kind.forest and len(stored) == 1:
+        if name == "forest" and len(stored) == 1:
             continue
         try:
             drawn = plots.draw(name, stored, allow)
         except UserError as error:
             refused.append(f"{name}: left out: {error}")
         else:
-            write(drawn, Kind(name), out)
+            write(drawn, name, out)
     if len(refused) == len(plots.OF_RUNS) - (len(stored) == 1):
         raise UserError(refused[0].partition("left out: ")[2])
     for line in refused:
         print(line)
 
 
-def write(drawn: Drawn, kind: Kind, out: Path | None) -> None:
+def write(drawn: Drawn, kind: str, out: Path | None) -> None:
     """Write one figure, as one file or in both formats, and print its caption."""
     from speceval.show import plots
 
     directory = out or DIRECTORY
-    files = [out] if out is not None and out.suffix else [directory / f"{kind.value}{suffix}" for suffix in FORMATS]
+    files = [out] if out is not None and out.suffix else [directory / f"{kind}{suffix}" for suffix in FORMATS]
     for file in files:
         plots.save(drawn.figure, file)
     options.output().print(

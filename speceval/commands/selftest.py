@@ -8,15 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from speceval.commands import options
-from speceval.commands.run import measure
 from speceval.errors import UserError
 
 
+@options.of_spec("target", "draft", "k", "engine_args", "trust_remote_code", target="zoo", draft="lk-eagle3")
 def selftest(
-    target: options.TargetName = "zoo",
-    draft: options.DraftName = "lk-eagle3",
+    request: dict[str, Any],
     temp: Annotated[float | None, typer.Option(help="One temperature [default: 0 and 1].")] = None,
-    k: options.K = None,
     rates: Annotated[
         str, typer.Option(help="Share of steps that accept position 1, 2, … [default: evenly spread over (0, 1)].")
     ] = "",
@@ -24,8 +22,6 @@ def selftest(
     steps: Annotated[int | None, typer.Option(help="Steps to test at each temperature [default: 4000].")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples of each prompt [default: enough for --steps].")] = None,
     batch: Annotated[int | None, typer.Option(help="Requests that the engine runs at once [default: 256].")] = None,
-    engine_arg: options.EngineArg = None,
-    trust_remote_code: options.TrustRemoteCode = False,
     runs: Annotated[Path | None, typer.Option(help="Keep the runs in this new directory [default: deleted].")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report to this file, as JSON.")] = None,
     as_json: options.AsJson = False,
@@ -34,9 +30,12 @@ def selftest(
 
     Exit code 0 if they come back, 1 if not.
     """
+    import json
     from tempfile import TemporaryDirectory
 
+    from speceval.api.measuring import measure
     from speceval.exactness import selftest as known
+    from speceval.files import write_whole
     from speceval.measure.fingerprint import environment
     from speceval.store.schema import versioned
 
@@ -47,27 +46,25 @@ def selftest(
     for flag, value in (("--steps", steps), ("--samples", samples)):
         if value < 1:
             raise UserError(f"{flag} {value}: at least 1")
-    forced = _forced(target, draft, k, rates, tau)
+    k = request.pop("k")
+    forced = _forced(request["target"], request["draft"], k, rates, tau)
     with TemporaryDirectory(prefix="speceval-selftest-") as temporary:
         jobs = [
             known.prepare(
-                target,
-                draft,
-                temperature,
-                forced,
-                samples,
-                runs or Path(temporary),
+                temperature=temperature,
+                rates=forced,
+                samples=samples,
+                directory=runs or Path(temporary),
                 batch=known.BATCH if batch is None else batch,
-                engine_args=options.pairs(engine_arg, "--engine-arg"),
-                trust_remote_code=trust_remote_code,
+                **request,
             )
             for temperature in (known.TEMPERATURES if temp is None else (temp,))
         ]
-        report = known.run(jobs, steps, measure)
+        report = known.run(jobs, steps, lambda job: measure(job, progress=True))
     report = versioned("selftest", report | {"environment": environment().model_dump()})
     _print(report, as_json)
     if out is not None:
-        _write(report, out)
+        write_whole(out, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -81,13 +78,13 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
         raise UserError("--rates and --tau: one of them says everything: leave the other out")
     if rates:
         try:
-            found = known.check_rates([float(rate) for rate in options.split(rates)])
+            forced = known.check_rates([float(rate) for rate in options.split(rates)])
         except ValueError:
             raise UserError(f"--rates {rates}: not a list of numbers such as 0.9,0.7,0.5") from None
-        if k is not None and k != len(found):
-            raise UserError(f"--k {k}: --rates names {len(found)} positions: leave --k out")
-        return found
-    # The drafter's own K, if none is asked for.
+        if k is not None and k != len(forced):
+            raise UserError(f"--k {k}: --rates names {len(forced)} positions: leave --k out")
+        return forced
+    # The drafter's own K, if none is request for.
     k = prepare(target=target, draft=draft, temperature=0, suite_names=[known.SUITE], k=k).spec.k
     return known.default_rates(k) if tau is None else known.rates_of_tau(tau, k)
 
@@ -130,13 +127,3 @@ def _table(report: dict[str, Any], condition: dict[str, Any]) -> Any:
         cells = (number(check["forced"]), number(check["measured"]), f"{check['trials']:,}", p)
         table.add_row(check["quantity"], *cells, escape(said), style=None if check["passed"] else "red")
     return table
-
-
-def _write(report: dict[str, Any], out: Path) -> None:
-    """The report as a file, whole or not at all."""
-    import json
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    temporary.replace(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +11,10 @@ from speceval.commands import options
 from speceval.commands.run import print_run
 
 
-class Listing(StrEnum):
-    """What `speceval ls` can list."""
+def _listings() -> list[str]:
+    from speceval.show.listings import LISTINGS
 
-    targets = "targets"
-    drafters = "drafters"
-    suites = "suites"
-    patches = "patches"
-    runs = "runs"
+    return list(LISTINGS)
 
 
 def show(
@@ -33,7 +28,7 @@ def show(
 
 
 def list_(
-    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    what: Annotated[str, typer.Argument(help="What to list.", **options.choices(_listings))],
     root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("results"),
     as_json: options.AsJson = False,
 ) -> None:
@@ -41,6 +36,6 @@ def list_(
     from speceval.show import listings
 
     if as_json:
-        options.print_json("ls", {"what": what.value, "rows": listings.rows(what.value, root)})
+        options.print_json("ls", {"what": what, "rows": listings.rows(what, root)})
     else:
-        options.output().print(listings.show(what.value, root))
+        options.output().print(listings.show(what, root))

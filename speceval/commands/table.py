@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,34 +11,27 @@ import typer
 from speceval.commands import options
 
 
-class Layout(StrEnum):
-    """What a table shows: the functions of `speceval.show.layouts`."""
+def _layouts() -> list[str]:
+    from speceval.show.layouts import LAYOUTS
 
-    summary = "summary"
-    paper_main = "paper-main"
-    paper_arch = "paper-arch"
-    paper_mean = "paper-mean"
-    positions = "positions"
-    categories = "categories"
+    return list(LAYOUTS)
 
 
-class Format(StrEnum):
-    """How a table is written: the functions of `speceval.show.render`."""
+def _formats() -> list[str]:
+    from speceval.show.render import FORMATS
 
-    md = "md"
-    csv = "csv"
-    latex = "latex"
-    html = "html"
-    json = "json"
+    return list(FORMATS)
 
 
 def table(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Runs, folders of runs; `published`: the paper's figures.")
     ],
-    layout: Annotated[Layout, typer.Option(help="What is in rows and columns.")] = Layout.summary,
-    format_: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.md,
-    baseline: Annotated[
+    layout: Annotated[str, typer.Option(help="What is in rows and columns.", **options.choices(_layouts))] = "summary",
+    format_: Annotated[
+        str, typer.Option("--format", help="How the table is written.", **options.choices(_formats))
+    ] = "md",
+    over: Annotated[
         str | None, typer.Option(help="Drafter that Δ% is over [default: the architecture's KL drafter].")
     ] = None,
 ) -> None:
@@ -48,7 +40,7 @@ def table(
 
     from speceval.show import layouts, render
 
-    text = render.FORMATS[format_.value](layouts.build(layout.value, runs, baseline))
+    text = render.FORMATS[format_](layouts.build(layout, runs, over))
     if sys.stdout.isatty():
         options.output().print(Text(text), soft_wrap=True, end="")
     else:

@@ -1,16 +1,72 @@
-"""What the core asks of an engine: plain data and one protocol. Imports nothing heavy."""
+"""What the core asks of an engine: plain data and one protocol. Imports nothing heavy.
+
+docs/build/add-an-engine.md shows a whole engine; tests/support/contract.py says what every one of them must do.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from speceval.store.schema import Counters, Facts
-from vllm_patches import PatchStatus
+from speceval.catalog.schema import Draft, Target
+from speceval.protocol import Drafting, Rejection
+from speceval.store.schema import Counters, Evidence, Facts, PatchState
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of an engine before it starts; what comes with each request is in `Sampling`."""
+
+    engine: str
+    """Its name: `engines.names`."""
+    target: Target
+    """As resolved and, if the engine loads it, fetched."""
+    draft: Draft | None
+    """Likewise; None: the target alone."""
+    k: int
+    """Draft tokens of a step; 0 with the target alone."""
+    drafting: Drafting
+    temperature: float
+    """The largest of any request."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off."""
+    draft_truncation: bool = True
+    """Whether top-k and top-p truncate q as they truncate p."""
+    rejection: Rejection = "standard"
+    batch: int = 32
+    """Requests that run at once."""
+    seed: int = 0
+    """Of requests that bring none."""
+    prefix_caching: bool = False
+    trust_remote_code: bool = False
+    draft_args: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the drafter, as the user gave them."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of this engine alone, as the user gave them."""
+    record: bool = False
+    """Keep what the verifier sees of every sampled draft: `Finished.recorded`."""
+    replay: bool = False
+    """Requests bring the tokens that they are to emit: `Sampling.replay`."""
+    forced: tuple[float, ...] | None = None
+    """Unconditional acceptance rate of positions 1 … K that it is made to have."""
+
+    def like(self, other: Order) -> bool:
+        """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
+
+        What comes with each request does not count.
+        """
+        requests: dict[str, Any] = {"temperature": other.temperature, "top_p": other.top_p, "top_k": other.top_k}
+        return replace(self, draft=other.draft, **requests) == other
+
+    def alone(self) -> Order:
+        """The same without speculation."""
+        return replace(self, draft=None, k=0, record=False, replay=False, forced=None)
 
 
 @dataclass(frozen=True)
@@ -23,7 +79,7 @@ class Sampling:
     max_tokens: int
     seed: int | None
     replay: tuple[int, ...] | None = None
-    """Tokens to emit in place of what is sampled (`vllm_patches.taps.replay`)."""
+    """Tokens to emit in place of what is sampled."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +98,12 @@ class Finished:
     request_id: str
     token_ids: list[int]
     finish_reason: str
+    """"stop" or "length"; anything else is a failure."""
     stop_reason: str | int | None
     steps: list[Step]
     cached_tokens: int
     padded_steps: int = 0
-    """Steps that vLLM filled up with drafts nobody made; not among `steps`."""
+    """Steps that were filled up with drafts nobody made; not among `steps`."""
     recorded: NDArray[np.float32] | None = None
     """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j, or kept_j and p_j of a replayed text.
 
@@ -55,28 +112,103 @@ class Finished:
 
 
 class Engine(Protocol):
-    """What the runner needs of an engine."""
+    """What the core needs of an engine. A class that derives from it has to bring what has no default here.
+
+    It is called with an `Order` and starts, or raises `UserError` in one line and leaves nothing behind.
+    """
+
+    loads_checkpoints: ClassVar[bool] = True
+    """Whether it loads the models itself: they are fetched before it starts, and their weights are hashed."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that bring it: their versions go on the record."""
+    installation: ClassVar[str] = ""
+    """How to get them."""
+    evidence: ClassVar[Evidence] = "steps"
+    """What it tells of its drafts."""
+    shortest_prompt: ClassVar[int] = 1
+    """Tokens that a prompt must have."""
 
     tokenizer: Any
+    """The target's."""
     max_model_len: int
+    """Longest context for which drafts are made."""
+
+    @classmethod
+    def open(cls, order: Order) -> Engine:
+        """Start one. Raises `UserError`."""
+        return cls(order)  # type: ignore[call-arg]
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise `UserError`, with the mend, where it cannot run; asked before anything is fetched."""
+
+    @classmethod
+    def defaults(cls, target: Target) -> dict[str, Any]:
+        """Arguments of its own that a target wants, unless the user says otherwise."""
+        return {}
+
+    @classmethod
+    def ledger(cls) -> list[dict[str, str]]:
+        """Its known defects and what is done about each, for `speceval ls patches`."""
+        return []
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether one that was started for `before` may be made one for `after`, as far as can be told without it."""
+        return False
+
+    def swap(self, order: Order) -> bool:
+        """Go on as one that has just been started for `order`: the target stays, the drafter's weights are exchanged.
+
+        False: it cannot. Then it is closed, and another one is started.
+        """
+        return False
 
     def facts(self) -> Facts:
-        """The settings as the engine resolved them, for the fingerprint."""
+        """The settings as it resolved them, not as they were asked for: a difference stops the run."""
 
-    def patches(self) -> list[PatchStatus]:
-        """The patches' states where the engine samples."""
+    def patches(self) -> list[PatchState]:
+        """The state of every repair where it samples."""
+        return []
+
+    def missing_patches(self) -> list[str]:
+        """A line for each repair without which its order would not be measured rightly and that is not active."""
+        return []
 
     def warm_up(self) -> None:
         """Pay the start-up's costs now."""
 
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
-        """Queue a request."""
+        """Queue a request. Raises `UserError` for a prompt that is too short, RuntimeError once closed."""
 
     def step(self) -> tuple[int, list[Finished]]:
         """Advance once: the number of tokens committed, and the requests that finished."""
 
     def in_flight(self) -> list[list[int]]:
         """Tokens committed at each step so far by each request that is not finished, the prefill's first."""
+        return []
 
     def counters(self) -> Counters:
-        """The engine's own totals."""
+        """Its own totals since it started."""
+
+    def close(self) -> None:
+        """Give memory and processes back; again: nothing. Must not raise: it is called on the way out of failures."""
+
+
+@runtime_checkable
+class Verifiable(Protocol):
+    """What `speceval verify` needs beyond an `Engine`."""
+
+    def start_evidence(self) -> bool:
+        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold."""
+
+    def take_evidence(self) -> tuple[dict[str, NDArray[Any]] | None, dict[str, int]]:
+        """What was recorded since `start_evidence`, which ends: a column per quantity (None: no rows), and counts."""
+
+    def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The target's log-probability of each token of each sequence, but the first, given those before it."""
+
+
+def unknown(**told: Any) -> Facts:
+    """Facts of an engine that can tell what is `told` and nothing else."""
+    return Facts.model_validate(dict.fromkeys(Facts.model_fields) | told)

@@ -1,19 +1,23 @@
 """An engine with a known answer: every draft position is accepted with a given probability, no model is run.
 
-For tests of everything around an engine: the store, resumption, the estimators.
+For tests of everything around an engine, and to try a command without one: `speceval run --engine simulated`.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from speceval.engines.base import Counters, Finished, Sampling, Step
-from speceval.store.schema import Facts
-from vllm_patches import PatchStatus
+from speceval.engines.base import Engine, Finished, Order, Sampling, Step, unknown
+from speceval.errors import UserError
+from speceval.store.schema import Counters, Facts
+
+RATE = 0.7
+"""At which every position is accepted unless the order says otherwise."""
 
 
 class Characters:
@@ -35,62 +39,106 @@ class Characters:
 
 
 @dataclass
-class SimulatedEngine:
+class SimulatedEngine(Engine):
     """Accepts draft position j, once it is reached, with probability `conditional[j-1]`.
 
-    That probability is the mean of r_j, which takes two values, and it is the alpha_j that is recorded.
-    `end`: chance that a committed token ends its request. Deterministic given each request's seed.
+    That probability is the mean of r_j, which takes two values, and it is the alpha_j that is recorded; a replayed text
+    is emitted as it is, one token a step, and r_j is taken for kept_j.
+    `end`: chance that a committed token ends its request. Deterministic given each request's name and seed.
     """
+
+    loads_checkpoints = False
 
     conditional: tuple[float, ...]
     end: float = 0.02
     batch: int = 8
     max_model_len: int = 1 << 20
+    record: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What its facts say of an order, none of which it needs to do anything for."""
     tokenizer: Any = field(default_factory=Characters)
     _waiting: list[tuple[str, Sampling]] = field(default_factory=list)
     _running: dict[str, _Request] = field(default_factory=dict)
     _counters: Counters = field(init=False)
+    _closed: bool = False
 
     def __post_init__(self) -> None:
         self._counters = Counters(num_accepted_tokens_per_pos=[0] * len(self.conditional))
 
+    @classmethod
+    def open(cls, order: Order) -> SimulatedEngine:
+        """One that accepts as `engine_args` say: `rates`, a number or one for each position, given the one before it;
+        `end` and `max_model_len`. Raises `UserError`.
+        """
+        arguments = {"rates": RATE, "end": cls.end, "max_model_len": cls.max_model_len} | order.engine_args
+        rates, end, max_model_len = (arguments.pop(name) for name in ("rates", "end", "max_model_len"))
+        if arguments:
+            raise UserError(f"--engine-arg {min(arguments)}: the simulated engine takes rates, end and max_model_len")
+        if not isinstance(max_model_len, int) or max_model_len < 1:
+            raise UserError(f"--engine-arg max_model_len={max_model_len}: a whole number from 1 on")
+        conditional = _chances("rates", rates if isinstance(rates, list) else [rates] * order.k)
+        if order.forced is not None:
+            conditional = tuple(u / v if v else 0.0 for u, v in zip(order.forced, (1.0, *order.forced), strict=False))
+        if order.draft is None:
+            conditional = ()
+        elif len(conditional) != order.k:
+            raise UserError(f"--engine-arg rates={rates}: {len(conditional)} of them, K is {order.k}: one for each")
+        speculative = order.draft is not None
+        settings = {
+            "method": "simulated" if speculative else "none",
+            "draft_sample_method": order.drafting if speculative and order.drafting != "deterministic" else None,
+            "rejection_sample_method": order.rejection if speculative else None,
+            "draft_truncation": order.draft_truncation,
+            "prefix_caching": order.prefix_caching,
+        }
+        (end,) = _chances("end", [end])
+        return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, settings)
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Drafters are all the same to it."""
+        return before.like(after) and None not in (before.draft, after.draft)
+
+    def swap(self, order: Order) -> bool:
+        """Nothing has to change."""
+        return not (self._closed or self._waiting or self._running)
+
     def facts(self) -> Facts:
         """What a real engine would tell of itself, as far as there is something to tell."""
-        return Facts(
-            vllm=None,
-            torch=None,
-            device="simulated",
-            runner="simulated",
-            method="simulated",
-            k=len(self.conditional),
-            draft_sample_method="probabilistic",
-            rejection_sample_method="standard",
-            draft_truncation=True,
-            dtype=None,
-            quantization=None,
-            kv_cache_dtype=None,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.batch,
-            max_num_batched_tokens=None,
-            async_scheduling=False,
-            prefix_caching=False,
-            enforce_eager=None,
-            generation_config="vllm",
-            tensor_parallel=1,
-            pipeline_parallel=1,
-            data_parallel=1,
+        return unknown(
+            **{
+                "device": "simulated",
+                "runner": "simulated",
+                "method": "simulated",
+                "k": len(self.conditional),
+                "draft_sample_method": "probabilistic",
+                "rejection_sample_method": "standard",
+                "draft_truncation": True,
+                "max_model_len": self.max_model_len,
+                "max_num_seqs": self.batch,
+                "async_scheduling": False,
+                "prefix_caching": False,
+                "generation_config": "vllm",
+                "tensor_parallel": 1,
+                "pipeline_parallel": 1,
+                "data_parallel": 1,
+            }
+            | self.settings
         )
-
-    def patches(self) -> list[PatchStatus]:
-        """None."""
-        return []
-
-    def warm_up(self) -> None:
-        """Nothing to warm."""
 
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
         """Queue a request."""
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if len(prompt_token_ids) < self.shortest_prompt:
+            raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
         self._waiting.append((request_id, sampling))
+
+    def close(self) -> None:
+        """Forget every request."""
+        self._closed = True
+        self._waiting.clear()
+        self._running.clear()
 
     def step(self) -> tuple[int, list[Finished]]:
         """Advance every running request by one verify step."""
@@ -110,7 +158,7 @@ class SimulatedEngine:
                         None,
                         request.steps,
                         cached_tokens=0,
-                        recorded=request.recorded(self.conditional),
+                        recorded=request.recorded(self.conditional) if self.record else None,
                     )
                 )
         return committed, finished
@@ -130,6 +178,14 @@ class SimulatedEngine:
         )
 
 
+def _chances(name: str, values: Sequence[Any]) -> tuple[float, ...]:
+    """`values` if each is a probability. Raises `UserError`."""
+    for value in values:
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"--engine-arg {name}: {value} is no chance: from 0 to 1")
+    return tuple(map(float, values))
+
+
 @dataclass
 class _Request:
     sampling: Sampling
@@ -143,10 +199,16 @@ class _Request:
         """The prefill's token first, then a verify step at a time; returns the committed tokens."""
         if not self.tokens:
             return self._commit(1, end)
-        accepted = 0
+        if not conditional:
+            self.steps.append(Step(0, 0, 1))
+            return self._commit(1, end)
+        accepted, replay = 0, self.sampling.replay
         ratios = [rate + self.chance.choice((-1, 1)) * min(rate, 1 - rate) for rate in conditional]
+        if replay is not None:
+            left = len(replay) - len(self.tokens)
+            ratios[left:] = [np.nan] * (len(ratios) - left)
         self.ratios.append(ratios)
-        while accepted < len(conditional) and self.chance.random() < ratios[accepted]:
+        while replay is None and accepted < len(conditional) and self.chance.random() < ratios[accepted]:
             counters.num_accepted_tokens_per_pos[accepted] += 1
             accepted += 1
         counters.num_drafts += 1
@@ -164,9 +226,10 @@ class _Request:
         return np.stack([ratios, np.broadcast_to(np.array(conditional, np.float32), ratios.shape)], axis=1)
 
     def _commit(self, emitted: int, end: float) -> int:
+        replay = self.sampling.replay
         for count in range(1, emitted + 1):
-            self.tokens.append(self.chance.randrange(97, 123))
-            if self.chance.random() < end:
+            self.tokens.append(self.chance.randrange(97, 123) if replay is None else replay[len(self.tokens)])
+            if replay is None and self.chance.random() < end:
                 self.finish_reason = "stop"
             elif len(self.tokens) == self.sampling.max_tokens:
                 self.finish_reason = "length"

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from speceval import store
 from speceval.errors import UserError
 from speceval.estimate import rao_blackwell
 from speceval.estimate.statistics import (
@@ -32,20 +33,11 @@ from speceval.estimate.statistics import (
     ratio_interval,
     variance_components,
 )
+from speceval.store import REQUEST
 
-REQUEST = ["suite", "conversation", "seed", "turn"]
-STEP_COLUMNS = [*REQUEST, "step", "drafted", "accepted", "committed"]
-TURN_COLUMNS = [
-    *REQUEST,
-    "output_tokens",
-    "finish_reason",
-    "steps",
-    "undrafted_steps",
-    "padded_steps",
-    "drafted",
-    "accepted",
-    "excess",
-]
+STEP_COLUMNS = list(store.STEP_COLUMNS)
+TURN_COLUMNS = [name for name in store.TURN_COLUMNS if name not in ("category", "prompt_tokens", "cached_tokens")]
+"""What the estimators need."""
 FINISH_REASONS = ("stop", "length")
 PER_POSITION = "num_accepted_tokens_per_pos"
 """The counter that is a list, by position."""

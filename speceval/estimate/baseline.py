@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speceval.errors import UserError
 from speceval.estimate import books, gate
 from speceval.estimate.replay import is_replay
+from speceval.files import Strict, first_error, write_whole
 from speceval.store import StoredRun
 from speceval.store.schema import Fingerprint, migrate_fingerprint
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class SuiteCounts(_Strict):
+class SuiteCounts(Strict, strict=True):
     """Counts of one suite: entry i of a list belongs to conversation i, list j-1 of the last three to position j."""
 
     conversations: list[str] = Field(min_length=1)
@@ -86,14 +83,14 @@ class SuiteCounts(_Strict):
         return pd.DataFrame(columns, index=self.conversations, dtype="int64")
 
 
-class Weights(_Strict):
+class Weights(Strict, strict=True):
     """Hashes of the checkpoints (`speceval.measure.weights`); None for drafters without weights, such as n-gram."""
 
     target: str | None
     draft: str | None
 
 
-class Baseline(_Strict):
+class Baseline(Strict, strict=True):
     """One finished run, as the gate sees it."""
 
     format: Literal["speceval baseline"] = "speceval baseline"
@@ -144,16 +141,7 @@ class Baseline(_Strict):
             vllm=fingerprint.engine.vllm,
             weights=Weights(target=fingerprint.target.weights, draft=fingerprint.draft.weights),
             fingerprint=fingerprint,
-            suites={
-                suite: SuiteCounts.of(
-                    gate.count(
-                        run.steps[run.steps["suite"] == suite],
-                        run.turns[run.turns["suite"] == suite],
-                        meta.spec.k,
-                    )
-                )
-                for suite in run.suites
-            },
+            suites={suite: SuiteCounts.of(gate.count(*run.suite(suite), meta.spec.k)) for suite in run.suites},
         )
 
     def counts(self) -> dict[str, pd.DataFrame]:
@@ -172,21 +160,8 @@ def write(baseline: Baseline, path: Path) -> int:
     content = text.encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)  # the same run gives the same bytes
-    replace(path, content)
+    write_whole(path, content)
     return len(content)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises `UserError` for a directory."""
-    if path.is_dir():
-        raise UserError(f"{path}: a directory: name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Baseline:
@@ -208,10 +183,4 @@ def read(path: Path) -> Baseline:
     try:
         return Baseline.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}: write the baseline again") from None
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {first_error(error)}: write the baseline again") from None

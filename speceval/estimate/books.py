@@ -30,13 +30,18 @@ def read(directory: Path) -> StoredRun:
     What the run itself found wrong when it was measured (`meta.problems`) is told by whoever shows its numbers.
     """
     run = read_run(directory)
+    require_sound(run)
+    return run
+
+
+def require_sound(run: StoredRun) -> None:
+    """Raises `UserError` for a run whose tables, as they are now, do not agree with themselves or with its record."""
     if broken := identities(run):
         more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise UserError(
-            f"{directory}: the run's books do not balance ({broken[0]}{more}): `speceval validate` names all; measure "
-            "it again"
+            f"{run.directory}: the run's books do not balance ({broken[0]}{more}): `speceval validate` names all; "
+            "measure it again"
         )
-    return run
 
 
 def problems(run: StoredRun) -> list[str]:

@@ -11,20 +11,16 @@ from speceval.estimate import acceptance, replay, speedup
 from speceval.estimate.statistics import cluster_warnings, holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
-from speceval.store.schema import ABSENT, Fingerprint
-from vllm_patches.ledger import LEDGER
+from speceval.store.schema import ABSENT, Fingerprint, differ
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "engine.method", "engine.max_model_len")
+COMPARED = ("draft", "draft_args", "engine.method", "engine.max_model_len", "method_patches")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
 """Fields that say the same as another one: allowed together with it."""
-
-METHOD_PATCHES = frozenset(patch.id for patch in LEDGER if patch.methods)
-"""Patches that only some drafting methods need; whether they are active comes with the drafter too."""
 
 
 def require_comparable(
@@ -50,7 +46,7 @@ def require_comparable(
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
             a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
-            if a == b or _under(name, (*COMPARED, *ignore)):
+            if not differ(name, a, b) or _under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
             if _under(name, allow):
@@ -89,7 +85,7 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
     that does, and `UserError` for a single run.
     """
     if len(runs) < 2:
-        raise UserError("compare: one run is nothing to compare: name a baseline and at least one other run")
+        raise UserError("compare: one run is nothing to compare: name two or more")
     fingerprints = [run.meta.fingerprint for run in runs]
     allowed = require_comparable(fingerprints, allow)
     compared: list[dict[str, Any]] = [
@@ -110,6 +106,15 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
             for number, run in enumerate(runs[1:], start=2)
         ],
     }
+
+
+def led_by(runs: Sequence[StoredRun], drafter: str) -> list[StoredRun]:
+    """The drafter's run, then the others. Raises `UserError` unless there is one."""
+    named = [run for run in runs if run.meta.spec.draft == drafter]
+    if len(named) != 1:
+        drafters = ", ".join(dict.fromkeys(run.meta.spec.draft for run in runs))
+        raise UserError(f"--over {drafter}: {len(named) or 'no'} runs are of that drafter, one is needed: {drafters}")
+    return [*named, *(run for run in runs if run is not named[0])]
 
 
 def _compare_speedups(a: StoredRun, b: StoredRun, confidence: float) -> dict[str, Any]:
@@ -137,8 +142,7 @@ def _facts(number: int, run: StoredRun) -> dict[str, Any]:
 
 def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) -> dict[str, Any]:
     """`acceptance.compare` of one suite; of two replays the same of what they expect."""
-    steps_a, steps_b = (_of_suite(run.steps, suite, run) for run in (a, b))
-    turns_a, turns_b = (_of_suite(run.turns, suite, run) for run in (a, b))
+    (steps_a, turns_a), (steps_b, turns_b) = a.suite(suite), b.suite(suite)
     if replay.is_replay(a) != replay.is_replay(b):
         raise NotComparable("a replay has no counts to compare with those of a run: compare it with another replay")
     if replay.is_replay(a):
@@ -149,10 +153,6 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
         return acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
-
-
-def _of_suite(frame: pd.DataFrame, suite: str, run: StoredRun) -> pd.DataFrame:
-    return frame if run.suites == [suite] else frame[frame["suite"] == suite]
 
 
 def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _fields(fingerprint: Fingerprint, common: Sequence[str], whole: bool) -> dic
     kept["suites"] = {name: facts for name, facts in kept["suites"].items() if name in common}
     if not whole:
         kept["prompts"] = {}
-    kept["patches"] = sorted(set(fingerprint.patches) - METHOD_PATCHES)
+    kept["patches"] = sorted(set(fingerprint.patches) - set(fingerprint.method_patches))
     return {name: value for name, value in flatten(kept).items() if value != {}}
 
 

@@ -16,8 +16,8 @@ import pandas as pd
 
 from speceval.errors import UserError
 from speceval.estimate import acceptance
-from speceval.estimate.acceptance import REQUEST
 from speceval.estimate.replay import is_replay
+from speceval.store import REQUEST
 
 if TYPE_CHECKING:
     from speceval.store import StoredRun
@@ -91,7 +91,7 @@ def explain_run(run: StoredRun) -> dict[str, Any]:
     spec = run.meta.spec
     suites = {}
     for name in run.suites:
-        steps, turns = (frame[frame["suite"] == name] for frame in (run.steps, run.turns))
+        steps, turns = run.suite(name)
         rows = explain(steps, turns, spec.k, spec.temperature, spec.drafting)
         counts = count(steps, turns, spec.k)
         suites[name] = {

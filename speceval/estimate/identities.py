@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from speceval.errors import UserError
-from speceval.estimate.acceptance import FINISH_REASONS, PER_POSITION, REQUEST, _check, _request_index, drafted_steps
+from speceval.estimate.acceptance import FINISH_REASONS, PER_POSITION, _check, _request_index, drafted_steps
+from speceval.store import REQUEST
 
 
 def reconcile(steps: pd.DataFrame, turns: pd.DataFrame) -> list[str]:

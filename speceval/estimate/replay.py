@@ -20,10 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from speceval.estimate.statistics import ratio_interval
-from speceval.store import StoredRun
+from speceval.store import REQUEST, StoredRun
 
 Floats = NDArray[np.float64]
-REQUEST = ["suite", "conversation", "seed", "turn"]
 
 
 def is_replay(run: StoredRun) -> bool:

@@ -240,31 +240,6 @@ def proportion_interval(
     return _interval(found, *effective_bounds(found, y.sum(), confidence))
 
 
-def bootstrap_ratio_interval(
-    numerator_by_cluster: ArrayLike,
-    denominator_by_cluster: ArrayLike,
-    confidence: float = 0.95,
-    replicates: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over clusters of the same ratio: the cross-check of `ratio_interval`.
-
-    Resamples G clusters with replacement (Efron and Tibshirani 1993, An Introduction to the Bootstrap,
-    ch. 13); se is the replicates' standard deviation, without the G/(G-1) correction. Deterministic in
-    `seed`. Shapes and errors as `ratio_interval`.
-    """
-    x, y = _vectors(numerator_by_cluster, denominator_by_cluster)
-    x, y = x[y > 0], y[y > 0]
-    clusters = len(y)
-    if clusters < 2:
-        return ratio_interval(x, y, confidence)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=replicates)
-    ratios = (draws @ x) / (draws @ y)
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return _interval(ratio_estimates(x, y)._replace(se=ratios.std(ddof=1)), low, high)
-
-
 def paired_estimates(
     a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, relative: bool
 ) -> Estimates:

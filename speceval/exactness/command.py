@@ -1,9 +1,8 @@
-"""What `speceval verify` does around one verification: progress, the report's files, the tables."""
+"""What surrounds one verification: progress and the report's file."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,39 @@ from typing import Any
 from rich.console import Console
 
 from speceval.exactness.run import Settings, Tell, verify
-from speceval.exactness.verdict import Report, tables
+from speceval.exactness.verdict import Report
+from speceval.files import write_whole
 from speceval.measure.job import prepare
-from speceval.measure.output import output_to
+from speceval.measure.output import output_to, terminal
 from speceval.store.schema import versioned
 
 REFRESH = 5.0
 """Seconds between two lines of progress."""
 
 
-def execute(settings: Settings, out: Path | None, console: Console | None, **asked: Any) -> Report:
-    """Verify what `asked` names (arguments of `launch.prepare`), write `verify.json` and show the report.
+def execute(settings: Settings, out: Path | None, progress: bool, **asked: Any) -> Report:
+    """Verify what `asked` names (arguments of `job.prepare`) and write `verify.json`.
 
-    `out`: directory for the report and the engine's log, by default results/verify/<name>. `console` None: print one
-    JSON object instead of tables. Raises `UserError`.
+    `out`: directory for the report and the engine's log, by default results/verify/<name>. `progress`: whether to show
+    it on standard error. Raises `UserError`.
     """
     settings.check()
     # The suite plays no part, but a run has one. What the verifier sees is recorded by verify itself.
     job = prepare(suite_names=["demo"], record=False, **asked)
     directory = out or Path("results") / "verify" / job.spec.name
-    # Own copy of the terminal: the engine's output goes to a file meanwhile.
-    with os.fdopen(os.dup(2), "w") as terminal:
-        report = verify(job, settings, directory, teller(Console(file=terminal)), output_to)
-    write(report, directory)
-    if console is None:
-        print(json.dumps(versioned("verify", report.as_json()), ensure_ascii=False, allow_nan=False))
+    if progress:
+        with terminal() as console:
+            report = verify(job, settings, directory, teller(console), output_to)
     else:
-        console.print(tables(report), highlight=False)
+        report = verify(job, settings, directory, lambda stage, done, total: None, output_to)
+    write(report, directory)
     return report
 
 
 def write(report: Report, directory: Path) -> None:
     """Write `directory`/verify.json, whole or not at all."""
-    file = directory / "verify.json"
-    partial = file.with_suffix(".partial")
     content = versioned("verify", report.as_json())
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    partial.replace(file)
+    write_whole(directory / "verify.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def teller(console: Console) -> Tell:

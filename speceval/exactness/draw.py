@@ -9,8 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from speceval.engines.base import Finished, Sampling
-from speceval.engines.vllm.offline import OfflineEngine
+from speceval.engines.base import Engine, Finished, Sampling, Verifiable
 from speceval.errors import UserError
 
 Tick = Callable[[int, int], None]
@@ -68,15 +67,15 @@ class Continuations:
     undrafted: int = 0
     """Steps after the prefill that verified no drafts."""
     recorded: dict[str, NDArray[Any]] | None = None
-    """`vllm_patches.taps.evidence.rows`; None where nothing was recorded."""
+    """`Verifiable.take_evidence`; None where nothing was recorded."""
     counts: dict[str, int] = field(default_factory=dict)
     """`padded`, `broken` and `without_q` of `evidence`, and the engine's `preemptions`."""
 
 
-def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
+def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
     """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error."""
     _check_context(engine, plan)
-    recording = engine.start_evidence()
+    recording = isinstance(engine, Verifiable) and engine.start_evidence()
     before = engine.counters().preemptions
     batch = AHEAD * (engine.facts().max_num_seqs or 1)
     finished: dict[str, Finished] = {}
@@ -96,7 +95,7 @@ def draw(engine: OfflineEngine, plan: Plan, tick: Tick) -> Continuations:
         found.slots.append(slots_of(done))
         found.undrafted += sum(step.drafted == 0 for step in done.steps)
     found.counts["preemptions"] = engine.counters().preemptions - before
-    if recording:
+    if recording and isinstance(engine, Verifiable):
         found.recorded, counts = engine.take_evidence()
         found.counts |= counts
     return found
@@ -112,19 +111,7 @@ def slots_of(done: Finished) -> tuple[int, ...]:
     return (*[FIRST] * (len(done.token_ids) - len(later)), *later)
 
 
-def prompt_log_probabilities(engine: OfflineEngine, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The engine's log-probability of each token of each sequence, but the first, given those before it."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    outputs = engine.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
-    return [
-        [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], sequence[1:], strict=True)]
-        for output, sequence in zip(outputs, sequences, strict=True)
-    ]
-
-
-def _check_context(engine: OfflineEngine, plan: Plan) -> None:
+def _check_context(engine: Engine, plan: Plan) -> None:
     longest, k = max(map(len, plan.prompts)), engine.facts().k
     needed = longest + plan.tokens + k + 1
     if needed > engine.max_model_len:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from speceval.engines.vllm.offline import OfflineEngine, require_vllm
+from speceval.engines import alone
+from speceval.engines.base import Engine, Verifiable
 from speceval.errors import UserError
-from speceval.exactness.alone import draw_baseline
 from speceval.exactness.checks import exact_checks, planned, two_sample_checks
-from speceval.exactness.draw import Continuations, Plan, draw, prompt_log_probabilities
+from speceval.exactness.draw import Continuations, Plan, draw
 from speceval.exactness.reference import Reference, Tokens
 from speceval.exactness.verdict import ALPHA, Report
 from speceval.measure import launch
 from speceval.measure.job import Job
-from speceval.measure.start import check_settings, missing_patches, start_engine
+from speceval.measure.start import check_settings, order, start_engine
 
 Mode = Literal["auto", "exact", "two-sample"]
 Tell = Callable[[str, int, int], None]
@@ -79,7 +79,6 @@ def verify(
     settings.check()
     if job.spec.temperature <= 0:
         raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
-    require_vllm()
     job = launch.fetch(job)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "engine.log"
@@ -88,16 +87,16 @@ def verify(
         baseline = None
         if _mode(job, settings) == "two-sample":
             tell("drawing without speculation", 0, 1)
-            baseline = draw_baseline(job, plan_for(job, settings, _encode(job, settings.prompts)), file)
+            baseline = _draw_alone(job, plan_for(job, settings, _encode(job, settings.prompts)), file)
             seconds.lap("baseline")
         tell("starting the engine", 0, 1)
-        engine = start_engine(job)
-        seconds.lap("start")
-        return examine(engine, job, settings, tell, baseline, seconds)
+        with closing(start_engine(job)) as engine:
+            seconds.lap("start")
+            return examine(engine, job, settings, tell, baseline, seconds)
 
 
 def examine(
-    engine: OfflineEngine,
+    engine: Engine,
     job: Job,
     settings: Settings,
     tell: Tell,
@@ -126,7 +125,7 @@ def examine(
     return Report(
         settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
         engine=facts.model_dump(),
-        missing=missing_patches(engine, job.spec),
+        missing=engine.missing_patches(),
         reference=kind,
         checks=checks,
         alpha=alpha,
@@ -189,13 +188,21 @@ def _encode(job: Job, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer.encode(text) for text in texts]
 
 
-def _check_reference(engine: OfflineEngine, reference: Reference, plan: Plan, found: Continuations) -> None:
+def _draw_alone(job: Job, plan: Plan, log: Path) -> list[Tokens]:
+    """As many continuations of the same prompts as `plan` draws, by the target alone and with other randomness."""
+    requests = [(plan.prompts[plan.prompt(i)], replace(plan.sampling(i), seed=None)) for i in range(plan.samples)]
+    return alone.draw(replace(order(job), seed=plan.seed + 1), requests, log)
+
+
+def _check_reference(engine: Engine, reference: Reference, plan: Plan, found: Continuations) -> None:
     """The reference must be the engine's own target: log-probabilities of a few sequences agree."""
     import numpy as np
 
     few = {plan.prompt(i): i for i in range(min(plan.samples, 4 * len(plan.prompts)))}
     sequences = [[*plan.prompts[prompt], *found.tokens[i]] for prompt, i in few.items()]
-    theirs = prompt_log_probabilities(engine, sequences)
+    if not isinstance(engine, Verifiable):
+        raise UserError("this engine tells no log-probabilities: use --reference two-sample")
+    theirs = engine.log_probabilities(sequences)
     worst = 0.0
     for sequence, scores in zip(sequences, theirs, strict=True):
         _, logits = next(reference.logits(sequence[:1], [tuple(sequence[1:])]))

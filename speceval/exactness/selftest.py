@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from speceval.errors import UserError
 from speceval.estimate import acceptance
-from speceval.estimate.acceptance import REQUEST
+from speceval.store import REQUEST
 
 if TYPE_CHECKING:
     from speceval.measure.job import Job

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.jupyter import JupyterMixin
+
 from speceval.exactness.checks import ACCEPTED, TOKENS, VERIFIED, Check
 from speceval.exactness.law import Verdict
 
@@ -19,9 +21,9 @@ FALSE_ALARMS = 1e-6
 EXIT_CODES = {Verdict.exact: 0, Verdict.biased: 1, Verdict.unsettled: 2}
 
 
-@dataclass(frozen=True)
-class Report:
-    """One finished verification."""
+@dataclass(frozen=True, repr=False)
+class Report(JupyterMixin):
+    """One finished verification. A terminal (rich) and a notebook show its tables."""
 
     settings: dict[str, Any]
     engine: dict[str, Any]
@@ -85,6 +87,12 @@ class Report:
     def untested(self) -> list[str]:
         """Places that too few draws reached."""
         return list(dict.fromkeys(c.where for c in self.checks if c.p is None))
+
+    def __repr__(self) -> str:
+        return f"<verification: {self.line()}>"
+
+    def __rich__(self) -> Any:
+        return tables(self)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, without NaN or infinity."""

@@ -5,40 +5,33 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 
-from speceval import catalog
+from speceval import engines
 from speceval.engines.base import Engine
 from speceval.measure import runner
+from speceval.measure.content import checkpoint_facts, suite_facts, target_facts
 from speceval.measure.job import Job
-from speceval.measure.weights import weights_hash
 from speceval.protocol import (
     digest,
 )
 from speceval.store.schema import (
-    Checkpoint,
     Environment,
     Fingerprint,
     SamplingFacts,
-    SuiteFacts,
 )
-from vllm_patches.versions import DISTRIBUTIONS
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets")
+"""Beside ours and the engine's own: their versions are recorded."""
 
 
 def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fingerprint:
     """Everything that moves tau (docs/build/architecture.md: the store)."""
-    spec = job.spec
+    spec, patches = job.spec, [patch for patch in engine.patches() if patch.state == "active"]
     return Fingerprint(
-        target=_checkpoint(job.target.name, job.target),
-        draft=_checkpoint(job.draft.name, job.draft),
-        suites={
-            suite.name: SuiteFacts(
-                version=suite.version,
-                dataset=suite.dataset_hash,
-                conversations=len(suite.conversations),
-                max_tokens=spec.max_tokens or suite.max_tokens,
-            )
-            for suite in job.suites
-        },
+        target=target_facts(job.target, spec, engine.loads_checkpoints),
+        draft=checkpoint_facts(job.draft, engine.loads_checkpoints),
+        suites={suite.name: suite_facts(suite, spec) for suite in job.suites},
         prompts=runner.prompts_hash(engine, job.suites, template),
         chat_template=digest(str(getattr(engine.tokenizer, "chat_template", ""))),
         chat_template_kwargs=spec.chat_template_kwargs,
@@ -49,30 +42,25 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         shuffle_seed=spec.shuffle_seed,
         engine=engine.facts(),
         replay=spec.replay,
-        patches=sorted({status.id for status in engine.patches() if status.state == "active"}),
+        draft_args=spec.draft_args,
+        patches=sorted(patch.id for patch in patches),
+        method_patches=sorted(patch.id for patch in patches if patch.bound),
     )
 
 
-def _checkpoint(name: str, checkpoint: catalog.Target | catalog.Draft) -> Checkpoint:
-    """A checkpoint without the place where this machine keeps it."""
-    model, revision = checkpoint.model, checkpoint.revision
-    return Checkpoint(
-        name=name,
-        model=model if checkpoint.source == "hub" else checkpoint.source,
-        revision=revision,
-        weights=weights_hash(model, revision) if model else None,
-    )
-
-
-def environment() -> Environment:
-    """Machine and package versions, for the record only."""
-    packages = ["speceval", *DISTRIBUTIONS, "torch", "transformers", "tokenizers", "numpy", "datasets"]
+def environment(engine: str = "vllm") -> Environment:
+    """Machine and package versions, an engine's among them, for the record only."""
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
         cpus=os.cpu_count(),
-        packages={name: version for name in packages if (version := _version(name))},
+        packages=versions(["speceval", *engines.find(engine).packages, *PACKAGES]),
     )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Name and version of those of the packages that are installed."""
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

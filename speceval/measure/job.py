@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import vllm_patches
-import vllm_patches.methods
-import vllm_patches.refuse
-from speceval import catalog, suites
+from speceval import catalog, engines, suites
 from speceval.catalog.methods import default_drafting, find
 from speceval.errors import UserError
-from speceval.measure import until
-from speceval.protocol import (
-    RunSpec,
-    make_spec,
-)
+from speceval.measure import content, until
+from speceval.protocol import LOSSLESS, RunSpec, make_spec
 from speceval.store import StoredRun, read_meta, read_run, run_directory
-from speceval.store.files import Texts
-from speceval.store.schema import (
-    other_request,
-)
+from speceval.store.layout import Texts
+from speceval.store.schema import other_request
 from speceval.suites import Suite
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
 """Suites of a run that names none."""
-
-ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
-"""The zoo's models are float32 and too small to be worth compiling."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,8 @@ class Job:
     """Unconditional acceptance rate of positions 1 … K that the engine is made to have: `speceval selftest`."""
     against: StoredRun | None = None
     """The run whose difference `--until` is about."""
+    command: tuple[str, ...] = ()
+    """What a shell would be told to ask for it again; empty: this process's own command line."""
 
 
 def prepare(
@@ -59,20 +51,24 @@ def prepare(
     data_dir: Path | None = None,
     out: Path | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    engine: str = "vllm",
+    method: str | None = None,
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
     against: Path | None = None,
+    load: Callable[..., Suite] = suites.load,
     **fields: Any,
 ) -> Job:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
-    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `fields`
-    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>` or where
-    an earlier version put the same run.
+    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `load`
+    loads a suite, `fields` are the other fields of `RunSpec`. `out` is the run's directory, by default
+    `results/<name of the spec>` or where an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
-    pair = catalog.resolve(target, draft)
+    pair = catalog.resolve(target, draft, method)
     assert pair.draft is not None
+    defaults = engines.find(engine).defaults(pair.target)
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
     spec = make_spec(
         target=pair.target.name,
@@ -81,12 +77,14 @@ def prepare(
         temperature=temperature,
         drafting=drafting or default_drafting(pair.draft.method, max(temperature, 0)),
         suites=tuple(names),
+        method=method,
         chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
-        engine_args={**(ZOO_ENGINE_ARGS if pair.target.source == "zoo" else {}), **(engine_args or {})},
+        engine=engine,
+        engine_args={**defaults, **(engine_args or {})},
         **fields,
     )
     _check_method(spec, pair.draft.method)
-    loaded = [suites.load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
     if len({suite.name for suite in loaded}) < len(loaded):
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
     if reference is not None:
@@ -105,8 +103,10 @@ def _choose_k(draft: catalog.Draft, k: int | None) -> int:
 
 def _check_method(spec: RunSpec, method: str) -> None:
     draft = spec.draft
-    if reason := vllm_patches.refuse.rejection(spec.rejection):
-        raise UserError(f"--rejection {spec.rejection}: {reason}")
+    if spec.rejection not in LOSSLESS:
+        raise UserError(
+            f"--rejection {spec.rejection}: is not lossless, nothing to measure: use {' or '.join(LOSSLESS)}"
+        )
     deterministic = find(method).deterministic
     if deterministic != (spec.drafting == "deterministic"):
         only = "deterministic" if deterministic else "probabilistic or greedy"
@@ -114,9 +114,19 @@ def _check_method(spec: RunSpec, method: str) -> None:
 
 
 def stored(job: Job) -> StoredRun | None:
-    """The run as it stands in the store, or None. Raises `UserError` when the directory holds another run."""
+    """The run as it stands in the store, or None.
+
+    Raises `UserError` when the directory holds another run, or one of what was called the same and is not what it was.
+    """
     if not (job.directory / "run.json").exists():
         return None
-    if other := other_request(read_meta(job.directory), job.spec):
+    meta = read_meta(job.directory)
+    if other := other_request(meta, job.spec):
         raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
+    if changes := content.changes(job.spec, job.target, job.draft, job.suites, meta.fingerprint):
+        state = "cannot resume" if meta.status == "running" else "holds a finished run"
+        raise UserError(
+            f"{job.directory}: {state}, and what it was made of has changed since ({'; '.join(changes)}): nothing was "
+            "measured: name another --out, or undo the change"
+        )
     return read_run(job.directory)

@@ -5,46 +5,57 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
-from speceval import catalog
+from speceval import catalog, engines
 from speceval.engines.base import Engine
-from speceval.engines.vllm.offline import require_vllm
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.measure import runner, until
+from speceval.measure import effect, runner, until
 from speceval.measure.fingerprint import environment, make_fingerprint
 from speceval.measure.job import Job
 from speceval.measure.output import Watch
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
 from speceval.store import Store, StoredRun, read_run
-from speceval.store.schema import (
-    PatchState,
-    RunMeta,
-    Segment,
-    differences,
-)
+from speceval.store.schema import RunMeta, Segment, differences
 
 FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is what was put in, no measurement"
 """Problem of every run with forced rates: whatever shows a run shows it."""
 
 
-def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[None]]) -> StoredRun:
+def own_engine(job: Job) -> AbstractContextManager[Engine]:
+    """An engine for one job alone."""
+    return closing(start_engine(job))
+
+
+def run(
+    job: Job,
+    watch: Watch,
+    log: Callable[[Path], AbstractContextManager[None]],
+    engine_for: Callable[[Job], AbstractContextManager[Engine]] = own_engine,
+) -> StoredRun:
     """Measure what the store does not hold yet and return the finished run.
 
-    `watch` shows progress; `log` sends the engine's own output to a file while its context is open.
+    `watch` shows progress; `log` sends the engine's own output to a file while its context is open; `engine_for` gives
+    the engine while its context is open.
     Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
     """
-    require_vllm()
     job = fetch(job)
-    with Store(job.directory) as store, log(job.directory / "engine.log"):
-        engine = start_engine(job)
+    with (
+        Store(job.directory) as store,
+        log(job.directory / "engine.log"),
+        engine_for(job) as engine,
+    ):
         check_engine(engine, job.spec)
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
-        meta = _open_meta(store, job, engine, template)
+        notes = [note for suite in job.suites for note in suite.notes]
+        notes += effect.check(
+            engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
+        )
+        meta = _open_meta(store, job, engine, template, notes)
         engine.warm_up()
         planned = len(runner.plan(job.suites, job.spec.seeds))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
@@ -75,14 +86,21 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
 
 
 def fetch(job: Job) -> Job:
-    """The job with its checkpoints at hand (`catalog.fetch`) and K within their limits. Raises `UserError`."""
+    """The job with its checkpoints at hand (`catalog.fetch`) and K within their limits, if its engine loads them.
+
+    Raises `UserError`, also where the engine cannot run: before anything is fetched.
+    """
+    engine = engines.find(job.spec.engine)
+    engine.require()
+    if not engine.loads_checkpoints:
+        return job
     pair = catalog.fetch(catalog.Pair(target=job.target, draft=job.draft))
     assert pair.draft is not None
     catalog.check_k(pair.draft, job.spec.k)
     return replace(job, target=pair.target, draft=pair.draft)
 
 
-def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template) -> RunMeta:
+def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template, notes: list[str]) -> RunMeta:
     """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
     fingerprint = make_fingerprint(job, engine, template)
     if job.against is not None:
@@ -96,20 +114,25 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
                 f"({'; '.join(changes)}): undo that, or name another --out"
             )
         meta.segments = account_for(meta.segments, len(store.done))
+        meta.notes = notes
         return meta
     meta = RunMeta(
         name=job.spec.name,
         status="running",
         created=_now(),
-        command=["speceval", *(part.encode(errors="backslashreplace").decode() for part in sys.argv[1:])],
+        command=[
+            part.encode(errors="backslashreplace").decode() for part in job.command or ("speceval", *sys.argv[1:])
+        ],
         spec=job.spec,
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,
         conversations=len(runner.plan(job.suites, job.spec.seeds)),
-        environment=environment(),
-        patches=[PatchState(**asdict(status)) for status in engine.patches()],
+        environment=environment(job.spec.engine),
+        patches=engine.patches(),
         segments=[],
         problems=[],
+        evidence=engine.evidence,
+        notes=notes,
     )
     store.write_meta(meta)
     return meta

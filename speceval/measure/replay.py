@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speceval import catalog
+from speceval.catalog.methods import find
 from speceval.errors import UserError
+from speceval.estimate import books
 from speceval.estimate.replay import is_replay
-from speceval.protocol import digest
+from speceval.protocol import digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
-from speceval.store.files import Texts
+from speceval.store.layout import Texts
 
 INHERITED = (
     *(
@@ -44,6 +48,28 @@ def source(run: StoredRun) -> dict[str, Any]:
         "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
         **spec.model_dump(mode="json", include=set(INHERITED)),
     }
+
+
+def inherited(
+    run: Path, target: str, draft: str, given: Mapping[str, Any], method: str | None = None
+) -> dict[str, Any]:
+    """`source` of the run below `run`, for a replay with another drafter. Raises `UserError`.
+
+    `given`: the fields of `INHERITED` that the user named; what is not as the run has it is refused.
+    """
+    stored = books.read(run)
+    fixed, name = source(stored), stored.meta.spec.target
+    pair = catalog.resolve(target, draft, method)
+    if pair.draft is not None and find(pair.draft.method).deterministic:
+        raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
+    if pair.target.name != name:
+        raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
+    for field, value in given.items():
+        if (list(value) if isinstance(value, tuple) else value) != fixed[field]:
+            raise UserError(
+                f"{flag(field).name}: the run that is replayed has {fixed[field]}: leave it out, or name another run"
+            )
+    return fixed
 
 
 def texts(directory: Path) -> Texts:

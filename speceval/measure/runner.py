@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from speceval.engines.base import Engine, Finished, Sampling
 from speceval.measure import chat, interrupts
-from speceval.measure.stretch import Stretch
+from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import RECORDED_COLUMNS, Counts, Key, Store, pack
+from speceval.store import RECORDED_COLUMNS, Counts, Key, Texts, pack
 from speceval.store.schema import Segment
 from speceval.suites import Conversation, Suite
 
 if TYPE_CHECKING:
     from speceval.measure.until import Looks
-from speceval.store.files import Texts
 
 QUEUE_AHEAD = 2
 """Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
@@ -53,7 +52,7 @@ class _Live:
 
     def __init__(self, suite: Suite, conversation: Conversation, seed: int) -> None:
         self.suite, self.conversation, self.seed = suite, conversation, seed
-        self.messages: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
+        self.messages: list[chat.Message] = suite.opening(conversation)
         self.turns: list[dict[str, Any]] = []
         self.skipped: str | None = None
         self._prompt_tokens = 0
@@ -82,9 +81,8 @@ class _Live:
                 self.skipped = f"turn {self.turn} is not in the run that is replayed"
                 return
             max_tokens = len(text)
-        if len(prompt) < 2:
-            # vLLM pads the first step of such a prompt with drafts that nobody made.
-            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least 2 are needed"
+        if len(prompt) < (least := engine.shortest_prompt):
+            self.skipped = f"turn {self.turn} has a prompt of {len(prompt)} tokens, at least {least} are needed"
             return
         needed = len(prompt) + max_tokens + spec.k + 1
         if needed > engine.max_model_len:
@@ -160,9 +158,8 @@ def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) ->
     """SHA-256 of the first turn's rendered prompt tokens of every conversation."""
     rendered = []
     for suite in suites:
-        system: list[chat.Message] = [{"role": "system", "content": suite.system}] if suite.system else []
         for conversation in suite.conversations:
-            messages = [*system, {"role": "user", "content": conversation.turns[0]}]
+            messages = [*suite.opening(conversation), {"role": "user", "content": conversation.turns[0]}]
             rendered.append(chat.render(engine.tokenizer, messages, template.kwargs))
     return digest(rendered)
 
@@ -172,7 +169,7 @@ def measure(
     spec: RunSpec,
     suites: list[Suite],
     template: Template,
-    store: Store,
+    store: Sink,
     progress: Progress,
     changed: Callable[[], None],
     texts: Texts | None = None,

@@ -8,22 +8,33 @@ a step of one token may have had drafts or none. So what unfinished conversation
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from speceval.engines.base import Counters, Engine
-from speceval.store import Store
+from speceval.store import Key
 from speceval.store.schema import Segment
 
 Turn = dict[str, Any]
 """A finished turn as the journal holds it: `steps` of (drafted, accepted, committed), and `padded_steps`."""
 
 
+class Sink(Protocol):
+    """What takes finished conversations: a run's store, or nothing that keeps them."""
+
+    @property
+    def done(self) -> Collection[Key]:
+        """The conversations that are in."""
+
+    def append(self, conversation: dict[str, Any]) -> None:
+        """Take one finished conversation."""
+
+
 class Stretch:
     """The stretch that goes on, from now."""
 
-    def __init__(self, engine: Engine, store: Store) -> None:
+    def __init__(self, engine: Engine, store: Sink) -> None:
         self.tokens = 0
         """Committed so far."""
         self._engine, self._store, self._first = engine, store, len(store.done)

@@ -12,17 +12,21 @@ import hashlib
 import json
 import multiprocessing
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from speceval import engines
+from speceval.engines.base import Engine
 from speceval.errors import UserError
+from speceval.files import write_whole
 from speceval.measure import runner
 from speceval.measure.job import Job
 from speceval.measure.launch import fetch
 from speceval.measure.output import output_to
-from speceval.measure.start import start_engine
+from speceval.measure.start import order, start_engine
 from speceval.store import Key
 from speceval.store.schema import Machine, Speedup, Timing
 from speceval.suites import Conversation, Suite
@@ -38,10 +42,9 @@ Block = tuple[Suite, list[Conversation]]
 
 
 class _Nowhere:
-    """A store that keeps nothing."""
+    """Keeps nothing."""
 
-    def __init__(self) -> None:
-        self.done: set[Key] = set()
+    done: frozenset[Key] = frozenset()
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Forget it."""
@@ -59,7 +62,7 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
     worker.start()
     worker.join()
     if not result.exists():
-        raise UserError(f"--baseline: timing failed, {log} says why; the run itself is stored")
+        raise UserError(f"--speedup: timing failed, {log} says why; the run itself is stored")
     timings = [Timing(**timing) for timing in json.loads(result.read_text())]
     result.unlink()
     return Speedup(machine=machine(), batches=list(batches), timings=timings)
@@ -68,30 +71,32 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
 def check(suites: Sequence[Suite], batches: Sequence[int]) -> None:
     """Raises `UserError` when a suite cannot be timed at one of the batch sizes."""
     if min(batches, default=0) < 1:
-        raise UserError("--baseline-batch: batch sizes are whole numbers from 1, such as 1,32")
+        raise UserError("--speedup-batch: batch sizes are whole numbers from 1, such as 1,32")
     for batch in batches:
         for suite in suites:
             if len(blocks(suite, batch)) < FEWEST_BLOCKS:
                 raise UserError(
-                    f"--baseline: {suite.name} has {len(suite.conversations)} conversations, too few for "
-                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --baseline-batch"
+                    f"--speedup: {suite.name} has {len(suite.conversations)} conversations, too few for "
+                    f"{FEWEST_BLOCKS} blocks at batch {batch}: ask for a smaller --speedup-batch"
                 )
 
 
 def _work(job: Job, batches: tuple[int, ...], log: Path, result: Path) -> None:
     with output_to(log):
         timings = list(time_blocks(job, batches))
-    partial = result.with_suffix(".partial")
-    partial.write_text(json.dumps([timing.model_dump() for timing in timings]))
-    partial.replace(result)
+    write_whole(result, json.dumps([timing.model_dump() for timing in timings]))
 
 
-def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:
+def time_blocks(job: Job, batches: Sequence[int]) -> Iterator[Timing]:
     """Run every block on both engines in turns."""
     spec = job.spec.model_copy(update={"record": False, "batch": max(batches), "seeds": job.spec.seeds[:1]})
     job = replace(fetch(replace(job, spec=spec)), texts=None)
-    engines = {"drafted": start_engine(job), "alone": start_engine(job, alone=True)}
-    template = runner.Template(spec.chat_template_kwargs, job.target.answer_marker)
+    with closing(start_engine(job)) as drafted, closing(engines.open(order(job).alone())) as alone:
+        yield from _in_turns(job, {"drafted": drafted, "alone": alone}, batches)
+
+
+def _in_turns(job: Job, engines: dict[str, Engine], batches: Sequence[int]) -> Iterator[Timing]:
+    spec, template = job.spec, runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
 
     def run(name: str, batch: int, suite: Suite, conversations: list[Conversation]) -> tuple[float, int]:
         part = replace(suite, conversations=conversations)
@@ -101,7 +106,7 @@ def time_blocks(job: Job, batches: Sequence[int]) -> Iterable[Timing]:
             spec.model_copy(update={"batch": batch}),
             [part],
             template,
-            _Nowhere(),  # type: ignore[arg-type]
+            _Nowhere(),
             progress,
             lambda: None,
             ahead=1,
@@ -133,8 +138,8 @@ def blocks(suite: Suite, batch: int) -> list[list[Conversation]]:
     """The suite's conversations in whole blocks, at most `MOST_BLOCKS`."""
     size = 1 if batch == 1 else 2 * batch
     whole = len(suite.conversations) // size
-    found = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
-    return found[:MOST_BLOCKS]
+    parts = [list(suite.conversations[start * size : (start + 1) * size]) for start in range(whole)]
+    return parts[:MOST_BLOCKS]
 
 
 def machine() -> Machine:

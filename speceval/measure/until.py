@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.estimate.acceptance import REQUEST, conversation_totals
+from speceval.estimate.acceptance import conversation_totals
 from speceval.estimate.comparison import require_comparable
 from speceval.estimate.stopping import ERROR, Decision, decide, grid, paired_estimate, tau_estimate
 from speceval.protocol import RunSpec, digest
-from speceval.store import Counts, Key, Store, StoredRun
+from speceval.store import REQUEST, Counts, Key, Store, StoredRun
 from speceval.store.schema import Behind, Fingerprint, RunMeta, StoppedSuite, Stopping
 from speceval.suites import Suite
 
@@ -190,7 +190,7 @@ def restrict(suites: Sequence[Suite], against: StoredRun) -> list[Suite]:
     """The suites with the conversations that `against` has too. Raises `UserError` when that leaves one empty."""
     kept = []
     for suite in suites:
-        theirs = set(against.turns.loc[against.turns["suite"] == suite.name, "conversation"])
+        theirs = set(against.suite(suite.name)[1]["conversation"])
         conversations = [conversation for conversation in suite.conversations if conversation.id in theirs]
         if not conversations:
             raise UserError(f"--against {against.directory}: has no conversation of {suite.name}: name another run")

@@ -31,9 +31,9 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """A check with what was compared."""
+    """A check with what was compared. A terminal (rich) and a notebook show its tables."""
 
     check: Check
     base: Baseline
@@ -45,6 +45,34 @@ class Report:
     def same_weights(self) -> bool:
         """Whether both runs used the same drafter weights."""
         return self.base.weights.draft == self.new.weights.draft
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the suites' verdicts."""
+        return self.check.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 fail, 2 inconclusive."""
+        return self.check.exit_code
+
+    @property
+    def suites(self) -> list[SuiteCheck]:
+        """The verdict on each suite, and what it rests on."""
+        return self.check.suites
+
+    def markdown(self) -> str:
+        """A summary for a pull request."""
+        return markdown(self)
+
+    def __repr__(self) -> str:
+        return f"<check: {self.verdict} at a margin of {self.check.margin_percent:g} %>"
+
+    def __rich__(self) -> RenderableType:
+        return terminal(self)
+
+    def _repr_markdown_(self) -> str:
+        return markdown(self)
 
     def as_json(self) -> dict[str, Any]:
         """One JSON-ready object."""

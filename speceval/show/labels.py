@@ -1,9 +1,49 @@
-"""Names that tell runs apart."""
+"""Names that tell runs apart: in figures, and in the page that holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from speceval.store import StoredRun
+
+FORMS = {
+    "draft": "{}",
+    "target": "{}",
+    "temperature": "T={:g}",
+    "k": "K={}",
+    "drafting": "{} drafts",
+    "rejection": "{} verification",
+    "top_p": "top-p {:g}",
+    "top_k": "top-k {}",
+    "max_tokens": "{} tokens",
+}
+"""Fields of the request that tell runs apart, and how a label says their values."""
+
+
+def labels(
+    runs: Sequence[StoredRun], leave_out: Sequence[str] = (), form: Callable[[str], str] = lambda part: part
+) -> list[str]:
+    """A short name for each run: its drafter, what else of the request differs, and, of equals, the directory.
+
+    Fields in `leave_out` are not named. `form` is applied to every part, such as a cut of long ones.
+    """
+    specs = [run.meta.spec for run in runs]
+    differ = [
+        name
+        for name in FORMS
+        if name == "draft" or (name not in leave_out and len({getattr(spec, name) for spec in specs}) > 1)
+    ]
+    parts = [
+        [FORMS[name].format(getattr(spec, name)) for name in differ if getattr(spec, name) is not None]
+        for spec in specs
+    ]
+    names = [", ".join(map(form, own)) for own in parts]
+    directories = directory_names([run.directory for run in runs])
+    return [
+        f"{name} ({form(directory)})" if names.count(name) > 1 else name
+        for name, directory in zip(names, directories, strict=True)
+    ]
 
 
 def directory_names(directories: Sequence[Path]) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from speceval.paths import DATA, data_directory
+from speceval import engines
+from speceval.measure.fingerprint import versions
 
 
 def show(what: str, root: Path) -> RenderableType:
@@ -22,69 +23,31 @@ def show(what: str, root: Path) -> RenderableType:
 
 def rows(what: str, root: Path) -> list[dict[str, str]]:
     """A listing as plain rows of equal keys; of patches, each has keys of its own."""
-    if what == "runs":
-        return _runs(root)
-    if what == "patches":
-        return _patches()
-    if what == "suites":
-        from speceval.suites.load import listing
+    return LISTINGS[what](root)
 
-        return listing()
+
+def _suites(_: Path) -> list[dict[str, str]]:
+    from speceval.suites.load import listing
+
+    return listing()
+
+
+def _catalog(what: Literal["targets", "drafters"]) -> list[dict[str, str]]:
     from speceval import catalog
 
-    return catalog.listing("targets" if what == "targets" else "drafters")
-
-
-def _patches() -> list[dict[str, str]]:
-    """The ledger: the patches, each with its state in this process, and the defects that nothing is replaced for."""
-    import vllm_patches
-    from vllm_patches import unpatched
-
-    replaced = [
-        {
-            "id": status.id,
-            "what": status.title,
-            "replaces": status.target,
-            "vLLM": status.versions,
-            "state": f"{status.state}: {status.reason}" if status.reason else status.state,
-            "upstream": _links(status.upstream.split()),
-        }
-        for status in vllm_patches.status()
-    ]
-    accounted = [
-        {
-            "id": row.id,
-            "what": row.title,
-            "place": row.target,
-            "vLLM": f"{row.versions}, {row.runner} runner",
-            "state": f"{row.state}: {row.answer}",
-            "upstream": _links(row.upstream),
-        }
-        for row in unpatched.ROWS
-    ]
-    return replaced + accounted
+    return catalog.listing(what)
 
 
 def _blocks(patches: list[dict[str, str]]) -> Group:
-    import vllm_patches
-
-    parts: list[RenderableType] = [Text(f"vLLM: {vllm_patches.vllm_version() or 'not installed'}")]
+    installed = versions(engines.find("vllm").packages).items()
+    known = ", ".join(f"{name} {version}" for name, version in installed)
+    parts: list[RenderableType] = [Text(known or "vLLM: not installed")]
     for facts in patches:
         block = Table.grid(padding=(0, 2))
         for label, value in list(facts.items())[1:]:
             block.add_row(f"  {label}", Text(value))
         parts += [Text(facts["id"], style="bold"), block]
     return Group(*parts)
-
-
-def _links(upstream: Iterable[str]) -> str:
-    """Web addresses as they are; our own reports by the file that this installation has of them."""
-    return " ".join(_file(link) if link.startswith(f"{DATA['upstream']}/") else link for link in upstream)
-
-
-def _file(report: str) -> str:
-    path = data_directory("upstream") / Path(report).name
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
@@ -116,3 +79,13 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         shown.add_row(*(Text(str(value)) for value in row.values()))
     return shown
+
+
+LISTINGS: dict[str, Callable[[Path], list[dict[str, str]]]] = {
+    "targets": lambda _: _catalog("targets"),
+    "drafters": lambda _: _catalog("drafters"),
+    "suites": _suites,
+    "patches": lambda _: engines.find("vllm").ledger(),
+    "runs": _runs,
+}
+"""What can be listed -> its rows; of runs: those below a folder."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -22,9 +23,12 @@ MOST_OFTEN = 50
 """Time between two updates, at least, for each second that one takes: tau of 100,000 conversations takes a while."""
 
 
-def watcher(console: Console) -> Watch:
-    """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere."""
-    return _bar(console) if console.is_terminal else _lines(console)
+def watcher(console: Console, place: str = "") -> Watch:
+    """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere.
+
+    place: where the run is among others, "[3/40] ".
+    """
+    return _bar(console, place) if console.is_terminal else _lines(console, place)
 
 
 def running_tau(progress: Progress) -> str:
@@ -50,7 +54,7 @@ def _status(progress: Progress) -> str:
     return f"{speed:,.0f} tokens/s  {running_tau(progress)}"
 
 
-def _bar(console: Console) -> Watch:
+def _bar(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         columns = (
@@ -65,7 +69,7 @@ def _bar(console: Console) -> Watch:
         # Refreshed by hand: a refresh thread would take the engine's time.
         with Bar(*columns, console=console, auto_refresh=False) as bar:
             task = bar.add_task(
-                f"{spec.draft} T={spec.temperature:g}",
+                f"{escape(place)}{spec.draft} T={spec.temperature:g}",
                 total=progress.conversations,
                 completed=progress.done,
                 status="",
@@ -87,13 +91,13 @@ def _bar(console: Console) -> Watch:
     return watch
 
 
-def _lines(console: Console) -> Watch:
+def _lines(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         def show() -> None:
             console.print(
-                f"{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} conversations, "
-                f"{_status(progress)}",
+                f"{escape(place)}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
+                f"conversations, {_status(progress)}",
                 soft_wrap=True,
             )
 

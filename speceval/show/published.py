@@ -10,13 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
+from speceval.files import Strict, first_error, read_yaml
 from speceval.paths import data_directory
+from speceval.protocol import RunSpec
 from speceval.store.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
@@ -26,11 +27,7 @@ NAME = "published"
 """What a command line may say for the package's own figures."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Figure(_Strict):
+class Figure(Strict, populate_by_name=True):
     """One published acceptance length: a row of `lk_losses.csv`."""
 
     target: str
@@ -53,14 +50,14 @@ class Figure(_Strict):
         return self.target, self.architecture, self.k, self.setup, self.temperature, self.suite
 
 
-class Footnote(_Strict):
+class Footnote(Strict):
     """What a reader must know about the figures that agree with every field of `where`."""
 
     where: dict[str, str | float]
     text: str
 
 
-class Publication(_Strict):
+class Publication(Strict):
     """A folder of published figures: `source.yaml` and the files that it names."""
 
     kind: Literal["published"]
@@ -111,28 +108,34 @@ def load(directory: Path | None = None) -> Publication:
     directory = directory or data_directory("published")
     path = directory / MANIFEST
     try:
-        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        manifest = read_yaml(path)
         figures, _ = manifest.pop("figures"), manifest.pop("means", None)
         return Publication.model_validate(manifest | {"rows": _read_figures(directory / figures)})
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: must hold fields, and in 'figures' the name of a CSV file") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
 
 
 def repeated(meta: RunMeta, suite: str) -> Figure | None:
-    """The published figure that a run's suite repeats, None if there is none.
+    """The published figure that a run's suite repeats, None if there is none: `figure_of`, and its data are the
+    benchmark's own.
+    """
+    figure = figure_of(meta.spec, suite)
+    return figure if figure is not None and _is_benchmark(meta, suite) else None
+
+
+def figure_of(spec: RunSpec, suite: str) -> Figure | None:
+    """The published figure that a request repeats on a suite, None if there is none.
 
     It repeats one when the catalog says which row of the source its drafter is, and target, K
     and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 (as the source's were), and
-    the suite is the benchmark itself.
+    the suite is called as the benchmark.
     """
-    spec, publication = meta.spec, load()
+    publication = load()
     target = load_entries().get(spec.target)
     drafter = target.drafters.get(spec.draft) if target else None
-    if drafter is None or suite not in publication.suites or not _is_benchmark(meta, suite):
+    if drafter is None or suite not in publication.suites:
         return None
     if (spec.top_p, spec.top_k) != (1, 0):
         return None
@@ -162,12 +165,7 @@ def _read_figures(path: Path) -> list[Figure]:
             try:
                 figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
             except ValidationError as error:
-                raise UserError(f"{path}: line {number}: {_first(error)}") from None
+                raise UserError(f"{path}: line {number}: {first_error(error)}") from None
             if figures.setdefault(figure.place, figure) is not figure:
                 raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
     return list(figures.values())
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"field '{'.'.join(map(str, problem['loc']))}': {problem['msg']}"

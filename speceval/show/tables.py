@@ -46,9 +46,12 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "k": spec.k,
         "drafting": spec.drafting,
         "seeds": list(spec.seeds),
+        "engine": spec.engine,
+        "evidence": meta.evidence,
         "fingerprint": meta.fingerprint_hash,
         "forced": spec.rejection == "synthetic",
         "problems": problems,
+        "notes": meta.notes,
         "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": _summaries(run, problems),
@@ -70,12 +73,7 @@ def _summaries(run: StoredRun, problems: list[str]) -> dict[str, Any]:
 def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
     """`acceptance.summarise` of one suite of a run."""
     summarise = replay.summarise if replay.is_replay(run) else acceptance.summarise
-    return summarise(
-        run.steps[run.steps["suite"] == suite],
-        run.turns[run.turns["suite"] == suite],
-        run.meta.spec.k,
-        until.confidence(run.meta, suite),
-    )
+    return summarise(*run.suite(suite), run.meta.spec.k, until.confidence(run.meta, suite))
 
 
 def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> RenderableType:
@@ -127,6 +125,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
         *_fallbacks(run.meta.segments),
         *_unchecked(run),
+        *run.meta.notes,
         *_problems(shown["problems"]),
         f"run: {escape(str(run.directory))}",
     ]
@@ -157,9 +156,10 @@ def _title(shown: dict[str, Any]) -> str:
     drafting = f"{shown['drafting']} drafting"
     unfinished = " · UNFINISHED" if shown["status"] == "running" else ""
     forced = " · FORCED ACCEPTANCE, NO MEASUREMENT" if shown["forced"] else ""
+    engine = "" if shown["engine"] == "vllm" else f" · engine {shown['engine']}"
     return (
-        f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{unfinished}"
-        f"{forced}"
+        f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{engine}"
+        f"{unfinished}{forced}"
     )
 
 
@@ -187,7 +187,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _variance(shown["suites"])
     notes += until.notes(run.meta)
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
-    notes += _unchecked(run)
+    notes += _unchecked(run) + run.meta.notes
     notes += _problems(shown["problems"])
     notes.append(f"run: {escape(str(run.directory))}")
     return notes

@@ -1,10 +1,12 @@
 """The store of one run: `run.json`, `turns.parquet`, `steps.parquet`, `outputs.jsonl`."""
 
-from speceval.store.files import (
+from speceval.store.journal import SYNC_SECONDS, Store
+from speceval.store.layout import (
     JOURNAL,
     OUTPUTS,
     RECORDED,
     RECORDED_COLUMNS,
+    REQUEST,
     RUN,
     STEP_COLUMNS,
     STEPS,
@@ -17,8 +19,7 @@ from speceval.store.files import (
     recorded_columns,
     write_meta,
 )
-from speceval.store.journal import SYNC_SECONDS, Store
-from speceval.store.read import StoredRun, list_runs, migrate_turns, read_meta, read_run, run_directory
+from speceval.store.read import StoredRun, directories, list_runs, migrate_turns, read_meta, read_run, run_directory
 from speceval.store.tables import SUMS, Tables, frames, pack, read_lines, unpack
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "OUTPUTS",
     "RECORDED",
     "RECORDED_COLUMNS",
+    "REQUEST",
     "RUN",
     "STEPS",
     "STEP_COLUMNS",
@@ -39,6 +41,7 @@ __all__ = [
     "StoredRun",
     "Tables",
     "Texts",
+    "directories",
     "frames",
     "is_recorded",
     "list_runs",

@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, KeysView
+from collections.abc import Collection, Iterable, KeysView
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from speceval.errors import UserError
+from speceval.files import write_whole
 from speceval.locks import open_locked
 from speceval.store.schema import RunMeta
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.files import JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, _replacing, write_meta
+from speceval.store.layout import JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
 from speceval.store.read import read_meta
 from speceval.store.tables import Tables, _counts, _key, read_lines
 
@@ -100,12 +102,9 @@ class Store:
         whole = self._whole()
         kept = whole.places.keys() if counted is None else whole.places.keys() & counted
         turns, steps = whole.of(None if counted is None else kept)
-        with _replacing(self.directory / OUTPUTS) as temporary, temporary.open("wb") as file:
-            for key in sorted(kept):
-                file.write(whole.outputs_of(key))
+        write_whole(self.directory / OUTPUTS, lambda path: _write_lines(path, map(whole.outputs_of, sorted(kept))))
         for name, frame in ((TURNS, turns), (STEPS, steps)):
-            with _replacing(self.directory / name) as temporary:
-                frame.to_parquet(temporary, index=False)
+            write_whole(self.directory / name, partial(frame.to_parquet, index=False))
         skipped = [line for line in whole.skipped if (line.suite, line.conversation, line.seed) in kept]
         self.write_meta(meta.model_copy(update={"skipped": skipped}))
         (self.directory / JOURNAL).unlink()
@@ -115,6 +114,11 @@ class Store:
         if self._tables is None:
             self._tables = Tables.of_journal(self.directory / JOURNAL)
         return self._tables
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(lines)
 
 
 def _drop_torn_line(journal: IO[bytes]) -> None:

@@ -14,11 +14,11 @@ from speceval.store.schema import RunMeta, parse
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.files import JOURNAL, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
+from speceval.store.layout import JOURNAL, REQUEST, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
 from speceval.store.tables import frames, read_lines
 
 
-@dataclass
+@dataclass(eq=False)
 class StoredRun:
     """A run read back. `turns` and `steps` as the estimators take them (see `speceval.estimate.acceptance`)."""
 
@@ -40,7 +40,13 @@ class StoredRun:
     @property
     def conversations(self) -> int:
         """Conversations that are in, each seed counted."""
-        return len(self.turns[["suite", "conversation", "seed"]].drop_duplicates())
+        return len(self.turns[REQUEST[:3]].drop_duplicates())
+
+    def suite(self, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The steps and the turns of one suite."""
+        if self.suites == [name]:
+            return self.steps, self.turns
+        return self.steps[self.steps["suite"] == name], self.turns[self.turns["suite"] == name]
 
     @property
     def checked(self) -> tuple[int, int]:
@@ -134,3 +140,8 @@ def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
     """The runs below `root`, newest first."""
     found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
     return sorted(found, key=lambda run: run[1].created, reverse=True)
+
+
+def directories(path: Path) -> list[Path]:
+    """The directories of runs that a path stands for: itself, or all below it."""
+    return [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))

@@ -6,6 +6,7 @@ that a later version adds has a default, which is what it stood for in every run
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from speceval import files
 from speceval.errors import UserError
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
@@ -39,12 +41,23 @@ OUTPUTS = {
     "explain": 1,
     "table": 1,
     "ls": 1,
+    "sweep": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
 
+Evidence = Literal["steps", "histogram", "requests", "totals"]
+"""What an engine tells of its drafts: the counts of each step; for each request how many steps accepted 0, 1, … K
+drafts; the sums of each request; the sums of all."""
+
+METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
+"""Patches of stored runs that only some drafting methods needed, of the time before runs said so themselves."""
+
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
+
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form")
+"""Dotted names of the fingerprint's hashes that earlier versions did not take."""
 
 
 def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -52,13 +65,25 @@ def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
     return {"schema": OUTPUTS[output], **content}
 
 
-class Strict(BaseModel):
+class Strict(files.Strict, strict=True):
     """No key but the fields, no value of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+class Grown(Strict):
+    """Fields with a default came later: they are written only where they say something, as before there were any."""
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+            if not field.is_required()
+        }
+        content: dict[str, Any] = whole(self)
+        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
 
 
-class Checkpoint(Strict):
+class Checkpoint(Grown):
     """A model without the place where a machine keeps it."""
 
     name: str
@@ -69,9 +94,15 @@ class Checkpoint(Strict):
     """Of the hub."""
     weights: str | None
     """Hash of the weights (`speceval.measure.weights`); None for drafters without weights."""
+    config: str | None = None
+    """Hash of `config.json` and its like, remarks left out; None where it is not known, as in earlier versions."""
+    tokenizer: str | None = None
+    """Hash of the target's tokenizer."""
+    chat_template: str | None = None
+    """Hash of the target's chat template as it stands in its files."""
 
 
-class SuiteFacts(Strict):
+class SuiteFacts(Grown):
     """A suite as it was run."""
 
     version: int
@@ -82,6 +113,8 @@ class SuiteFacts(Strict):
     """After the limit; each seed samples all of them."""
     max_tokens: int
     """Longest answer of a turn."""
+    form: str | None = None
+    """Hash of the suite's template and system prompt; None where it is not known, as in earlier versions."""
 
 
 class SamplingFacts(Strict):
@@ -146,7 +179,7 @@ class Facts(Strict):
     """Copies of the engine."""
 
 
-class Fingerprint(Strict):
+class Fingerprint(Grown):
     """Everything that moves tau."""
 
     target: Checkpoint
@@ -177,13 +210,17 @@ class Fingerprint(Strict):
     """Hash of the texts that the target was made to answer; None for a run that samples."""
     patches: list[str]
     """Ids of the patches that were active where the engine samples, sorted."""
+    method_patches: list[str] = Field(default_factory=list)
+    """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
+    draft_args: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of vLLM's speculative_config that were asked for."""
 
     @property
     def hash(self) -> str:
         """SHA-256 of the fingerprint. A field with a default, which a later version added, counts when it is not at it:
-        so the same protocol has the same hash under all versions.
+        so the same protocol has the same hash under all versions. `method_patches` repeats what `patches` says.
         """
-        return digest(self.model_dump(mode="json", exclude_defaults=True))
+        return digest(self.model_dump(mode="json", exclude_defaults=True, exclude={"method_patches"}))
 
     def flat(self) -> dict[str, Any]:
         """Every field by its dotted name."""
@@ -244,7 +281,7 @@ class Counters:
         )
 
 
-class Segment(Strict):
+class Segment(Grown):
     """One stretch of a run: from the start of an engine to the end, an interruption or a kill."""
 
     conversations: int
@@ -269,16 +306,9 @@ class Segment(Strict):
     def _rounded(self, seconds: float) -> float:
         return round(seconds, 4)
 
-    @model_serializer(mode="wrap")
-    def _what_there_is(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that say nothing, as runs were written before there were any."""
-        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
-        content: dict[str, Any] = whole(self)
-        return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
-
 
 class PatchState(Strict):
-    """A patch as the engine's worker told of it (`vllm_patches.PatchStatus`)."""
+    """A repair of the engine, as it stands where the engine samples."""
 
     id: str
     """Of its row in the ledger."""
@@ -294,6 +324,8 @@ class PatchState(Strict):
     """"active", "native", "switched off", "not needed", "refused", "not loaded" or "not applied"."""
     reason: str
     """Why it is not active; empty when it is."""
+    bound: bool = False
+    """Whether only some drafting methods need it."""
 
 
 class Environment(Strict):
@@ -422,7 +454,7 @@ class Timing(Strict):
 
 
 class Speedup(Strict):
-    """What `--baseline` timed; `speceval.estimate.speedup` makes ratios of it."""
+    """What `--speedup` timed; `speceval.estimate.speedup` makes ratios of it."""
 
     machine: Machine
     """Where."""
@@ -465,10 +497,14 @@ class RunMeta(BaseModel):
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
+    notes: list[str] = Field(default_factory=list)
+    """What was given and has no effect, and what the engine decided by itself: a line each."""
     stopping: Stopping | None = None
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
-    """Of a run with `--baseline`."""
+    """Of a run with `--speedup`."""
+    evidence: Evidence = "steps"
+    """What the engine told of its drafts."""
 
     @property
     def checked_conversations(self) -> int:
@@ -478,7 +514,7 @@ class RunMeta(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None}
+        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
 
 
 def parse(content: Any, path: Path) -> RunMeta:
@@ -501,20 +537,28 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
 
     2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
     3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
-    Of any: `own_method`.
+    Of any: `own_method`, `bound_patches`.
     """
     content = dict(content)
     if content.pop("schema") < 3:
         content["spec"] = {"record": False} | content["spec"]
         content["fingerprint"] = migrate_fingerprint(content["fingerprint"])
-    return content | {"fingerprint": own_method(content["fingerprint"])}
+    return content | {"fingerprint": bound_patches(own_method(content["fingerprint"]))}
 
 
 def migrate_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint of an older schema as this version writes it."""
     engine = fingerprint.get("engine")
     told = {"engine": {"draft_truncation": True} | engine} if isinstance(engine, dict) else {}
-    return own_method({"replay": None} | fingerprint | told)
+    return bound_patches(own_method({"replay": None} | fingerprint | told))
+
+
+def bound_patches(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint that says which of its patches only some drafting methods need."""
+    active = fingerprint.get("patches")
+    if not isinstance(active, list):
+        return fingerprint
+    return {"method_patches": [name for name in active if name in METHOD_PATCHES]} | fingerprint
 
 
 def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -538,7 +582,13 @@ def differences(a: BaseModel, b: BaseModel) -> list[str]:
     """Fields (dotted) in which two requests or fingerprints differ, each with both values."""
     flat_a, flat_b = (flatten(each.model_dump(mode="json")) for each in (a, b))
     values = {name: [flat.get(name, ABSENT) for flat in (flat_a, flat_b)] for name in sorted(flat_a | flat_b)}
-    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if one != other]
+    return [f"{name}: {one} -> {other}" for name, (one, other) in values.items() if differ(name, one, other)]
+
+
+def differ(name: str, a: Any, b: Any) -> bool:
+    """Whether a field has two values in two fingerprints. `ABSENT` is one, but for hashes that earlier versions did not
+    take: there it is "not known"."""
+    return bool(a != b) and not (ABSENT in (a, b) and LATER_HASH.fullmatch(name))
 
 
 def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:

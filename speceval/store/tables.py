@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-from speceval.store.files import RECORDED, RECORDED_COLUMNS, STEP_COLUMNS, TURN_COLUMNS, Counts, Key, recorded_columns
+from speceval.store.layout import (
+    RECORDED,
+    RECORDED_COLUMNS,
+    REQUEST,
+    STEP_COLUMNS,
+    TURN_COLUMNS,
+    Counts,
+    Key,
+    recorded_columns,
+)
 
 
 @dataclass
@@ -105,10 +114,10 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
     count = turns.pop("rows").to_numpy(np.int64)
     counts = np.array(numbers, np.int32).reshape(-1, 3)
     turns = turns.assign(**_sums(counts.astype(np.int64), np.repeat(np.arange(len(turns)), count), len(turns)))
-    turns = turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).sort_values(["suite", "conversation", "seed", "turn"])
+    turns = turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).sort_values(REQUEST)
     order = turns.index.to_numpy()
     rows_of = _ranges(np.cumsum(count)[order] - count[order], count[order])
-    steps = turns[["suite", "conversation", "seed", "turn"]].loc[np.repeat(order, count[order])]
+    steps = turns[REQUEST].loc[np.repeat(order, count[order])]
     numbered = {"step": _ranges(np.ones(len(order), np.int64), count[order])}
     numbered |= dict(zip(("drafted", "accepted", "committed"), counts[rows_of].T, strict=True))
     steps = steps.reset_index(drop=True).assign(**numbered).astype(STEP_COLUMNS)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from speceval.errors import UserError
 from speceval.paths import data_directory
 
 from .read import hub_rows, local_rows
-from .rows import Row, check_pins, dataset_hash, normalise
+from .rows import Row, check_pins, dataset_hash, normalise, notes
 from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 
 SUITES_DIR = data_directory("suites")
 """The built-in suites: a YAML each, with row hashes or rows beside it."""
+
+_ROWS = re.compile(r"(.+)\.(?:jsonl|json|ndjson)(?:\.(?:gz|bz2|xz))?")
+"""Names of files that are rows and no YAML: the suite's name, and how they are written."""
 
 
 def names() -> list[str]:
@@ -48,7 +54,7 @@ def load(
     limit: int | None = None,
     shuffle_seed: int | None = None,
 ) -> Suite:
-    """A built-in suite by name, or a user's `.yaml` (same schema) or `.jsonl` (`turns` or `prompt` in each row).
+    """A built-in suite by name, or a user's `.yaml` (same schema), `.jsonl` or `.json` (rows as in `forms`).
 
     Rows come from beside the YAML, else from `data_dir`, else (no `data_dir` given) from the dataset hub. Pinned suites
     are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id, so that a shorter `limit` is a
@@ -60,8 +66,9 @@ def load(
         raise UserError(f"limit must be at least 1, not {limit}")
     suite, directory = _describe(name_or_path)
     path = _find_file(suite, directory, data_dir)
+    raw: Iterable[Mapping[str, Any]]
     if path is not None:
-        shown, raw = str(path), local_rows(path, suite)
+        shown, raw = str(path), local_rows(path)
     else:
         assert suite.data.hub is not None
         shown = f"hub dataset {suite.data.hub.id}"
@@ -77,7 +84,34 @@ def load(
         system=suite.system,
         template=suite.template,
         source=shown,
+        notes=tuple(notes(rows, suite)),
     )
+
+
+def load_or_count(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+) -> Suite:
+    """A suite to plan with: `load`, or where the data of a pinned one are not at hand, conversations without texts."""
+    try:
+        return load(name_or_path, data_dir, limit, shuffle_seed)
+    except UserError:
+        suite, directory = _describe(name_or_path)
+        if suite.pinned is None:
+            raise
+        count = len((directory / suite.pinned.rows).read_text(encoding="ascii").splitlines()[:limit])
+        return Suite(
+            name=suite.name,
+            version=suite.version,
+            dataset_hash=suite.pinned.dataset_hash,
+            conversations=[Conversation(str(i), None, [""] * suite.pinned.turns) for i in range(count)],
+            max_tokens=suite.max_tokens,
+            system=suite.system,
+            template=suite.template,
+            source="pins",
+        )
 
 
 def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
@@ -85,17 +119,20 @@ def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
     if name_or_path.lower() in names():
         return read_suite_file(SUITES_DIR / f"{name_or_path.lower()}.yaml"), SUITES_DIR
     path = Path(name_or_path).expanduser()
-    is_yaml, is_rows = path.suffix in (".yaml", ".yml"), path.name.endswith((".jsonl", ".jsonl.gz"))
+    rows = _ROWS.fullmatch(path.name)
+    is_yaml, is_rows = path.suffix in (".yaml", ".yml"), rows is not None
     if not is_yaml and not is_rows:
         close = get_close_matches(name_or_path.lower(), names(), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml or .jsonl file")
+        raise UserError(
+            f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl or .json file"
+        )
     if not path.is_file():
         raise UserError(f"suite '{name_or_path}': no such file")
     if is_yaml:
         return read_suite_file(path), path.parent
-    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return SuiteFile(name=stem, version=1, data=Data(file=(path.name,))), path.parent
+    assert rows is not None
+    return SuiteFile(name=rows[1], version=1, data=Data(file=(path.name,))), path.parent
 
 
 def _find_file(suite: SuiteFile, directory: Path, data_dir: Path | None) -> Path | None:
@@ -118,4 +155,4 @@ def _choose(rows: list[Row], limit: int | None, shuffle_seed: int | None) -> lis
 
 def _conversation(row: Row, template: str) -> Conversation:
     turns = [template.replace("{prompt}", turn) for turn in row.turns]
-    return Conversation(id=row.id, category=row.category, turns=turns)
+    return Conversation(id=row.id, category=row.category, turns=turns, system=row.system)

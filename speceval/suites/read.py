@@ -1,34 +1,51 @@
-"""Raw rows through the `datasets` library, from a local JSON-lines file or from the hub."""
+"""Raw rows: of a local file as they are written there, of the dataset hub through the `datasets` library."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speceval.catalog.hub import online
 from speceval.errors import UserError
 
-from .rows import normalise_row
-from .schema import Hub, SuiteFile
+from .schema import Hub
+
+_PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open), b"\xfd7zXZ\x00": ("xz", lzma.open)}
+"""First bytes of a packed file -> how it is packed, and what opens it."""
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
-def local_rows(path: Path, suite: SuiteFile) -> list[Mapping[str, Any]]:
-    """Rows of a .jsonl or .jsonl.gz file. Raises UserError with row and reason if it cannot be read."""
-    import datasets
+class Repeated(dict[str, Any]):
+    """A JSON object in which `key` stands more than once: which of its values is meant is not known."""
 
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty: no rows")
-    try:
-        with _quiet():
-            return list(datasets.load_dataset("json", data_files=str(path), split="train"))
-    except Exception as error:  # the library wraps whatever its JSON reader says, without the row
-        _name_bad_row(path, suite)
-        raise UserError(f"{path}: cannot be read as JSON lines: {' '.join(str(error).split())}") from None
+    key: str = ""
+
+
+def local_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file or of a JSON array, packed with gzip, bzip2 or xz or not. Blank lines are none.
+
+    Nothing is made of their values: no dates, no numbers out of text, no common type of a column.
+    Raises UserError with file and row (from 1) for the first that is no JSON object.
+    """
+    number = 0
+    packing, file = _opened(path)
+    with file:
+        try:
+            head = file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            rows = _of_array(file.read(), path) if head.startswith(b"[") else _of_lines(file, path)
+            for row in rows:
+                number += 1
+                yield row
+        except _DAMAGED as error:
+            raise UserError(f"{path}: row {number + 1}: damaged {packing}file: {error}") from None
 
 
 def hub_rows(hub: Hub, files: tuple[str, ...], name: str) -> list[Mapping[str, Any]]:
@@ -50,45 +67,83 @@ def hub_rows(hub: Hub, files: tuple[str, ...], name: str) -> list[Mapping[str, A
         ) from None
 
 
-def _name_bad_row(path: Path, suite: SuiteFile) -> None:
-    """Raise UserError for the first line that is not JSON, not an object, or lacks a field, or if there is no line."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: damaged gzip file: {error}") from None
-    if not content.strip():
-        raise UserError(f"{path}: empty: no rows")
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        _check_line(line, number, path, suite)
+def _opened(path: Path) -> tuple[str, io.BufferedReader]:
+    """How the file is packed ("gzip ", or nothing), and its unpacked content."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    for magic, (name, unpack) in _PACKED.items():
+        if head.startswith(magic):
+            return f"{name} ", io.BufferedReader(unpack(path, "rb"))  # type: ignore[operator]
+    return "", path.open("rb")
 
 
-def _check_line(line: bytes, number: int, path: Path, suite: SuiteFile) -> None:
-    if not line.strip():
-        return
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: row {number}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: row {number}: not JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: row {number}: not a JSON object")
-    normalise_row(record, number, suite, str(path))
+def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    for line in file:  # ends at b"\n" alone: text may hold other line ends
+        if not line.strip():
+            continue
+        number += 1
+        where = f"{path}: row {number}"
+        with _explained(where):
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
+        yield _checked(row, where)
+
+
+def _of_array(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
+    """The elements one by one, so that an error knows its row."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    with _explained(f"{path}: row 1"):
+        text = content.decode("utf-8-sig")
+    number, place = 0, _next(text, text.index("[") + 1)
+    while text[place : place + 1] != "]" or number:
+        number += 1
+        where = f"{path}: row {number}"
+        with _explained(where):
+            row, place = decoder.raw_decode(text, place)
+            place = _next(text, place)
+            if text[place : place + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+        yield _checked(row, where)
+        if text[place] == "]":
+            break
+        place = _next(text, place + 1)
+    if rest := text[place + 1 :].strip():
+        raise UserError(f"{path}: {rest[:20]!r} stands behind the end of the array")
+
+
+def _next(text: str, place: int) -> int:
+    while text[place : place + 1] in (" ", "\t", "\r", "\n"):
+        place += 1
+    return place
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    names = [name for name, _ in pairs]
+    repeated = Repeated(row)
+    repeated.key = next(name for name in names if names.count(name) > 1)
+    return repeated
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object")
+    return row
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no log line beside our own error."""
-    import datasets
-
-    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+def _explained(where: str) -> Iterator[None]:
+    """Errors of the reader as one line that begins with `where`."""
     try:
         yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise UserError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{where}: objects or lists too deep within each other") from None
+    except ValueError:  # Python reads no whole number of more than 4300 digits
+        raise UserError(f"{where}: a number that is too long: write it as text") from None

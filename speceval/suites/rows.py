@@ -10,7 +10,30 @@ from typing import Any, NamedTuple
 
 from speceval.errors import UserError
 
-from .schema import SuiteFile
+from .forms import Talk, talk, whole
+from .read import Repeated
+from .schema import FORMS, Fields, SuiteFile
+
+REFUSED = (
+    "tools",
+    "functions",
+    "tool_choice",
+    "chat_template",
+    "chat_template_kwargs",
+    "response_format",
+    "structured_outputs",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+)
+"""Columns that would change a request and cannot be given to one: without them another prompt is measured."""
+
+
+MOST_NAMED = 10
+"""Columns that a note names."""
 
 
 class Row(NamedTuple):
@@ -20,7 +43,13 @@ class Row(NamedTuple):
     category: str | None
     turns: list[str]
     read: dict[str, str]
-    """Column name -> canonical value of the columns that were read, in the order id, category, text."""
+    """Column name -> canonical value of the columns that were read, in the order id, category, text, system."""
+    system: str | None = None
+    """Its own system prompt."""
+    answers: int = 0
+    """Recorded answers that it holds, which nobody plays."""
+    unread: tuple[str, ...] = ()
+    """Columns with a value, and fields of its messages, that nothing reads."""
 
 
 def normalise(raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str) -> list[Row]:
@@ -41,10 +70,10 @@ def normalise(raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str) ->
 def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, shown: str) -> Row:
     """One row; `number` counts from 1. Raises UserError with file, row and field."""
     where = f"{shown}: row {number}"
-    text_field = _present(record, suite.fields.text)
-    if text_field is None:
-        raise UserError(f"{where}, field '{' or '.join(suite.fields.text)}': missing")
-    turns = _turns(record[text_field], f"{where}, field '{text_field}'")
+    if isinstance(record, Repeated):
+        raise UserError(f"{where}, field '{record.key}': stands there twice")
+    text_field = _text_field(record, suite.fields, where)
+    held = talk(record, text_field, where)
     read: dict[str, str] = {}
     row_id, category = f"{number - 1:04d}", suite.category
     id_field = _present(record, suite.fields.id)
@@ -53,14 +82,37 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
     category_field = _present(record, suite.fields.category)
     if category_field is not None:
         category = read[category_field] = _text(record[category_field], f"{where}, field '{category_field}'")
-    read[text_field] = _canonical(turns)
-    return Row(row_id, category, turns, read)
+    read[text_field] = _canonical(held.turns)
+    system_field = _present(record, suite.fields.system)
+    system = _system(record, system_field, held, where)
+    if system is not None:
+        read[system_field or "system"] = system
+    unread = _unread(record, {*read, *held.used, *suite.fields.system}, where)
+    return Row(row_id, category, held.turns, read, system, held.answers, (*unread, *sorted(held.unused)))
+
+
+def notes(rows: list[Row], suite: SuiteFile) -> list[str]:
+    """A line for each thing that the rows of a user's file hold and that nothing uses."""
+    if suite.pinned is not None:
+        return []  # what a benchmark's rows hold besides is known
+    lines = []
+    named = dict.fromkeys(name for row in rows for name in row.unread)
+    if unread := [name if name.isprintable() else ascii(name) for name in named]:
+        more = f" and {len(unread) - MOST_NAMED} more" if len(unread) > MOST_NAMED else ""
+        lines.append(f"{suite.name}: its rows hold what nothing uses: {', '.join(unread[:MOST_NAMED])}{more}")
+    if answers := sum(row.answers for row in rows):
+        lines.append(f"{suite.name}: {answers:,} recorded answers are not used: the target answers itself")
+    return lines
 
 
 def dataset_hash(rows: list[Row]) -> str:
-    """sha256 in hex over the rows' id, category and turns, one canonical JSON line each."""
-    lines = (_canonical({"id": row.id, "category": row.category, "turns": row.turns}) + "\n" for row in rows)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """sha256 in hex over the rows' id, category, turns and system prompt if any, one canonical JSON line each."""
+    total = hashlib.sha256()
+    for row in rows:
+        content = {"id": row.id, "category": row.category, "turns": row.turns}
+        content |= {} if row.system is None else {"system": row.system}
+        total.update(f"{_canonical(content)}\n".encode())
+    return total.hexdigest()
 
 
 def pin(row: Row) -> str:
@@ -97,30 +149,52 @@ def _present(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if record.get(name) is not None), None)
 
 
-def _turns(value: Any, where: str) -> list[str]:
-    turns = [value] if isinstance(value, str) else value
-    if not isinstance(turns, list):
-        raise UserError(f"{where}: {type(value).__name__} instead of text or a list of user turns")
-    if not turns:
-        raise UserError(f"{where}: an empty list instead of user turns")
-    for index, turn in enumerate(turns, start=1):
-        if not isinstance(turn, str):
-            raise UserError(f"{where}: turn {index} is {type(turn).__name__} instead of text")
-        if not turn.strip():
-            raise UserError(f"{where}: turn {index} is empty")
-    return turns
+def _text_field(record: Mapping[str, Any], fields: Fields, where: str) -> str:
+    """The column that holds the conversation. Of several that the suite names the first; unnamed, there may be one."""
+    present = [name for name in fields.text if record.get(name) is not None]
+    if not present:
+        plain = [name for name in fields.text if name not in FORMS] or fields.text
+        others = ", ".join(name for name in fields.text if name not in plain)
+        raise UserError(
+            f"{where}, field '{' or '.join(plain)}': missing{f' (nor is there {others})' if others else ''}"
+        )
+    if len(present) > 1 and "text" not in fields.model_fields_set:
+        raise UserError(
+            f"{where}, fields '{present[0]}' and '{present[1]}': both hold a conversation: remove one, or name the one "
+            f"that is meant in a suite's YAML (fields: {{text: {present[0]}}})"
+        )
+    return present[0]
+
+
+def _system(record: Mapping[str, Any], field: str | None, held: Talk, where: str) -> str | None:
+    if field is None:
+        return held.system
+    value = _text(record[field], f"{where}, field '{field}'")
+    if value and held.system is not None:
+        raise UserError(f"{where}, field '{field}': the messages have a system prompt too: remove one")
+    return value or held.system
+
+
+def _unread(record: Mapping[str, Any], used: set[str], where: str) -> list[str]:
+    """Columns with a value that nothing uses. Raises UserError for one without which the prompt is another."""
+    unread = [name for name, value in record.items() if name not in used and value not in (None, "", [], {}, "[]")]
+    if refused := [name for name in unread if name in REFUSED]:
+        raise UserError(
+            f"{where}, field '{refused[0]}': cannot be given to a request, which would be another without it"
+        )
+    return unread
 
 
 def _identifier(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise UserError(f"{where}: {type(value).__name__} {value!r} instead of a text or whole number")
-    return str(value)
+    return whole(str(value), where)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: {type(value).__name__} instead of text")
-    return value
+    return whole(value, where)
 
 
 def _canonical(value: Any) -> str:

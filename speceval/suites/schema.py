@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
+from speceval.files import Strict, first_error, read_yaml
+
+FORMS = ("messages", "conversations", "conversation", "instruction")
+"""Columns by which other programs' files are known: OpenAI's, ShareGPT's and Alpaca's."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,17 @@ class Conversation:
     id: str
     category: str | None
     turns: list[str]
+    system: str | None = None
+    """The row's own system prompt, which goes before the suite's."""
 
 
 @dataclass(frozen=True)
 class Suite:
     """A loaded suite.
 
-    `dataset_hash` is the sha256 over all rows (id, category, user text) before template, shuffle and limit: equal for
-    hub and local files of the same content. `max_tokens` is the suite's default per turn.
+    `dataset_hash` is the sha256 over all rows (id, category, user text, own system prompt) before template, shuffle and
+    limit: equal for hub and local files of the same content. `max_tokens` is the suite's default per turn. `notes`:
+    what the rows hold and nothing uses, a line each.
     """
 
     name: str
@@ -36,13 +42,15 @@ class Suite:
     system: str | None
     template: str
     source: str
+    notes: tuple[str, ...] = ()
+
+    def opening(self, conversation: Conversation) -> list[dict[str, str]]:
+        """The messages before its first turn: a system prompt or none."""
+        system = conversation.system if conversation.system is not None else self.system or None
+        return [] if system is None else [{"role": "system", "content": system}]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hub(_Strict):
+class Hub(Strict):
     """Where the dataset hub has the rows."""
 
     id: str
@@ -51,31 +59,35 @@ class Hub(_Strict):
     revision: str | None = None
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the rows are: beside the YAML or in the data directory under one of the names `file`, else on the hub."""
 
     file: tuple[str, ...] = Field(min_length=1)
     hub: Hub | None = None
 
 
-class Fields(_Strict):
+class Fields(Strict):
     """Column names; of several the first that a row has counts (hub and local files name them differently)."""
 
-    text: tuple[str, ...] = ("turns", "prompt")
-    """A list of user turns, or one user turn as text."""
-    id: tuple[str, ...] = ("id",)
+    text: tuple[str, ...] = ("turns", "prompt", *FORMS)
+    """User turns, one or a list of them; chat messages of OpenAI's or ShareGPT's form; Alpaca's instruction."""
+    id: tuple[str, ...] = ("id", "question_id")
     """Without such a column the row's number, counted from 0, is its id."""
     category: tuple[str, ...] = ("category",)
+    system: tuple[str, ...] = ("system", "system_prompt")
+    """The row's own system prompt. Empty is none."""
 
 
-class Pinned(_Strict):
+class Pinned(Strict):
     """What the rows must be. The row hashes are in the file `rows` beside the YAML."""
 
     rows: str
     dataset_hash: str
+    turns: int = Field(default=1, ge=1)
+    """Of a conversation, to plan with where the rows are not at hand."""
 
 
-class SuiteFile(_Strict):
+class SuiteFile(Strict):
     """One suite's YAML."""
 
     name: str
@@ -88,6 +100,7 @@ class SuiteFile(_Strict):
     template: str = "{prompt}"
     """Each turn's text is put where `{prompt}` stands; other braces are plain text."""
     system: str | None = None
+    """System prompt of rows that have none."""
     max_tokens: int = Field(default=1024, ge=1)
     pinned: Pinned | None = None
     prompt_note: str | None = None
@@ -95,18 +108,13 @@ class SuiteFile(_Strict):
 
 def read_suite_file(path: Path) -> SuiteFile:
     """The suite in a YAML file. Raises UserError naming file and field."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a suite: the YAML must hold fields such as name, version and data")
     try:
         suite = SuiteFile.model_validate(_with_file_list(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: field '{where}': {first['msg']}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
     if "{prompt}" not in suite.template:
         raise UserError(f"{path}: field 'template': holds no {{prompt}}, so the prompts would be lost")
     return suite

@@ -6,7 +6,7 @@ importing this package imports no torch.
 
 from __future__ import annotations
 
-from speceval.zoo.build import ensure
+from speceval.zoo.build import built, ensure
 from speceval.zoo.recipe import METHODS, PLANS, trained_k
 
 DRAFTERS: dict[str, str] = {name: METHODS[architecture] for name, (architecture, _) in PLANS.items()}
@@ -15,4 +15,4 @@ DRAFTERS: dict[str, str] = {name: METHODS[architecture] for name, (architecture,
 DEFAULT_K: dict[str, int] = {name: trained_k(architecture) for name, (architecture, _) in PLANS.items()}
 """Drafter -> the number of draft positions that it was trained for."""
 
-__all__ = ["DEFAULT_K", "DRAFTERS", "ensure"]
+__all__ = ["DEFAULT_K", "DRAFTERS", "built", "ensure"]

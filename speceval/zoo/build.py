@@ -53,9 +53,20 @@ def ensure(names: Sequence[str], recipe: Recipe | None = None) -> dict[str, Path
 
 def zoo_root(recipe: Recipe) -> Path:
     """Where the parts of this recipe are kept: under $SPECEVAL_CACHE, else the user's cache directory."""
+    return cache_root() / "zoo" / digest(recipe)
+
+
+def cache_root() -> Path:
+    """What speceval keeps between runs: $SPECEVAL_CACHE, else under the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = os.environ.get("SPECEVAL_CACHE") or Path(base) / "speceval"
-    return Path(cache).expanduser().absolute() / "zoo" / digest(recipe)
+    return Path(cache).expanduser().absolute()
+
+
+def built(name: str) -> Path | None:
+    """The directory of the target ("target") or a drafter, if it has been built here."""
+    path = zoo_root(Recipe()) / name
+    return path if path.is_dir() else None
 
 
 def digest(recipe: Recipe) -> str:

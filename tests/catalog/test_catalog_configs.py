@@ -99,6 +99,86 @@ def test_parallel_drafters_ask_vllm_for_parallel_drafting() -> None:
     assert recognise(SPECULATORS, "d").engine_args == {}
 
 
+@pytest.mark.parametrize("token", ["pard_token", "ptd_token_id"])
+def test_a_draft_model_with_a_token_for_parallel_drafting_asks_vllm_for_it(token: str) -> None:
+    for config in (LLAMA, {**LLAMA, "draft_vocab_size": 32000}):
+        assert recognise({**config, token: 20}, "d").engine_args == {"parallel_drafting": True}
+    assert recognise({"model_type": "medusa", "num_heads": 2, token: 20}, "d").engine_args == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vocab_size": "512"}, "field 'vocab_size': text instead of a whole number"),
+        ({"hidden_size": 96.0}, "field 'hidden_size': a number instead of a whole number"),
+        ({"num_hidden_layers": True}, "field 'num_hidden_layers': true or false instead of a whole number"),
+        ({"draft_vocab_size": [384]}, "field 'draft_vocab_size': a list instead of a whole number"),
+        ({"vocab_size": 0}, "field 'vocab_size': 0, at least 1"),
+        ({"architectures": "LlamaForCausalLM"}, "field 'architectures': text instead of a list"),
+        ({"architectures": [None]}, "field 'architectures': null instead of text"),
+        ({"model_type": 3}, "field 'model_type': a whole number instead of text"),
+        ({"text_config": []}, "field 'text_config': a list instead of an object"),
+        ({"text_config": {"vocab_size": "512"}}, "field 'vocab_size': text instead of a whole number"),
+        ({"eagle_config": "none"}, "field 'eagle_config': text instead of an object"),
+        (
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": "1,2"}},
+            "eagle_config.eagle_aux_hidden_state_layer_ids'",
+        ),
+        ({"eagle_aux_hidden_state_layer_ids": [1, "2"]}, "field 'eagle_aux_hidden_state_layer_ids': text instead"),
+        ({"pard_token": "<mask>"}, "field 'pard_token': text instead of a whole number"),
+        ({"medusa_num_heads": "five"}, "field 'medusa_num_heads': text instead of a whole number"),
+        (
+            {"speculators_config": {"proposal_methods": ["greedy"]}},
+            "speculators_config.proposal_methods': text instead",
+        ),
+        ({"speculators_config": {"proposal_methods": {}}}, "speculators_config.proposal_methods': an object instead"),
+        ({"speculators_config": {"verifier": "llama"}}, "field 'speculators_config.verifier': text instead"),
+        ({"speculators_config": {"proposal_methods": [{"speculative_tokens": "3"}]}}, "speculative_tokens': text"),
+    ],
+)
+def test_a_field_of_another_kind_is_one_line_that_names_file_and_field(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    config = SPECULATORS if "speculators_config" in changes else LLAMA
+    changes = {
+        name: config.get(name, {}) | value if isinstance(value, dict) else value for name, value in changes.items()
+    }
+    with pytest.raises(UserError) as caught:
+        local_pair(tmp_path, TARGET, {**config, **changes})
+    assert told in str(caught.value) and f"{tmp_path}/draft/config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_null_counts_as_absent(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("vocab_size", "eagle_config", "text_config", "draft_vocab_size", "speculators_config"))
+    assert local_pair(tmp_path, TARGET, {**TARGET, **nothing, "num_hidden_layers": 1}).draft is not None
+
+
+@pytest.mark.parametrize(("method", "config"), [("eagle", LLAMA), ("eagle3", LLAMA), ("medusa", {"num_heads": 3})])
+def test_the_method_of_a_checkpoint_that_does_not_tell_may_be_given(
+    tmp_path: Path, method: str, config: dict[str, Any]
+) -> None:
+    local_pair(tmp_path, TARGET, LLAMA)
+    (tmp_path / "draft" / "config.json").write_text(json.dumps(config))
+    pair = catalog.resolve(str(tmp_path / "target"), str(tmp_path / "draft"), method)
+    assert pair.draft is not None and pair.draft.method == method
+    fetched = catalog.fetch(pair).draft
+    assert fetched is not None and fetched.method == method
+
+
+@pytest.mark.parametrize(
+    ("draft", "method", "told"),
+    [
+        ("ngram", "suffix", "ngram is known to be ngram"),
+        ("lk-eagle3", "eagle", "lk-eagle3 is known to be eagle3"),
+        ("lk-eagle3", "eagle2", r"--method eagle2: unknown; did you mean eagle.*known: eagle, eagle3"),
+    ],
+)
+def test_a_method_that_contradicts_what_is_known_is_refused(draft: str, method: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        catalog.resolve("zoo", draft, method)
+
+
 @pytest.mark.parametrize("path", ["/home/me/eagle3-work/heads", "me/dflash-notes"])
 def test_a_path_that_makes_vllm_pick_another_method_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="vLLM takes it for"):

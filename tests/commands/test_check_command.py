@@ -16,8 +16,7 @@ import pytest
 
 from speceval import cli
 from speceval.estimate import baseline
-from speceval.estimate.acceptance import REQUEST
-from speceval.store import read_run
+from speceval.store import REQUEST, read_run
 
 DEMO = Path(__file__).resolve().parents[2] / "results" / "reference" / "demo"
 KL, LK = (str(DEMO / f"{draft}-eagle3-T1-probabilistic") for draft in ("kl", "lk"))
@@ -184,7 +183,7 @@ def damage(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (damage(["version"], 2), "version"),
         (damage(["format"], "else"), "not a baseline file"),
-        (damage(["note"], "mine"), "note: Extra inputs"),
+        (damage(["note"], "mine"), "'note': Extra inputs"),
         (damage(["suites", "demo", "steps", 0], -1), "suites.demo.steps.0"),
         (damage(["suites", "demo", "steps", 0], 1.5), "suites.demo.steps.0"),
         (damage(["suites", "demo", "accepted", 0], 7), "do not add up"),
@@ -200,7 +199,7 @@ def damage(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (damage(["suites"], {}), "suites"),
         (damage(["weights", "draft"], "sha256:0"), "weights.draft is not that of the fingerprint"),
-        (damage(["fingerprint", "engine"], None), "fingerprint.engine: Input should be"),
+        (damage(["fingerprint", "engine"], None), "'fingerprint.engine': Input should be"),
     ],
 )
 def test_a_damaged_file_is_one_line_and_4(call, tmp_path: Path, edit, says: str) -> None:
@@ -220,8 +219,8 @@ def test_a_damaged_file_is_one_line_and_4(call, tmp_path: Path, edit, says: str)
         b"[]",
         b"\xff\xfe",
         b"\x1f\x8b\x08",
-        gzip.compress(b"{}" * 99)[:-9],
-        gzip.compress(b"no"),
+        gzip.compress(b"{}" * 99, mtime=0)[:-9],
+        gzip.compress(b"no", mtime=0),
         b"[" * 99999,
     ],
     ids=["empty", "cut", "list", "binary", "cut gzip head", "cut gzip", "gzip of text", "deep"],

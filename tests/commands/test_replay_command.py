@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from speceval import catalog, cli
-from speceval.engines.simulated import SimulatedEngine
+from speceval import cli
 from speceval.measure import launch
 from speceval.measure.job import Job
 
@@ -21,6 +20,8 @@ SOURCE = (
     "zoo",
     "--draft",
     "lk-eagle3",
+    "--engine",
+    "simulated",
     "--suite",
     "own.jsonl",
     "--seeds",
@@ -28,7 +29,7 @@ SOURCE = (
     "--max-tokens",
     "9",
 )
-AGAIN = ("run", "--target", "zoo", "--draft", "kl-eagle3", "--temp", "1", "--out", "again")
+AGAIN = ("run", "--target", "zoo", "--draft", "kl-eagle3", "--engine", "simulated", "--temp", "1", "--out", "again")
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -44,14 +45,13 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> list[Job]:
     """A finished run in ./source; every job that gets as far as an engine afterwards."""
     jobs: list[Job] = []
+    start = launch.start_engine
 
-    def start(job: Job, *_: Any, **__: Any) -> SimulatedEngine:
+    def noted(job: Job) -> Any:
         jobs.append(job)
-        return SimulatedEngine((0.5,) * job.spec.k, batch=job.spec.batch)
+        return start(job)
 
-    monkeypatch.setattr(launch, "start_engine", start)
-    monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr(launch, "start_engine", noted)
     monkeypatch.chdir(tmp_path)
     Path("own.jsonl").write_text("".join(json.dumps({"turns": [f"question {n}", "and?"]}) + "\n" for n in range(3)))
     assert call(monkeypatch, *SOURCE, "--temp", "1", "--out", "source") == 0, capfd.readouterr().err
@@ -119,7 +119,7 @@ def test_a_replay_that_lost_its_record_is_no_measurement(monkeypatch, made: list
     assert "PROBLEM: " in (out := capfd.readouterr().out) and "replayed steps have no drafts or no record" in out
 
 
-@pytest.mark.parametrize("option", [("--until", "1%"), ("--baseline",)], ids=str)
+@pytest.mark.parametrize("option", [("--until", "1%"), ("--speedup",)], ids=str)
 def test_options_about_a_free_run_are_refused(monkeypatch, made: list[Job], capfd, option: tuple[str, ...]) -> None:
     line = refused(monkeypatch, capfd, *option, "--replay", "source")
     assert f"{option[0]}: has no meaning with --replay" in line and made == []

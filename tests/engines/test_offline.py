@@ -6,16 +6,28 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from speceval.engines.vllm import offline
+from speceval.catalog import Draft, Target
+from speceval.engines.base import Order
+from speceval.engines.vllm import offline, start
 from speceval.errors import UserError
 from speceval.store import read_run
 from vllm_patches.refuse import MEASURED_SWITCH
+
+ORDER = Order(
+    "vllm",
+    Target(name="t", source="hub", model="m"),
+    Draft(name="d", source="hub", model="a/d", method="eagle3"),
+    3,
+    "probabilistic",
+    1.0,
+)
 
 
 def test_settings_are_those_of_every_worker() -> None:
@@ -24,35 +36,20 @@ def test_settings_are_those_of_every_worker() -> None:
         offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
 
 
-def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None:
-    ours: dict[str, Any] = {"model": "m", "additional_config": {"draft_truncation": True}}
-    joined = offline.joined(ours, {"dtype": "float32", "additional_config": {"other": 1}})
-    assert joined == {
-        "model": "m",
-        "dtype": "float32",
-        "additional_config": {"other": 1, "draft_truncation": True},
-    }
-    for users, says in (
-        ({"model": "n"}, "--engine-arg model"),
-        ({"additional_config": {"draft_truncation": False}}, "--engine-arg additional_config: draft_truncation"),
-        ({"additional_config": "text"}, "must be an object"),
-    ):
-        with pytest.raises(UserError, match=says):
-            offline.joined(ours, users)
-
-
-def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_env = pytest.importorskip("vllm.ray.ray_env")
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards, whatever is set meanwhile
-    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
-    monkeypatch.setenv("SPECEVAL_PATCHES_SKIP", "cpu-expand")
-    monkeypatch.setenv(offline.RAY_PREFIXES, "MINE_")
-    assert "SPECEVAL_PATCHES_SKIP" not in ray_env.get_env_vars_to_copy()
-    offline._environment()
-    offline._environment()
-    assert os.environ[offline.RAY_PREFIXES] == "MINE_,SPECEVAL_"
-    assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "1 validation error for SpeculativeConfig\nprompt_lookup_maxx\n  Unexpected keyword argument [type=x, y]\n",
+            "prompt_lookup_maxx: Unexpected keyword argument",
+        ),
+        ("1 validation error for C\n  Value error, no such K [type=value_error, input=3]", "no such K"),
+        ("one\ntwo\nthree", "one"),
+        ("", "KeyError"),
+    ],
+)
+def test_what_vllm_stumbles_over_at_its_start_is_told_in_a_line(text: str, told: str) -> None:
+    assert offline._reason(KeyError() if not text else RuntimeError(text)) == told
 
 
 class Evidence(offline.OfflineEngine):
@@ -106,24 +103,76 @@ def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
     vllm.LLM, vllm.SamplingParams, sampling.RequestOutputKind = refuse, None, None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
-    monkeypatch.setattr(offline, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "set_environment", lambda target: None)
     if before is None:
         monkeypatch.delenv(MEASURED_SWITCH, raising=False)
     else:
         monkeypatch.setenv(MEASURED_SWITCH, before)
     with pytest.raises(UserError, match="vLLM could not start: a patch does not fit"):
-        offline.OfflineEngine(
-            model="m",
-            revision=None,
-            speculative={},
-            batch=1,
-            seed=0,
-            prefix_caching=False,
-            trust_remote_code=False,
-            engine_args={},
-        )
+        offline.OfflineEngine(ORDER)
     assert seen == ["1"]
     assert os.environ.get(MEASURED_SWITCH) == before
+
+
+class Core:
+    """vLLM's client of an engine, of a version that cannot be told how long to wait."""
+
+    def __init__(self) -> None:
+        self.stopped: list[float | None] = []
+
+    def shutdown(self) -> None:
+        self.stopped.append(None)
+
+
+class LaterCore(Core):
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stopped.append(timeout)
+
+
+def test_an_engine_is_given_the_time_to_stop_its_workers_where_vllm_lets_us() -> None:
+    old, new = Core(), LaterCore()
+    offline.shut_down(old)
+    offline.shut_down(new)
+    assert (old.stopped, new.stopped) == ([None], [offline.SECONDS_TO_STOP])
+
+
+def started(monkeypatch: pytest.MonkeyPatch, llm: Any) -> None:
+    """From here on vLLM starts as `llm`."""
+    vllm, sampling = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    vllm.LLM, vllm.SamplingParams = lambda **_: llm, None  # type: ignore[attr-defined]
+    sampling.RequestOutputKind = SimpleNamespace(DELTA=None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(start, "set_environment", lambda target: None)
+
+
+@pytest.mark.parametrize("core", [Core(), LaterCore()])
+def test_an_engine_whose_workers_do_not_obey_is_shut_down_before_it_is_refused(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None, engine_core=core), get_tokenizer=lambda: None)
+    started(monkeypatch, llm)
+    monkeypatch.setattr(offline, "ask_disobedience", lambda *_: "worker 0 has other switches")
+    with pytest.raises(UserError, match="worker 0 has other switches: nothing was measured"):
+        offline.OfflineEngine(ORDER)
+    assert len(core.stopped) == 1
+
+
+def test_an_engine_that_dies_while_it_is_closed_does_not_hide_why_it_was_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dead(Core):
+        def shutdown(self) -> None:
+            raise RuntimeError("the engine core is gone")
+
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None, engine_core=Dead()))
+    started(monkeypatch, llm)
+    monkeypatch.setattr(offline.OfflineEngine, "_check_workers", lambda self: None)
+    with pytest.raises(KeyboardInterrupt), closing(offline.OfflineEngine(ORDER)):
+        raise KeyboardInterrupt
+    assert "the engine core is gone" in capsys.readouterr().err
 
 
 WORKERS = {
@@ -153,8 +202,8 @@ class TestAnotherProcess:
 
     def run(self, folder: Path, extension: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         code = (
-            "from speceval import cli\nfrom speceval.engines.vllm import offline\n"
-            f"offline.EXTENSION = {extension!r}\ncli.main()"
+            "from speceval import cli\nfrom speceval.engines.vllm import start\n"
+            f"start.EXTENSION = {extension!r}\ncli.main()"
         )
         zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
         small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")
@@ -170,6 +219,14 @@ class TestAnotherProcess:
         result, directory = done["obeys"]
         assert result.returncode == 0, result.stderr
         assert read_run(directory).meta.fingerprint.engine.draft_truncation is False
+
+    def test_an_engine_in_another_process_is_stopped_in_order(self, done: dict[str, Any]) -> None:
+        """vLLM warns of what it has to kill, and Python of memory that nobody gave back."""
+        result, directory = done["obeys"]
+        assert result.stderr.splitlines() == ["starting vllm; its log: run/engine.log"]
+        assert "WARNING" not in result.stdout
+        log = (directory / "engine.log").read_text()
+        assert "force killing" not in log and "leaked" not in log
 
     @pytest.mark.parametrize(
         ("worker", "says"),

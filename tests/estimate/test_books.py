@@ -14,12 +14,12 @@ import pytest
 
 from speceval import cli
 from speceval.engines.simulated import SimulatedEngine
-from speceval.estimate import acceptance, books, replay
+from speceval.estimate import books, replay
 from speceval.estimate.identities import reconcile
 from speceval.measure.runner import Progress, Template, measure
 from speceval.protocol import make_spec
 from speceval.show import tables
-from speceval.store import JOURNAL, STEPS, TURNS, Store, read_meta, read_run, write_meta
+from speceval.store import JOURNAL, REQUEST, STEPS, TURNS, Store, read_meta, read_run, write_meta
 from speceval.suites import Conversation, Suite
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
@@ -67,11 +67,11 @@ def fewer_accepted(turns: pd.DataFrame, steps: pd.DataFrame) -> tuple[pd.DataFra
 
 def fewer_accepted_everywhere(turns: pd.DataFrame, steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The last step of 500 turns accepts what was cut off one less, in both tables alike."""
-    last = steps.groupby(acceptance.REQUEST)["step"].transform("max") == steps["step"]
+    last = steps.groupby(REQUEST)["step"].transform("max") == steps["step"]
     rows = steps.index[last & (steps["accepted"] >= steps["committed"])]
     steps.loc[rows, "accepted"] -= 1
-    keys = pd.MultiIndex.from_frame(steps.loc[rows, acceptance.REQUEST])
-    changed = pd.MultiIndex.from_frame(turns[acceptance.REQUEST]).isin(keys)
+    keys = pd.MultiIndex.from_frame(steps.loc[rows, REQUEST])
+    changed = pd.MultiIndex.from_frame(turns[REQUEST]).isin(keys)
     turns.loc[changed, ["accepted", "excess"]] -= 1
     assert len(rows) == changed.sum() > 0 and reconcile(steps, turns) == []
     return turns, steps

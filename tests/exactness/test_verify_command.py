@@ -87,7 +87,7 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         (["--vllm", "x.whl"], "--vllm: goes with --kernels"),
         (["--target", ""], "--target is needed"),
         (["--kernels"], "--target: has no meaning with --kernels"),
-        (["--rejection", "fly"], "--rejection fly: rejection_sample_method=fly is lossy by design"),
+        (["--rejection", "fly"], "--rejection fly: is not lossless"),
         (["--rejection", "synthetic"], "not lossless, nothing to measure"),
     ],
 )

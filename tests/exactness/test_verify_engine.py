@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "",
-    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
 }
 ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
 MUTANTS = (

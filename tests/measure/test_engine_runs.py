@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from speceval.engines.vllm.start import ZOO_ENVIRONMENT
 from speceval.estimate import acceptance, rao_blackwell, replay
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.estimate.statistics import paired_ratio_difference
-from speceval.measure.start import ZOO_ENVIRONMENT
 from speceval.store import StoredRun, read_run, recorded_columns
 from speceval.suites import load
 
@@ -283,7 +283,7 @@ def _lines(path: Path) -> int:
 
 
 def test_the_target_alone_is_timed_beside_the_drafter(zoo: dict[str, Path], tmp_path: Path) -> None:
-    timed = run(tmp_path / "timed", "--limit", "8", "--max-tokens", "8", "--batch", "8", "--baseline")
+    timed = run(tmp_path / "timed", "--limit", "8", "--max-tokens", "8", "--batch", "8", "--speedup")
     timings = timed.meta.speedup.timings
     assert [row.block for row in timings] == list(range(8)) and {row.batch for row in timings} == {1}
     assert all(row.alone_seconds > 0 and row.drafted_seconds > 0 for row in timings)

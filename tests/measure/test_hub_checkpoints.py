@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import save_file
 from support import tiny
 
-from speceval.measure.start import ZOO_ENVIRONMENT
+from speceval.engines.vllm.start import ZOO_ENVIRONMENT
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

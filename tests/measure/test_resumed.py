@@ -14,18 +14,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from speceval import catalog, cli, store
+from speceval import cli, engines, store
 from speceval.engines.base import Counters, Finished
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
-from speceval.measure import launch
 from speceval.measure.stretch import account_for, unfinished
 from speceval.show.report.audits import audit
 from speceval.store import StoredRun, read_run
 from speceval.store.schema import Segment
 
 RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--suite", "own.jsonl", "--batch", "4")
-RUN = (*RUN, "--out", "run")
+RUN = (*RUN, "--engine", "own", "--out", "run")
 CONVERSATIONS = 40
 
 
@@ -56,9 +55,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Engine]:
     class Own(Engine):
         at: ClassVar[dict[int, Callable[[], None]]] = {}
 
-    monkeypatch.setattr(launch, "start_engine", lambda job: Own((0.7,) * job.spec.k, batch=job.spec.batch))
-    monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr(sys.modules[__name__], "Own", Own, raising=False)
+    monkeypatch.setitem(engines.BUILT_IN, "own", f"{__name__}:Own")
     monkeypatch.chdir(tmp_path)
     rows = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(CONVERSATIONS)]
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -243,11 +241,8 @@ import os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv.pop(1) + '/..']
 from pathlib import Path
 from test_resumed import Engine
-from speceval import catalog, cli
-from speceval.measure import fingerprint, launch
-launch.start_engine = lambda job: Engine((0.7,) * job.spec.k, batch=job.spec.batch)
-catalog.fetch = lambda pair: pair
-fingerprint.weights_hash = lambda *_: "none"
+from speceval import cli, engines
+engines.BUILT_IN["own"] = "test_resumed:Engine"
 Engine.at = {90: lambda: os.kill(os.getpid(), signal.SIGKILL)}
 cli.main()
 """

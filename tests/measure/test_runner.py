@@ -1,6 +1,6 @@
 """Conversations through an engine with a known answer."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from support.records import run_meta
 from speceval.engines.simulated import SimulatedEngine
 from speceval.estimate import acceptance
 from speceval.estimate.identities import check_counters, reconcile
-from speceval.measure.runner import Progress, Template, measure, plan
+from speceval.measure.runner import Progress, Template, measure, plan, prompts_hash
 from speceval.protocol import RunSpec, make_spec
 from speceval.store import Store, read_run
 from speceval.store.schema import Segment
@@ -76,6 +76,22 @@ def test_the_next_turn_sees_the_answer_that_was_given(tmp_path: Path) -> None:
         assert second.startswith(first + "assistant: ") and second.endswith("\nuser: question 0.1\n")
         assert outputs[seed]["turn"] == 2
         assert len(second) > len(first) + len("assistant: \nuser: question 0.1\n")
+
+
+def test_a_row_s_own_system_prompt_is_sent_and_counts_as_part_of_the_prompts(tmp_path: Path) -> None:
+    prompts: list[str] = []
+
+    class Recorder(SimulatedEngine):
+        def submit(self, request_id: str, prompt_token_ids: list[int], sampling: object) -> None:
+            prompts.append("".join(map(chr, prompt_token_ids)))
+            super().submit(request_id, prompt_token_ids, sampling)
+
+    own = replace(suite(count=1, turns=1), conversations=[Conversation("0", None, ["q"], "Answer in French.")])
+    without = replace(own, conversations=[Conversation("0", None, ["q"])])
+    run(tmp_path, Recorder(RATES), spec(seeds=(0,)), [own])
+    assert prompts == ["system: Answer in French.\nuser: q\n"]
+    hashes = {prompts_hash(SimulatedEngine(RATES), [each], TEMPLATE) for each in (own, without)}
+    assert len(hashes) == 2
 
 
 def test_a_resumed_run_holds_the_same_conversations_as_an_uninterrupted_one(tmp_path: Path) -> None:

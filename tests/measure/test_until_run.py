@@ -10,42 +10,35 @@ from typing import Any
 
 import pytest
 
-from speceval import catalog, cli, store
+from speceval import cli, store
 from speceval.engines.base import Sampling
 from speceval.engines.simulated import SimulatedEngine
 from speceval.estimate import acceptance
 from speceval.estimate.identities import reconcile
 from speceval.estimate.stopping import grid
-from speceval.measure import launch, until
-from speceval.measure.job import Job
+from speceval.measure import until
 from speceval.store import Store, StoredRun, read_run
 from speceval.suites import load
 
 SIZE = 200
 TARGET = "3%"
-RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--batch", "8")
-
-
-class Engine(SimulatedEngine):
-    """Every seventh request is ten times as long as the others, so that short conversations finish out of order."""
-
-    def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
-        """Cut the request to its length."""
-        long = hashlib.sha256(request_id.encode()).digest()[0] % 7 == 0
-        super().submit(request_id, prompt_token_ids, replace(sampling, max_tokens=80 if long else 8))
+ENGINE = ("--engine", "simulated", "--engine-arg", "end=0", "--temp", "1", "--batch", "8")
+RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", *ENGINE)
+WORSE = ("run", "--target", "zoo", "--draft", "kl-eagle3", *ENGINE, "--engine-arg", "rates=0.6")
 
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A working directory with two suites, where `speceval run` drives the engine above."""
-    rates = {"lk-eagle3": 0.7, "kl-eagle3": 0.6}
+    """A working directory with two suites. Every seventh request is ten times as long as the others, so that short
+    conversations finish out of order.
+    """
+    submit = SimulatedEngine.submit
 
-    def start(job: Job) -> Engine:
-        return Engine((rates[job.spec.draft],) * job.spec.k, end=0.0, batch=job.spec.batch)
+    def cut(self: SimulatedEngine, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
+        long = hashlib.sha256(request_id.encode()).digest()[0] % 7 == 0
+        submit(self, request_id, prompt_token_ids, replace(sampling, max_tokens=80 if long else 8))
 
-    monkeypatch.setattr(launch, "start_engine", start)
-    monkeypatch.setattr(catalog, "fetch", lambda pair: pair)
-    monkeypatch.setattr("speceval.measure.fingerprint.weights_hash", lambda *_: "none")
+    monkeypatch.setattr(SimulatedEngine, "submit", cut)
     monkeypatch.chdir(tmp_path)
     for name, size in (("own", SIZE), ("other", 120)):
         rows = [{"turns": [f"question {n}", "and then?"], "category": f"c{n // 30}"} for n in range(size)]
@@ -228,7 +221,7 @@ def test_show_gives_the_interval_that_is_corrected_for_the_looks(call) -> None:
 
 def test_a_difference_is_known_when_its_own_interval_is_narrow_enough(call) -> None:
     call(*RUN, "--suite", "own.jsonl", "--out", "base")
-    new = ("run", "--target", "zoo", "--draft", "kl-eagle3", "--temp", "1", "--batch", "8", "--suite", "own.jsonl")
+    new = (*WORSE, "--suite", "own.jsonl")
     code, _, err = call(*new, "--until", TARGET, "--against", "base", "--out", "run")
     assert code == 0, err
     run, base = read_run(Path("run")), read_run(Path("base"))
@@ -265,6 +258,6 @@ def test_what_cannot_be_asked_is_one_line_and_leaves_nothing(
     call(*RUN, "--suite", "own.jsonl", "--limit", "20", "--out", "base")
     suite = () if "--suite" in arguments else ("--suite", "own.jsonl")
     found, _, err = call(*RUN, *suite, *arguments, "--out", "run")
-    lines = [line for line in err.splitlines() if not line.startswith("starting vLLM")]
+    lines = [line for line in err.splitlines() if not line.startswith("starting simulated")]
     assert found == code and len(lines) == 1 and re.search(says, lines[0]), (found, err)
     assert not (Path("run") / "run.json").exists()

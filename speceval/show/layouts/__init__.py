@@ -23,16 +23,16 @@ LAYOUTS: dict[str, Callable[..., Table]] = {
 }
 
 CHANGES = ("paper-arch", "paper-mean")
-"""Layouts that show changes over a baseline."""
+"""Layouts that show changes over another drafter."""
 
 
-def build(layout: str, paths: Iterable[Path], baseline: str | None = None) -> Table:
+def build(layout: str, paths: Iterable[Path], over: str | None = None) -> Table:
     """The table of `layout` from run directories, folders of runs and published figures; see `entries.collect`.
 
-    baseline: the drafter, or the setup, that Δ% is over; None: the one of the same architecture trained with KL.
+    over: the drafter, or the setup, that Δ% is over; None: the one of the same architecture trained with KL.
     """
     if layout in CHANGES:
-        return LAYOUTS[layout](collect(paths), baseline)
-    if baseline is not None:
-        raise UserError(f"--baseline: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
+        return LAYOUTS[layout](collect(paths), over)
+    if over is not None:
+        raise UserError(f"--over: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
     return LAYOUTS[layout](collect(paths))

@@ -64,11 +64,7 @@ def compare(a: Entry, b: Entry) -> dict[str, Any]:
     assert a.run is not None and b.run is not None
     # Only requests that both have are compared: more seeds in one run do no harm.
     require_comparable([a.run.meta.fingerprint, b.run.meta.fingerprint], ignore=("seeds",))
-    frames = ((run.steps, run.turns) for run in (a.run, b.run))
-    (steps_a, turns_a), (steps_b, turns_b) = (
-        (steps[steps["suite"] == a.name], turns[turns["suite"] == a.name]) for steps, turns in frames
-    )
-    return acceptance.compare(steps_a, turns_a, steps_b, turns_b)
+    return acceptance.compare(*a.run.suite(a.name), *b.run.suite(a.name))
 
 
 def mean_tau(entries: Sequence[Entry], definition: str) -> dict[str, float | None]:

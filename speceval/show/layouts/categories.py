@@ -41,8 +41,7 @@ def categories(entries: Sequence[Entry]) -> Table:
 
 def _rows(entry: Entry, turns: Sequence[int | None]) -> list[Row]:
     assert entry.run is not None
-    mine = entry.run.turns[entry.run.turns["suite"] == entry.name]
-    steps = entry.run.steps[entry.run.steps["suite"] == entry.name]
+    steps, mine = entry.run.suite(entry.name)
     names = sorted(mine["category"].dropna().astype(str).unique())
     rows = []
     for name in [*names, ALL] if len(names) > 1 else [ALL]:

@@ -78,7 +78,7 @@ def _means(
 ) -> Table:
     names = unique(name for entry in entries for name in (entry.drafter, entry.setup))
     if baseline is not None and baseline not in names:
-        raise UserError(f"--baseline {baseline}: no such drafter in these runs; there are {', '.join(names)}")
+        raise UserError(f"--over {baseline}: no such drafter in these runs; there are {', '.join(names)}")
     best = find_best(entries, PAPER, _architecture_group if by_architecture else column_group)
     suites = unique(entry.suite for entry in entries)
     problems: dict[str, list[str]] = {}  # why there is no Δ% -> of which drafters

@@ -1,4 +1,4 @@
-"""Figures of stored runs and of the method (matplotlib), one module each, with captions that say what the errors are.
+"""Figures of stored runs (matplotlib), one module each, with captions that say what the errors are.
 
 `draw` gives any figure, `save` writes it; `positions` does both for the demo.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 from speceval.estimate.comparison import require_comparable
-from speceval.show.plots import along, conversation, forest, gaussian, known_bad, position, style, tau_k
+from speceval.show.plots import along, conversation, forest, position, style, tau_k
 from speceval.show.plots.style import Drawn, save
 from speceval.store import StoredRun
 
@@ -22,10 +22,7 @@ OF_RUNS: dict[str, Callable[[Sequence[StoredRun]], Drawn]] = {
     "along": along.draw,
     "conversations": conversation.draw,
 }
-KERNELS = Path("results") / "verify"
-"""Where `scripts/known_bad.py` keeps the matrix."""
-
-__all__ = ["OF_RUNS", "Drawn", "draw", "draw_gaussian", "draw_known_bad", "positions", "save"]
+__all__ = ["OF_RUNS", "Drawn", "draw", "positions", "save"]
 
 
 def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> Drawn:
@@ -40,18 +37,6 @@ def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> D
         figure, caption = conversation.draw(runs, allow) if kind == "conversations" else OF_RUNS[kind](runs)
     differences = [f"Runs differ in {'; '.join(allowed)}."] if allowed else []
     return Drawn(figure, style.plain(" ".join([caption, *differences, *style.notes(runs)])))
-
-
-def draw_known_bad(path: Path = KERNELS) -> Drawn:
-    """The heat map of a matrix of `verify --kernels`: a CSV file, or the directory of kernels.csv."""
-    with matplotlib.rc_context(style.RC):
-        return known_bad.draw(known_bad.read_rows(path))
-
-
-def draw_gaussian() -> Drawn:
-    """One Gaussian fitted to a mixture under KL, reverse KL and TV."""
-    with matplotlib.rc_context(style.RC):
-        return gaussian.draw()
 
 
 def positions(runs: Sequence[StoredRun], path: Path) -> None:

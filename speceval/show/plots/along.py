@@ -11,7 +11,7 @@ import pandas as pd
 from speceval.estimate import acceptance
 from speceval.estimate.statistics import ratio_interval
 from speceval.show.plots import style
-from speceval.store import StoredRun
+from speceval.store import REQUEST, StoredRun
 
 BINS = 12
 """At most."""
@@ -22,8 +22,8 @@ def starts(steps: pd.DataFrame) -> pd.Series:
 
     `steps` holds every step of its requests, also those without drafts, which commit a token each. Index as `steps`.
     """
-    ordered = steps.sort_values([*acceptance.REQUEST, "step"])
-    committed = ordered.groupby(acceptance.REQUEST, sort=False)["committed"]
+    ordered = steps.sort_values([*REQUEST, "step"])
+    committed = ordered.groupby(REQUEST, sort=False)["committed"]
     return (1 + committed.cumsum() - ordered["committed"]).reindex(steps.index)
 
 

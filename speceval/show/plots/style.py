@@ -6,9 +6,11 @@ marker and a line style of its own too, so that figures read in grey.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,8 @@ from matplotlib.figure import Figure
 
 from speceval.errors import UserError
 from speceval.estimate.statistics import cluster_warnings
-from speceval.show.labels import directory_names
+from speceval.files import write_whole
+from speceval.show.labels import labels as run_labels
 from speceval.store import StoredRun
 
 COLUMN, PAGE = 8.5 / 2.54, 17.8 / 2.54
@@ -57,6 +60,7 @@ BAND = 0.18
 """Opacity of bands."""
 LABEL_WIDTH, LABEL_LENGTH = 46, 120
 FORMATS = (".png", ".pdf")
+SCREEN_DPI = 110
 
 
 ENDS = {"value": "", "low": "_low", "high": "_high"}
@@ -69,6 +73,13 @@ class Drawn(NamedTuple):
 
     figure: Figure
     caption: str
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        picture = io.BytesIO()
+        with matplotlib.rc_context(RC | {"savefig.dpi": SCREEN_DPI}):
+            self.figure.savefig(picture, format="png")
+        return picture.getvalue()
 
 
 def series(index: int) -> dict[str, Any]:
@@ -154,46 +165,17 @@ def shared_suites(runs: Sequence[StoredRun]) -> list[str]:
 
 def steps(run: StoredRun, suite: str) -> pd.DataFrame:
     """The steps of one suite."""
-    return run.steps[run.steps["suite"] == suite]
+    return run.suite(suite)[0]
 
 
 def turns(run: StoredRun, suite: str) -> pd.DataFrame:
     """The requests of one suite."""
-    return run.turns[run.turns["suite"] == suite]
+    return run.suite(suite)[1]
 
 
 def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str]:
-    """A short name for each run: its drafter and what else differs between the runs, fit for a legend.
-
-    Fields of the spec in `leave_out` are not named.
-    """
-    specs = [run.meta.spec for run in runs]
-    shown = {
-        "target": "{}",
-        "draft": "{}",
-        "temperature": "T={:g}",
-        "k": "K={}",
-        "drafting": "{} drafts",
-        "rejection": "{} verification",
-        "top_p": "top-p {:g}",
-        "top_k": "top-k {}",
-        "max_tokens": "{} tokens",
-    }
-    differ = [
-        name
-        for name in shown
-        if name == "draft" or (name not in leave_out and len({str(getattr(spec, name)) for spec in specs}) > 1)
-    ]
-    names = [
-        ", ".join(shown[name].format(getattr(spec, name)) for name in differ if getattr(spec, name) is not None)
-        for spec in specs
-    ]
-    twice = {name for name in names if names.count(name) > 1}
-    directories = directory_names([run.directory for run in runs])
-    return [
-        label(f"{name} ({directory})" if name in twice else name)
-        for name, directory in zip(names, directories, strict=True)
-    ]
+    """`speceval.show.labels` of the runs, fit for a legend."""
+    return [label(name) for name in run_labels(runs, leave_out)]
 
 
 def label(text: str) -> str:
@@ -239,14 +221,9 @@ def save(figure: Figure, path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}: name such a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     # A date in the file would make every regeneration differ.
     metadata = {"CreationDate": None} if path.suffix.lower() == ".pdf" else {}
-    try:
-        with matplotlib.rc_context(RC), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure says it
-            figure.savefig(part, format=path.suffix.lower()[1:], metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    draw = partial(figure.savefig, format=path.suffix.lower()[1:], metadata=metadata)
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure says it
+        write_whole(path, draw)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from speceval.errors import UserError
 from speceval.estimate import comparison, replay, speedup
 from speceval.estimate.statistics import COVERS
+from speceval.files import write_whole
 from speceval.protocol import flatten
 from speceval.show.comparison import signed
-from speceval.show.labels import directory_names
+from speceval.show.labels import labels
 from speceval.show.report import differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import pictures
@@ -65,13 +66,7 @@ def write(runs: Sequence[StoredRun], path: Path, verify_file: Path | None = None
     the fingerprint that may differ between runs that are compared. Raises `UserError`.
     """
     page = render(gather(runs, verify_file, allow)).encode()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(page)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, page)
     return len(page)
 
 
@@ -101,7 +96,7 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
             raise UserError(f"{run.directory}: a replay generates nothing to report on: `speceval show` prints it")
     given = None if verify_file is None else (verify_file, verification.read(verify_file))
     picks = samples.choose(runs[0].turns)
-    shown = [_show(run, label, picks, given) for run, label in zip(runs, labels(runs), strict=True)]
+    shown = [_show(run, label, picks, given) for run, label in zip(runs, labels(runs, form=cut), strict=True)]
     found = differences.find(runs, [one.label for one in shown], allow)
     drawn, left_out = pictures(runs, allow, compared=bool(found.rows))
     drafters = dict.fromkeys(cut(run.meta.spec.draft) for run in runs)
@@ -125,21 +120,6 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "environments": [flatten(run.meta.environment.model_dump()) for run in runs],
         "commands": [shlex.join(run.meta.command) for run in runs],
     }
-
-
-def labels(runs: Sequence[StoredRun]) -> list[str]:
-    """A short name for each run: its drafter, and what else of the request tells the runs apart."""
-    specs = [run.meta.spec for run in runs]
-    forms = {"target": "{}", "temperature": "T={:g}", "k": "K={}", "drafting": "{} drafts", "rejection": "{}"}
-    differ = [name for name in forms if len({getattr(spec, name) for spec in specs}) > 1]
-    names = [
-        ", ".join([cut(spec.draft), *(cut(forms[name].format(getattr(spec, name))) for name in differ)])
-        for spec in specs
-    ]
-    if len(set(names)) == len(names):
-        return names
-    directories = directory_names([run.directory for run in runs])
-    return [f"{name} ({cut(directory)})" for name, directory in zip(names, directories, strict=True)]
 
 
 def _show(run: StoredRun, label: str, picks: list[samples.Pick], given: tuple[Path, dict[str, Any]] | None) -> Shown:

@@ -12,7 +12,7 @@ import pandas as pd
 from speceval.errors import UserError
 from speceval.show.report.decode import Decode, decoder, gives, token_texts
 from speceval.show.report.text import cut
-from speceval.store import OUTPUTS, Key, StoredRun
+from speceval.store import OUTPUTS, REQUEST, Key, StoredRun
 
 RULE = (
     "The first conversation of each suite (by id), and those with the lowest, the median and the highest tau of their "
@@ -72,7 +72,7 @@ def choose(turns: pd.DataFrame) -> list[Pick]:
     """Conversations (suite, id, seed) by `RULE`; each once, with all its reasons."""
     if turns.empty:
         return []
-    totals = turns.groupby(["suite", "conversation", "seed"], sort=False)[["steps", "accepted"]].sum()
+    totals = turns.groupby(REQUEST[:3], sort=False)[["steps", "accepted"]].sum()
     own = (1 + totals["accepted"] / totals["steps"])[totals["steps"] > 0].sort_values(kind="stable")
     reasons: dict[Key, list[str]] = {}
     for key in totals.index[~totals.index.get_level_values("suite").duplicated()]:
@@ -111,7 +111,7 @@ def gather(run: StoredRun, picks: Sequence[Pick]) -> dict[Key, list[Turn]] | Non
         return None
     decode = decoder(run.meta.fingerprint.target)
     steps = run.steps[run.steps["conversation"].isin([pick.key[1] for pick in picks])]
-    by_turn = dict(iter(steps.groupby(["suite", "conversation", "seed", "turn"])))
+    by_turn = dict(iter(steps.groupby(REQUEST)))
     none = run.steps.iloc[:0]
     return {
         key: [make_turn(row, by_turn.get((*key, row["turn"]), none), decode) for row in rows[:TURNS]]

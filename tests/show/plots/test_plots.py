@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
@@ -20,7 +19,7 @@ from speceval.errors import NotComparable, UserError
 from speceval.estimate import acceptance
 from speceval.estimate.statistics import ratio_interval
 from speceval.show import plots
-from speceval.show.plots import along, conversation, forest, gaussian, known_bad, position, style, tau_k
+from speceval.show.plots import along, conversation, forest, position, style, tau_k
 from speceval.store import StoredRun, read_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -260,56 +259,6 @@ def test_positions_are_drawn_where_the_summary_has_them(demo: list[StoredRun]) -
     assert [tuple(segment[:, 1]) for segment in bars.get_segments()] == [pytest.approx(end) for end in ends]
 
 
-# ------------------------------------------------------------------------------------------------ the two of the method
-
-
-def test_gaussian_fits_have_the_published_overlaps_and_are_those_stored() -> None:
-    stored = json.loads((ROOT / "results" / "statistics" / "gaussian.json").read_text())
-    fits = gaussian.fits()
-    assert {name: round(100 * fit["overlap"], 1) for name, fit in fits.items()} == gaussian.PUBLISHED
-    assert stored["mixture"] == {name: list(values) for name, values in gaussian.MIXTURE.items()}
-    for name, fit in fits.items():
-        assert fit == pytest.approx(stored["fits"][name], abs=2e-5)
-
-
-def test_each_gaussian_is_the_best_of_a_fine_grid_under_its_divergence() -> None:
-    x = np.linspace(-14, 14, 1401)
-    p, width = gaussian.density(x), x[1] - x[0]
-    assert p.sum() * width == pytest.approx(1, abs=1e-9)
-    mean, deviation = np.meshgrid(np.linspace(-7, 7, 57), np.linspace(0.4, 6, 57))
-    q = np.exp(-0.5 * ((x - mean[..., None]) / deviation[..., None]) ** 2) / deviation[..., None] / np.sqrt(2 * np.pi)
-    log_p, log_q = np.log(p), np.log(np.maximum(q, 1e-300))
-    grids = {
-        "KL": (p * (log_p - log_q)).sum(-1) * width,
-        "reverse KL": (q * (log_q - log_p)).sum(-1) * width,
-        "TV": 1 - np.minimum(p, q).sum(-1) * width,
-    }
-    for name, fit in gaussian.fits().items():
-        least = grids[name].min()
-        assert least - 0.02 < fit["divergence"] < least + 1e-4, name
-
-
-def test_heat_map_shows_every_cell_of_the_matrix() -> None:
-    rows = known_bad.read_rows(ROOT / "results" / "verify")
-    figure = plots.draw_known_bad(ROOT / "results" / "verify").figure
-    shown = [text.get_text() for axis in figure.axes for text in axis.texts]
-    biased = [row for row in rows if row["verdict"] == "biased"]
-    assert biased and sum("✗" in text for text in shown) == len(biased)
-    assert sum(text == "refused" for text in shown) == sum(row["verdict"] == "refused" for row in rows)
-    for row in biased:
-        assert f"{row['tv']:.3f} ✗" in shown
-
-
-@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "\x00\x01"])
-def test_a_matrix_that_is_none_is_one_line(tmp_path: Path, content: str | None) -> None:
-    file = tmp_path / "kernels.csv"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(UserError, match="no table of") as caught:
-        plots.draw_known_bad(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
 # ------------------------------------------------------------------------------------------------ files
 
 
@@ -318,10 +267,9 @@ def ink(path: Path) -> float:
     return float((matplotlib.image.imread(path)[..., :3].min(-1) < 0.9).mean())
 
 
-@pytest.mark.parametrize("kind", [*plots.OF_RUNS, "known-bad", "gaussian"])
+@pytest.mark.parametrize("kind", plots.OF_RUNS)
 def test_every_kind_writes_png_and_pdf_that_show_something(kind: str, demo: list[StoredRun], tmp_path: Path) -> None:
-    makers = {"known-bad": lambda: plots.draw_known_bad(ROOT / "results" / "verify"), "gaussian": plots.draw_gaussian}
-    drawn = makers.get(kind, lambda: plots.draw(kind, demo))()
+    drawn = plots.draw(kind, demo)
     assert len(drawn.caption) > 100
     png, pdf = tmp_path / "a.png", tmp_path / "a.pdf"
     plots.save(drawn.figure, png)
@@ -513,8 +461,6 @@ def test_command_writes_all_figures_and_prints_their_captions(
         (["RUN", "--kind", "forest"], 4, "two or more"),
         (["RUN", "--kind", "positions", "-o", "a.jpg"], 4, "written as .png or .pdf"),
         (["RUN", "-o", "a.png"], 4, "do not fit one file"),
-        (["RUN", "--kind", "gaussian"], 4, "draws no run"),
-        (["RUN", "RUN2", "--kind", "known-bad"], 4, "one table"),
         (["RUN", "OTHER", "--kind", "forest"], 3, "--allow"),
         (["RUN", "RUN2", "--kind", "along", "--allow", "seeds"], 4, "--allow: has no meaning"),
     ],
@@ -531,11 +477,8 @@ def test_command_says_in_one_line_what_is_wrong(
 
 
 def test_every_kind_of_the_command_is_documented() -> None:
-    from speceval.commands.plot import Kind
-
     page = (ROOT / "docs" / "measure" / "make-figures.md").read_text()
-    assert set(Kind) == {*plots.OF_RUNS, "known-bad", "gaussian"}
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) >= set(Kind)
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) >= set(plots.OF_RUNS)
 
 
 def test_positions_are_written_by_the_function_that_the_demo_calls(demo: list[StoredRun], tmp_path: Path) -> None:

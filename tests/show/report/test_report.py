@@ -152,7 +152,7 @@ def test_hostile_prompts_outputs_and_names_are_shown_and_not_obeyed(tmp_path: Pa
     run = write_run(
         other, suites=(NAME,), draft=NAME, user=lambda row: HOSTILE, output=lambda ids: HOSTILE,
         meta={"command": ["speceval", NAME], "problems": [NAME],
-              "patches": [dict.fromkeys(PatchState.model_fields, NAME)],
+              "patches": [dict.fromkeys(PatchState.model_fields, NAME) | {"bound": False}],
               "environment": {"python": NAME, "platform": NAME, "cpus": 2, "packages": {NAME: NAME}}},
     )  # fmt: skip
     out = tmp_path / "page.html"
@@ -326,16 +326,6 @@ def test_a_file_that_is_no_verification_is_one_line(tmp_path: Path, content: str
         verification.read(file)
     with pytest.raises(UserError, match="no such file"):
         verification.read(tmp_path / "none.json")
-
-
-def test_runs_get_names_that_tell_them_apart(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a")
-    b = altered(a, spec__temperature=0.5)
-    assert build.labels([a]) == ["lk-eagle3"]
-    assert build.labels([a, b]) == ["lk-eagle3, T=1", "lk-eagle3, T=0.5"]
-    assert build.labels([a, replace(a, directory=tmp_path / "c")]) == ["lk-eagle3 (a)", "lk-eagle3 (c)"]
-    elsewhere = [replace(a, directory=tmp_path / machine / "results" / "a") for machine in ("x", "y")]
-    assert build.labels(elsewhere) == ["lk-eagle3 (x/results/a)", "lk-eagle3 (y/results/a)"]
 
 
 @pytest.mark.usefixtures("unpainted")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from stand_ins import Batch, laws, unpacked, v1_arguments, v1_runner, v2_runner
 
+from vllm_patches import pieces
 from vllm_patches.taps import overlap
 from vllm_patches.taps.tap import TAP, step_v2
 
@@ -43,7 +44,7 @@ class TestMeasure:
         logits, drafts = laws((5, 7), 2), torch.tensor([0, 1, -1, 3, 4])
         q = laws((5, 7), 3).softmax(-1) if with_q else None
         whole = overlap.measure(drafts, logits.softmax(-1), q)
-        monkeypatch.setattr(overlap, "MOST_ELEMENTS", most)
+        monkeypatch.setitem(pieces.ELEMENTS, "cpu", most)
         torch.testing.assert_close(overlap.measure_logits(drafts, logits, q), whole, equal_nan=True)
 
     def test_no_drafts_at_all(self) -> None:

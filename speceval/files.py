@@ -1,0 +1,60 @@
+"""Files: written whole or not at all, read as YAML, and held against a schema whose first fault is one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from speceval.errors import UserError
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all: under a temporary name beside it, flushed to the disk, then renamed.
+
+    content: text (written as UTF-8), bytes, or a function that writes the path it is given. Folders are made; an
+    existing file keeps its permissions. Raises `UserError` for a directory.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a directory: name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises `UserError` for one that is none."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+class Strict(BaseModel):
+    """Data with the stated fields alone, unchangeable, without NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def first_error(error: ValidationError) -> str:
+    """The first fault in one line: "field 'a.b': what is wrong", without a field where it concerns the whole."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"field '{place}': {message}" if place else message
