@@ -297,15 +297,15 @@ def hard_row(
 
 
 def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
-    """A drafter that gains at one position of hard prompts, and drafters that lose at one and gain at another.
+    """A drafter that gains at one position of hard prompts; drafters that lose at one position and gain at another.
 
-    Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new drafter's
-    first rate in the hard half is higher, all else as it was. One position: prompts as in "chat"; the logit of one
-    position falls by 0.3, that of another rises until tau is what it was.
+    Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new
+    drafter's first rate in the hard half is higher, all else as it was. One position: prompts as in "chat"; the logit
+    of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau is what it was.
     """
     found = {}
-    even = populations.prompts(populations.Population(0, 0), 20_000, seed=1)
-    hard = (np.arange(20_000) % 2 == 0)[:, None]
+    even = populations.prompts(populations.Population(0, 0), 8000, seed=1)
+    hard = (np.arange(8000) % 2 == 0)[:, None]
 
     def decoded(first: float, seed: int) -> populations.Counts:
         rates = np.where(hard, [[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
@@ -313,14 +313,14 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
 
     for first in (0.45, 0.6):
         found[f"better or equal everywhere: .25 -> {first:g}"] = decoded(0.25, 2), decoded(first, 3)
-    chat = populations.prompts(populations.POPULATIONS["chat"], 20_000, seed=1)
+    chat = populations.prompts(populations.POPULATIONS["chat"], 8000, seed=1)
     base = populations.decode(chat, np.zeros((1, 5)), 1, 2)
-    for loses, gains in ((0, 1), (2, 0), (4, 0)):
+    for loses, fall, gains in ((0, 0.2, 1), (2, 0.8, 0), (4, 2.0, 0)):
 
-        def shifted(rise: float, loses: int = loses, gains: int = gains) -> populations.Counts:
+        def shifted(rise: float, loses: int = loses, fall: float = fall, gains: int = gains) -> populations.Counts:
             shift = np.zeros((1, 5))
-            shift[0, loses], shift[0, gains] = -0.3, rise
-            return populations.decode(chat, np.repeat(shift, 20_000, axis=0), 1, 3)
+            shift[0, loses], shift[0, gains] = -fall, rise
+            return populations.decode(chat, np.repeat(shift, 8000, axis=0), 1, 3)
 
         rise = populations.solve(shifted, populations.tau(base), 0.0, 1.0, 1e-2)
         found[f"loss at position {loses + 1} behind a gain at {gains + 1}"] = base, shifted(rise)

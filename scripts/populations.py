@@ -130,7 +130,7 @@ EFFECTS = (
 evenly; a loss that few prompts carry; the second one with 2 % of tau lost."""
 
 
-def pair(name: str, effect: str, seeds: int = 4, conversations: int = 20_000) -> tuple[Counts, Counts]:
+def pair(name: str, effect: str, seeds: int = 4, conversations: int = 8000) -> tuple[Counts, Counts]:
     """All samples of a population's conversations by two drafters (`POPULATIONS`, `EFFECTS`)."""
     given = prompts(POPULATIONS[name], conversations, seed=1)
     none = np.zeros((conversations, 1))
@@ -140,8 +140,8 @@ def pair(name: str, effect: str, seeds: int = 4, conversations: int = 20_000) ->
     def falling(shift: float) -> Floats:
         return np.where(few, GAIN, -shift)[:, None] if effect.startswith("a tenth") else none - shift
 
-    def b(shift: Floats) -> Counts:
-        return decode(given, shift, seeds, seed=3)
+    def b(shift: Floats, samples: int = seeds) -> Counts:
+        return decode(given, shift, samples, seed=3)
 
     if effect == "none":
         return a, b(none)
@@ -149,8 +149,8 @@ def pair(name: str, effect: str, seeds: int = 4, conversations: int = 20_000) ->
         loss = 3.0 if effect.endswith("all") else 1.5
         return a, b(np.where(given.worth < RARE, -loss, 0.0)[:, None])
     # run b has random numbers of its own, as two runs have: what it has to reach is its own tau without any effect
-    wanted = tau(b(none)) * (1.0 if effect == EFFECTS[1] else 0.98)
-    return a, b(falling(solve(lambda shift: b(falling(shift)), wanted, -0.2, 2.0, 1e-3)))
+    wanted = tau(b(none, 1)) * (1.0 if effect == EFFECTS[1] else 0.98)
+    return a, b(falling(solve(lambda shift: b(falling(shift), 1), wanted, -0.2, 2.0, 5e-3)))
 
 
 def draw(counts: tuple[Counts, ...], seeds: int, clusters: int, draws: int, rng: np.random.Generator) -> list[Floats]:
