@@ -201,11 +201,12 @@ def hard_cases(replications: int) -> Iterator[dict[str, Any]]:
                 facts = {"scenario": name, "seeds": seeds}
                 for found in single_rows(counts, a[:, :seeds].sum((0, 1)).astype(float)):
                     yield facts | found
-                pair = populations.draw(skewed, seeds, clusters, replications, rng)
+                counts_a, counts_b = populations.draw(skewed, seeds, clusters, replications, rng)
                 truth = populations.tau(skewed[1][:, :seeds]) - populations.tau(skewed[0][:, :seeds])
-                for found in difference_rows(*pair, truth):
+                for found in difference_rows(counts_a, counts_b, truth):
                     yield facts | {"scenario": f"{name}: a tenth gains, the rest lose"} | found
-                yield facts | power_row(*populations.draw((a, b), seeds, clusters, replications, rng))
+                counts_a, counts_b = populations.draw((a, b), seeds, clusters, replications, rng)
+                yield facts | power_row(counts_a, counts_b)
 
 
 def single_rows(counts: Floats, everything: Floats) -> Iterator[dict[str, Any]]:

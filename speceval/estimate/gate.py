@@ -428,8 +428,8 @@ def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[i
     towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters
     return needed, (
         f"{bounds}: {more:,} more conversations of this spread, {needed:,} in all, would settle it in "
-        f"{100 * POWER:.0f} % of cases (as {towards}, if the change is {change.value:+.2f} %); every further check adds "
-        f"its own {100 * LEVEL:.0f} % of wrong answers"
+        f"{100 * POWER:.0f} % of cases (as {towards}, if the change is {change.value:+.2f} %); every further check "
+        f"adds its own {100 * LEVEL:.0f} % of wrong answers"
     )
 
 
