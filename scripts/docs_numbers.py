@@ -62,11 +62,23 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "trust" / "is-the-count-right.md": {"selftest": selftest_table()},
         ROOT / "docs" / "measure" / "make-figures.md": {"tau-k": tau_k_table(), "gaussian": gaussian_table()},
         ROOT / "docs" / "measure" / "does-b-beat-a.md": {"compare": compare_example()},
-        ROOT / "docs" / "measure" / "may-it-be-released.md": {"gate": gate_table(), "gate-zoo": gate_zoo_table()},
+        ROOT / "docs" / "measure" / "may-it-be-released.md": {
+            "gate": gate_table(),
+            "gate-hard": gate_hard_table(),
+            "gate-zoo": gate_zoo_table(),
+        },
         ROOT / "docs" / "trust" / "how-sure.md": {
-            "coverage-lengths": coverage_table(LENGTHS, {"skew": "in use", "student": "plain t"}),
+            "coverage-lengths": coverage_table(LENGTHS, {"cautious": "in use", "skew": "in use", "student": "plain t"}),
+            "coverage-hard": hard_coverage_table(),
             "coverage-positions": coverage_table(
-                POSITIONS, {"effective": "in use", "skew": "as lengths", "logit": "logit t", "student": "plain t"}
+                POSITIONS,
+                {
+                    "effective": "in use",
+                    "effective, before": "without the tails",
+                    "skew": "as lengths",
+                    "logit": "logit t",
+                    "student": "plain t",
+                },
             ),
         },
         ROOT / "docs" / "trust" / "what-it-costs.md": {
@@ -246,17 +258,42 @@ POSITIONS = {"unconditional_1": "u_1", "unconditional_5": "u_5", "conditional_1"
 
 
 def coverage_table(estimators: dict[str, str], methods: dict[str, str]) -> str:
-    """Coverage in percent by scenario, estimator, method and number of conversations."""
+    """Coverage in percent by scenario, estimator, method and number of conversations.
+
+    methods: names in the file and labels; of two with one label the first that the estimator has counts.
+    """
     frame = pd.read_csv(STATISTICS / "coverage.csv")
+    frame = frame[frame["warned"].isna() & (frame["estimator"] != "could have seen")]
     clusters = sorted(frame["clusters"].unique())
     rows = [["scenario", "quantity", "method", *(f"{count:,}" for count in clusters)]]
     cells = frame.set_index(["scenario", "estimator", "method", "clusters"])["coverage"].to_dict()
     for scenario in frame["scenario"].unique():
         for estimator, quantity in estimators.items():
-            for method, label in methods.items():
-                if (scenario, estimator, method, clusters[0]) in cells:
+            has = {
+                label: method
+                for method, label in reversed(methods.items())
+                if (scenario, estimator, method, clusters[0]) in cells
+            }
+            for label in dict.fromkeys(methods.values()):
+                if method := has.get(label):
                     shares = (f"{100 * cells[scenario, estimator, method, count]:.1f}" for count in clusters)
                     rows.append([scenario, quantity, label, *shares])
+    return _markdown(rows)
+
+
+def hard_coverage_table() -> str:
+    """Coverage in percent where few prompts carry the result, and how often the output would have warned."""
+    frame = pd.read_csv(STATISTICS / "coverage.csv")
+    names = {"tau": "`tau`", "unconditional_1": "u_1", "unconditional_3": "u_3", "unconditional_5": "u_5"}
+    names["tau difference"] = LENGTHS["tau difference"]
+    frame = frame[frame["warned"].notna() & (frame["seeds"] == 4) & frame["estimator"].isin(names)]
+    clusters = sorted(frame["clusters"].unique())
+    rows = [["scenario", "quantity", "method", *(f"{count:,} (warned)" for count in clusters)]]
+    for (scenario, estimator, method), entries in frame.groupby(["scenario", "estimator", "method"], sort=False):
+        cells = entries.set_index("clusters")
+        shares = (f"{100 * cells['coverage'][n]:.1f} ({100 * cells['warned'][n]:.0f})" for n in clusters)
+        before = (estimator, method) == ("tau difference", "skew") or method == "effective, before"
+        rows.append([str(scenario), names[str(estimator)], "before" if before else "in use", *shares])
     return _markdown(rows)
 
 
@@ -362,6 +399,8 @@ def replay_table() -> str:
 def gate_table() -> str:
     """The gate's verdicts at true losses of 0, the margin and 5 %: pass, inconclusive and fail in percent."""
     found = pd.read_csv(STATISTICS / "gate.csv")
+    plain = found["scenario"].isin(("even", "uneven between prompts", "late positions only", "poor drafter"))
+    found = found[plain & (found["method"] == "in use")]
     losses = (0, 2, 5)
     rows = [["scenario", "conversations", *(f"true loss {loss} %: pass, inconclusive, fail" for loss in losses)]]
     for (scenario, conversations), entries in found.groupby(["scenario", "conversations"], sort=False):
@@ -371,6 +410,21 @@ def gate_table() -> str:
             for loss in losses
         )
         rows.append([str(scenario), f"{conversations:,}", *shares])
+    return _markdown(rows)
+
+
+def gate_hard_table() -> str:
+    """Shares of pass and fail in percent of the gate in use and of the one before, in cases that are hard for it."""
+    found = pd.read_csv(STATISTICS / "gate.csv")
+    hard = found[found["scenario"].str.contains(": | behind ")]
+    keys = ["scenario", "seeds", "conversations"]
+    rows = [["scenario", "seeds", "conversations", "true loss, %", "margin, %", "pass (before)", "fail (before)"]]
+    for (scenario, seeds, conversations), entries in hard.groupby(keys, sort=False):
+        by_method = entries.set_index("method")
+        now, before = by_method.loc["in use"], by_method.loc["before"]
+        shares = (f"{100 * now[word]:.1f} ({100 * before[word]:.1f})" for word in ("pass", "fail"))
+        facts = (f"{now[name]:.1f}" for name in ("loss_percent", "margin_percent"))
+        rows.append([str(scenario), str(seeds), f"{conversations:,}", *facts, *shares])
     return _markdown(rows)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
 from speceval.estimate import acceptance, replay, speedup
-from speceval.estimate.statistics import cluster_warnings, holm
+from speceval.estimate.statistics import holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, Fingerprint, differ
@@ -171,7 +171,6 @@ def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: f
         "positions": acceptance.compare_rates(counts, confidence),
         "pair_by": "request",
         "confidence": confidence,
-        "warnings": cluster_warnings(lengths["conversations"]),
     }
 
 
