@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -76,6 +77,11 @@ class Extension:
         """
         return dict(COUNTS) if _place()[0] else None
 
+    def interpreted_kernels(self) -> dict[str, Any] | None:
+        """What the interpreted kernels of this worker have done (`interpreted.launch.Record`); None if none are."""
+        launch = sys.modules.get("vllm_patches.interpreted.launch")
+        return None if launch is None else dict(launch.RECORD.plain())
+
     def start_tap(self, name: str) -> str:
         """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
 
@@ -144,6 +150,11 @@ def ask_disobedience(llm: Any, asked: Switches) -> str:
     """What a worker of `llm` did other than the environment `asked` for (`state.disobeyed`); empty if all obeyed."""
     rows = [[PatchStatus(**row) for row in worker] for worker in llm.collective_rpc("patch_status")]
     return disobeyed(asked, zip(llm.collective_rpc("patch_switches"), rows, strict=True))
+
+
+def ask_kernels(llm: Any) -> list[dict[str, Any]]:
+    """`Extension.interpreted_kernels` of the workers of `llm` whose kernels are interpreted."""
+    return [record for record in llm.collective_rpc("interpreted_kernels") if record is not None]
 
 
 def start_tap(llm: Any, name: str) -> str:

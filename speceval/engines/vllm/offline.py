@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.vllm import listing, start
+from speceval.engines.vllm import listing, model_runner, start
 from speceval.engines.vllm.align import align_steps, is_padded
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
@@ -61,6 +61,7 @@ class OfflineEngine(Engine):
         self._order = order
         arguments = start.llm_arguments(order, self.version)
         start.set_environment(order.target)
+        self._restore_environment = model_runner.choose(order.runner, self.version)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -68,6 +69,7 @@ class OfflineEngine(Engine):
             with start.measured():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
+            self._restore_environment()
             traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
@@ -302,6 +304,7 @@ class OfflineEngine(Engine):
             shut_down(self._engine.engine_core)
         except Exception:
             traceback.print_exc()  # into the engine's log: whatever made it fail is being reported already
+        self._restore_environment()
         self.llm = self._engine = self._config = None
         gc.collect()
 
