@@ -67,7 +67,9 @@ def test_every_module_that_the_packages_import_is_declared() -> None:
     modules = imported(PACKAGES)
     assert {"numpy", "yaml", "torch"} <= modules.keys(), "the walk sees imports"
     base = distributions(PROJECT["dependencies"])
-    missing = {name: users for name, users in modules.items() if required(name) not in base | COME_WITH_AN_EXTRA | ON_A_CPU}
+    missing = {
+        name: users for name, users in modules.items() if required(name) not in base | COME_WITH_AN_EXTRA | ON_A_CPU
+    }
     assert missing == {}
     for extra in ("cpu", "gpu"):
         names = {name.removesuffix("-cpu") for name in distributions(PROJECT["optional-dependencies"][extra])}

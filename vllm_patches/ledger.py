@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vllm_patches.versions import CHECKED, FIRST
 
 ANY = "any"
-"""`Patch.device` of a row that every platform needs."""
+"""`Patch.device` of a row that every platform needs, `Patch.runner` of one that both runners need."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Patch:
     until: str
     """When the row can go."""
     runner: str = "V1"
-    """Model runner that uses the symbol: "V1" or "V2"."""
+    """Model runner that uses the symbol: "V1", "V2" or ANY."""
     methods: tuple[str, ...] = ()
     """Drafting methods (vLLM's `speculative_config.method`) that need the patch; empty: all of them."""
     native: str = ""
@@ -278,6 +278,7 @@ LEDGER: tuple[Patch, ...] = (
         upstream=("docs/upstream/cpu-rotary.md",),
         tested_by="tests/vllm_patches/test_mtp.py",
         until="`rotary_embedding` of the CPU extension agrees with `forward_native` for 3-D queries",
+        runner=ANY,
         methods=("mtp",),
     ),
     Patch(
@@ -332,7 +333,11 @@ def table_row(patch: Patch) -> str:
 
 def needed_on(patch: Patch) -> str:
     """Who needs the row, e.g. "V1, cpu, temperature > 0, medusa"."""
-    conditions = [patch.runner, patch.device if patch.device != ANY else "", *patch.methods]
+    conditions = [
+        "V1 and V2" if patch.runner == ANY else patch.runner,
+        patch.device if patch.device != ANY else "",
+        *patch.methods,
+    ]
     if patch.sampling_only:
         conditions.insert(2, "temperature > 0")
     return ", ".join(condition for condition in conditions if condition)

@@ -73,6 +73,21 @@ def check_config(config: Any, version: str) -> str | None:
     )
 
 
+def unrecordable(config: Any) -> str | None:
+    """Why what an engine with this resolved `vllm.config.VllmConfig` accepts cannot be measured; None if it can.
+
+    Options of the V2 runner that sample rightly.
+    """
+    if getattr(config.speculative_config, "enable_adaptive_verification", False):
+        return "enable_adaptive_verification: fewer drafts are verified than vLLM says were drafted: leave it off here"
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        return (
+            "enable_batch_sharded_sampling: each rank verifies requests of its own, and one rank's are recorded: leave "
+            "it off to measure"
+        )
+    return None
+
+
 def sampled_drafts(config: Mapping[str, Any]) -> bool:
     """Whether drafts are drawn from q; vLLM's default is the argmax."""
     return config.get("draft_sample_method") == "probabilistic" and config.get("method") not in DETERMINISTIC

@@ -136,7 +136,7 @@ def needed(patch: Patch, device: str, temperature: float, method: str | None, ru
     """Whether a run with these settings (see `missing`) depends on the row."""
     return (
         patch.device in (ANY, device)
-        and patch.runner == runner
+        and patch.runner in (ANY, runner)
         and (temperature > 0 or not patch.sampling_only)
         and (method is None or not patch.methods or method in patch.methods)
     )

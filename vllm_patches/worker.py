@@ -19,8 +19,10 @@ from vllm_patches.taps.counters import COUNTS
 
 EXTENSION = "vllm_patches.worker.Extension"
 """Value of vLLM's `worker_extension_cls`."""
-OVERLAP, EVIDENCE, REPLAY = "overlap", "evidence", "replay"
+OVERLAP, EVIDENCE, REPLAY, COUNT = "overlap", "evidence", "replay", "count"
 """The listeners: modules of `vllm_patches.taps`."""
+STRAYS = "kernel_strays"
+"""Among `Extension.draft_counts`: accesses outside a tensor that interpreted kernels have made in this process."""
 SAME = 1e-6
 """Relative difference of two ranks' sums that float32 rounding explains: another draft among 100,000 shows as more."""
 
@@ -75,7 +77,15 @@ class Extension:
 
         None from a worker that samples nothing: an earlier stage of a pipeline.
         """
-        return dict(COUNTS) if _place()[0] else None
+        from vllm_patches.taps.tap import TAP
+
+        if COUNT in TAP.names():
+            COUNTS.update(TAP.drain(COUNT))
+        return dict(COUNTS) | {STRAYS: self._strays()} if _place()[0] else None
+
+    def _strays(self) -> int:
+        kernels = self.interpreted_kernels()
+        return 0 if kernels is None else int(kernels["strays"])
 
     def interpreted_kernels(self) -> dict[str, Any] | None:
         """What the interpreted kernels of this worker have done (`interpreted.launch.Record`); None if none are."""

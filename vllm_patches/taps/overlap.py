@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_patches.taps.recorder import Recorder
-from vllm_patches.taps.tap import Step
+from vllm_patches.taps.tap import Rows, Step
 
 MOST_ELEMENTS = 1 << 26
 """Entries of p that are worked on at once: bounds the memory that recording needs beside the verifier's."""
@@ -61,15 +61,13 @@ def measure(drafts: Tensor, p: Tensor, q: Tensor | None) -> Tensor:
     return values.masked_fill(drafts < 0, torch.nan)
 
 
-def measure_logits(drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
-    """`measure` with p = softmax(logits) [R, V], a bounded number of rows at a time."""
-    if logits.numel() <= MOST_ELEMENTS:
-        return measure(drafts, logits.softmax(-1, dtype=torch.float32), q)
+def measure_logits(drafts: Tensor, logits: Tensor | Rows, q: Tensor | Rows | None) -> Tensor:
+    """`measure` with p = softmax(logits) [R, V] and q [R, V], made for a bounded number of rows at a time."""
     parts = [
         measure(drafts[part], logits[part].softmax(-1, dtype=torch.float32), None if q is None else q[part])
         for part in pieces(len(drafts), logits.shape[-1])
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=drafts.device)
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:

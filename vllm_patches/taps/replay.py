@@ -71,7 +71,12 @@ class Replay:
             for (text, out), count in zip(self.texts(), step.counts, strict=False)
             for j in range(count)
         ]
-        values = kept(torch.tensor(due, device=step.logits.device), step.drafts, step.logits, step.q)
+        values = kept(
+            torch.tensor(due, device=step.drafts.device),
+            step.drafts,
+            step.logits[:],
+            None if step.q is None else step.q[:],
+        )
         self._recorder.add(step.names, step.counts, values)
 
     def drain(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.versions import DISTRIBUTIONS
 from vllm_patches.worker import (
+    COUNT,
     EVIDENCE,
     OVERLAP,
     REPLAY,
@@ -97,6 +98,8 @@ class OfflineEngine(Engine):
         stop_tap(self.llm)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
             self.listen(self._recorder)
+        if self._order.draft is not None and self._config.use_v2_model_runner:
+            self.listen(COUNT)
 
     @classmethod
     def require(cls) -> None:
@@ -181,8 +184,9 @@ class OfflineEngine(Engine):
         return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
 
     def patches(self) -> list[PatchState]:
-        """State of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
-        return [listing.as_state(status) for status in merged(ask(self.llm))]
+        """State of each ledger row of its model runner, asked of the workers: active only if it is in all of them."""
+        runner = "V2" if self._config.use_v2_model_runner else "V1"
+        return [listing.as_state(status) for status in merged(ask(self.llm)) if listing.concerns(status.id, runner)]
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the engine samples."""
