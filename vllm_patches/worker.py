@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_patches.methods import own_name
 from vllm_patches.settings import draft_truncation
-from vllm_patches.state import PatchStatus, Switches, disobeyed, status, switches
+from vllm_patches.state import ACTIVE, PatchStatus, Switches, disobeyed, status, switches
 from vllm_patches.taps.counters import COUNTS
 
 EXTENSION = "vllm_patches.worker.Extension"
@@ -57,7 +57,7 @@ class Extension:
             "k": getattr(speculative, "num_speculative_tokens", 0),
             "draft_sample_method": getattr(speculative, "draft_sample_method", None),
             "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
-            "draft_truncation": draft_truncation(config) and not config.use_v2_model_runner,
+            "draft_truncation": draft_truncation(config) and (not config.use_v2_model_runner or v2_truncates(config)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": model.quantization,
             "kv_cache_dtype": str(cache.cache_dtype),
@@ -134,6 +134,14 @@ class Extension:
             return None
         sums = {} if alone else {"sums": recorder_sums(drained)}
         return drained | sums if first else sums
+
+
+def v2_truncates(config: Any) -> bool:
+    """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
+    from vllm_patches.patches.v2_draft_truncation import truncates
+
+    active = {row.id for row in status() if row.state == ACTIVE}
+    return truncates(config) and {"v2-draft-truncation", "v2-sampling-states"} <= active
 
 
 def usable_context(config: Any) -> int:

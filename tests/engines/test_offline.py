@@ -250,4 +250,4 @@ def test_an_engine_tells_of_the_patches_of_its_own_model_runner() -> None:
     """Else a change of V1's would be one of all runs on V2."""
     own = {runner: {row.id for row in LEDGER if listing.concerns(row.id, runner)} for runner in ("V1", "V2")}
     assert own["V1"] == {row.id for row in LEDGER if row.runner != "V2"}
-    assert "cpu-rotary" in own["V2"] and "v1-missing-q" not in own["V2"]
+    assert own["V2"] == {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"}
