@@ -125,7 +125,7 @@ def start(runner: Any) -> Replay:
     Raises `NotImplementedError` for V2 and async scheduling.
     """
     if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
-        raise NotImplementedError("replay needs the V1 runner without async scheduling")
+        raise NotImplementedError("replay needs the V1 runner without async scheduling: --runner v1")
     replay = Replay(runner)
     replay.open()
     return replay

@@ -122,7 +122,7 @@ class OfflineEngine(Engine):
         Raises `UserError` when a worker cannot, or does not.
         """
         if reason := start_tap(self.llm, name):
-            raise UserError(f"{reason}: set VLLM_USE_V2_MODEL_RUNNER=0")
+            raise UserError(reason)
         self._taps.add(name)
         for number, heard in enumerate(ask_taps(self.llm)):
             if heard != sorted(self._taps):
