@@ -111,10 +111,25 @@ def acceptance_p(run: dict[str, Any], chances: list[float], step: int = 0) -> li
 # ------------------------------------------------------------------------------------------------ in the process
 
 
+def schedule_ahead() -> None:
+    """Asynchronous scheduling, which vLLM's CPU platform switches off."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_update_config(cls: Any, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+
+
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
     interpreted.prepare()  # of a job whose "env" is V2
+    if job.get("ahead"):
+        schedule_ahead()
     from vllm import LLM
 
     from vllm_patches.worker import ask, ask_kernels
