@@ -224,8 +224,9 @@ def selftest_table() -> str:
             rows.append([checks[0]["quantity"], f"{checks[0]['forced']:.4f}", *measured])
     environment, engine = report["environment"], conditions[0]["engine"]
     provenance = (
-        f"`speceval selftest`, {report['target']} with {report['draft']}, K={report['k']}, seeds from 0: the first "
-        f"{conditions[0]['tested_steps']:,} of {' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
+        f"`speceval selftest`, {report['target']} with {report['draft']}, K={report['k']}, seeds from 10,000: the "
+        f"first {conditions[0]['tested_steps']:,} of "
+        f"{' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
         f"Verdict: {report['verdict']}. vLLM {engine['vllm']} on {engine['device']}, {environment['cpus']} cores."
     )
     return f"{_markdown(rows)}\n\n{provenance}"

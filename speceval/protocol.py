@@ -25,6 +25,8 @@ from speceval.private import secret_in
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`."""
+Runner = Literal["v1", "v2"]
+"""vLLM's model runners."""
 LOSSLESS: tuple[Rejection, ...] = ("standard", "block")
 """Those that leave the target's distribution as it is."""
 
@@ -37,7 +39,7 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
-UNWRITTEN = frozenset({"method", "draft_args", "stratified", "shard"})
+UNWRITTEN = frozenset({"method", "draft_args", "runner", "stratified", "shard"})
 """Fields of a request that run.json has only when they are not at their default."""
 
 
@@ -138,6 +140,10 @@ class RunSpec(Strict):
         default="vllm", min_length=1, description="What generates: vllm, simulated, or another package's."
     )
     """Name in `speceval.engines`, or of an entry point."""
+    runner: Annotated[Runner | None, Flag(offered=("v1", "v2"))] = Field(
+        default=None, description="vLLM's model runner [default: what vLLM chooses]."
+    )
+    """None: vLLM's own choice; which one it was is among the engine's facts."""
     engine_args: Annotated[dict[str, Any], Flag("--engine-arg", "pairs", None)] = Field(
         default_factory=dict, description="Argument of the engine (vllm.LLM), key=value; may be repeated."
     )

@@ -19,6 +19,7 @@ from speceval.show import export as exports
 from speceval.show import layouts, listings, plots, render
 
 SHARED = {
+    "--runner",
     *("--target", "--draft", "--k", "--temp", "--engine-arg", "--trust-remote-code", "--no-trust-remote-code"),
     *("--batch", "--out", "--json", "--help"),
 }

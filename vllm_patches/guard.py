@@ -24,7 +24,7 @@ from typing import Any
 from vllm_patches.ledger import LEDGER, Patch
 from vllm_patches.loading import watch
 from vllm_patches.methods import own_name
-from vllm_patches.refuse import MEASURED_SWITCH, check, check_config
+from vllm_patches.refuse import MEASURED_SWITCH, check, check_config, unrecordable
 from vllm_patches.source_text import text_of
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
 from vllm_patches.versions import REQUIREMENT, unsupported, within
@@ -109,6 +109,8 @@ def refusal(config: Any) -> str | None:
     if reason := unsupported(installed):
         return reason if measured else None
     if reason := check_config(config, str(installed)):
+        return reason
+    if measured and (reason := unrecordable(config)):
         return reason
     if measured and (rows := unfit(config)):
         name, reason = next(iter(rows.items()))

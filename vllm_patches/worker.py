@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vllm_patches.methods import own_name
 from vllm_patches.settings import draft_truncation
-from vllm_patches.state import PatchStatus, Switches, disobeyed, status, switches
+from vllm_patches.state import ACTIVE, PatchStatus, Switches, disobeyed, status, switches
 from vllm_patches.taps.counters import COUNTS
 
 EXTENSION = "vllm_patches.worker.Extension"
 """Value of vLLM's `worker_extension_cls`."""
-OVERLAP, EVIDENCE, REPLAY = "overlap", "evidence", "replay"
+OVERLAP, EVIDENCE, REPLAY, COUNT = "overlap", "evidence", "replay", "count"
 """The listeners: modules of `vllm_patches.taps`."""
+STRAYS = "kernel_strays"
+"""Among `Extension.draft_counts`: accesses outside a tensor that interpreted kernels have made in this process."""
 SAME = 1e-6
 """Relative difference of two ranks' sums that float32 rounding explains: another draft among 100,000 shows as more."""
 
@@ -54,7 +57,7 @@ class Extension:
             "k": getattr(speculative, "num_speculative_tokens", 0),
             "draft_sample_method": getattr(speculative, "draft_sample_method", None),
             "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
-            "draft_truncation": draft_truncation(config) and not config.use_v2_model_runner,
+            "draft_truncation": draft_truncation(config) and (not config.use_v2_model_runner or v2_truncates(config)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": model.quantization,
             "kv_cache_dtype": str(cache.cache_dtype),
@@ -80,7 +83,20 @@ class Extension:
 
         None from a worker that samples nothing: an earlier stage of a pipeline.
         """
-        return dict(COUNTS) if _place()[0] else None
+        from vllm_patches.taps.tap import TAP
+
+        if COUNT in TAP.names():
+            COUNTS.update(TAP.drain(COUNT))
+        return dict(COUNTS) | {STRAYS: self._strays()} if _place()[0] else None
+
+    def _strays(self) -> int:
+        kernels = self.interpreted_kernels()
+        return 0 if kernels is None else int(kernels["strays"])
+
+    def interpreted_kernels(self) -> dict[str, Any] | None:
+        """What the interpreted kernels of this worker have done (`interpreted.launch.Record`); None if none are."""
+        launch = sys.modules.get("vllm_patches.interpreted.launch")
+        return None if launch is None else dict(launch.RECORD.plain())
 
     def swap_drafter(self, before: str, after: str) -> str:
         """Give this worker's drafter other weights (`vllm_patches.swap`). Returns why that cannot be, or nothing."""
@@ -136,6 +152,14 @@ class Extension:
         return drained | sums if first else sums
 
 
+def v2_truncates(config: Any) -> bool:
+    """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
+    from vllm_patches.patches.v2_draft_truncation import truncates
+
+    active = {row.id for row in status() if row.state == ACTIVE}
+    return truncates(config) and {"v2-draft-truncation", "v2-sampling-states"} <= active
+
+
 def usable_context(config: Any) -> int:
     """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
     drafter = getattr(config.speculative_config, "draft_model_config", None)
@@ -177,6 +201,11 @@ def swap_drafter(llm: Any, before: str, after: str) -> str:
     Returns why a worker cannot, or nothing; then `llm` must not be used again.
     """
     return next(filter(None, llm.collective_rpc("swap_drafter", args=(before, after))), "")
+
+
+def ask_kernels(llm: Any) -> list[dict[str, Any]]:
+    """`Extension.interpreted_kernels` of the workers of `llm` whose kernels are interpreted."""
+    return [record for record in llm.collective_rpc("interpreted_kernels") if record is not None]
 
 
 def start_tap(llm: Any, name: str) -> str:

@@ -51,6 +51,7 @@ def run(
     prefix_caching: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     engine: str = "vllm",
+    runner: Literal["v1", "v2"] | None = None,
     method: str | None = None,
     draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
@@ -87,6 +88,7 @@ def run(
         prefix_caching: whether the engine may reuse prefixes.
         chat_template_kwargs: arguments of the chat template.
         engine: what generates: "vllm", "simulated", or the name of an entry point of `speceval.engines`.
+        runner: vLLM's model runner; None: what vLLM chooses.
         method: drafting method, for a checkpoint that does not tell its own.
         draft_args: further keys of vLLM's speculative_config, such as prompt_lookup_max.
         engine_args: arguments of `vllm.LLM`.
@@ -141,6 +143,7 @@ def run(
         record=record,
         prefix_caching=prefix_caching,
         engine=engine,
+        runner=runner,
         method=method,
         draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),
@@ -203,6 +206,7 @@ def verify(
     reference: Mode = "auto",
     bias: float = 0.02,
     prefix_caching: bool = False,
+    runner: Literal["v1", "v2"] | None = None,
     method: str | None = None,
     draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
@@ -253,6 +257,7 @@ def verify(
         rejection=rejection,
         batch=batch,
         prefix_caching=prefix_caching,
+        runner=runner,
         method=method,
         draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -112,7 +112,7 @@ def _parameter(field: str, default: Any) -> inspect.Parameter:
     if default is FIELD:
         default = inspect.Parameter.empty if info.is_required() else info.default
     kind: Any = {"value": info.annotation, "pairs": list[str], "path": Path}.get(form.read, str)
-    kind = str if get_origin(kind) is Literal else kind
+    kind = str if any(get_origin(part) is Literal for part in (kind, *get_args(kind))) else kind
     name = f"{form.name}/--no-{form.name[2:]}" if kind is bool else form.name
     limits = choices(lambda: form.offered, form.refused) if form.offered else {}
     return inspect.Parameter(

@@ -11,7 +11,7 @@ from speceval.commands import options
 from speceval.errors import UserError
 
 
-@options.of_spec("target", "draft", "k", "engine_args", "trust_remote_code", target="zoo", draft="lk-eagle3")
+@options.of_spec("target", "draft", "k", "runner", "engine_args", "trust_remote_code", target="zoo", draft="lk-eagle3")
 def selftest(
     request: dict[str, Any],
     temp: Annotated[float | None, typer.Option(help="One temperature [default: 0 and 1].")] = None,

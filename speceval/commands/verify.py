@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FIELDS = (
     *("target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "draft_truncation", "rejection"),
-    *("batch", "prefix_caching", "method", "draft_args", "engine_args", "trust_remote_code"),
+    *("batch", "prefix_caching", "runner", "method", "draft_args", "engine_args", "trust_remote_code"),
 )
 """Of `RunSpec`: a verification plays no suite."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
-from speceval.protocol import Drafting, Rejection
+from speceval.protocol import Drafting, Rejection, Runner
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Order:
     """Of requests that bring none."""
     prefix_caching: bool = False
     trust_remote_code: bool = False
+    runner: Runner | None = None
+    """Model runner, of an engine that has several; None: its own choice."""
     draft_args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the drafter, as the user gave them."""
     engine_args: dict[str, Any] = field(default_factory=dict)

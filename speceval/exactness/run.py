@@ -121,7 +121,7 @@ def examine(
         checks = two_sample_checks(plan, found, baseline, alpha)
         kind = "two samples"
     seconds.lap("test")
-    counts = found.counts | {"steps_without_drafts": found.undrafted, "unrecorded": int(found.recorded is None)}
+    counts = found.counts | {"steps_without_drafts": found.undrafted}
     return Report(
         settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
         engine=facts.model_dump(),
@@ -131,6 +131,7 @@ def examine(
         alpha=alpha,
         bias=settings.bias,
         counts=counts,
+        rows_tested=found.recorded is not None,
         seconds=seconds.laps,
     )
 

@@ -37,6 +37,8 @@ class Report(JupyterMixin):
     bias: float
     """The bias, as a total variation distance, that the run had to be able to see."""
     counts: dict[str, int]
+    rows_tested: bool = True
+    """Whether p, q and the verifier's decisions were recorded and tested too."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -131,6 +133,8 @@ def tables(report: Report) -> Any:
     notes = [f"patch missing: {line}" for line in report.missing]
     if report.untested:
         notes.append("too few draws to test: " + ", ".join(report.untested))
+    if not report.rows_tested:
+        notes.append("p, q and the decisions were not recorded: accepting and replacing were not tested row by row")
     notes += [f"{name.replace('_', ' ')}: {value}" for name, value in report.counts.items() if value]
     return Group(head, _laws(laws, report.alpha), _events(others, report.alpha), *notes, report.line())
 

@@ -269,6 +269,8 @@ class Counters:
     """Under a grammar: drafted argmaxes."""
     steps_padded: int = 0
     """Filled up with drafts that nobody made."""
+    kernel_strays: int = 0
+    """Accesses outside a tensor by kernels that were interpreted; 0 where none are (`--runner v2` on a CPU)."""
 
     def minus(self, other: Counters) -> Counters:
         """What was counted since `other`."""

@@ -35,7 +35,7 @@ class Evidence:
         """What takes the step's tokens, unless all of it is greedy. p is taken now: the verifier may work in place."""
         if step.greedy is True:
             return None
-        p = step.logits.softmax(-1, dtype=torch.float32)
+        p = step.logits[:].softmax(-1, dtype=torch.float32)
         return lambda emitted: self._add(step, p, emitted)
 
     def _add(self, step: Step, p: Tensor, emitted: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_patches.pieces import softmax_pieces
+from vllm_patches.pieces import Rows, softmax_pieces
 from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step
 
@@ -58,7 +58,7 @@ def measure(drafts: Tensor, p: Tensor, q: Tensor | None) -> Tensor:
     return values.masked_fill(drafts < 0, torch.nan)
 
 
-def measure_logits(drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
-    """`measure` with p = softmax(logits) [R, V], a bounded number of rows at a time."""
+def measure_logits(drafts: Tensor, logits: Tensor | Rows, q: Tensor | Rows | None) -> Tensor:
+    """`measure` with p = softmax(logits) [R, V] and q [R, V], made for a bounded number of rows at a time."""
     parts = [measure(drafts[part], p, None if q is None else q[part]) for part, p in softmax_pieces(logits)]
-    return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=logits.device)
+    return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=drafts.device)

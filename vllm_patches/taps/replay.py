@@ -71,7 +71,12 @@ class Replay:
             for (text, out), count in zip(self.texts(), step.counts, strict=False)
             for j in range(count)
         ]
-        values = kept(torch.tensor(due, device=step.logits.device), step.drafts, step.logits, step.q)
+        values = kept(
+            torch.tensor(due, device=step.drafts.device),
+            step.drafts,
+            step.logits[:],
+            None if step.q is None else step.q[:],
+        )
         self._recorder.add(step.names, step.counts, values)
 
     def drain(self) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def start(runner: Any) -> Replay:
     Raises `NotImplementedError` for V2 and async scheduling.
     """
     if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
-        raise NotImplementedError("replay needs the V1 runner without async scheduling")
+        raise NotImplementedError("replay needs the V1 runner without async scheduling: --runner v1")
     replay = Replay(runner)
     replay.open()
     return replay

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.vllm import listing, loading, start
+from speceval.engines.vllm import listing, loading, model_runner, start
 from speceval.engines.vllm.align import align_steps, is_padded
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
@@ -19,6 +19,7 @@ from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.versions import DISTRIBUTIONS
 from vllm_patches.worker import (
+    COUNT,
     EVIDENCE,
     OVERLAP,
     REPLAY,
@@ -63,6 +64,7 @@ class OfflineEngine(Engine):
         self._order = order
         arguments = start.llm_arguments(order, self.version)
         start.set_environment(order.target)
+        self._restore_environment = model_runner.choose(order.runner, self.version)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -70,6 +72,7 @@ class OfflineEngine(Engine):
             with start.measured():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
+            self._restore_environment()
             traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
@@ -99,6 +102,8 @@ class OfflineEngine(Engine):
         stop_tap(self.llm)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
             self.listen(self._recorder)
+        if self._order.draft is not None and self._config.use_v2_model_runner:
+            self.listen(COUNT)
 
     @classmethod
     def require(cls) -> None:
@@ -150,7 +155,7 @@ class OfflineEngine(Engine):
         Raises `UserError` when a worker cannot, or does not.
         """
         if reason := start_tap(self.llm, name):
-            raise UserError(f"{reason}: set VLLM_USE_V2_MODEL_RUNNER=0")
+            raise UserError(reason)
         self._taps.add(name)
         for number, heard in enumerate(ask_taps(self.llm)):
             if heard != sorted(self._taps):
@@ -212,8 +217,9 @@ class OfflineEngine(Engine):
         return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
 
     def patches(self) -> list[PatchState]:
-        """State of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
-        return [listing.as_state(status) for status in merged(ask(self.llm))]
+        """State of each ledger row of its model runner, asked of the workers: active only if it is in all of them."""
+        runner = "V2" if self._config.use_v2_model_runner else "V1"
+        return [listing.as_state(status) for status in merged(ask(self.llm)) if listing.concerns(status.id, runner)]
 
     def drafter(self) -> dict[str, Any]:
         """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
@@ -343,6 +349,7 @@ class OfflineEngine(Engine):
             shut_down(self._engine.engine_core)
         except Exception:
             traceback.print_exc()  # into the engine's log: whatever made it fail is being reported already
+        self._restore_environment()
         self.llm = self._engine = self._config = None
         gc.collect()
 
