@@ -32,6 +32,7 @@ FLAGS = {
     | {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
+        *("--url", "--api-key-env"),
     },
     "verify": SHARED
     | ENGINE

@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "exactness.kernels": {"exactness", "vllm_patches"},
     "measure": {"estimate", "engines", "suites", "catalog", "store", "zoo"},
     "engines.vllm": {"engines", "store", "catalog", "vllm_patches", FACTS},
+    "engines.server": {"engines.vllm", "engines", "store", "catalog", "vllm_patches"},
     "engines": {"store", "catalog"},
     "estimate": {"store", "catalog"},
     "suites": {"catalog"},
