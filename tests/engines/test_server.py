@@ -125,8 +125,9 @@ def test_an_answer_that_is_none_is_one_line(server: StandIn, reply: Any, says: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_request_that_broke_off_is_not_sent_again(server: StandIn) -> None:
-    server.faults[GENERATE] = [(200, {"Content-Length": "90"}, b'{"choices"')]
+@pytest.mark.parametrize("ending", [{}, {"Connection": "close"}], ids=["stalled", "died"])
+def test_a_request_that_broke_off_is_not_sent_again(server: StandIn, ending: dict[str, str]) -> None:
+    server.faults[GENERATE] = [(200, {"Content-Length": "90", **ending}, b'{"choices"')]
     with pytest.raises(UserError):
         ask(server, timeout=1)
     assert sum(path == GENERATE for path, *_ in server.calls) == 1
