@@ -35,6 +35,7 @@ FLAGS = {
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
         "--engine",
         *("--stratified", "--no-stratified", "--shard"),
+        *("--url", "--api-key-env"),
     },
     "verify": SHARED
     | ENGINE

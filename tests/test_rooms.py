@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "exactness.kernels": {"exactness", "vllm_patches", INTERPRETED},
     "measure": {"estimate", "engines", "suites", "catalog", "store", "zoo"},
     "engines.vllm": {"engines", "store", "catalog", "vllm_patches", FACTS, INTERPRETED},
+    "engines.server": {"engines.vllm", "engines", "store", "catalog", "vllm_patches"},
     "engines": {"store", "catalog"},
     "estimate": {"store", "catalog"},
     "suites": {"catalog"},

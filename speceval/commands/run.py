@@ -19,6 +19,12 @@ def run(
     request: dict[str, Any],
     speedup: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
     speedup_batch: Annotated[str, typer.Option(help="With --speedup: batch sizes, comma-separated.")] = "1",
+    url: Annotated[
+        str | None, typer.Option(help="Measure the vLLM server that runs here; no engine is started.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run [default: results/<name>].")] = None,
     as_json: options.AsJson = False,
@@ -30,6 +36,8 @@ def run(
     from speceval.api.measuring import measure, with_speedup
     from speceval.measure.job import prepare
 
+    if url is not None or api_key_env is not None:
+        request |= _of_server(ctx, url, api_key_env, request)
     replayed = request.pop("replay")
     if replayed is not None:
         request |= _of_replayed(ctx, replayed, request)
@@ -43,6 +51,20 @@ def run(
     if speedup:
         finished = with_speedup(job, finished, batches)
     print_run(finished, as_json)
+
+
+def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: dict[str, Any]) -> dict[str, Any]:
+    """The engine that --url asks for: the same as `--engine server --engine-arg url=…`."""
+    from speceval.errors import UserError
+
+    if url is None:
+        raise UserError("--api-key-env: has no meaning without --url")
+    if options.given(ctx, "engine") and request["engine"] != "server":
+        raise UserError(f"--engine {request['engine']}: is not what answers at --url: leave it out")
+    if options.given(ctx, "speedup"):
+        raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
+    arguments = {**(request["engine_args"] or {}), "url": url, **({} if key is None else {"api_key_env": key})}
+    return {"engine": "server", "engine_args": arguments}
 
 
 def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict[str, Any]:
