@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from speceval import catalog
-from speceval.catalog.methods import find
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.estimate.replay import is_replay
@@ -37,7 +36,6 @@ def source(run: StoredRun) -> dict[str, Any]:
     for fault, wrong in (
         ("is unfinished: finish it first", not run.complete),
         ("is a replay itself: name the run whose texts it used", is_replay(run)),
-        ("is at temperature 0, where every drafter gets the same text anyway", spec.temperature == 0),
         (f"has no {OUTPUTS}: the texts are gone, make the run again", not (run.directory / OUTPUTS).exists()),
     ):
         if wrong:
@@ -60,8 +58,6 @@ def inherited(
     stored = books.read(run)
     fixed, name = source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft, method)
-    if pair.draft is not None and find(pair.draft.method).deterministic:
-        raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:
         raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
     for field, value in given.items():
