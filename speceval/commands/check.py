@@ -30,6 +30,7 @@ def check(
 ) -> None:
     """Check a run against a baseline: has the drafter lost more acceptance than the margin?
 
+    Of two replays of the same texts the answer on these texts is exact, and decides.
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
     from speceval.api import reading
@@ -52,13 +53,27 @@ def check(
 def baseline(
     run: options.RunDirectory,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write; compressed if it ends in .gz.")],
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Of a replay: keep its texts, so that `run --replay FILE` is exact.")
+    ] = False,
+    again: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --texts: the same replay in another --batch, which tells rounding; may be repeated."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
+    """Write the file to keep beside released weights: counts per conversation and the protocol, and texts if asked."""
     from speceval.estimate import baseline as baselines
     from speceval.estimate import books
 
-    written = baselines.Baseline.of(books.read(run))
+    if again and not texts:
+        raise UserError("--again: tells how replays of the same texts differ: add --texts")
+    stored = books.read(run)
+    written: baselines.Baseline | baselines.TextBaseline
+    if texts:
+        written = baselines.TextBaseline.of(stored, [books.read(other) for other in again or ()])
+    else:
+        written = baselines.Baseline.of(stored)
     size = baselines.write(written, output)
     if as_json:
         facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}

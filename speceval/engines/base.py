@@ -107,7 +107,7 @@ class Finished:
     padded_steps: int = 0
     """Steps that were filled up with drafts nobody made; not among `steps`."""
     recorded: NDArray[np.float32] | None = None
-    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j, or kept_j and p_j of a replayed text.
+    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j; of a replayed text kept_j is the first.
 
     NaN where nothing was drafted or recorded.
     """

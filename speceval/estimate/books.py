@@ -121,7 +121,7 @@ def check(
                 "the engine does not accept as it should, or p and q are not what it drew from"
             )
     if spec.replay is not None and (lost := replay.unrecorded(steps)):
-        problems.append(f"{lost} replayed steps have no drafts or no record: the expectations are wrong")
+        problems.append(f"{lost} replayed steps have lost their record: the expectations are wrong")
     return problems
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.vllm import listing, loading, model_runner, start
-from speceval.engines.vllm.align import align_steps, is_padded
+from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
@@ -300,13 +300,18 @@ class OfflineEngine(Engine):
         drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
         cached, k = output.num_cached_tokens or 0, getattr(self._config.speculative_config, "num_speculative_tokens", 0)
         padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
-        recorded = None if self._recorder is None else self._recordings.pop(name, drafted[padded:], k)
+        drafted, accepted = drafted[padded:], accepted[padded:]
+        recorded = None if self._recorder is None else self._recordings.pop(name, drafted, k)
+        steps = None
+        if self._recorder == REPLAY and (recorded is not None or not drafted):
+            steps = replayed_steps(commits, drafted, [] if recorded is None else recorded[:, 1, 0].tolist())
+            recorded = None if steps is None else recorded
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
             finish_reason=str(completion.finish_reason),
             stop_reason=completion.stop_reason,
-            steps=align_steps(commits, drafted[padded:], accepted[padded:]),
+            steps=align_steps(commits, drafted, accepted) if steps is None else steps,
             cached_tokens=cached,
             padded_steps=int(padded),
             recorded=recorded,
