@@ -23,7 +23,7 @@ from speceval.store.schema import RunMeta
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.layout import JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
+from speceval.store.layout import CUT_THOUGHT, JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
 from speceval.store.read import read_meta
 from speceval.store.tables import Tables, _counts, _key, read_lines
 
@@ -40,6 +40,8 @@ class Store:
         self._synced = 0.0
         self.counts: dict[Key, list[Counts]] = {}
         """What each turn of each conversation accepted, in the order in which the conversations came in."""
+        self.followed, self.cut_thoughts = 0, 0
+        """Turns with another one after them, and those of them whose thought never ended."""
         self._tables: Tables | None = None
         """Of the journal as it is now, once they have been asked for."""
 
@@ -57,7 +59,8 @@ class Store:
             self._journal = open_locked(self.directory / JOURNAL, "ab+", wait=False)
         except BlockingIOError:
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
-        self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL, ignore_torn=True)}
+        for line in read_lines(self.directory / JOURNAL, ignore_torn=True):
+            self._count(line)
         _drop_torn_line(self._journal)
         return self
 
@@ -90,7 +93,14 @@ class Store:
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())
             self._synced = time.monotonic()
-        self.counts[key], self._tables = _counts(conversation), None
+        self._tables = None
+        self._count(conversation)
+
+    def _count(self, conversation: dict[str, Any]) -> None:
+        self.counts[_key(conversation)] = _counts(conversation)
+        followed = conversation["turns"][:-1]
+        self.followed += len(followed)
+        self.cut_thoughts += sum(CUT_THOUGHT in turn for turn in followed)
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The turns and steps so far."""
