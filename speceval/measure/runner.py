@@ -243,13 +243,13 @@ def measure(
                 if active:
                     step()
                 if interrupt.requested:
-                    raise KeyboardInterrupt
+                    interrupt.raise_()
         except BaseException as error:
             between_steps = isinstance(error, KeyboardInterrupt) and interrupt.between_steps
             with suppress(OSError):  # a full disk, say, which is being reported already
                 keep(stretch.interrupted(unfinished_turns(), spec.k, between_steps))
             if interrupt.requested and isinstance(error, Exception):
-                raise KeyboardInterrupt from error  # the engine's own processes were interrupted too
+                interrupt.raise_()  # the engine's own processes were interrupted too
             raise
     keep(ended := stretch.ended())
     return ended
