@@ -131,7 +131,7 @@ def main() -> None:
         mend = engines.find("vllm").installation
         _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {mend}")
     except (typer.Abort, KeyboardInterrupt):
-        from speceval.measure.interrupts import exit_code
+        from speceval.interrupts import exit_code
 
         _exit(exit_code())
     except OSError as error:
@@ -145,7 +145,7 @@ def main() -> None:
 
 def process() -> None:
     """Entry point of a process: `main`, and SIGTERM is obeyed like Ctrl-C; nothing that hangs keeps it from ending."""
-    from speceval.measure import interrupts
+    from speceval import interrupts
 
     interrupts.install()
     try:

@@ -46,8 +46,8 @@ def is_secret(key: str) -> bool:
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if word == "token" and (before in VOCABULARY or after in NUMBERED):
             continue
-        if word in WORDS or (word in ("key", "keys") and before in KEYS):
-            return True
+        if after != "env" and (word in WORDS or (word in ("key", "keys") and before in KEYS)):
+            return True  # api_key_env names a variable of the environment
     return False
 
 

@@ -44,8 +44,8 @@ def test_every_field_moves_the_identity() -> None:
         "suites": ("gsm8k",), "limit": 3, "shuffle_seed": 1, "max_tokens": 7, "seeds": (0, 1), "batch": 2,
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
         "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
-        "against": "run:0123", "engine": "simulated", "method": "eagle", "draft_args": {"prompt_lookup_max": 3},
-        "stratified": True, "shard": "1/2",
+        "against": "run:0123", "engine": "simulated", "runner": "v2", "method": "eagle",
+        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2",
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}

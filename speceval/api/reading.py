@@ -17,6 +17,7 @@ from speceval.estimate import explain as explaining
 from speceval.show.gate import Report
 from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store import read_run as read
+from speceval.store.tables import OutputLine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +147,7 @@ def _around(run: Source, check: texts.TextsCheck) -> dict[tuple[str, texts.Place
         for place in suite.places:
             places[suite.suite, place.conversation, place.seed, place.turn].append((suite.suite, place))
     found = {}
-    for line in read_lines(directory / OUTPUTS) if (directory / OUTPUTS).exists() else ():
+    for line in read_lines(directory / OUTPUTS, kind=OutputLine) if (directory / OUTPUTS).exists() else ():
         for key in places.get((line["suite"], line["conversation"], line["seed"], line["turn"]), ()):
             middle = round(len(line["output"]) * key[1].token / max(len(line["token_ids"]), 1))
             found[key] = line["output"][max(middle - AROUND, 0) : middle + AROUND]

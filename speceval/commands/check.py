@@ -47,7 +47,7 @@ def check(
         options.print_json("check", report.as_json())
     else:
         options.output().print(report)
-    raise typer.Exit(report.check.exit_code)
+    raise typer.Exit(report.exit_code)
 
 
 def baseline(

@@ -36,7 +36,7 @@ def tune(
         target,
         options.split(draft),
         batches=options.seeds(batch, "--batch"),
-        ks=options.seeds(k, "--k"),
+        ks=options.seeds(k, "--k") if k else (),
         temperature=temp,
         suite=suite,
         max_tokens=max_tokens,

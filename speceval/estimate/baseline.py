@@ -28,6 +28,7 @@ from speceval.private import public
 from speceval.store import OUTPUTS, REQUEST, StoredRun, pack, read_lines, recorded_columns
 from speceval.store.layout import RECORDED_COLUMNS
 from speceval.store.schema import Fingerprint, migrate_fingerprint
+from speceval.store.tables import OutputLine
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
@@ -249,7 +250,7 @@ class TextBaseline(Source, strict=True):
         columns = recorded_columns(meta.spec.k, RECORDED_COLUMNS["kept"])
         rows = dict(list(run.steps.groupby(REQUEST, sort=False)))
         texts = []
-        for line in read_lines(run.directory / OUTPUTS):
+        for line in read_lines(run.directory / OUTPUTS, kind=OutputLine):
             key = tuple(line[name] for name in REQUEST)
             steps = rows.get(key, run.steps.head(0))
             kept = steps.reindex(columns=columns).to_numpy(np.float32)[steps["drafted"].to_numpy() > 0]

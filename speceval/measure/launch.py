@@ -79,6 +79,11 @@ def run(
         meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts))
         if job.forced is not None:
             meta.problems.append(FORCED)
+        if store.cut_thoughts:
+            meta.notes.append(
+                f"{store.cut_thoughts} of {store.followed} follow-up turns come after a thought that was cut at "
+                "max_tokens: as with a server, nothing of it is in their prompts"
+            )
         meta.status = "inconsistent" if meta.problems else "complete"
         meta.finished = _now()
         if goal is not None:

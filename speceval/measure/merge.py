@@ -16,6 +16,7 @@ from speceval.files import write_whole
 from speceval.protocol import RunSpec
 from speceval.store import OUTPUTS, REQUEST, RUN, STEPS, TURNS, StoredRun, read_lines, read_run, write_meta
 from speceval.store.schema import RunMeta, Segment, differences
+from speceval.store.tables import OutputLine
 
 CONVERSATION = REQUEST[:3]
 
@@ -98,7 +99,7 @@ def _outputs(shards: Sequence[StoredRun]) -> Iterator[str]:
     """The lines of outputs.jsonl."""
     lines: list[tuple[Any, ...]] = []
     for shard in shards:
-        for line in read_lines(shard.directory / OUTPUTS):
+        for line in read_lines(shard.directory / OUTPUTS, kind=OutputLine):
             lines.append((*(line[name] for name in REQUEST), json.dumps(line, ensure_ascii=False)))
     yield from (f"{line[-1]}\n" for line in sorted(lines))
 

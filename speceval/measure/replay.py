@@ -12,7 +12,7 @@ from speceval.estimate import baseline as baselines
 from speceval.estimate import books
 from speceval.estimate.baseline import Baseline, TextBaseline
 from speceval.estimate.replay import is_replay
-from speceval.protocol import digest, flag
+from speceval.protocol import UNWRITTEN, RunSpec, digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store.layout import Texts
 from speceval.store.tables import OutputLine
@@ -51,7 +51,7 @@ def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, A
     """The same from a baseline file that keeps texts. Raises `UserError` for one that does not, or is incomplete."""
     if not isinstance(baseline, TextBaseline):
         raise UserError(f"--replay {path}: keeps no texts: write it with `speceval baseline RUN --texts`")
-    if missing := [name for name in (*INHERITED, "target") if name not in baseline.asked]:
+    if missing := [name for name in (*INHERITED, "target") if name not in {*baseline.asked, *UNWRITTEN}]:
         raise UserError(f"--replay {path}: field 'asked' has no {missing[0]}: write the baseline again")
     found = {(one.suite, one.conversation, one.seed, one.turn): tuple(one.token_ids) for one in baseline.texts}
     along = _along(found, baseline.asked)
@@ -61,10 +61,12 @@ def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, A
 
 
 def _along(found: Texts, asked: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: RunSpec.model_fields[name].get_default(call_default_factory=True) for name in UNWRITTEN}
+    whole = defaults | dict(asked)
     return {
         "texts": found,
         "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
-        **{name: asked[name] for name in INHERITED},
+        **{name: whole[name] for name in INHERITED},
     }
 
 

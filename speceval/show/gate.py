@@ -85,7 +85,7 @@ class Report:
             **self.check.as_json(),
             "verdict": str(self.verdict),
             **({} if self.texts is None else {"on_these_texts": self.texts.as_json()}),
-            "exit_code": self.check.exit_code,
+            "exit_code": self.exit_code,
             "run": _source(self.new),
             "baseline": _source(self.base),
             "same_draft_weights": self.same_weights,

@@ -2,6 +2,7 @@
 
 from speceval.store.journal import SYNC_SECONDS, Store
 from speceval.store.layout import (
+    CUT_THOUGHT,
     JOURNAL,
     OUTPUTS,
     RECORDED,
@@ -23,6 +24,7 @@ from speceval.store.read import StoredRun, directories, list_runs, migrate_turns
 from speceval.store.tables import SUMS, Tables, frames, pack, read_lines, unpack
 
 __all__ = [
+    "CUT_THOUGHT",
     "JOURNAL",
     "OUTPUTS",
     "RECORDED",

@@ -23,7 +23,7 @@ from speceval.store.schema import RunMeta
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.layout import JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
+from speceval.store.layout import CUT_THOUGHT, JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
 from speceval.store.read import read_meta
 from speceval.store.tables import Tables, _counts, _key, read_lines
 
@@ -40,6 +40,8 @@ class Store:
         self._synced = 0.0
         self.counts: dict[Key, list[Counts]] = {}
         """What each turn of each conversation accepted, in the order in which the conversations came in."""
+        self.followed, self.cut_thoughts = 0, 0
+        """Turns with another one after them, and those of them whose thought never ended."""
         self._tables: Tables | None = None
         """Of the journal as it is now, once they have been asked for."""
 
@@ -70,7 +72,7 @@ class Store:
         for number, line in enumerate(read_lines(self.directory / JOURNAL, ignore_torn=True), start=1):
             if _key(line) in self.counts:
                 raise UserError(f"{self.directory / JOURNAL}: line {number} is there twice: remove it")
-            self.counts[_key(line)] = _counts(line)
+            self._count(line)
 
     def __exit__(self, *_: object) -> None:
         assert self._journal is not None
@@ -101,7 +103,14 @@ class Store:
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())
             self._synced = time.monotonic()
-        self.counts[key], self._tables = _counts(conversation), None
+        self._tables = None
+        self._count(conversation)
+
+    def _count(self, conversation: dict[str, Any]) -> None:
+        self.counts[_key(conversation)] = _counts(conversation)
+        followed = conversation["turns"][:-1]
+        self.followed += len(followed)
+        self.cut_thoughts += sum(CUT_THOUGHT in turn for turn in followed)
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The turns and steps so far."""

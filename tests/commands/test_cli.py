@@ -280,7 +280,7 @@ def test_a_baseline_of_an_earlier_version_is_held_against_a_run_that_tells_more(
     del old["fingerprint"]["replay"], old["fingerprint"]["engine"]["draft_truncation"]
     Path("older.json").write_text(json.dumps(old))
     for name in ("now.json", "older.json"):
-        assert call("check", "now", "--baseline", name).code == 0
+        assert call("check", "now", "--baseline", name).code == 2  # compared, though too few for a pass
 
 
 def test_what_a_later_version_tells_counts_when_it_is_not_what_it_stood_for(call, simulated: Path, monkeypatch) -> None:

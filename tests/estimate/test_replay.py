@@ -259,7 +259,7 @@ class TestSource:
         meta = run_meta(**{f"spec__{name}": value for name, value in asked.items()})
         rows = [("a", 0, 1, [5, 6, 7]), ("a", 1, 1, [5]), ("b", 0, 1, [1, 2])]
         lines = [
-            {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "output": "x"}
+            {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "user": "u", "output": "x"}
             for c, s, t, ids in rows
         ]
         (directory / OUTPUTS).write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -85,7 +85,7 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         (["--prompt", ""], "--prompt: empty"),
         (["--k", "0"], "K must be at least 1"),
         (["--vllm", "x.whl"], "--vllm: goes with --kernels"),
-        (["--target", ""], "--target is needed"),
+        (["--target", ""], "--target: empty: is a variable not set"),
         (["--kernels"], "--target: has no meaning with --kernels"),
         (["--rejection", "fly"], "--rejection fly: is not lossless"),
         (["--rejection", "synthetic"], "not lossless, nothing to measure"),

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from speceval import cli
+from speceval import cli, interrupts
 from speceval.engines.simulated import SimulatedEngine
-from speceval.measure import interrupts, launch
+from speceval.measure import launch
 
 out, seconds, fault = Path(sys.argv[1]), float(sys.argv[2]), (*sys.argv[3:], "")[0]
 told = os.dup(1)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from speceval import interrupts
 from speceval.estimate import books
-from speceval.measure import interrupts
 from speceval.store import read_run
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
 
