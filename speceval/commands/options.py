@@ -192,8 +192,11 @@ def only(ctx: typer.Context, chosen: str, allowed: tuple[str, ...]) -> None:
 
 
 def split(names: str, flag: str = "") -> list[str]:
-    """Comma-separated names."""
-    return [name.strip() for name in names.split(",") if name.strip()]
+    """Comma-separated names. Raises `UserError` for commas alone."""
+    values = [name.strip() for name in names.split(",") if name.strip()]
+    if names and not values:
+        raise UserError(f"{flag} {names}: holds no name")
+    return values
 
 
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speceval.commands import options
+from speceval.errors import UserError
+from speceval.private import secret_in
 
 if TYPE_CHECKING:
     from speceval.store import StoredRun
@@ -42,6 +44,8 @@ def run(
     if replayed is not None:
         request |= _of_replayed(ctx, replayed, request)
     job = prepare(suite_names=list(request.pop("suites")), data_dir=data_dir, out=out, **request)
+    if options.given(ctx, "speedup_batch") and not speedup:
+        raise UserError("--speedup-batch: has no meaning without --speedup")
     batches = options.seeds(speedup_batch, "--speedup-batch")
     if speedup:
         from speceval.measure import timing
@@ -55,10 +59,10 @@ def run(
 
 def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: dict[str, Any]) -> dict[str, Any]:
     """The engine that --url asks for: the same as `--engine server --engine-arg url=…`."""
-    from speceval.errors import UserError
-
     if url is None:
         raise UserError("--api-key-env: has no meaning without --url")
+    if secret_in(url) is not None:
+        raise UserError("--url: holds a secret, which would be stored with the run: leave it out, see --api-key-env")
     if options.given(ctx, "engine") and request["engine"] != "server":
         raise UserError(f"--engine {request['engine']}: is not what answers at --url: leave it out")
     if options.given(ctx, "speedup"):
@@ -69,7 +73,6 @@ def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: di
 
 def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was asked for; `UserError` where they differ."""
-    from speceval.errors import UserError
     from speceval.measure.replay import INHERITED, inherited
 
     if options.given(ctx, "speedup"):

@@ -78,7 +78,7 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
         raise UserError("--rates and --tau: one of them says everything: leave the other out")
     if rates:
         try:
-            forced = known.check_rates([float(rate) for rate in options.split(rates)])
+            forced = known.check_rates([float(rate) for rate in options.split(rates, "--rates")])
         except ValueError:
             raise UserError(f"--rates {rates}: not a list of numbers such as 0.9,0.7,0.5") from None
         if k is not None and k != len(forced):

@@ -34,7 +34,7 @@ def tune(
 
     result = unwrap(by_parameter)(  # its errors name flags
         target,
-        options.split(draft),
+        options.split(draft, "--draft"),
         batches=options.seeds(batch, "--batch"),
         ks=options.seeds(k, "--k") if k else (),
         temperature=temp,

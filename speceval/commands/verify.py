@@ -46,7 +46,8 @@ def verify(
     as_json: options.AsJson = False,
     kernels: Annotated[bool, typer.Option(help="Test a version's sampling code alone, without an engine.")] = False,
     vllm: Annotated[
-        list[str] | None, typer.Option(help="With --kernels: a vLLM wheel or source directory; may be repeated.")
+        list[str] | None,
+        typer.Option(help="With --kernels: a vLLM wheel or source directory, whose code is run; may be repeated."),
     ] = None,
 ) -> None:
     """Verify that speculative decoding samples what the target alone would: exact, biased or not enough samples.
