@@ -405,9 +405,10 @@ def stored() -> Iterator[Try]:
             lambda _, name=name: Path("good", name).unlink(),
             True,
             READ[:16] if name == "run.json" else READ,
-        )  # type: ignore[misc]
+        )
         yield from reading(f"{name} a folder", folder(f"good/{name}"), True)
-        yield from reading(f"{name} unreadable", loop(f"good/{name}"), True)
+        commands = READ[:16] if name == "run.json" else READ
+        yield from reading(f"{name} unreadable", loop(f"good/{name}"), True, commands)
     for name, change in JOURNAL_EDITS.items():
         yield from reading(f"journal {name}", edit_line("half/journal.jsonl", change), True, HALF)
 

@@ -91,6 +91,7 @@ app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 

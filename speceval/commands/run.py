@@ -28,7 +28,7 @@ def run(
         str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run [default: results/<name>].")] = None,
+    out: options.OutDirectory = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a drafter: generate every suite with speculative decoding and print the acceptance lengths.

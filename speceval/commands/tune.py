@@ -23,7 +23,7 @@ def tune(
     engine: Annotated[str, typer.Option(help="What generates: vllm, simulated, or another package's.")] = "vllm",
     engine_arg: Annotated[list[str] | None, typer.Option(help="Argument of the engine; may be repeated.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of tune.json [default: results/tune].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: results/tune].")] = None,
     plot: Annotated[Path | None, typer.Option(help="File of a heat map, .png or .pdf.")] = None,
     as_json: options.AsJson = False,
 ) -> None:

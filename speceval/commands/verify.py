@@ -42,7 +42,9 @@ def verify(
         ),
     ] = "auto",
     bias: Annotated[float, typer.Option(help="Bias (total variation) that must be seen to call it exact.")] = 0.02,
-    out: Annotated[Path | None, typer.Option(help="Directory of the report [default: results/verify/<name>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the report [default: results/verify/<name>].")
+    ] = None,
     as_json: options.AsJson = False,
     kernels: Annotated[bool, typer.Option(help="Test a version's sampling code alone, without an engine.")] = False,
     vllm: Annotated[

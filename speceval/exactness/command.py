@@ -13,6 +13,7 @@ from speceval.files import write_whole
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to, terminal
 from speceval.store.schema import versioned
+from speceval.terminal import wrote
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,8 @@ def execute(settings: Settings, out: Path | None, progress: bool, **asked: Any) 
     else:
         report = verify(job, settings, directory, lambda stage, done, total: None, output_to)
     write(report, directory)
+    if progress:
+        wrote(directory / "verify.json")
     return report
 
 

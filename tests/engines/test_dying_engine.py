@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from support.pairs import PROMPTS, write_pair
 
@@ -22,18 +22,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine]
 SECONDS = 60
 """vLLM gives its other processes about ten of an idle machine to end."""
 
-Choice = Callable[[psutil.Process], psutil.Process]
+
+def below(pid: int) -> dict[int, str]:
+    """Processes that this one and its children have started -> their command, parents first."""
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for path in Path("/proc").glob("[0-9]*/status"):
+            with suppress(OSError):
+                if f"\nPPid:\t{parent}\n" in path.read_text() and "\nState:\tZ" not in path.read_text():
+                    waiting.append(int(path.parent.name))
+                    found[waiting[-1]] = (path.parent / "cmdline").read_text().replace("\0", " ")
+    return found
 
 
-def last_worker(run: psutil.Process) -> psutil.Process:
-    return [child for child in run.children(recursive=True) if "Worker" in child.name() + " ".join(child.cmdline())][-1]
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("PPid:\t")[2].split()[0])
 
 
-def engine_core(run: psutil.Process) -> psutil.Process:
-    return last_worker(run).parent()
+def last_worker(run: int) -> int:
+    return [child for child, command in below(run).items() if "Worker" in command][-1]
 
 
-CASES: dict[str, tuple[str, str, Choice]] = {
+def engine_core(run: int) -> int:
+    return parent(last_worker(run))
+
+
+CASES: dict[str, tuple[str, str, Callable[[int], int]]] = {
     "the engine's own process": ("1", "1", engine_core),
     "a worker behind it": ("1", "1", last_worker),
     "one of two workers": ("0", "2", last_worker),
@@ -69,15 +85,15 @@ def start(root: Path, multiprocessing: str, workers: str) -> tuple[subprocess.Po
 def test_a_process_that_dies_ends_the_run_with_one_line_and_the_same_command_resumes(tmp_path: Path, case: str) -> None:
     multiprocessing, workers, choice = CASES[case]
     run, journal = start(tmp_path, multiprocessing, workers)
-    others = psutil.Process(run.pid).children(recursive=True)
-    choice(psutil.Process(run.pid)).kill()
+    others = below(run.pid)
+    os.kill(choice(run.pid), signal.SIGKILL)
     _, complaint = run.communicate(timeout=SECONDS)
     assert run.returncode == 4
     told = complaint.splitlines()[-1]
     assert told.startswith("error: vLLM failed while generating: a process of its engine has ended"), complaint
     assert "the same command resumes" in told and complaint.count("\n") == 2
-    psutil.wait_procs(others, timeout=10)
-    assert not [child for child in others if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    time.sleep(2)
+    assert [command for child, command in others.items() if Path(f"/proc/{child}").exists()] == []
 
     kept = journal.read_text().splitlines()
     run, journal = start(tmp_path, multiprocessing, workers)

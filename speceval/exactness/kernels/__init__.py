@@ -115,6 +115,7 @@ def main(sources: Sequence[str], n: int = REQUESTS) -> int:
 
     from speceval.exactness.kernels import judge
     from speceval.exactness.law import Verdict
+    from speceval.fitting import Fitting
 
     if n < 1:
         raise UserError(f"--samples {n}: at least one request is needed")
@@ -131,10 +132,10 @@ def main(sources: Sequence[str], n: int = REQUESTS) -> int:
         raise UserError(f"--vllm {' '.join(sources)}: nothing could be tested: {'; '.join(frame['note'].unique())}")
     table = Table("vLLM", "sampling code", box=box.SIMPLE, pad_edge=False)
     for name in ("TV", "noise", "p", "accepted", "due", "z", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right")
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
     for row in frame.to_dict("records"):
         table.add_row(*_cells({str(name): value for name, value in row.items()}))
-    console.print(table)
+    console.print(Fitting(table, heads=2))
     for note in frame["note"].dropna().unique():
         if note:
             console.print(f"- {note}", soft_wrap=True, highlight=False)
