@@ -727,7 +727,7 @@ def checkpoints() -> Iterator[Try]:
                 "checkpoints",
                 f"{role} config {name}",
                 line,
-                True if name != "bom" else None,
+                True if name not in ("bom", "infinity") else None,  # both are read, and say nothing
                 write(f"{role}/config.json", content),
             )
             yield Try(
