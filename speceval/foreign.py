@@ -36,7 +36,10 @@ def read_json(path: Path, finite: bool = True) -> Any:
 
 
 def read_bytes(path: Path, unpack: bool = True) -> bytes:
-    """Content of a plain file; `unpack`: of what is in it, if it is gzip. Raises FileNotFoundError, and `UserError` as `read_json` does."""
+    """Content of a plain file; `unpack`: of what is in it, if it is gzip.
+
+    Raises FileNotFoundError, and `UserError` as `read_json` does.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a file")

@@ -53,7 +53,7 @@ def run(
         timing.check(job.suites, batches)  # now, not after the run
     finished = measure(job, progress=True)
     if speedup:
-        finished = with_speedup(job, finished, batches)
+        finished = with_speedup(job, finished, batches, progress=True)
     print_run(finished, as_json)
 
 
