@@ -147,6 +147,11 @@ def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
+def z_value(z: float) -> str:
+    """A z-value with its sign, "+0.0" from either side."""
+    return f"{round(z, 1) + 0:+.1f}"
+
+
 def rate_cell(position: dict[str, Any]) -> str:
     """One position's unconditional rate and, in brackets, the conditional one: "0.351 (0.646)"."""
     rates = (position["unconditional"], position["conditional"])
@@ -201,8 +206,8 @@ def _agreement(suite: str, found: dict[str, Any], steps: int) -> str:
         return f"{suite}: {found['steps']} steps have a record of p and q: too few to hold against the counts."
     word = "agree" if found["agrees"] else "DISAGREE: the engine or the recorder is wrong"
     return (
-        f"{suite}: counts and Rao–Blackwell {word} (z = {found['z']:+.1f}, from the {found['steps']:,} of {steps:,} "
-        "steps whose p and q were recorded)."
+        f"{suite}: counts and Rao–Blackwell {word} (z = {z_value(found['z'])}, from the {found['steps']:,} of "
+        f"{steps:,} steps whose p and q were recorded)."
     )
 
 
