@@ -30,7 +30,14 @@ from speceval.commands.table import table
 from speceval.commands.tune import tune
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
-from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
+from speceval.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_COMPARABLE,
+    EXIT_TERMINATED,
+    NotComparable,
+    UserError,
+)
 from speceval.private import masked
 
 COME_WITH_VLLM = ("torch", "transformers", "vllm")
@@ -84,6 +91,7 @@ app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -109,6 +117,8 @@ def main() -> None:
         _refuse_empty(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], prog_name="speceval", standalone_mode=False)
         sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code or 0)
     except NotComparable as error:
         _exit(EXIT_NOT_COMPARABLE, f"error: {error}")
@@ -122,7 +132,9 @@ def main() -> None:
         mend = engines.find("vllm").installation
         _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {mend}")
     except (typer.Abort, KeyboardInterrupt):
-        _exit(EXIT_INTERRUPTED)
+        from speceval.interrupts import exit_code
+
+        _exit(exit_code())
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         _exit(EXIT_BAD_INPUT, f"error: cannot read or write{place}: {error.strerror or error}")
@@ -130,6 +142,19 @@ def main() -> None:
         _exit(EXIT_BAD_INPUT, f"error: {error.format_message()}")
     finally:
         sys.stdout = stdout
+
+
+def process() -> None:
+    """Entry point of a process: `main`, and SIGTERM is obeyed like Ctrl-C; nothing that hangs keeps it from ending."""
+    from speceval import interrupts
+
+    interrupts.install()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            interrupts.leave(end.code)
+        raise
 
 
 def _refuse_empty(arguments: list[str]) -> None:
@@ -150,4 +175,4 @@ def _exit(code: int, line: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -35,14 +35,17 @@ def read_json(path: Path, finite: bool = True) -> Any:
     return parse_json(read_bytes(path), str(path), finite)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a plain file, unpacked if gzip. Raises FileNotFoundError, and `UserError` as `read_json` does."""
+def read_bytes(path: Path, unpack: bool = True) -> bytes:
+    """Content of a plain file; `unpack`: of what is in it, if it is gzip.
+
+    Raises FileNotFoundError, and `UserError` as `read_json` does.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        if content[:2] == b"\x1f\x8b":
+        if unpack and content[:2] == b"\x1f\x8b":
             with gzip.open(path) as packed:
                 content = packed.read(MOST_BYTES + 1)
     except FileNotFoundError:
@@ -121,7 +124,7 @@ def json_object(path: Path, shown: str | None = None) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` when it is none; `shown` is what it is called there."""
     where = shown or str(path)
     try:
-        content = parse_json(read_bytes(path), where, finite=False)
+        content = parse_json(read_bytes(path, unpack=False), where, finite=False)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     if not isinstance(content, dict):

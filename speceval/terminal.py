@@ -10,6 +10,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ LONGEST = 80
 """Characters of a label that are shown."""
 LONGEST_LINE = 10_000
 """Characters of a line that are shown: all of any that makes sense."""
+UNCUT = 100_000
+"""Columns of a table whose rows are to be lines, whatever they hold."""
 PIPED = 160
 """Columns of a table that is not cut to a terminal's width."""
 
@@ -55,6 +58,13 @@ def line(text: str) -> str:
     """One harmless line, whole, that no CI takes for a command: for what is written to a stream as it is."""
     text = _CI.sub("# ", clean(text, LONGEST_LINE))
     return f": :{text[2:]}" if text.startswith("::") else text
+
+
+def wrote(path: Path) -> None:
+    """Say on standard error that a file was written."""
+    size = path.stat().st_size
+    told = f"{size:,} bytes" if size < 10_000 else f"{size / 1e3:,.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
+    print(line(f"wrote {path} ({told})"), file=sys.stderr)
 
 
 class Harmless:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"errors", "files", "foreign", "locks", "paths", "private", "protocol", "terminal"}
+GROUND = {"errors", "files", "fitting", "foreign", "interrupts", "locks", "paths", "private", "protocol", "terminal"}
 """Single files that every room may use."""
 
 FACTS = "vllm_patches.methods"

@@ -166,7 +166,7 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
     full, cut = config.model_config.get_vocab_size(), getattr(settings, "draft_vocab_size", None)
     if cut is not None and cut < full:
         decided["draft_vocabulary"] = cut
-        if decided.get("head") == "the target's":
+        if decided.get("head") == "the target's" and _has_rows(_part(drafter, "lm_head")):
             found["unfilled"].append("lm_head.weight")
         if (offsets := getattr(drafter, "draft_id_to_target_id", None)) is not None and not found["unfilled"]:
             found["wrong"] = map_fault(offsets, full, LAST.kept)
@@ -231,6 +231,12 @@ def _shared(drafter: Any, target: Any, what: str, paths: tuple[str, ...]) -> dic
         return {what: "the target's"}
     cosine = _cosine(getattr(mine, "weight", None), getattr(theirs, "weight", None))
     return {what: "its own"} | ({} if cosine is None else {f"{what}_cosine": cosine})
+
+
+def _has_rows(head: Any) -> bool:
+    """Whether this worker's shard of a head has tokens: of a small vocabulary it may be padding, all heads' alike."""
+    shard = getattr(head, "shard_indices", None)
+    return shard is None or shard.num_org_elements > 0
 
 
 def _part(model: Any, path: str) -> Any:

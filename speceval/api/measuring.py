@@ -20,6 +20,7 @@ from speceval.measure import launch, timing
 from speceval.measure.job import Job, prepare, stored
 from speceval.measure.output import output_to, terminal, unwatched
 from speceval.measure.replay import INHERITED, inherited
+from speceval.measure.starting import Starting
 from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
 
@@ -286,23 +287,27 @@ def measure(job: Job, progress: bool = False) -> StoredRun:
     if not progress:
         return launch.run(job, unwatched, output_to)
     with terminal() as console:
+        starting = Starting(console, job.spec.engine)
 
         def log(path: Path) -> AbstractContextManager[None]:
             console.print(f"starting {job.spec.engine}; its log: {path}", markup=False, soft_wrap=True)
-            return output_to(path)
+            return starting.log(path)
 
         try:
-            return launch.run(job, display.watcher(console), log)
+            return launch.run(job, starting.until(display.watcher(console)), log)
         except KeyboardInterrupt:
             count = read_run(job.directory).conversations if (job.directory / "run.json").exists() else 0
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
             raise
 
 
-def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int]) -> StoredRun:
+def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int], progress: bool = False) -> StoredRun:
     """The finished run with its speed-up at these batch sizes, timed now unless it has been."""
     if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
-        timed = timing.measure(job, batches, finished.directory / "speedup.log")
+        log = finished.directory / "speedup.log"
+        if progress:
+            print(f"timing with drafts and without, two engines in turns; their log: {log}", file=sys.stderr)
+        timed = timing.measure(job, batches, log)
         write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
         finished = read_run(finished.directory)
     return finished

@@ -12,6 +12,7 @@ from speceval.api.results import Run
 from speceval.api.words import errors_by_parameter
 from speceval.measure import sweep as sweeps
 from speceval.measure.output import output_to, terminal, unwatched
+from speceval.measure.starting import Starting
 from speceval.show import progress as display
 
 HOW = {"start": "new engine", "swap": "drafter swapped", "same": "same engine"}
@@ -94,13 +95,14 @@ def measure(prepared: sweeps.Sweep, progress: bool = False, command: tuple[str, 
         return
     total = len(prepared.cells)
     with terminal() as console:
+        starting = Starting(console, "the engine")
 
         def watch(number: int, cell: sweeps.Cell) -> Any:
-            return display.watcher(console, f"[{number + 1}/{total}] ")
+            return starting.until(display.watcher(console, f"[{number + 1}/{total}] "))
 
         def log(path: Path) -> AbstractContextManager[None]:
             console.print(f"log: {path}", markup=False, soft_wrap=True)
-            return output_to(path)
+            return starting.log(path)
 
         done = 0
         try:

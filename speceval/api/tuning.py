@@ -16,6 +16,7 @@ from speceval.errors import UserError
 from speceval.estimate import speedup, tuning
 from speceval.estimate.tuning import Rate, Setting
 from speceval.files import write_whole
+from speceval.fitting import Fitting
 from speceval.measure import timing
 from speceval.measure import tune as bursting
 from speceval.measure.job import Job, prepare
@@ -23,6 +24,7 @@ from speceval.measure.launch import fetch
 from speceval.measure.output import output_to, terminal
 from speceval.measure.start import order
 from speceval.store.schema import versioned
+from speceval.terminal import wrote
 
 MOST_K = 8
 """Where no K is asked for."""
@@ -45,7 +47,7 @@ class Tuning(JupyterMixin):
     def __rich__(self) -> Any:
         from speceval.show import tuning as shown
 
-        return Group(shown.table(self.rates), *shown.lines(self.content))
+        return Group(Fitting(shown.table(self.rates), heads=2), *shown.lines(self.content))
 
     def as_json(self) -> dict[str, Any]:
         """What `speceval tune --json` prints: plain data with a schema number."""
@@ -120,6 +122,9 @@ def tune(
         from speceval.show import tuning as shown
 
         plots.save(shown.heat_map(rates), Path(plot))
+    if progress:
+        for path in (directory / "tune.json", *([] if plot is None else [Path(plot)])):
+            wrote(path)
     return Tuning(rates, content)
 
 

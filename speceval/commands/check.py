@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import UserError
 
@@ -43,6 +44,7 @@ def check(
     for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
             write_whole(path, content)
+            terminal.wrote(path)
     if as_json:
         options.print_json("check", report.as_json())
     else:
@@ -52,7 +54,7 @@ def check(
 
 def baseline(
     run: options.RunDirectory,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; compressed if it ends in .gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; compressed if it ends in .gz.")],
     texts: Annotated[
         bool, typer.Option("--texts", help="Of a replay: keep its texts, so that `run --replay FILE` is exact.")
     ] = False,
@@ -74,12 +76,11 @@ def baseline(
         written = baselines.TextBaseline.of(stored, [books.read(other) for other in again or ()])
     else:
         written = baselines.Baseline.of(stored)
-    size = baselines.write(written, output)
+    size = baselines.write(written, out)
     if as_json:
-        facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        facts = {"file": str(out), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
         options.print_json("baseline", facts)
-    else:
-        options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
+    terminal.wrote(out)
 
 
 def _share(text: str, flag: str) -> float:

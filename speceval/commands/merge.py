@@ -14,7 +14,7 @@ from speceval.commands.run import print_run
 
 def merge(
     shards: Annotated[list[Path], typer.Argument(metavar="RUN...", help="All shards of a run: run --shard i/n.")],
-    out: Annotated[Path | None, typer.Option(help="Directory of the whole [default: results/<name>].")] = None,
+    out: options.OutDirectory = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Join the shards of a run, measured by themselves, into the run that one engine would have given."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from speceval import terminal
+
 
 def report(
     runs: Annotated[
@@ -29,5 +31,5 @@ def report(
 
     if out.is_dir():
         raise UserError(f"--out {out}: a directory: name the page, such as {out / 'report.html'}")
-    size = write([books.read(run) for path in runs for run in directories(path) or [path]], out, verify, allow or ())
-    print(f"{out}: {size / 1e6:.1f} MB" if size > 1e6 else f"{out}: {size / 1e3:.0f} kB")
+    write([books.read(run) for path in runs for run in directories(path) or [path]], out, verify, allow or ())
+    terminal.wrote(out)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.commands.run import print_run
 
@@ -44,4 +45,4 @@ def list_(
     if as_json:
         options.print_json("ls", {"what": what, "rows": listings.rows(what, root)})
     else:
-        options.output().print(listings.show(what, root))
+        options.output(piped=terminal.UNCUT).print(listings.show(what, root))

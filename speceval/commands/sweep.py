@@ -24,7 +24,9 @@ def sweep(
         typer.Option("--set", help="Field of all runs, whatever the file says, key=value; may be repeated."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs [default: results/<name>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the runs [default: results/<name>].")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure every run of a file: targets × drafters × suites × temperatures, each target loaded once.
@@ -38,7 +40,8 @@ def sweep(
 def demo(
     everything: Annotated[bool, typer.Option("--all", help="Every architecture and loss of the zoo.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the demo's runs [default: results/demo, results/demo-all].")
+        Path | None,
+        typer.Option("--out", "-o", help="Directory to write [default: results/demo, results/demo-all]."),
     ] = None,
 ) -> None:
     """Train the zoo, measure its two EAGLE-3 drafters at T=0 and 1, and compare them: `speceval sweep demo`."""
@@ -75,6 +78,7 @@ def _sweep(
 
 
 def _print_plan(prepared: Sweep, as_json: bool) -> None:
+    from speceval.fitting import Fitting
     from speceval.show import sweeps
 
     content = sweeps.plan(prepared)
@@ -82,7 +86,7 @@ def _print_plan(prepared: Sweep, as_json: bool) -> None:
         options.print_json("sweep", content)
         return
     console = options.output(piped=240)
-    console.print(sweeps.plan_table(content))
+    console.print(Fitting(sweeps.plan_table(content), "lines", heads=3))
     for line in sweeps.plan_lines(content):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -23,7 +23,7 @@ def tune(
     engine: Annotated[str, typer.Option(help="What generates: vllm, simulated, or another package's.")] = "vllm",
     engine_arg: Annotated[list[str] | None, typer.Option(help="Argument of the engine; may be repeated.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of tune.json [default: results/tune].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: results/tune].")] = None,
     plot: Annotated[Path | None, typer.Option(help="File of a heat map, .png or .pdf.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -34,7 +34,7 @@ def tune(
 
     result = unwrap(by_parameter)(  # its errors name flags
         target,
-        options.split(draft),
+        options.split(draft, "--draft"),
         batches=options.seeds(batch, "--batch"),
         ks=options.seeds(k, "--k") if k else (),
         temperature=temp,

@@ -13,14 +13,16 @@ from speceval.errors import EXIT_BAD_INPUT, UserError
 
 
 def validate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
     as_json: options.AsJson = False,
 ) -> None:
     """Check stored runs: schema, tables, and every identity that their counts must obey. One line per problem.
 
     Exit code 0 if all are sound, 1 if one has problems, 4 if one cannot be read.
     """
-    validated = [_validate(run) for run in runs]
+    from speceval.store import directories
+
+    validated = [_validate(run) for path in runs for run in directories(path) or [path]]
     if as_json:
         options.print_json("validate", {"runs": validated})
     else:

@@ -320,9 +320,10 @@ def read(path: Path) -> Baseline | TextBaseline:
         "speceval baseline": Baseline,
         "speceval baseline of texts": TextBaseline,
     }
-    if not isinstance(data, dict) or data.get("format") not in kinds:
+    kind = kinds.get(str(data.get("format"))) if isinstance(data, dict) else None
+    if kind is None:
         raise UserError(f"{path}: not a baseline file: `speceval baseline RUN -o FILE` writes one")
     try:
-        return kinds[data["format"]].model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}: write the baseline again") from None

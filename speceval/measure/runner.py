@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speceval import interrupts
 from speceval.engines.base import Engine, Finished, Sampling
-from speceval.measure import chat, interrupts, thoughts
+from speceval.measure import chat, thoughts
 from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
 from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, Counts, Key, Texts, pack
@@ -248,13 +249,13 @@ def measure(
                 if active:
                     step()
                 if interrupt.requested:
-                    raise KeyboardInterrupt
+                    interrupt.raise_()
         except BaseException as error:
             between_steps = isinstance(error, KeyboardInterrupt) and interrupt.between_steps
             with suppress(OSError):  # a full disk, say, which is being reported already
                 keep(stretch.interrupted(unfinished_turns(), spec.k, between_steps))
             if interrupt.requested and isinstance(error, Exception):
-                raise KeyboardInterrupt from error  # the engine's own processes were interrupted too
+                interrupt.raise_()  # the engine's own processes were interrupted too
             raise
     keep(ended := stretch.ended())
     return ended

@@ -23,10 +23,10 @@ def explanation_tables(found: dict[str, Any]) -> RenderableType:
 def _table(suite: str, shown: dict[str, Any]) -> Table:
     tau = "n/a" if shown["tau"] is None else f"{shown['tau']:.4f}"
     table = Table(title=Text(f"{suite}: tau {tau}"), title_justify="left", show_lines=True)
-    table.add_column("tool", ratio=3)
+    table.add_column("tool", ratio=3, overflow="fold")
     table.add_column("prints", justify="right", no_wrap=True)
     table.add_column("- tau", justify="right", no_wrap=True)
-    table.add_column("why", ratio=8)
+    table.add_column("why", ratio=8, overflow="fold")
     for row in shown["tools"]:
         value, difference = row["value"], row["difference"]
         lines = [row["reason"]]

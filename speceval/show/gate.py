@@ -15,6 +15,7 @@ from rich.text import Text
 from speceval.estimate.baseline import Baseline, TextBaseline
 from speceval.estimate.gate import EXIT_CODES, LEVEL, Check, PositionCheck, SuiteCheck, Verdict
 from speceval.estimate.texts import Place, SuiteTexts, TextsCheck
+from speceval.fitting import Fitting
 from speceval.terminal import LONGEST_LINE as WHOLE
 from speceval.terminal import clean
 
@@ -96,16 +97,16 @@ class Report:
 def terminal(report: Report) -> RenderableType:
     """Tables, the reason of each verdict, and what a reader must know to trust it."""
     tables = []
-    for headings, rows in (
-        (HEADINGS, [_suite_cells(suite) for suite in report.check.suites]),
-        (POSITION_HEADINGS, list(_position_rows(report.check))),
+    for headings, heads, rows in (
+        (HEADINGS, 2, [_suite_cells(suite) for suite in report.check.suites]),
+        (POSITION_HEADINGS, 2, list(_position_rows(report.check))),
     ):
         table = Table()
         for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number == 0 else "right")
+            table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(clean(cell)) for cell in row))
-        tables.append(table)
+        tables.append(Fitting(table, heads=heads))
     verdict = report.verdict
     title = Text.assemble((str(verdict).upper(), STYLES[verdict]), f" at a margin of {report.check.margin_percent:g} %")
     return Group(title, *tables, *(Text(line) for line in (*_reasons(report), *_notes(report))))

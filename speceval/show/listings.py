@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from speceval import engines
+from speceval.fitting import Fitting
 from speceval.measure.fingerprint import versions
+
+HEADS = {"targets": 1, "drafters": 2}
+"""Listings with long cells -> the columns that name a row."""
 
 
 def show(what: str, root: Path) -> RenderableType:
     """A listing for people; `root` is where runs are looked for."""
     listed = rows(what, root)
-    return _blocks(listed) if what == "patches" else table(listed)
+    if what == "patches":
+        return _blocks(listed)
+    return Fitting(table(listed), "rows", heads=HEADS[what]) if what in HEADS else Fitting(table(listed), "lines")
 
 
 def rows(what: str, root: Path) -> list[dict[str, str]]:
@@ -66,7 +72,7 @@ def _runs(root: Path) -> list[dict[str, str]]:
             "drafting": meta.spec.drafting,
             "suites": ", ".join(meta.spec.suites),
             "status": meta.status,
-            "created": meta.created,
+            "created": meta.created[:16].replace("T", " "),
         }
         for directory, meta in runs
     ] + [

@@ -18,6 +18,8 @@ REFRESH = 0.5
 """Seconds between two updates of the display."""
 PLAIN_REFRESH = 10.0
 """Seconds between two lines when the output is no terminal."""
+WIDE = 110
+"""Columns of a terminal that has room for a bar."""
 MOST_OFTEN = 50
 """Time between two updates, at least, for each second that one takes: tau of 100,000 conversations takes a while."""
 
@@ -56,11 +58,12 @@ def _status(progress: Progress) -> str:
 def _bar(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
+        wide = console.width >= WIDE
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            *((BarColumn(),) if wide else ()),
             MofNCompleteColumn(),
-            TextColumn("conversations  {task.fields[status]}"),
+            TextColumn(f"{'conversations  ' if wide else ''}{{task.fields[status]}}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -1,4 +1,4 @@
-"""`layouts.form.Table` as Markdown, CSV, LaTeX (booktabs), HTML and JSON.
+"""`layouts.form.Table` on a terminal, and as Markdown, CSV, LaTeX (booktabs), HTML and JSON.
 
 Names come from users: every renderer escapes them, and strips what could steer a terminal or reorder a line.
 """
@@ -14,8 +14,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
+from rich import box
 from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table as Drawn
+from rich.text import Text
 
+from speceval.fitting import Fitting
 from speceval.show.layouts.form import FIELDS, Cell, Column, Row, Table
 from speceval.store.schema import versioned
 from speceval.terminal import LONGEST, clean
@@ -29,7 +34,7 @@ LONGEST_FIELD = 10_000
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table, padded so that it reads in a terminal too; sections are the first column."""
+    """A GitHub table, padded so that its source reads too; sections are the first column."""
     columns, rows = _with_sections(table)
     marks = table.footnotes
     headings = [" ".join(part for part in column.headings if part) for column in columns]
@@ -64,6 +69,31 @@ def _markdown_cell(cell: Cell, marks: dict[str, str]) -> str:
     text = clean(cell.text) if cell.facts else _markdown_text(cell.text)
     text = f"**{text}**" if cell.bold and text else text
     return text + "".join(f" ({marks[note]})" for note in cell.notes)
+
+
+# ---------------------------------------------------------------------------------------------------- terminal
+
+
+def terminal(table: Table) -> RenderableType:
+    """As a terminal of any width shows it."""
+    columns, rows = _with_sections(table)
+    marks = table.footnotes
+    shown = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        heading = " ".join(part for part in column.headings if part)
+        shown.add_column(Text(clean(heading)), justify=column.align, no_wrap=True)
+    for row in rows:
+        shown.add_row(*(_terminal_cell(cell, marks) for cell in row))
+    heads = next((number for number, column in enumerate(columns) if column.align == "right"), len(columns))
+    below = [clean(note, LONGEST_NOTE) for note in table.notes]
+    below += [f"({mark}) {clean(text, LONGEST_NOTE)}" for text, mark in marks.items()]
+    title = Text(clean(table.caption, LONGEST_NOTE), style="bold")
+    return Group(title, Fitting(shown, heads=max(heads, 1)), *(Text(line) for line in below))
+
+
+def _terminal_cell(cell: Cell, marks: dict[str, str]) -> Text:
+    text = clean(cell.text) + "".join(f" ({marks[note]})" for note in cell.notes)
+    return Text(text, style="bold" if cell.bold else "")
 
 
 # -------------------------------------------------------------------------------------------------------- HTML

@@ -8,6 +8,7 @@ last.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -29,6 +30,8 @@ from speceval.store.tables import Tables, _counts, _key, read_lines
 
 SYNC_SECONDS = 1.0
 """Time between two flushes of the journal to the disk itself."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or a user's share of it, that has no room."""
 
 
 class Store:
@@ -74,13 +77,21 @@ class Store:
                 raise UserError(f"{self.directory / JOURNAL}: line {number} is there twice: remove it")
             self._count(line)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         assert self._journal is not None
-        self._journal.close()
+        try:
+            self._journal.close()
+        except OSError as unwritten:  # the end of a line, which the next start drops
+            error = error or unwritten
         if not self.done and not (self.directory / RUN).exists():  # nothing was measured: leave nothing behind
             (self.directory / JOURNAL).unlink()
             if not any(self.directory.iterdir()):
                 self.directory.rmdir()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(
+                f"{error.filename or self.directory}: cannot be written: {error.strerror}: make room; what was "
+                "finished is stored, the same command resumes"
+            ) from error
 
     def read_meta(self) -> RunMeta | None:
         """run.json, or None for a run that has none yet."""

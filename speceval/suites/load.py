@@ -15,7 +15,7 @@ from speceval.errors import UserError
 from speceval.paths import data_directory
 
 from .read import hub_rows, local_rows
-from .rows import Row, check_pins, dataset_hash, normalise, notes
+from .rows import Row, check_pins, dataset_hash, normalise, notes, read_pins
 from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 
 SUITES_DIR = data_directory("suites")
@@ -111,7 +111,7 @@ def load_or_count(
         suite, directory = _describe(name_or_path)
         if suite.pinned is None:
             raise
-        count = len((directory / suite.pinned.rows).read_text(encoding="ascii").splitlines()[:limit])
+        count = len(read_pins(directory / suite.pinned.rows)[:limit])
         return Suite(
             name=suite.name,
             version=suite.version,

@@ -123,11 +123,19 @@ def pin(row: Row) -> str:
     return " ".join(hashlib.sha256(value.encode()).hexdigest()[:8] for value in row.read.values())
 
 
+def read_pins(path: Path) -> list[str]:
+    """The lines of a `.rows` file (`pin`). Raises UserError for a file that is none."""
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a file of pinned rows: no ASCII text") from None
+
+
 def check_pins(rows: list[Row], suite: SuiteFile, directory: Path, shown: str) -> None:
     """Raise UserError naming the first row and field that differ from the pinned suite, or the wrong row count."""
     if suite.pinned is None or dataset_hash(rows) == suite.pinned.dataset_hash:
         return
-    pinned = (directory / suite.pinned.rows).read_text(encoding="ascii").splitlines()
+    pinned = read_pins(directory / suite.pinned.rows)
     title = f"suite {suite.name} version {suite.version}"
     mend = "use the unchanged file, or describe yours in a suite YAML of your own"
     count = f" ({len(rows)} rows instead of {len(pinned)})" if len(rows) != len(pinned) else ""

@@ -58,7 +58,7 @@ def test_bursts_differ_in_their_prompts_and_samples(tmp_path: Path, monkeypatch:
         (("--draft", "kl-eagle3", "--batch", "0"), "--batch: batch sizes are whole numbers from 1"),
         (("--draft", "kl-eagle3", "--batch", "1", "--bursts", "2"), "--bursts 2: at least 3 of each"),
         (("--draft", "kl-eagle3", "--batch", "x"), "--batch x: not a list of whole numbers"),
-        (("--draft", ",", "--batch", "1"), "--draft: name a drafter"),
+        (("--draft", ",", "--batch", "1"), "--draft ,: holds no name"),
         (("--draft", "kl-medusa", "--batch", "1", "--k", "0"), "K must be at least 1"),
     ],
 )

@@ -140,3 +140,14 @@ def test_long_contexts_are_made_here_the_same_each_time() -> None:
 def run(path: Path, out: Path, **fields: Any) -> speceval.Run:
     asked = {"temperature": 1, "engine": "simulated", "max_tokens": 8, "suites": [path], "out": out} | fields
     return speceval.run("zoo", "kl-eagle3", **asked)
+
+
+@pytest.mark.parametrize("content", [b"\xe9\n", bytes(range(256))])
+def test_a_file_of_pins_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    jsonl(tmp_path / "q.jsonl", ROWS)
+    (tmp_path / "p.rows").write_bytes(content)
+    pinned = {"rows": "p.rows", "dataset_hash": "0"}
+    own = {"name": "x", "version": 1, "max_tokens": 8, "data": {"file": "q.jsonl"}, "pinned": pinned}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(own))
+    with pytest.raises(UserError, match=r"p.rows: not a file of pinned rows"):
+        suites.load(str(tmp_path / "x.yaml"))

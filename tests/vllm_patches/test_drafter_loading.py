@@ -103,6 +103,23 @@ def test_a_target_and_a_plain_vllm_are_left_alone(monkeypatch: pytest.MonkeyPatc
     assert loading.LAST.model is None
 
 
+@pytest.mark.parametrize(("tokens", "named"), [(None, ["lm_head.weight"]), (12, ["lm_head.weight"]), (0, [])])
+def test_a_head_that_is_the_targets_is_missed_where_the_draft_vocabulary_is_cut_but_not_in_a_shard_of_padding(
+    monkeypatch: pytest.MonkeyPatch, tokens: int | None, named: list[str]
+) -> None:
+    head = torch.nn.Linear(6, 32)
+    if tokens is not None:
+        head.shard_indices = SimpleNamespace(num_org_elements=tokens)
+    drafter, target = load(monkeypatch, **WHOLE), torch.nn.Module()
+    drafter.lm_head = target.lm_head = head
+    drafter.draft_id_to_target_id = None
+    runner = SimpleNamespace(drafter=SimpleNamespace(model=drafter), model=target)
+    settings = SimpleNamespace(draft_vocab_size=16)
+    speculative = SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=settings), method="eagle3")
+    config = SimpleNamespace(speculative_config=speculative, model_config=SimpleNamespace(get_vocab_size=lambda: 24))
+    assert [name for name in loading.report(runner, config)["unfilled"] if name != "scale"] == named
+
+
 IDS = torch.tensor([0, 2, 3, 5, 6, 7])
 OFFSETS = IDS - torch.arange(6)
 MASK = torch.zeros(16, dtype=torch.bool).index_fill(0, IDS, True)

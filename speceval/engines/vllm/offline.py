@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.vllm import listing, loading, model_runner, start
+from speceval.engines.vllm import listing, loading, model_runner, start, watchdog
 from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
@@ -77,6 +78,7 @@ class OfflineEngine(Engine):
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
+        watchdog.watch(self._engine.engine_core)
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
@@ -94,16 +96,21 @@ class OfflineEngine(Engine):
     def _check_workers(self) -> None:
         """Read back what the workers obey, and have them record what is to be recorded. Raises `UserError`."""
         self.tokenizer = self.llm.get_tokenizer()
-        if wrong := ask_disobedience(self.llm, switches()):
+        if wrong := self._ask(ask_disobedience, switches()):
             raise UserError(f"{wrong}: nothing was measured")
-        self._loaded = ask_loading(self.llm)
+        self._loaded = self._ask(ask_loading)
         loading.check(self._loaded, str(start.checkpoint(self._order.draft)))
-        self.max_model_len = int(agreed(ask_settings(self.llm))["max_model_len"])
-        stop_tap(self.llm)  # an engine that ran before in this process may have left some
+        self.max_model_len = int(agreed(self._ask(ask_settings))["max_model_len"])
+        self._ask(stop_tap)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
             self.listen(self._recorder)
         if self._order.draft is not None and self._config.use_v2_model_runner:
             self.listen(COUNT)
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the workers answer to a question of `vllm_patches.worker`. Raises `UserError`."""
+        with _failing_in_one_line():
+            return question(self.llm, *arguments)
 
     @classmethod
     def require(cls) -> None:
@@ -154,10 +161,10 @@ class OfflineEngine(Engine):
 
         Raises `UserError` when a worker cannot, or does not.
         """
-        if reason := start_tap(self.llm, name):
+        if reason := self._ask(start_tap, name):
             raise UserError(reason)
         self._taps.add(name)
-        for number, heard in enumerate(ask_taps(self.llm)):
+        for number, heard in enumerate(self._ask(ask_taps)):
             if heard != sorted(self._taps):
                 raise UserError(
                     f"worker {number} records {', '.join(heard) or 'nothing'}, asked for "
@@ -174,10 +181,7 @@ class OfflineEngine(Engine):
 
         Raises `UserError` when workers that must have heard the same did not.
         """
-        try:
-            return drain_tap(self.llm, name)
-        except Disagreement as error:
-            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+        return dict(self._ask(drain_tap, name))
 
     def start_evidence(self) -> bool:
         """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
@@ -202,7 +206,8 @@ class OfflineEngine(Engine):
     def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """The target's log-probability of each token of each sequence, but the first, given those before it."""
         params = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
+        with _failing_in_one_line():
+            outputs = self.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
         return [
             [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], sequence[1:], strict=True)]
             for output, sequence in zip(outputs, sequences, strict=True)
@@ -214,12 +219,12 @@ class OfflineEngine(Engine):
         `generation_config` is the frontend's: it makes the requests.
         """
         generation = self._config.model_config.generation_config
-        return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
+        return Facts(vllm=self.version, generation_config=generation, **agreed(self._ask(ask_settings)))
 
     def patches(self) -> list[PatchState]:
         """State of each ledger row of its model runner, asked of the workers: active only if it is in all of them."""
         runner = "V2" if self._config.use_v2_model_runner else "V1"
-        return [listing.as_state(status) for status in merged(ask(self.llm)) if listing.concerns(status.id, runner)]
+        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, runner)]
 
     def drafter(self) -> dict[str, Any]:
         """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
@@ -263,26 +268,19 @@ class OfflineEngine(Engine):
             extra_args=None if sampling.replay is None else {TEXT: list(sampling.replay)},
         )
         self._commits[request_id], self._tokens[request_id] = [], []
-        self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
+        with _failing_in_one_line():
+            self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
 
     def step(self) -> tuple[int, list[Finished]]:
         """One engine step: tokens committed by all requests, and those that finished."""
         committed, finished = 0, []
-        try:
+        with _failing_in_one_line():
             outputs = self._engine.step()
             self._undrained += 1
             due = self._undrained == DRAIN_STEPS or any(output.finished for output in outputs)
             if self._recorder is not None and due:
                 self._recordings.take(self.heard(self._recorder), self._commits)
                 self._undrained = 0
-        except UserError:
-            raise
-        except Exception as error:
-            traceback.print_exc()  # into the engine's log
-            raise UserError(
-                f"vLLM failed while generating: {_reason(error)} (details in engine.log); what was finished is stored, "
-                "the same command resumes"
-            ) from error
         for output in outputs:
             completion, name = output.outputs[0], output.request_id
             if completion.token_ids:
@@ -324,11 +322,7 @@ class OfflineEngine(Engine):
     def counters(self) -> Counters:
         """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()
-        try:
-            counts = ask_counts(self.llm)
-        except Disagreement as error:
-            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
-        for name, count in counts.items():
+        for name, count in self._ask(ask_counts).items():
             setattr(counters, name, count)
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")
@@ -375,6 +369,24 @@ def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if value != first[name]:
                 raise UserError(f"worker {number} has {name}={value!r}, worker 0 {first[name]!r}: nothing was measured")
     return first
+
+
+@contextmanager
+def _failing_in_one_line() -> Iterator[None]:
+    """Whatever a running engine raises becomes a `UserError`; the rest goes into its log."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Disagreement as error:
+        raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+    except Exception as error:
+        traceback.print_exc()
+        reason = "a process of its engine has ended" if watchdog.of_a_dead_engine(error) else _reason(error)
+        raise UserError(
+            f"vLLM failed while generating: {reason} (details in engine.log); what was finished is stored, "
+            "the same command resumes"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

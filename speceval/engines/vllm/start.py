@@ -159,7 +159,7 @@ def set_environment(target: Target) -> None:
     """What vLLM takes from the environment. A user's own setting wins."""
     # In one process Ctrl-C and kill -9 leave nothing behind.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if target.source == "zoo":

@@ -20,9 +20,9 @@ from speceval.show.comparison import signed
 from speceval.show.labels import labels
 from speceval.show.report import differences, samples, verification
 from speceval.show.report.audits import Audit, audit
-from speceval.show.report.figures import pictures
+from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
-from speceval.show.tables import TAUS, plus_minus, suite_summary
+from speceval.show.tables import TAUS, plus_minus, suite_summary, z_value
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, PatchState
 
@@ -124,6 +124,7 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "differences": found.rows,
         "covers": COVERS,
         "pictures": drawn,
+        "decision": next((picture for picture in drawn if picture.title == TITLES["forest"][0]), None),
         "not_drawn": left_out,
         "picks": picks,
         "rule": samples.RULE,
@@ -247,7 +248,7 @@ def _agreement(one: Shown) -> list[Statement]:
         if found["z"] is None:
             continue
         word = "what p and q say" if found["agrees"] else "not what p and q say: the engine or the recorder is wrong"
-        text = f"Accepted tokens on {column.suite} are {word} (z = {found['z']:+.1f}, {found['steps']:,} steps)."
+        text = f"Accepted tokens on {column.suite} are {word} (z = {z_value(found['z'])}, {found['steps']:,} steps)."
         lines.append(Statement("good" if found["agrees"] else "bad", text))
     return lines
 

@@ -333,7 +333,7 @@ def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None
     run = write_run(tmp_path / "run")
     out = tmp_path / "deep" / "page.html"
     result = CliRunner().invoke(app, ["report", str(run.directory), "-o", str(out)])
-    assert result.exit_code == 0 and result.stdout.startswith(f"{out}: ")
+    assert result.exit_code == 0 and result.stderr.startswith(f"wrote {out} (")
     assert out.read_text(encoding="utf-8").endswith("</html>\n")
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     result = CliRunner().invoke(app, ["report", str(run.directory), "-o", str(tmp_path)])
