@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all test quick lint docs bench results docs-figures clean
+.PHONY: setup demo demo-all test test-all quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -15,6 +15,10 @@ demo-all: setup
 	@$(RUN) -m speceval demo --all
 
 test: setup lint docs
+	@$(RUN) -m pytest -m "not gpu and not long" -n 2 --dist loadfile
+
+# Also what takes minutes each.
+test-all: setup lint docs
 	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 # Two minutes instead of the whole: nothing that starts vLLM or takes more than a few seconds.
