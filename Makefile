@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all real real-train test quick lint docs bench results docs-figures clean
+.PHONY: setup demo demo-all real real-train test test-all quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -24,6 +24,10 @@ real-train: setup
 	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained
 
 test: setup lint docs
+	@$(RUN) -m pytest -m "not gpu and not long" -n 2 --dist loadfile
+
+# Also what takes minutes each.
+test-all: setup lint docs
 	@$(RUN) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 # Two minutes instead of the whole: nothing that starts vLLM or takes more than a few seconds.

@@ -6,7 +6,7 @@
 #
 # | verdict | exit code | said when |
 # |---|---|---|
-# | pass | 0 | the one-sided 95 % lower bound of $D$ is above $-m$ |
+# | pass | 0 | the one-sided 95 % lower bound of $D$ is above $-m$, from at least 36 effective conversations |
 # | fail | 1 | "the loss is at most $m$" is rejected at 5 %, for $\tau$ or for a draft position |
 # | inconclusive | 2 | neither |
 #
@@ -75,10 +75,11 @@ forest
 # %% [markdown]
 # Read the bar against the dashed line, not against 0:
 #
-# - the whole bar right of it: **pass**, even if 0 is inside;
+# - the whole bar right of it: **pass**, even if 0 is inside. But not here: these runs have 24 prompts, and a kind of
+#   prompt that carries a whole loss may be in none of them. The output then asks for more;
 # - the bar left of it: **fail**. It must lie left by some more, since all tests of a check share the 5 % (Holm);
-# - the line crosses the bar: **inconclusive**. That is no weak pass. It says that the data fit a loss above the
-#   margin and one below, and the output says how many conversations would settle it.
+# - the line crosses the bar: **inconclusive** as well. That is no weak pass. It says that the data fit a loss above
+#   the margin and one below, and the output says how many conversations would settle it.
 #
 # T=0 has one answer per prompt and few steps. Its bar is wide.
 #
@@ -186,9 +187,9 @@ shares = pd.crosstab(said["true loss, %"].round(2), said["verdict"]).reindex(col
 shares.rename_axis(columns=f"verdict, of {SPLITS} splits")
 
 # %% [markdown]
-# The points lie around the truth, and the verdict turns from pass through inconclusive to fail as the true loss
-# passes the margin. All splits share the same prompts, so this shows the noise of the sampling alone. The gate's
-# bounds also allow for other prompts; therefore it should err more seldom here than its levels say.
+# The points lie around the truth, and the verdict turns from inconclusive to fail as the true loss passes the margin;
+# nothing passes on 24 prompts. All splits share the same prompts, so this shows the noise of the sampling alone. The
+# gate's bounds also allow for other prompts; therefore it should err more seldom here than its levels say.
 #
 # Damaged drafters behave alike: `scripts/gate_zoo.py` multiplied the weights of the same drafter by $1 + \epsilon$
 # times noise and measured the copies.
@@ -202,12 +203,12 @@ damaged[["drafter", "samples", "tau", *ends, "verdict"]].round(2)
 # %% [markdown]
 # ## How often
 #
-# A few splits of one run show no error rates. `scripts/gate_power.py` draws thousands of pairs of runs, new prompts
+# A few splits of one run show no error rates. `scripts/gate_power.py` draws hundreds of pairs of runs, new prompts
 # each time and one sample of each prompt, and stores how often each verdict was said.
 
 # %%
 power = pd.read_csv(ROOT / "results" / "statistics" / "gate.csv")
-even = power[power["scenario"] == "even"]
+even = power[(power["scenario"] == "even") & (power["method"] == "in use")]
 curves = Figure(figsize=(style.PAGE, 2.4), layout="constrained")
 for axis, verdict in zip(curves.subplots(1, 2, sharey=True), ("pass", "fail"), strict=True):
     for number, (conversations, found) in enumerate(even.groupby("conversations")):

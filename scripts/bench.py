@@ -91,7 +91,7 @@ def _bare(engine: OfflineEngine, job: Job) -> tuple[float, int]:
 
     spec, (suite,) = job.spec, job.suites
     prompts, params = [], []
-    for _, conversation, seed in runner.plan(job.suites, spec.seeds):
+    for _, conversation, seed in runner.plan(job.suites, spec):
         message = {"role": "user", "content": conversation.turns[0]}
         prompts.append({"prompt_token_ids": chat.render(engine.tokenizer, [message], spec.chat_template_kwargs)})
         params.append(
@@ -108,7 +108,7 @@ def _bare(engine: OfflineEngine, job: Job) -> tuple[float, int]:
 
 def _harness(engine: OfflineEngine, job: Job, directory: Path) -> tuple[float, int]:
     """Seconds and committed tokens of the harness around the same engine."""
-    progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
+    progress = runner.Progress(len(runner.plan(job.suites, job.spec)))
     watch = display.watcher(Console(file=io.StringIO(), force_terminal=True))
     with Store(directory) as store:
         start = time.perf_counter()

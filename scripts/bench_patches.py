@@ -125,7 +125,7 @@ def exchanged() -> Callable[[bool], Any]:
 
 def per_token(engine: Any, job: Job, directory: Path) -> float:
     """Seconds for one committed token of the whole suite."""
-    progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
+    progress = runner.Progress(len(runner.plan(job.suites, job.spec)))
     with Store(directory) as store:
         start = time.perf_counter()
         segment = runner.measure(engine, job.spec, job.suites, runner.Template({}, None), store, progress, lambda: None)

@@ -69,7 +69,7 @@ def shares(draft: str, k: int, batch: int) -> dict[str, Any]:
     ):
         engine.warm_up()
         for number in range(ROUNDS + 1):
-            progress = runner.Progress(len(runner.plan(job.suites, job.spec.seeds)))
+            progress = runner.Progress(len(runner.plan(job.suites, job.spec)))
             with Store(Path(scratch) / str(number)) as store, stopwatch() as spent:
                 segment = runner.measure(
                     engine, job.spec, job.suites, runner.Template({}, None), store, progress, lambda: None

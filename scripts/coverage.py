@@ -2,7 +2,8 @@
 
 A large population of conversations is simulated once per scenario; its ratio of sums is the truth. Then G
 conversations are drawn with replacement, many times, and each draw's 95 % interval is asked whether it holds
-the truth.
+the truth. `hard_cases` does the same with the populations of scripts/populations.py: answers that loop, poor drafters,
+differences that few prompts carry, several seeds; and asks whether the output would have warned.
 
     python scripts/coverage.py [--replications 20000] [--out results/statistics/coverage.csv]
 """
@@ -17,14 +18,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import populations
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtrit
 
-from speceval.estimate.statistics import effective_bounds, estimate_bounds, paired_ratio_difference, ratio_estimates
+from speceval.estimate.statistics import (
+    LEAST_EFFECTIVE,
+    Estimates,
+    effective_bounds,
+    effective_clusters,
+    estimate_bounds,
+    paired_estimates,
+    ratio_estimates,
+)
 from speceval.files import write_whole
 
 K = 5
 CLUSTERS = (5, 10, 20, 40, 80, 164, 1319)
+HARD_CLUSTERS = (10, 20, 40, 80, 164)
+HARD_REPLICATIONS = 2000
 Floats = NDArray[np.float64]
 Counts = dict[str, Floats]
 
@@ -118,8 +130,8 @@ def coverage(x: Floats, y: Floats, clusters: int, replications: int, seed: int) 
     """Share of draws whose 95 % interval holds the population's ratio, lies below it, above it; per method.
 
     x, y: shape (population,). Methods: skew (in use for lengths) and student (value ± t_{G-1} se); for rates also
-    effective (Korn and Graubard, in use for rates) and logit (student on the logit scale). Draws with fewer than two
-    informative conversations have no interval: left out.
+    effective (Korn and Graubard, in use for rates), the same without regard to the terms' tails (effective, before) and
+    logit (student on the logit scale). Draws with fewer than two informative conversations have no interval: left out.
     """
     truth = x.sum() / y.sum()
     rng = np.random.default_rng(seed)
@@ -133,6 +145,7 @@ def coverage(x: Floats, y: Floats, clusters: int, replications: int, seed: int) 
                 slope = found.value * (1 - found.value)
                 bounds["logit"] = tuple(expit(logit(found.value) + side * half / slope) for side in (-1, 1))
             bounds["effective"] = effective_bounds(found, y[picked].sum(-1))
+            bounds["effective, before"] = effective_bounds(without_tails(found), y[picked].sum(-1))
         for method, pair in bounds.items():
             blocks.setdefault(method, []).append(np.stack(pair)[:, found.clusters > 1])
     return [row(method, clusters, truth, *np.concatenate(pairs, axis=1)) for method, pairs in blocks.items()]
@@ -151,21 +164,108 @@ def row(method: str, clusters: int, truth: float, low: Floats, high: Floats) -> 
     }
 
 
+def without_tails(found: Estimates) -> Estimates:
+    """Estimates whose degrees of freedom know the conversations' weights alone."""
+    return found._replace(df_terms=np.full_like(found.df, np.inf))
+
+
 def paired_coverage(a: Counts, b: Counts, clusters: int, replications: int, seed: int) -> list[dict[str, Any]]:
-    """Coverage of the paired difference of tau, absolute and relative, through the public function."""
+    """Coverage of the paired difference of tau, absolute and relative: cautious (in use) and skew (before)."""
     a_x, a_y, b_x, b_y = *terms(a)["tau"], *terms(b)["tau"]
     tau_a, tau_b = a_x.sum() / a_y.sum(), b_x.sum() / b_y.sum()
     truths = {"tau difference": tau_b - tau_a, "tau relative percent": 100 * (tau_b / tau_a - 1)}
     rng = np.random.default_rng(seed)
-    bounds = np.empty((replications, 2, 2))
-    for i in range(replications):
-        picked = rng.integers(len(a_y), size=clusters)
-        paired = paired_ratio_difference(a_x[picked], a_y[picked], b_x[picked], b_y[picked])
-        bounds[i] = [(e.low, e.high) for e in (paired.difference, paired.relative_percent)]
+    blocks: dict[tuple[str, str], list[Floats]] = {}
+    for picked in draws(rng, len(a_y), clusters, replications):
+        for name in truths:
+            relative = name == "tau relative percent"
+            found = paired_estimates(a_x[picked], a_y[picked], b_x[picked], b_y[picked], relative)
+            for method in ("cautious", "skew"):
+                pair = np.stack(estimate_bounds(found, cautious=method == "cautious"))
+                blocks.setdefault((name, method), []).append(pair)
     return [
-        {"estimator": name} | row("skew", clusters, truth, bounds[:, j, 0], bounds[:, j, 1])
-        for j, (name, truth) in enumerate(truths.items())
+        {"estimator": name} | row(method, clusters, truths[name], *np.concatenate(pairs, axis=1))
+        for (name, method), pairs in blocks.items()
     ]
+
+
+def hard_cases(replications: int) -> Iterator[dict[str, Any]]:
+    """Rows of the populations of `populations`, with `seeds`, `warned` (share of draws) and `coverage_unwarned`."""
+    for name in populations.POPULATIONS:
+        a, b = populations.pair(name, "none")
+        skewed = populations.pair(name, populations.EFFECTS[1])
+        for seeds in (1, 4):
+            for clusters in HARD_CLUSTERS:
+                rng = np.random.default_rng([2, clusters, seeds])
+                (counts,) = populations.draw((a,), seeds, clusters, replications, rng)
+                facts = {"scenario": name, "seeds": seeds}
+                for found in single_rows(counts, a[:, :seeds].sum((0, 1)).astype(float)):
+                    yield facts | found
+                counts_a, counts_b = populations.draw(skewed, seeds, clusters, replications, rng)
+                truth = populations.tau(skewed[1][:, :seeds]) - populations.tau(skewed[0][:, :seeds])
+                for found in difference_rows(counts_a, counts_b, truth):
+                    yield facts | {"scenario": f"{name}: a tenth gains, the rest lose"} | found
+                counts_a, counts_b = populations.draw((a, b), seeds, clusters, replications, rng)
+                yield facts | power_row(counts_a, counts_b)
+
+
+def single_rows(counts: Floats, everything: Floats) -> Iterator[dict[str, Any]]:
+    """tau and the rates of positions 1, 3 and K; counts: (draws, clusters, columns), everything: their sums."""
+    steps, total = counts[..., 0], everything[0]
+    cases = {"tau": (steps + counts[..., 1], 1 + everything[1] / total, counts[..., 1])}
+    cases |= {
+        f"unconditional_{j}": (counts[..., 1 + j], everything[1 + j] / total, counts[..., 1 + j])
+        for j in (1, 3, populations.K)
+    }
+    for estimator, (numerator, truth, accepted) in cases.items():
+        found = ratio_estimates(numerator, steps)
+        if estimator == "tau":
+            bounds = {"skew": estimate_bounds(found)}
+        else:
+            trials = steps.sum(-1)
+            bounds = {
+                "effective": effective_bounds(found, trials),
+                "effective, before": effective_bounds(without_tails(found), trials),
+            }
+        for method, (low, high) in bounds.items():
+            warned = effective_clusters(accepted) < LEAST_EFFECTIVE
+            yield {"estimator": estimator} | warned_row(method, truth, low, high, warned, steps.shape[1])
+
+
+def difference_rows(a: Floats, b: Floats, truth: float) -> Iterator[dict[str, Any]]:
+    """The paired difference of tau by both methods."""
+    found = paired_estimates(a[..., 0] + a[..., 1], a[..., 0], b[..., 0] + b[..., 1], b[..., 0], relative=False)
+    warned = np.fmin(effective_clusters(a[..., 1]), effective_clusters(b[..., 1])) < LEAST_EFFECTIVE
+    for method in ("cautious", "skew"):
+        low, high = estimate_bounds(found, cautious=method == "cautious")
+        yield {"estimator": "tau difference"} | warned_row(method, truth, low, high, warned, a.shape[1])
+
+
+def power_row(a: Floats, b: Floats) -> dict[str, Any]:
+    """Share of tests that find a true difference as large as "could have seen" says on average (`coverage`)."""
+    found = paired_estimates(a[..., 0] + a[..., 1], a[..., 0], b[..., 0] + b[..., 1], b[..., 0], relative=True)
+    centred = found._replace(value=found.value - found.value.mean())
+    seen = could_have_seen(found)
+    low, _ = estimate_bounds(centred._replace(value=centred.value + seen.mean()), cautious=True)
+    facts = {"estimator": "could have seen", "method": "cautious", "clusters": a.shape[1], "truth": seen.mean()}
+    return facts | {"coverage": (low > 0).mean(), "replications": len(low)}
+
+
+def could_have_seen(found: Estimates) -> Floats:
+    """`statistics.detectable` of many draws."""
+    low, high = estimate_bounds(found._replace(value=np.zeros_like(found.value)), cautious=True)
+    return np.maximum(-low, high) + stdtrit(found.cautious_df, 0.8) * found.se
+
+
+def warned_row(
+    method: str, truth: float, low: Floats, high: Floats, warned: NDArray[np.bool_], clusters: int
+) -> dict[str, Any]:
+    """`row` with the share of draws whose output warns, and the coverage of the others."""
+    holds = (low <= truth) & (truth <= high)
+    return row(method, clusters, truth, low, high) | {
+        "warned": warned.mean(),
+        "coverage_unwarned": holds[~warned].mean() if (~warned).mean() > 0.02 else np.nan,
+    }
 
 
 def table(replications: int, conversations: int = 20_000) -> pd.DataFrame:
@@ -179,7 +279,8 @@ def table(replications: int, conversations: int = 20_000) -> pd.DataFrame:
             for estimator, (x, y) in terms(a).items():
                 rows += [{"estimator": estimator} | r for r in coverage(x, y, clusters, count, seed=2)]
             rows += paired_coverage(a, b, clusters, count // 2, seed=3)
-        parts.append(pd.DataFrame(rows).assign(scenario=name))
+        parts.append(pd.DataFrame(rows).assign(scenario=name, seeds=1))
+    parts.append(pd.DataFrame(list(hard_cases(min(replications, HARD_REPLICATIONS)))))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -195,7 +296,7 @@ def main() -> None:
     args = parser.parse_args()
     found = table(args.replications)
     write(found[["scenario", *found.columns.drop("scenario")]], args.out)
-    keys = ["scenario", "estimator", "method"]
+    keys = ["scenario", "seeds", "estimator", "method"]
     print(found.pivot_table(index=keys, columns="clusters", values="coverage").round(3).to_string())
     print(f"wrote {args.out}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ import pandas as pd
 from rich.console import Console
 
 from speceval import Estimate, Run, compare, read_run
-from speceval.commands.demo import everything as demo_all
-from speceval.commands.demo import small as demo
 from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
 from speceval.files import write_whole
@@ -24,6 +23,9 @@ from speceval.show import layouts, plots, render
 from speceval.show.comparison import comparison_tables
 from speceval.show.tables import plus_minus, run_json
 from vllm_patches import ledger, unpatched
+
+sys.path.append(str(Path(__file__).parent))
+import demo_tables as demo
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -38,8 +40,8 @@ SELFTEST = ROOT / "results" / "selftest" / "zoo.json"
 IMAGES = ROOT / "docs" / "images"
 FIGURE = IMAGES / "demo-positions.png"
 STATISTICS = ROOT / "results" / "statistics"
-FOREST = ("eagle3", demo_all.SAMPLED)
-"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_all.plan`."""
+FOREST = ("eagle3", demo.SAMPLED)
+"""Architecture and condition of the forest plot, whose first run is the first loss of `demo_tables.plan`."""
 
 
 def blocks() -> dict[Path, dict[str, str]]:
@@ -63,11 +65,23 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "trust" / "is-the-count-right.md": {"selftest": selftest_table()},
         ROOT / "docs" / "measure" / "make-figures.md": {"tau-k": tau_k_table(), "gaussian": gaussian_table()},
         ROOT / "docs" / "measure" / "does-b-beat-a.md": {"compare": compare_example()},
-        ROOT / "docs" / "measure" / "may-it-be-released.md": {"gate": gate_table(), "gate-zoo": gate_zoo_table()},
+        ROOT / "docs" / "measure" / "may-it-be-released.md": {
+            "gate": gate_table(),
+            "gate-hard": gate_hard_table(),
+            "gate-zoo": gate_zoo_table(),
+        },
         ROOT / "docs" / "trust" / "how-sure.md": {
-            "coverage-lengths": coverage_table(LENGTHS, {"skew": "in use", "student": "plain t"}),
+            "coverage-lengths": coverage_table(LENGTHS, {"cautious": "in use", "skew": "in use", "student": "plain t"}),
+            "coverage-hard": hard_coverage_table(),
             "coverage-positions": coverage_table(
-                POSITIONS, {"effective": "in use", "skew": "as lengths", "logit": "logit t", "student": "plain t"}
+                POSITIONS,
+                {
+                    "effective": "in use",
+                    "effective, before": "without the tails",
+                    "skew": "as lengths",
+                    "logit": "logit t",
+                    "student": "plain t",
+                },
             ),
         },
         ROOT / "docs" / "trust" / "what-it-costs.md": {
@@ -82,7 +96,7 @@ def demo_runs() -> dict[tuple[str, str], Run]:
     """The reference runs by drafter and condition."""
     return {
         (draft, heading): read_run(DEMO / demo.run_name(draft, temperature, drafting))
-        for heading, temperature, drafting, _ in demo.CONDITIONS
+        for heading, temperature, drafting in demo.CONDITIONS
         for draft in demo.DRAFTERS
     }
 
@@ -108,22 +122,11 @@ def demo_table() -> str:
     return f"{_markdown(rows)}\n\n{provenance}"
 
 
-def demo_all_runs() -> demo_all.Runs:
-    """The reference runs of `speceval demo --all`."""
-    return {
-        (architecture, loss, heading): read_run(
-            DEMO_ALL / demo.run_name(demo_all.drafter(architecture, loss), temperature, drafting)
-        )
-        for architecture, loss in demo_all.plan()
-        for heading, temperature, drafting, _ in demo_all.CONDITIONS
-    }
-
-
 def demo_all_table() -> str:
     """Acceptance lengths of every architecture and loss of the zoo, and the provenance of the runs."""
-    runs = demo_all_runs()
-    run = runs["eagle3", demo_all.BASELINE, demo_all.SAMPLED]
-    sampled = [found for (*_, heading), found in runs.items() if heading == demo_all.SAMPLED]
+    runs = demo.every_run(DEMO_ALL)
+    run = runs["eagle3", demo.BASELINE, demo.SAMPLED]
+    sampled = [found for (*_, heading), found in runs.items() if heading == demo.SAMPLED]
     steps = sorted(_suite(found)["steps"] for found in sampled)
     provenance = (
         f"Acceptance length tau on the demo's {_suite(run)['conversations']} prompts; at T=1 "
@@ -131,7 +134,7 @@ def demo_all_table() -> str:
         f"verify steps a drafter). vLLM {run.meta.fingerprint.engine.vllm} on CPU, seeds from 0, "
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
-    return f"{_markdown([demo_all.lengths_headings(), *demo_all.lengths_rows(runs)])}\n\n{provenance}"
+    return f"{_markdown(demo.lengths(runs))}\n\n{provenance}"
 
 
 def study_table() -> str:
@@ -253,8 +256,9 @@ def selftest_table() -> str:
             rows.append([checks[0]["quantity"], f"{checks[0]['forced']:.4f}", *measured])
     environment, engine = report["environment"], conditions[0]["engine"]
     provenance = (
-        f"`speceval selftest`, {report['target']} with {report['draft']}, K={report['k']}, seeds from 0: the first "
-        f"{conditions[0]['tested_steps']:,} of {' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
+        f"`speceval selftest`, {report['target']} with {report['draft']}, K={report['k']}, seeds from 10,000: the "
+        f"first {conditions[0]['tested_steps']:,} of "
+        f"{' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
         f"Verdict: {report['verdict']}. vLLM {engine['vllm']} on {engine['device']}, {environment['cpus']} cores."
     )
     return f"{_markdown(rows)}\n\n{provenance}"
@@ -287,17 +291,42 @@ POSITIONS = {"unconditional_1": "u_1", "unconditional_5": "u_5", "conditional_1"
 
 
 def coverage_table(estimators: dict[str, str], methods: dict[str, str]) -> str:
-    """Coverage in percent by scenario, estimator, method and number of conversations."""
+    """Coverage in percent by scenario, estimator, method and number of conversations.
+
+    methods: names in the file and labels; of two with one label the first that the estimator has counts.
+    """
     frame = pd.read_csv(STATISTICS / "coverage.csv")
+    frame = frame[frame["warned"].isna() & (frame["estimator"] != "could have seen")]
     clusters = sorted(frame["clusters"].unique())
     rows = [["scenario", "quantity", "method", *(f"{count:,}" for count in clusters)]]
     cells = frame.set_index(["scenario", "estimator", "method", "clusters"])["coverage"].to_dict()
     for scenario in frame["scenario"].unique():
         for estimator, quantity in estimators.items():
-            for method, label in methods.items():
-                if (scenario, estimator, method, clusters[0]) in cells:
+            has = {
+                label: method
+                for method, label in reversed(methods.items())
+                if (scenario, estimator, method, clusters[0]) in cells
+            }
+            for label in dict.fromkeys(methods.values()):
+                if method := has.get(label):
                     shares = (f"{100 * cells[scenario, estimator, method, count]:.1f}" for count in clusters)
                     rows.append([scenario, quantity, label, *shares])
+    return _markdown(rows)
+
+
+def hard_coverage_table() -> str:
+    """Coverage in percent where few prompts carry the result, and how often the output would have warned."""
+    frame = pd.read_csv(STATISTICS / "coverage.csv")
+    names = {"tau": "`tau`", "unconditional_1": "u_1", "unconditional_3": "u_3", "unconditional_5": "u_5"}
+    names["tau difference"] = LENGTHS["tau difference"]
+    frame = frame[frame["warned"].notna() & (frame["seeds"] == 4) & frame["estimator"].isin(names)]
+    clusters = sorted(frame["clusters"].unique())
+    rows = [["scenario", "quantity", "method", *(f"{count:,} (warned)" for count in clusters)]]
+    for (scenario, estimator, method), entries in frame.groupby(["scenario", "estimator", "method"], sort=False):
+        cells = entries.set_index("clusters")
+        shares = (f"{100 * cells['coverage'][n]:.1f} ({100 * cells['warned'][n]:.0f})" for n in clusters)
+        before = (estimator, method) == ("tau difference", "skew") or method == "effective, before"
+        rows.append([str(scenario), names[str(estimator)], "before" if before else "in use", *shares])
     return _markdown(rows)
 
 
@@ -403,6 +432,8 @@ def replay_table() -> str:
 def gate_table() -> str:
     """The gate's verdicts at true losses of 0, the margin and 5 %: pass, inconclusive and fail in percent."""
     found = pd.read_csv(STATISTICS / "gate.csv")
+    plain = found["scenario"].isin(("even", "uneven between prompts", "late positions only", "poor drafter"))
+    found = found[plain & (found["method"] == "in use")]
     losses = (0, 2, 5)
     rows = [["scenario", "conversations", *(f"true loss {loss} %: pass, inconclusive, fail" for loss in losses)]]
     for (scenario, conversations), entries in found.groupby(["scenario", "conversations"], sort=False):
@@ -412,6 +443,21 @@ def gate_table() -> str:
             for loss in losses
         )
         rows.append([str(scenario), f"{conversations:,}", *shares])
+    return _markdown(rows)
+
+
+def gate_hard_table() -> str:
+    """Shares of pass and fail in percent of the gate in use and of the one before, in cases that are hard for it."""
+    found = pd.read_csv(STATISTICS / "gate.csv")
+    hard = found[found["scenario"].str.contains(": | behind ")]
+    keys = ["scenario", "seeds", "conversations"]
+    rows = [["scenario", "seeds", "conversations", "true loss, %", "margin, %", "pass (before)", "fail (before)"]]
+    for (scenario, seeds, conversations), entries in hard.groupby(keys, sort=False):
+        by_method = entries.set_index("method")
+        now, before = by_method.loc["in use"], by_method.loc["before"]
+        shares = (f"{100 * now[word]:.1f} ({100 * before[word]:.1f})" for word in ("pass", "fail"))
+        facts = (f"{now[name]:.1f}" for name in ("loss_percent", "margin_percent"))
+        rows.append([str(scenario), str(seeds), f"{conversations:,}", *facts, *shares])
     return _markdown(rows)
 
 
@@ -455,7 +501,7 @@ def main() -> None:
     pair = [runs[draft, "T=1"] for draft in demo.DRAFTERS]
     for kind in ("along", "conversations"):
         plots.save(plots.draw(kind, pair).figure, IMAGES / f"{kind}.png")
-    everything = demo_all_runs()
+    everything = demo.every_run(DEMO_ALL)
     losses = [run for (architecture, _, heading), run in everything.items() if (architecture, heading) == FOREST]
     plots.save(plots.draw("forest", losses).figure, IMAGES / "forest.png")
 

@@ -19,6 +19,7 @@ import typer.main
 
 import speceval
 from speceval.cli import app
+from speceval.commands.help import EXAMPLES
 from speceval.protocol import RunSpec, flag
 from speceval.store.schema import RunMeta
 
@@ -78,7 +79,10 @@ def _command(name: str, command: Any) -> str:
     records = [parameter.get_help_record(context) for parameter in command.params]
     rows = [_row(*record) for record in records if record is not None]
     table = "\n".join(["| option | what it does | default |", "|---|---|---|", *rows])
-    return f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{table}"
+    examples = "\n".join(f"    {line}" for line in EXAMPLES.get(name, ()))
+    others = ", ".join(f"`{alias}` = `{parameter.opts[0]}`" for alias, parameter in command.aliases().items())
+    below = f"\n\nAlso understood: {others}." if others else ""
+    return f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n{examples}\n\n{table}{below}"
 
 
 def _row(option: str, text: str) -> str:

@@ -6,21 +6,28 @@ drawn with replacement, a sample of each for the baseline and another for the ne
 spread between prompts and that of the sampling are those of the stored run. The verdicts of many draws are computed at
 once; the first of every entry are also put to `speceval.estimate.gate.check`, and a difference stops the script.
 
+Harder cases are drawn from the populations of scripts/populations.py (`hard_rows`): losses of exactly the margin that
+few prompts carry, poor drafters, several seeds; a drafter that is better or equal everywhere; a loss at one position
+behind a gain at another; checks repeated as their own advice says. Every case is decided by the gate in use and by the
+one before it knew of them: Hall's bounds alone, pooled rates of the positions, a pass from any number of conversations.
+
     python scripts/gate_power.py [--draws 4000]       # writes results/statistics/gate.csv, docs/images/gate-power.png
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import populations
 from numpy.typing import NDArray
 from scipy.optimize import bisect
-from scipy.special import stdtr
+from scipy.special import logit, stdtr
 from scipy.stats import gamma
 
 from speceval.estimate import gate, statistics
@@ -34,10 +41,21 @@ CSV = ROOT / "results" / "statistics" / "gate.csv"
 FIGURE = ROOT / "docs" / "images" / "gate-power.png"
 MARGIN = 0.02
 CONVERSATIONS = {80: "MT-Bench", 164: "HumanEval", 1319: "GSM8K"}
+HARD_SIZES = (20, 40, 80, 164, 1319)
+AT_THE_MARGIN = (
+    "even loss",
+    "8 % of the prompts lose",
+    "8 % of the prompts lose nearly all",
+    "a tenth gains, the rest lose more",
+)
+"""Effects of `populations` whose loss becomes the margin."""
+MOST = 20_000
+"""Conversations that a repeated check may ask for before the user gives up."""
 LOSSES = (0, 1, 2, 3, 4, 5, 6, 8, 10)
 """Percent of tau."""
 COPIES = 4
 """Thinned copies of every sample: the new run's population is not tied to one thinning."""
+METHODS = {"in use": False, "before": True}
 SEED = 1
 BLOCK = 30_000
 """Conversations computed at once: what fits a processor's cache."""
@@ -102,10 +120,6 @@ class Population:
             lost = self.thinned(keep)
         return self._counts(self.accepted[:1]), self._counts(lost)
 
-    def columns(self) -> list[str]:
-        """Names of the columns of `tables`."""
-        return ["steps", "accepted", *(f"{name}_{j}" for name in ("accepted", "reached") for j in range(1, self.k + 1))]
-
     def _counts(self, accepted: NDArray[np.int64]) -> NDArray[np.int64]:
         conversations, seeds = self.shape
         copies = len(accepted)
@@ -122,96 +136,242 @@ class Population:
         return np.stack(found, axis=-1)
 
 
-def simulate(population: Population, loss: float, conversations: int, draws: int) -> dict[str, Any]:
-    """Shares of the verdicts in `draws` pairs of runs over `conversations` conversations."""
-    tables, columns = population.tables(loss), population.columns()
+def simulate(population: Population, loss: float, conversations: int, draws: int) -> list[dict[str, Any]]:
+    """Shares of the verdicts in `draws` pairs of runs over `conversations` conversations, a row for each method."""
+    tables = population.tables(loss)
     rng = np.random.default_rng([SEED, conversations, round(1000 * loss)])
-    block = max(1, BLOCK // conversations)
-    found: list[NDArray[np.bool_]] = []
-    while len(found) * block < draws:
-        which = rng.integers(population.shape[0], size=(block, conversations))
-        base, new = (table[which, rng.integers(table.shape[1], size=which.shape)] for table in tables)
-        found.append(decide(base, new, population.k))
-        if len(found) * block <= max(CHECKED, block):
-            one_by_one(base[:CHECKED], new[:CHECKED], columns, found[-1])
-    passes, fails, by_position = np.concatenate(found, axis=1)[:, :draws].mean(axis=1)
+
+    def pairs(count: int) -> list[NDArray[np.int64]]:
+        which = rng.integers(population.shape[0], size=(count, conversations))
+        return [table[which, rng.integers(table.shape[1], size=which.shape)] for table in tables]
+
+    shares = verdicts(pairs, conversations, draws, population.k, MARGIN)
     tau = [float(table[..., :2].sum() / table[..., 0].sum()) for table in tables]
-    return {
+    facts = {
         "conversations": conversations,
         "loss_percent": 100 * (1 - tau[1] / tau[0]),
         "margin_percent": 100 * MARGIN,
         "base_tau": tau[0],
-        "pass": passes,
-        "fail": fails,
-        "inconclusive": 1 - passes - fails,
-        "fail_by_position_alone": by_position,
-        "draws": draws,
     }
+    return [facts | row for row in shares]
 
 
-def decide(base: NDArray[np.int64], new: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+def verdicts(
+    pairs: Callable[[int], Sequence[NDArray[Any]]], conversations: int, draws: int, k: int, margin: float
+) -> list[dict[str, Any]]:
+    """Shares of the verdicts on `draws` pairs of runs; pairs(n) draws n of them, shape (n, conversations, columns)."""
+    block = max(1, BLOCK // conversations)
+    found: dict[str, list[NDArray[np.bool_]]] = {method: [] for method in METHODS}
+    for done in range(0, draws, block):
+        base, new = pairs(min(block, draws - done))
+        for method, before in METHODS.items():
+            found[method].append(decide(base, new, k, margin, before))
+        if done <= max(CHECKED, block):
+            one_by_one(base[:CHECKED], new[:CHECKED], k, margin, found["in use"][-1])
+    rows = []
+    for method, blocks in found.items():
+        passes, fails, by_position = np.concatenate(blocks, axis=1).mean(axis=1)
+        shares = {"pass": passes, "fail": fails, "inconclusive": 1 - passes - fails}
+        rows.append({"method": method} | shares | {"fail_by_position_alone": by_position, "draws": draws})
+    return rows
+
+
+def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before: bool = False) -> NDArray[np.bool_]:
     """`gate.check` for many pairs of runs: whether each passes, fails, fails by a position alone; shape (3, draws).
 
-    base, new: counts as `Population.columns` names them, shape (draws, conversations, columns).
+    base, new: counts as `columns` names them, shape (draws, conversations, columns). before: without what the gate has
+    learned of rare losses and of the mix of conversations.
     """
     old, fresh = (np.moveaxis(counts, -1, 0).astype(float) for counts in (base, new))
-    change = paired(old[0] + old[1], old[0], fresh[0] + fresh[1], fresh[0], relative=True)
-    tau_fails = 2 * p_below(change, -100 * MARGIN) <= gate.LEVEL
+    change = statistics.paired_estimates(old[0] + old[1], old[0], fresh[0] + fresh[1], fresh[0], relative=True)
+    below = hall_alone if before else statistics.tail
+    tau_fails = 2 * below(change, -100 * margin) <= gate.LEVEL
     p_values = []
     beyond = np.cumsum(old[2 : 2 + k].sum(-1)[::-1], axis=0)[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        margins = np.minimum(1, MARGIN * (old[0] + old[1]).sum(-1) / beyond)
+        margins = np.minimum(1, margin * (old[0] + old[1]).sum(-1) / beyond)
     for j, lost in enumerate(margins):
         accepted, reached, new_accepted, new_reached = (run[row + j] for run in (old, fresh) for row in (2, 2 + k))
-        contrast = paired((1 - lost[:, None]) * accepted, reached, new_accepted, new_reached, relative=False)
         both = (reached > 0) & (new_reached > 0)
         counted = [(part * both).sum(-1) >= gate.LEAST_ACCEPTED for part in (accepted, new_reached)]
-        p_values.append(np.where(counted[0] & counted[1] & (lost < 1), p_below(contrast, 0), np.nan))
+        if not before:
+            accepted, reached, new_accepted, new_reached = standardised(accepted, reached, new_accepted, new_reached)
+        kept = (1 - lost[:, None]) * accepted
+        contrast = statistics.paired_estimates(kept, reached, new_accepted, new_reached, relative=False)
+        p_values.append(np.where(counted[0] & counted[1] & (lost < 1), below(contrast, 0.0), np.nan))
     p = np.stack(p_values, axis=-1)
     tests = np.isfinite(p).sum(-1)
     position_fails = 2 * tests * np.where(np.isfinite(p), p, np.inf).min(-1) <= gate.LEVEL  # Holm's first step
     fails = tau_fails | ((tests > 0) & position_fails)
-    passes = (statistics.estimate_bounds(change, 1 - 2 * gate.LEVEL)[0] > -100 * MARGIN) & ~fails
-    return np.stack([passes, fails, fails & ~tau_fails])
+    passes = pass_bound(change, old[1], margin, before) > -100 * margin
+    return np.stack([passes & ~fails, fails, fails & ~tau_fails])
 
 
-def paired(a_x: Floats, a_y: Floats, b_x: Floats, b_y: Floats, relative: bool) -> statistics.Estimates:
-    """`statistics.paired_ratio_difference` over the last axis of many draws."""
-    both = (a_y > 0) & (b_y > 0)
-    ratio_a, influence_a, weights_a = statistics._linearise(a_x, np.where(both, a_y, 0))
-    ratio_b, influence_b, weights_b = statistics._linearise(b_x, np.where(both, b_y, 0))
-    weights = (weights_a + weights_b) / 2
-    if not relative:
-        return statistics._estimates(ratio_b - ratio_a, influence_b - influence_a, weights)
-    relation, scale = (ratio_b / ratio_a)[:, None], 100 / ratio_a[:, None]
-    return statistics._estimates(100 * (relation[:, 0] - 1), scale * (influence_b - relation * influence_a), weights)
+def pass_bound(change: statistics.Estimates, accepted: Floats, margin: float, before: bool) -> Floats:
+    """The lower bound that a pass needs above the margin; accepted: of the baseline's conversations."""
+    confidence = 1 - 2 * gate.LEVEL
+    if before:
+        return statistics.estimate_bounds(change, confidence)[0]
+    effective = statistics.effective_clusters(accepted)
+    least = 100 * margin * np.sqrt((1 / statistics.RARE - 1) / effective)
+    wider = change._replace(se=np.maximum(change.se, least))
+    low = statistics.estimate_bounds(wider, confidence, cautious=True)[0]
+    return np.where(effective >= statistics.LEAST_EFFECTIVE, low, -np.inf)
 
 
-def p_below(found: statistics.Estimates, limit: float) -> Floats:
-    """`statistics.p_value_below` of many draws."""
+def standardised(*counts: Floats) -> list[Floats]:
+    """Accepted and reached of both runs, as if both had reached the position equally often in each conversation."""
+    accepted, reached, new_accepted, new_reached = counts
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.nan_to_num(reached * new_reached / (reached + new_reached))
+        rates = [np.nan_to_num(x / y) for x, y in ((accepted, reached), (new_accepted, new_reached))]
+    return [weight * rates[0], weight, weight * rates[1], weight]
+
+
+def hall_alone(found: statistics.Estimates, limit: float) -> Floats:
+    """One-sided p-value of "the truth is not below `limit`" by Hall's transformation alone."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t, a = (found.value - limit) / found.se, found.skew
         values: Floats = stdtr(found.df, t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6)
     return values
 
 
-def one_by_one(base: NDArray[np.int64], new: NDArray[np.int64], columns: list[str], at_once: NDArray[np.bool_]) -> None:
+def columns(k: int) -> list[str]:
+    """Names of the columns of counts."""
+    return ["steps", "accepted", *(f"{name}_{j}" for name in ("accepted", "reached") for j in range(1, k + 1))]
+
+
+def one_by_one(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, at_once: NDArray[np.bool_]) -> None:
     """Ask `gate.check` about single draws; raises `AssertionError` where it differs from what was computed at once."""
     for old, fresh, passes, fails in zip(base, new, *at_once[:2, : len(base)], strict=True):
-        tables = [{"": pd.DataFrame(counts, columns=columns)} for counts in (old, fresh)]
-        verdict = gate.check(tables[0], tables[1], MARGIN).verdict
+        tables = [{"": pd.DataFrame(counts, columns=columns(k))} for counts in (old, fresh)]
+        verdict = gate.check(tables[0], tables[1], margin).verdict
         assert (verdict is gate.Verdict.ok, verdict is gate.Verdict.fail) == (passes, fails), (verdict, passes, fails)
 
 
+def hard_rows(draws: int) -> Iterator[dict[str, Any]]:
+    """The cases of `populations`: at a loss of exactly the margin, and where nothing or one position is worse."""
+    for name in populations.POPULATIONS:
+        for effect in AT_THE_MARGIN:
+            counts = populations.pair(name, effect)
+            for seeds in (1, 4):
+                lost = -populations.change(*counts, seeds)
+                for conversations in HARD_SIZES:
+                    few = draws if conversations < 1000 else draws // 4
+                    yield from hard_row(f"{name}: {effect}", counts, seeds, conversations, lost, lost / 100, few)
+        counts = populations.pair(name, "none")
+        for seeds in (1, 4):
+            for conversations in HARD_SIZES:
+                few = draws if conversations < 1000 else draws // 4
+                yield from hard_row(f"{name}: no loss", counts, seeds, conversations, 0.0, MARGIN, few)
+    for scenario, counts in one_position().items():
+        lost = -populations.change(*counts, 1)
+        for conversations in CONVERSATIONS:
+            yield from hard_row(scenario, counts, 1, conversations, lost, MARGIN, draws // 2)
+
+
+def hard_row(
+    scenario: str,
+    counts: tuple[populations.Counts, populations.Counts],
+    seeds: int,
+    conversations: int,
+    lost: float,
+    margin: float,
+    draws: int,
+) -> list[dict[str, Any]]:
+    """Rows of one case, a row for each method; lost: of tau in truth, in percent."""
+    rng = np.random.default_rng([SEED, conversations, seeds])
+
+    def pairs(count: int) -> list[Floats]:
+        return populations.draw(counts, seeds, conversations, count, rng)
+
+    facts = {
+        "scenario": scenario,
+        "seeds": seeds,
+        "conversations": conversations,
+        "loss_percent": lost,
+        "margin_percent": 100 * margin,
+        "base_tau": populations.tau(counts[0]),
+    }
+    return [facts | row for row in verdicts(pairs, conversations, draws, populations.K, margin)]
+
+
+def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
+    """A drafter that gains at one position of hard prompts; drafters that lose at one position and gain at another.
+
+    Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new
+    drafter's first rate in the hard half is higher, all else as it was. One position: prompts as in "chat"; the logit
+    of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau is what it was.
+    """
+    found = {}
+    even = populations.prompts(populations.Population(0, 0), 8000, seed=1)
+    hard = (np.arange(8000) % 2 == 0)[:, None]
+
+    def decoded(first: float, seed: int) -> populations.Counts:
+        rates = np.where(hard, [[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
+        return populations.decode(even, logit(rates), 1, seed)
+
+    for first in (0.45, 0.6):
+        found[f"better or equal everywhere: .25 -> {first:g}"] = decoded(0.25, 2), decoded(first, 3)
+    chat = populations.prompts(populations.POPULATIONS["chat"], 8000, seed=1)
+    base = populations.decode(chat, np.zeros((1, 5)), 1, 2)
+    for loses, fall, gains in ((0, 0.2, 1), (2, 0.8, 0), (4, 2.0, 0)):
+
+        def shifted(rise: float, loses: int = loses, fall: float = fall, gains: int = gains) -> populations.Counts:
+            shift = np.zeros((1, 5))
+            shift[0, loses], shift[0, gains] = -fall, rise
+            return populations.decode(chat, np.repeat(shift, 8000, axis=0), 1, 3)
+
+        rise = populations.solve(shifted, populations.tau(base), 0.0, 1.0, 1e-2)
+        found[f"loss at position {loses + 1} behind a gain at {gains + 1}"] = base, shifted(rise)
+    return found
+
+
+def advice_rows(draws: int, checks: int = 3) -> Iterator[dict[str, Any]]:
+    """Wrong passes when an inconclusive check is repeated with the conversations that it asks for, at the margin."""
+    counts = populations.pair("chat", "even loss")
+    lost = -populations.change(*counts, 1)
+    rng = np.random.default_rng(SEED)
+    names = columns(populations.K)
+    passed = np.zeros(checks, int)
+    for _ in range(draws):
+        base, new = (table[0] for table in populations.draw(counts, 1, 80, 1, rng))
+        for check in range(checks):
+            tables = [{"": pd.DataFrame(table, columns=names)} for table in (base, new)]
+            suite = gate.check(tables[0], tables[1], lost / 100).suites[0]
+            if suite.verdict is gate.Verdict.ok:
+                passed[check:] += 1
+            if suite.needed is None or suite.needed > MOST:
+                break
+            more = (table[0] for table in populations.draw(counts, 1, suite.needed - len(base), 1, rng))
+            base, new = (np.concatenate([table, fresh]) for table, fresh in zip((base, new), more, strict=True))
+    for check, count in enumerate(passed, start=1):
+        yield {
+            "scenario": f"advice followed, up to {check} checks",
+            "method": "in use",
+            "seeds": 1,
+            "conversations": 80,
+            "loss_percent": lost,
+            "margin_percent": lost,
+            "base_tau": populations.tau(counts[0]),
+            "pass": count / draws,
+            "draws": draws,
+        }
+
+
 def table(draws: int) -> pd.DataFrame:
-    """One row per scenario, number of conversations and true loss."""
-    rows = []
+    """One row per scenario, number of conversations, true loss and method."""
+    rows: list[dict[str, Any]] = []
     for name, scenario in SCENARIOS.items():
         population = Population(scenario)
         for conversations in CONVERSATIONS:
             for loss in scenario.losses:
-                rows.append({"scenario": name} | simulate(population, loss / 100, conversations, draws))
-                print(rows[-1], flush=True)
+                found = simulate(population, loss / 100, conversations, draws)
+                rows += [{"scenario": name, "seeds": 1} | row for row in found]
+                print(rows[-2], flush=True)
+    for row in (*hard_rows(draws), *advice_rows(draws // 8)):
+        rows.append(row)
+        print(row, flush=True)
     return pd.DataFrame(rows)
 
 
@@ -222,7 +382,7 @@ def figure(found: pd.DataFrame, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    even = found[found["scenario"] == "even"]
+    even = found[(found["scenario"] == "even") & (found["method"] == "in use")]
     panes, axes = pyplot.subplots(1, len(CONVERSATIONS), figsize=(9.6, 3.5), sharey=True, layout="constrained")
     styles = {"pass": ("#0072B2", "o", "-"), "inconclusive": ("#E69F00", "s", ":"), "fail": ("#D55E00", "^", "--")}
     for pane, (conversations, size_of) in zip(axes, CONVERSATIONS.items(), strict=True):

@@ -24,7 +24,7 @@ from coverage import SCENARIOS, Counts, population, terms, write
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from speceval.estimate.statistics import Estimates, Interval, estimate_bounds, paired_ratio_difference, ratio_estimates
+from speceval.estimate.statistics import Estimates, Interval, estimate_bounds, paired_estimates, ratio_estimates
 from speceval.estimate.stopping import ERROR, FIRST_LOOK, decide, grid
 
 SIZES = (80, 164, 1319)
@@ -43,13 +43,12 @@ def tau_looks(run: Counts, picked: NDArray[np.int64], looks: list[int]) -> Estim
 def paired_looks(a: Counts, b: Counts, picked: NDArray[np.int64], looks: list[int]) -> Estimates:
     """The same of 100 (tau_b / tau_a - 1), paired by conversation."""
     (a_x, a_y), (b_x, b_y) = terms(a)["tau"], terms(b)["tau"]
-    fields = np.empty((len(picked), len(looks), 5))
-    for i, suite in enumerate(picked):
-        for j, n in enumerate(looks):
-            of = suite[:n]
-            found = paired_ratio_difference(a_x[of], a_y[of], b_x[of], b_y[of]).relative_percent
-            fields[i, j] = found.value, found.se, found.clusters, found.df, found.skew
-    return Estimates(*np.moveaxis(fields, -1, 0))
+    found = []
+    for n in looks:
+        of_look = picked[:, :n]
+        at = paired_estimates(a_x[of_look], a_y[of_look], b_x[of_look], b_y[of_look], relative=True)
+        found.append(at._replace(df=at.cautious_df))
+    return Estimates(*(np.stack(fields, axis=1) for fields in zip(*found, strict=True)))
 
 
 def constant_confidence(looks: list[int], draws: int = 200_000) -> float:
@@ -69,8 +68,14 @@ def sequence_confidence(looks: list[int]) -> Floats:
 
 
 def fixed_rule(found: Estimates, truth: float, confidences: Floats, target: float, whole: float | None) -> Floats:
-    """Rows (look that stops, holds there, holds at all looks so far) of a rule with given confidences."""
-    bounds = [estimate_bounds(of(found, slice(None), j), level) for j, level in enumerate(confidences)]
+    """Rows (look that stops, holds there, holds at all looks so far) of a rule with given confidences.
+
+    whole: of a difference what 100 % is (`decide`).
+    """
+    bounds = [
+        estimate_bounds(of(found, slice(None), j), level, cautious=whole is not None)
+        for j, level in enumerate(confidences)
+    ]
     low, high = (np.stack(side, axis=1) for side in zip(*bounds, strict=True))
     there = (high - low) / 2 <= target * (found.value if whole is None else whole)
     there[:, -1] = True
@@ -84,13 +89,13 @@ def corrected_rule(found: Estimates, truth: float, looks: list[int], target: flo
     """The same rows of `speceval.estimate.stopping.decide`."""
     rows = np.empty((len(found.value), 3))
     for i in range(len(rows)):
-        estimates = [interval(found, i, j) for j in range(len(looks))]
+        estimates = [interval(found, i, j, whole is not None) for j in range(len(looks))]
         decision = decide(dict(zip(looks, estimates, strict=True)).__getitem__, looks[-1], looks, target, whole)
         holds = [
             low <= truth <= high
             for j, look in enumerate(decision.looks)
             if look.confidence
-            for low, high in [estimate_bounds(of(found, i, j), look.confidence)]
+            for low, high in [estimate_bounds(of(found, i, j), look.confidence, whole is not None)]
         ]
         rows[i] = len(decision.looks) - 1, holds[-1], all(holds)
     return rows
@@ -101,10 +106,10 @@ def of(found: Estimates, replication: int | slice, look: int) -> Estimates:
     return Estimates(*(values[replication, look] for values in found))
 
 
-def interval(found: Estimates, replication: int, look: int) -> Interval:
+def interval(found: Estimates, replication: int, look: int, cautious: bool) -> Interval:
     """One look of one replication, as `decide` takes it."""
-    value, se, clusters, df, skew = (float(field) for field in of(found, replication, look))
-    return Interval(value, None, None, se, int(clusters), df, skew)
+    value, se, clusters, df, skew, *_ = (float(field) for field in of(found, replication, look))
+    return Interval(value, None, None, se, int(clusters), df, skew, cautious=cautious)
 
 
 def rules(found: Estimates, truth: float, looks: list[int], whole: float | None) -> Iterator[dict[str, Any]]:

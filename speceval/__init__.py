@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from speceval.api.measuring import run, train_zoo, verify
+    from speceval.api.measuring import merge, run, train_zoo, verify
     from speceval.api.reading import (
         check,
         check_counts,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from speceval.api.results import Comparison, Difference, Estimate, Run
     from speceval.api.showing import export, plot, report, table
+    from speceval.api.sweeps import Sweep, sweep
+    from speceval.api.tuning import Tuning, tune
     from speceval.errors import NotComparable, UserError
     from speceval.protocol import RunSpec
     from speceval.show.plots import style
@@ -41,6 +43,8 @@ __all__ = [
     "NotComparable",
     "Run",
     "RunSpec",
+    "Sweep",
+    "Tuning",
     "UserError",
     "check",
     "check_counts",
@@ -48,6 +52,7 @@ __all__ = [
     "explain",
     "export",
     "holm",
+    "merge",
     "plot",
     "ratio",
     "ratio_difference",
@@ -55,19 +60,23 @@ __all__ = [
     "report",
     "run",
     "style",
+    "sweep",
     "table",
     "train_zoo",
+    "tune",
     "validate",
     "verify",
 ]
 
 _HOMES = {
-    "speceval.api.measuring": ("run", "train_zoo", "verify"),
+    "speceval.api.measuring": ("merge", "run", "train_zoo", "verify"),
     "speceval.api.reading": (
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
     ),
     "speceval.api.results": ("Comparison", "Difference", "Estimate", "Run"),
     "speceval.api.showing": ("export", "plot", "report", "table"),
+    "speceval.api.sweeps": ("Sweep", "sweep"),
+    "speceval.api.tuning": ("Tuning", "tune"),
     "speceval.errors": ("NotComparable", "UserError"),
     "speceval.protocol": ("RunSpec",),
     "speceval.show.plots": ("style",),

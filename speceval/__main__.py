@@ -1,6 +1,6 @@
 """`python -m speceval`."""
 
-from speceval.cli import main
+from speceval.cli import process
 
 if __name__ == "__main__":
-    main()
+    process()

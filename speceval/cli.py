@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +13,32 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from speceval import __version__
+from speceval import __version__, terminal
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
-from speceval.commands.demo import demo
 from speceval.commands.explain import explain
 from speceval.commands.export import export
+from speceval.commands.merge import merge
 from speceval.commands.options import build
 from speceval.commands.plot import plot
 from speceval.commands.report import report
 from speceval.commands.run import run
 from speceval.commands.selftest import selftest
 from speceval.commands.stored import list_, show
+from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
+from speceval.commands.tune import tune
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
-from speceval.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NOT_COMPARABLE, NotComparable, UserError
+from speceval.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_COMPARABLE,
+    EXIT_TERMINATED,
+    NotComparable,
+    UserError,
+)
+from speceval.private import masked
 
 COME_WITH_VLLM = ("torch", "transformers", "vllm")
 """Packages that a plain installation lacks: commands that read stored runs do without."""
@@ -37,6 +48,9 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "sweep": sweep,
+    "merge": merge,
+    "tune": tune,
     "verify": verify,
     "selftest": selftest,
     "show": show,
@@ -77,6 +91,7 @@ app = typer.Typer(
     help="Measure how many draft tokens a target model accepts in vLLM's speculative decoding.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -97,9 +112,13 @@ def _options(
 
 def main() -> None:
     """Entry point: bad input and broken files become one line and an exit code."""
+    sys.stdout = terminal.Harmless(stdout := sys.stdout)
     try:
+        _refuse_empty(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], prog_name="speceval", standalone_mode=False)
         sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code or 0)
     except NotComparable as error:
         _exit(EXIT_NOT_COMPARABLE, f"error: {error}")
@@ -113,17 +132,42 @@ def main() -> None:
         mend = engines.find("vllm").installation
         _exit(EXIT_BAD_INPUT, f"error: {error.name} is not installed, it comes with vLLM: {mend}")
     except (typer.Abort, KeyboardInterrupt):
-        _exit(EXIT_INTERRUPTED)
+        from speceval.interrupts import exit_code
+
+        _exit(exit_code())
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         _exit(EXIT_BAD_INPUT, f"error: cannot read or write{place}: {error.strerror or error}")
     except UsageError as error:
         _exit(EXIT_BAD_INPUT, f"error: {error.format_message()}")
+    finally:
+        sys.stdout = stdout
+
+
+def process() -> None:
+    """Entry point of a process: `main`, and SIGTERM is obeyed like Ctrl-C; nothing that hangs keeps it from ending."""
+    from speceval import interrupts
+
+    interrupts.install()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            interrupts.leave(end.code)
+        raise
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Nothing takes an empty text, and as a path it would mean the working directory: a variable that was not set."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument.strip() or re.fullmatch(r"--[\w-]+=\s*", argument):
+            name = argument.partition("=")[0] or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{name.strip() or 'an argument'}: empty: is a variable not set?")
 
 
 def _exit(code: int, line: str = "") -> None:
     if line:
-        print(line, file=sys.stderr, flush=True)
+        print(masked(terminal.line(line)), file=sys.stderr, flush=True)
     # A stdout that cannot be written would raise again at shutdown.
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -131,4 +175,4 @@ def _exit(code: int, line: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 EXIT_NOT_COMPARABLE = 3
 EXIT_BAD_INPUT = 4
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+"""128 + the signal's number."""
 
 
 class UserError(Exception):

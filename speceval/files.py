@@ -6,9 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speceval.errors import UserError
@@ -36,14 +34,6 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises `UserError` for one that is none."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 class Strict(BaseModel):

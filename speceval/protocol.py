@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -19,15 +20,15 @@ from pydantic import (
 
 from speceval.errors import UserError
 from speceval.files import Strict
+from speceval.private import secret_in
 
 Drafting = Literal["probabilistic", "greedy", "deterministic"]
 Rejection = Literal["standard", "block", "synthetic", "fly"]
 """vLLM's `rejection_sample_method`."""
+Runner = Literal["v1", "v2"]
+"""vLLM's model runners."""
 LOSSLESS: tuple[Rejection, ...] = ("standard", "block")
 """Those that leave the target's distribution as it is."""
-
-SECRETS = frozenset({"hf_token", "api_key"})
-"""Engine arguments that must not reach run.json."""
 
 FIRST_HASHED = frozenset(
     {"target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "suites", "limit", "shuffle_seed"}
@@ -38,12 +39,22 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
-UNWRITTEN = frozenset({"method", "draft_args"})
+UNWRITTEN = frozenset({"method", "draft_args", "runner", "stratified", "shard"})
 """Fields of a request that run.json has only when they are not at their default."""
 
 
 FIELD = object()
 """`Flag.default` where the field's own default is the flag's."""
+
+MOST_K = 128
+"""Draft tokens of a step that vLLM's verifier takes (MAX_SPEC_LEN in vllm/v1/sample/rejection_sampler.py)."""
+LARGEST_SEED = (1 << 32) - 1
+"""The engine seeds NumPy with it."""
+MOST_SEEDS = 10_000
+MOST_AT_ONCE = 1 << 16
+"""Requests: the engine keeps buffers for each."""
+LARGEST = (1 << 31) - 1
+"""Whole number that the engine keeps in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +84,14 @@ class RunSpec(Strict):
     target: str = Field(min_length=1, description="Catalog name, hub id or directory of the target.")
     draft: str = Field(min_length=1, description="Catalog name, hub id or directory of the drafter; ngram, suffix.")
     k: Annotated[int, Flag(default=None)] = Field(
-        ge=1, description="Draft tokens of a step [default: the drafter's own]."
+        ge=1, le=MOST_K, description="Draft tokens of a step [default: the drafter's own]."
     )
     """vLLM's num_speculative_tokens: the most draft tokens of one verify step."""
     temperature: Annotated[float, Flag("--temp")] = Field(
         ge=0, le=100, allow_inf_nan=False, description="Temperature of the target, and of sampled drafts."
     )
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the target; 1 is off.")
-    top_k: int = Field(default=0, ge=0, description="Top-k of the target; 0 is off.")
+    top_k: int = Field(default=0, ge=0, le=LARGEST, description="Top-k of the target; 0 is off.")
     drafting: Annotated[Drafting, Flag(default=None, offered=("probabilistic", "greedy"))] = Field(
         description="Drafts are drawn from q, or are its likeliest tokens "
         "[default: probabilistic at temperatures above 0, else greedy]."
@@ -92,11 +103,18 @@ class RunSpec(Strict):
     suites: Annotated[tuple[str, ...], Flag("--suite", "names", "")] = Field(
         min_length=1, description="Suites, comma-separated: names or files (.yaml, .jsonl)."
     )
-    limit: int | None = Field(default=None, ge=1, description="Conversations of each suite.")
-    shuffle_seed: int | None = Field(default=None, description="Shuffle each suite before --limit.")
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer [default: the suite's own].")
-    seeds: Annotated[tuple[int, ...], Flag(read="numbers", default="0")] = Field(
-        default=(0,), min_length=1, description="Samples of each conversation: 0,1,2 or 0-7."
+    limit: int | None = Field(default=None, ge=1, le=LARGEST, description="Conversations of each suite.")
+    stratified: bool = Field(default=False, description="Take --limit evenly from the categories of each suite.")
+    shuffle_seed: int | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, description="Shuffle each suite before --limit."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=LARGEST, description="Longest answer [default: the suite's own]."
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...], Flag(read="numbers", default="0")] = (
+        Field(
+            default=(0,), min_length=1, max_length=MOST_SEEDS, description="Samples of each conversation: 0,1,2 or 0-7."
+        )
     )
     until: Annotated[float | None, Flag(read="percent", default="")] = Field(
         default=None, gt=0, lt=1, description="Stop when tau is known to this half-width, such as 1%."
@@ -104,7 +122,10 @@ class RunSpec(Strict):
     against: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="--until is about the paired difference to this run."
     )
-    batch: int = Field(default=32, ge=1, description="Requests that the engine runs at once.")
+    shard: str | None = Field(
+        default=None, description="Measure every n-th conversation alone, i/n such as 2/4; speceval merge joins them."
+    )
+    batch: int = Field(default=32, ge=1, le=MOST_AT_ONCE, description="Requests that the engine runs at once.")
     prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
     replay: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="Make the target answer what it answered in this run; only draft anew."
@@ -119,6 +140,10 @@ class RunSpec(Strict):
         default="vllm", min_length=1, description="What generates: vllm, simulated, or another package's."
     )
     """Name in `speceval.engines`, or of an entry point."""
+    runner: Annotated[Runner | None, Flag(offered=("v1", "v2"))] = Field(
+        default=None, description="vLLM's model runner [default: what vLLM chooses]."
+    )
+    """None: vLLM's own choice; which one it was is among the engine's facts."""
     engine_args: Annotated[dict[str, Any], Flag("--engine-arg", "pairs", None)] = Field(
         default_factory=dict, description="Argument of the engine (vllm.LLM), key=value; may be repeated."
     )
@@ -136,11 +161,13 @@ class RunSpec(Strict):
             raise ValueError(f"names {list(value)}: the same one twice")
         return value
 
-    @field_validator("engine_args", "draft_args")
+    @field_validator("shard")
     @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(value.keys() & SECRETS):
-            raise ValueError(f"{name} would be stored with the run: set it in the environment (HF_TOKEN)")
+    def _one_of_several(cls, value: str | None) -> str | None:
+        if value is not None:
+            number, slash, count = value.partition("/")
+            if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+                raise ValueError("must be i/n, such as 2/4")
         return value
 
     @model_validator(mode="after")
@@ -213,7 +240,14 @@ def flag(field: str) -> Flag:
 
 
 def make_spec(**fields: Any) -> RunSpec:
-    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag."""
+    """Validate `fields` into a `RunSpec`; raises `UserError` with one line that names the flag.
+
+    What would be stored holds no secrets: they are refused here, so that older runs can still be read.
+    """
+    for name, value in fields.items():
+        if place := secret_in(value):
+            given = flag(name).name if name in RunSpec.model_fields else f"--{name.replace('_', '-')}"
+            raise UserError(f"{given} {place} is a secret and would be stored with the run: set it in the environment")
     try:
         return RunSpec(**fields)
     except ValidationError as error:
@@ -226,8 +260,22 @@ def _one_line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")
-    value = f" (got {given})" if place and not isinstance(given, dict | tuple) else ""
+    value = f" (got {str(given)[:80]})" if place and not isinstance(given, dict | tuple) else ""
     return f"{name}: {message}{value}"
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """ "0,1,5-7" as (0, 1, 5, 6, 7). Raises `UserError` that names the flag, also for more than `MOST_SEEDS`."""
+    ranges = [
+        re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
+        for part in filter(None, map(str.strip, text.split(",")))
+    ]
+    bounds = [(int(match[1]), int(match[2] or match[1])) for match in ranges if match]
+    if not ranges or len(bounds) < len(ranges) or any(low > high for low, high in bounds):
+        raise UserError(f"{flag} {text[:80]}: not a list of whole numbers such as 0,1,2 or 0-7")
+    if (count := sum(high - low + 1 for low, high in bounds)) > MOST_SEEDS:
+        raise UserError(f"{flag} {text[:80]}: {count:,} numbers, at most {MOST_SEEDS:,} are taken")
+    return tuple(number for low, high in bounds for number in range(low, high + 1))
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

@@ -22,7 +22,6 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def zoo() -> dict[str, Path]:
     """Directories of the zoo's target and of the demo's drafters; built on the first use of a machine."""
-    from speceval.commands.demo.small import DRAFTERS
     from speceval.zoo import ensure
 
-    return ensure(DRAFTERS)
+    return ensure(("kl-eagle3", "lk-eagle3"))

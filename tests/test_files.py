@@ -14,7 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml, write_whole
+from speceval.files import Strict, first_error, write_whole
+from speceval.foreign import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 

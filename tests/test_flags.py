@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from speceval import cli, protocol
 from speceval.commands import options
+from speceval.commands.help import ALIASES, EXAMPLES, FEW
 from speceval.protocol import Flag, RunSpec, flag
 from speceval.show import export as exports
 from speceval.show import layouts, listings, plots, render
 
 SHARED = {
+    "--runner",
     *("--target", "--draft", "--k", "--temp", "--engine-arg", "--trust-remote-code", "--no-trust-remote-code"),
     *("--batch", "--out", "--json", "--help"),
 }
@@ -33,6 +35,8 @@ FLAGS = {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
         "--engine",
+        *("--stratified", "--no-stratified", "--shard"),
+        *("--url", "--api-key-env"),
     },
     "verify": SHARED
     | ENGINE
@@ -62,8 +66,8 @@ def complaint(*arguments: str) -> str:
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_a_command_has_the_flags_that_users_know(command: str) -> None:
-    options = help_of(command).partition("Options:")[2]
-    assert set(re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)|/ (--no-[a-z-]+)", options, re.M)) == {
+    told = help_of(command).partition("Examples:")[0].partition("What is measured:")[2]
+    assert set(re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)|/ (--no-[a-z-]+)", told, re.M)) == {
         ("", name) if name.startswith("--no-") else (name, "") for name in FLAGS[command]
     }
 
@@ -113,7 +117,7 @@ def test_an_old_flag_works_and_names_the_new_one(command: str, old: str, capsys:
     if value:
         assert values(f"{old}=7") == renamed
     assert re.search(rf"^\| .*`(?:{command} )?{old}`.*{new}`", OLD_FORMS, re.M), "docs/start/old-forms.md lists it"
-    assert f"{old} " not in help_of(command)
+    assert f"  {old} " not in help_of(command)
 
 
 def test_the_page_of_old_forms_lists_what_the_commands_read() -> None:
@@ -155,9 +159,10 @@ def test_a_choice_is_what_the_registry_holds(
     command: str, name: str, module: Any, registry: str, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = getattr(module, registry)
-    assert ("|" if name else ", ").join(held) in " ".join(help_of(command).split())
+    beside = bool(name) and len("|".join([*held, "added"])) <= options.LONGEST
+    assert ("|" if beside else ",").join(held) in "".join(help_of(command).split())
     monkeypatch.setattr(module, registry, {**held, "added": lambda *_: "text"})
-    assert ("|added>" if name else ", added.") in help_of(command)
+    assert ("|added>" if beside else ", added") in help_of(command)
     line = complaint(command, *more, *([name] if name else []), "odd")
     assert "'odd' is not one of " in line and all(f"'{one}'" in line for one in held)
 
@@ -172,9 +177,77 @@ ours = {name for name in sys.modules if name.startswith("speceval.") and not nam
 print(sorted(ours), "pydantic" in sys.modules, "pandas" in sys.modules)
 """
     printed = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert printed == "['speceval.cli', 'speceval.errors'] False False\n"
+    ground = ["speceval.cli", "speceval.errors", "speceval.private", "speceval.terminal"]
+    assert printed == f"{ground} False False\n"
 
 
 def test_a_flag_that_another_one_leaves_without_a_meaning_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
     assert "--temp: has no meaning with --kernels" in complaint("verify", "--kernels", "--temp", "1")
     assert "--json: has no meaning with --kernels" in complaint("verify", "--kernels", "--json")
+
+
+def parsed(command: str, *words: str) -> dict[str, Any]:
+    """What a command makes of its words, before anything is done."""
+    return dict(options.build(command, cli.COMMANDS[command]).make_context(command, list(words)).params)
+
+
+NEEDED = ("--target", "zoo", "--draft", "ngram", "--temp", "1")
+MEANT: dict[str, tuple[str, str, str]] = {
+    "--temperature": ("run", "--temp", "0.5"),
+    "--num-speculative-tokens": ("run", "--k", "3"),
+    "--num_speculative_tokens": ("run", "--k", "3"),
+    "--model": ("run", "--target", "x"),
+    "--drafter": ("run", "--draft", "x"),
+    "--tasks": ("run", "--suite", "gsm8k"),
+    "--seed": ("run", "--seeds", "7"),
+    "--batch-size": ("run", "--batch", "7"),
+    "--max-num-seqs": ("verify", "--batch", "7"),
+    "--concurrency": ("run", "--batch", "7"),
+    "--output": ("baseline", "--out", "x"),
+    "-o": ("run", "--out", "x"),
+    "--max_tokens": ("run", "--max-tokens", "9"),
+    "--engine_arg": ("run", "--engine-arg", "a=1"),
+}
+
+
+@pytest.mark.parametrize("other", MEANT)
+def test_names_that_other_tools_have_for_a_flag_are_understood(other: str) -> None:
+    command, flag_, value = MEANT[other]
+    needed = ["RUN", "-o", "y"] if command == "baseline" else NEEDED
+    assert parsed(command, *needed, other, value) == parsed(command, *needed, flag_, value) != parsed(command, *needed)
+    assert parsed(command, *needed, f"{flag_}={value}") == parsed(command, *needed, flag_, value)
+
+
+def test_every_other_name_is_tried_above_and_told_by_the_help() -> None:
+    assert set(ALIASES) <= set(MEANT)
+    told = " ".join(help_of("run").split())
+    assert all(f"{alias} = {name}" in told for alias, name in ALIASES.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("--temprature", "--temp?"), ("--drafts", "--draft"), ("--num-spec-tokens", "--k"),
+     ("--batchsize", "--batch"), ("--no-recrod", "--no-record")],
+)  # fmt: skip
+def test_a_flag_that_is_misspelled_is_answered_with_the_one_that_may_be_meant(wrong: str, meant: str) -> None:
+    line = complaint("run", *NEEDED, wrong, "1")
+    assert f"No such option: {wrong}; did you mean {meant}" in line and "--max-tokens" not in line
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_help_of_every_command_has_examples_that_parse_and_fits_80_columns(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "-h"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0 and max(map(len, result.output.splitlines())) <= 80
+    assert EXAMPLES[command]
+    for line in EXAMPLES[command]:
+        assert f"  {line}\n" in result.output
+        _, name, *words = line.split()
+        assert name == command
+        parsed(command, *words)
+
+
+def test_every_option_of_a_command_with_many_is_in_a_section() -> None:
+    for name, function in cli.COMMANDS.items():
+        command = options.build(name, function)
+        if len(command.params) > FEW:
+            assert [p.name for p in command.params if options.group(p.name) == "Options"] == [], name

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from speceval.catalog.methods import default_drafting
 from speceval.errors import UserError
-from speceval.protocol import RunSpec, make_spec, request_seed
+from speceval.protocol import RunSpec, flag, make_spec, request_seed
 
 BASE = {"target": "t", "draft": "d", "k": 3, "temperature": 1.0, "drafting": "probabilistic", "suites": ("demo",)}
 
@@ -44,7 +44,8 @@ def test_every_field_moves_the_identity() -> None:
         "suites": ("gsm8k",), "limit": 3, "shuffle_seed": 1, "max_tokens": 7, "seeds": (0, 1), "batch": 2,
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
         "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
-        "against": "run:0123", "engine": "simulated", "method": "eagle", "draft_args": {"prompt_lookup_max": 3},
+        "against": "run:0123", "engine": "simulated", "runner": "v2", "method": "eagle",
+        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2",
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}
@@ -90,12 +91,23 @@ def test_request_seeds_differ_between_requests_and_fit_in_63_bits() -> None:
         ("model", "--draft names"),
         ("synthetic_acceptance_length", "selftest"),
         ("num_speculative_tokens_per_batch_size", "K is the same"),
-        ("hf_token", "in the environment"),
     ],
 )
 def test_what_has_a_flag_of_its_own_is_not_given_to_the_drafter_as_a_further_key(name: str, told: str) -> None:
     with pytest.raises(UserError, match=rf"--draft-arg: {name} .*{told}"):
         make_spec(**BASE, draft_args={name: 1})
+
+
+@pytest.mark.parametrize("field", ["draft_args", "engine_args", "chat_template_kwargs"])
+@pytest.mark.parametrize("name", ["hf_token", "apiKey", "HF-PASSWORD", "client_secret"])
+def test_a_secret_is_refused_wherever_it_is_given(field: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{flag(field).name} {name} is a secret .* in the environment"):
+        make_spec(**BASE, **{field: {name: "x"}})
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "num_speculative_tokens_more", "tokenizer_mode", "eos_token_id"])
+def test_what_only_sounds_like_a_secret_is_taken(name: str) -> None:
+    assert make_spec(**BASE, engine_args={name: "x"}).engine_args == {name: "x"}
 
 
 def test_a_request_without_further_keys_is_written_as_it_was_before_there_were_any() -> None:

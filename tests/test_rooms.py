@@ -11,11 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"errors", "files", "locks", "paths", "protocol"}
+GROUND = {"errors", "files", "fitting", "foreign", "interrupts", "locks", "paths", "private", "protocol", "terminal"}
 """Single files that every room may use."""
 
 FACTS = "vllm_patches.methods"
 """What the patches know of drafting methods: plain data, which the catalog's rows must agree with and so read."""
+
+INTERPRETED = "vllm_patches.interpreted"
+"""Runs Triton kernels on a CPU: knows neither vLLM nor the patches, so that it may be loaded before either."""
 
 ALLOWED: dict[str, set[str]] = {
     "cli": {"commands", "engines", "speceval"},
@@ -36,16 +39,18 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"show", "exactness", "measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
     "show": {"exactness.kernels", "exactness", "measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
     "exactness": {"measure", "estimate", "engines", "suites", "catalog", "store", "zoo"},
-    "exactness.kernels": {"exactness", "vllm_patches"},
+    "exactness.kernels": {"exactness", "vllm_patches", INTERPRETED},
     "measure": {"estimate", "engines", "suites", "catalog", "store", "zoo"},
-    "engines.vllm": {"engines", "store", "catalog", "vllm_patches", FACTS},
+    "engines.vllm": {"engines", "store", "catalog", "vllm_patches", FACTS, INTERPRETED},
+    "engines.server": {"engines.vllm", "engines", "store", "catalog", "vllm_patches"},
     "engines": {"store", "catalog"},
     "estimate": {"store", "catalog"},
     "suites": {"catalog"},
     "catalog": {"zoo", FACTS},
     "store": set(),
     "zoo": set(),
-    "vllm_patches": {FACTS},
+    "vllm_patches": {FACTS, INTERPRETED},
+    INTERPRETED: set(),
     FACTS: set(),
 }
 """Room -> the rooms that its files may import, beside GROUND and their own.
@@ -66,7 +71,7 @@ def room(module: str) -> str:
     if module == FACTS or len(parts) == 1:
         return module
     if parts[0] == "vllm_patches":
-        return parts[0]
+        return INTERPRETED if module.startswith(INTERPRETED) else parts[0]
     own = ".".join(parts[1:3])
     return own if own in ALLOWED else parts[1]
 

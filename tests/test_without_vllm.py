@@ -64,7 +64,7 @@ COMMANDS = (
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """Exit code and output of each command; all in one process, which can import none of BLOCKED and has no zoo."""
     folder = tmp_path_factory.mktemp("core")
-    rows = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(40)]
+    rows = [{"turns": [f"question {n}", "and then?"], "category": "c"} for n in range(80)]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-c", CODE]
     environment = os.environ | {"SPECEVAL_CACHE": str(folder / "cache")}

@@ -64,7 +64,6 @@ class Heads:
         directory = fetch(checkpoint)
         self.config = json.loads((directory / "config.json").read_text())
         self.weights = {self.rename(name): tensor for name, tensor in read_weights(directory).items()}
-        self.fp64 = vllm_config.model_config.use_fp64_gumbel
         target, k = vllm_config.model_config, vllm_config.speculative_config.num_speculative_tokens
         for name, has, needs in (
             ("vocabulary", self.config["vocab_size"], target.get_vocab_size()),

@@ -3,7 +3,8 @@
 Where nothing is known (another version of vLLM, a source that no row of the ledger was written for), a plain vLLM
 starts as it is with one warning; only an engine that is to be measured is stopped (`refuse.MEASURED_SWITCH`).
 
-Two functions of vLLM are wrapped in the frontend process, where an error reaches the user as one line:
+Two functions of vLLM are wrapped in the frontend process, where an error reaches the user as one line (a third, in
+the workers, only listens: `loading`):
 `EngineArgs.create_engine_config` (vllm/engine/arg_utils.py), which every engine passes through, and
 `InputProcessor._validate_params` (vllm/v1/engine/input_processor.py), which sees every request. Both are only called
 and never changed, so their source may differ from version to version.
@@ -21,8 +22,9 @@ from types import ModuleType
 from typing import Any
 
 from vllm_patches.ledger import LEDGER, Patch
+from vllm_patches.loading import watch
 from vllm_patches.methods import own_name
-from vllm_patches.refuse import MEASURED_SWITCH, check, check_config
+from vllm_patches.refuse import MEASURED_SWITCH, check, check_config, unrecordable
 from vllm_patches.source_text import text_of
 from vllm_patches.state import NATIVE, NOT_LOADED, OFF, REFUSED, SWITCH, digest, judge, needed, vllm_version
 from vllm_patches.versions import REQUIREMENT, unsupported, within
@@ -82,6 +84,7 @@ def guard_request(original: Callable[..., Any]) -> Callable[..., Any]:
 HOOKS: dict[str, tuple[str, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
     "vllm.engine.arg_utils": ("EngineArgs", "create_engine_config", guard_engine),
     "vllm.v1.engine.input_processor": ("InputProcessor", "_validate_params", guard_request),
+    "vllm.model_executor.model_loader.default_loader": ("DefaultModelLoader", "load_weights", watch),
 }
 """Module -> class, method and what wraps it."""
 
@@ -106,6 +109,8 @@ def refusal(config: Any) -> str | None:
     if reason := unsupported(installed):
         return reason if measured else None
     if reason := check_config(config, str(installed)):
+        return reason
+    if measured and (reason := unrecordable(config)):
         return reason
     if measured and (rows := unfit(config)):
         name, reason = next(iter(rows.items()))

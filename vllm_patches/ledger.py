@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vllm_patches.versions import CHECKED, FIRST
 
 ANY = "any"
-"""`Patch.device` of a row that every platform needs."""
+"""`Patch.device` of a row that every platform needs, `Patch.runner` of one that both runners need."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Patch:
     until: str
     """When the row can go."""
     runner: str = "V1"
-    """Model runner that uses the symbol: "V1" or "V2"."""
+    """Model runner that uses the symbol: "V1", "V2" or ANY."""
     methods: tuple[str, ...] = ()
     """Drafting methods (vLLM's `speculative_config.method`) that need the patch; empty: all of them."""
+    optional: bool = False
+    """Whether an engine without it is right as well: it does something that is asked for, and read back from it."""
     native: str = ""
     """Versions of vLLM that do it right themselves (PEP 440); they are left alone."""
 
@@ -278,6 +280,7 @@ LEDGER: tuple[Patch, ...] = (
         upstream=("docs/upstream/cpu-rotary.md",),
         tested_by="tests/vllm_patches/test_mtp.py",
         until="`rotary_embedding` of the CPU extension agrees with `forward_native` for 3-D queries",
+        runner=ANY,
         methods=("mtp",),
     ),
     Patch(
@@ -301,6 +304,55 @@ LEDGER: tuple[Patch, ...] = (
         upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/sample/ops/topk_topp_sampler.py",),
         tested_by="tests/vllm_patches/test_empty_top_k.py",
         until="`apply_top_k_only` in `vllm/v1/sample/ops/topk_topp_sampler.py` accepts no rows",
+    ),
+    Patch(
+        id="v2-draft-truncation",
+        title="The V2 runner draws drafts with the request's temperature alone, without its top-k and top-p.",
+        effect=(
+            "Lossless, but acceptance differs from that of truncated drafts (lower at small top-k). The row works with "
+            "enforce_eager; elsewhere a run with top-k or top-p must say --no-draft-truncation."
+        ),
+        module="vllm.v1.worker.gpu.spec_decode.speculator",
+        symbol="DraftModelSpeculator.sample_draft",
+        replacement="vllm_patches.patches.v2_draft_truncation",
+        device=ANY,
+        sampling_only=True,
+        versions="==0.32.*",
+        parameters=(
+            "self",
+            "hidden_states",
+            "sample_src_positions",
+            "idx_mapping",
+            "temperature",
+            "seeds",
+            "draft_step",
+            "draft_logits",
+            "spec_step_idx=0",
+        ),
+        sources={"0.32.0": "f729e99b44320e54"},
+        upstream=("https://github.com/vllm-project/vllm/issues/56724",),
+        tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
+        until="drafts are drawn with all of the request's sampling parameters",
+        runner="V2",
+        optional=True,
+    ),
+    Patch(
+        id="v2-sampling-states",
+        title="The V2 runner tells its drafter the requests' temperatures and seeds, not their top-k and top-p.",
+        effect="`v2-draft-truncation` needs them.",
+        module="vllm.v1.worker.gpu.sample.states",
+        symbol="SamplingStates.__init__",
+        replacement="vllm_patches.patches.v2_sampling_states",
+        device=ANY,
+        sampling_only=True,
+        versions="==0.32.*",
+        parameters=("self", "max_num_reqs", "vocab_size"),
+        sources={"0.32.0": "f2ea2da2f3d8914a"},
+        upstream=("https://github.com/vllm-project/vllm/issues/56724",),
+        tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
+        until="`v2-draft-truncation` can go",
+        runner="V2",
+        optional=True,
     ),
 )
 
@@ -332,7 +384,11 @@ def table_row(patch: Patch) -> str:
 
 def needed_on(patch: Patch) -> str:
     """Who needs the row, e.g. "V1, cpu, temperature > 0, medusa"."""
-    conditions = [patch.runner, patch.device if patch.device != ANY else "", *patch.methods]
+    conditions = [
+        "V1 and V2" if patch.runner == ANY else patch.runner,
+        patch.device if patch.device != ANY else "",
+        *patch.methods,
+    ]
     if patch.sampling_only:
         conditions.insert(2, "temperature > 0")
     return ", ".join(condition for condition in conditions if condition)

@@ -7,6 +7,9 @@ from packaging.specifiers import SpecifierSet
 DETERMINISTIC = ("ngram", "ngram_gpu", "suffix")
 """Methods that propose tokens without a distribution: q is one-hot whatever the temperature."""
 
+V1_ONLY = ("medusa", "mlp_speculator", "suffix")
+"""Methods that the V2 runner has no drafter for (vllm/v1/worker/gpu/spec_decode/__init__.py)."""
+
 XPRESS = ("Qwen3XPressModel", "DFlashQwen3XPressModel")
 """Architectures of drafters (vLLM serves them as method dflash) that take the argmax and never write q."""
 

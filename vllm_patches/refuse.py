@@ -12,7 +12,7 @@ from typing import Any
 from packaging.version import Version
 
 from vllm_patches import settings
-from vllm_patches.methods import DETERMINISTIC, XPRESS
+from vllm_patches.methods import DETERMINISTIC, V1_ONLY, XPRESS, own_name
 
 BLOCK_EXACT = Version("0.33")
 MEASURED_SWITCH = "SPECEVAL_MEASURED"
@@ -47,6 +47,7 @@ def check(
     exempt = known_answer and method == "synthetic"
     rules = (
         _count(config),
+        _undrafted(runner, config),
         rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
         _grammar(runner, config) if temperature > 0 and structured_outputs else None,
@@ -60,7 +61,7 @@ def check_config(config: Any, version: str) -> str | None:
     spec = config.speculative_config
     if spec is None:
         return None
-    names = ("method", "num_speculative_tokens", "draft_sample_method", "rejection_sample_method")
+    names = ("method", "model", "num_speculative_tokens", "draft_sample_method", "rejection_sample_method")
     draft = getattr(spec, "draft_model_config", None) if spec.method not in DETERMINISTIC else None
     return check(
         version,
@@ -73,6 +74,21 @@ def check_config(config: Any, version: str) -> str | None:
     )
 
 
+def unrecordable(config: Any) -> str | None:
+    """Why what an engine with this resolved `vllm.config.VllmConfig` accepts cannot be measured; None if it can.
+
+    Options of the V2 runner that sample rightly.
+    """
+    if getattr(config.speculative_config, "enable_adaptive_verification", False):
+        return "enable_adaptive_verification: fewer drafts are verified than vLLM says were drafted: leave it off here"
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        return (
+            "enable_batch_sharded_sampling: each rank verifies requests of its own, and one rank's are recorded: leave "
+            "it off to measure"
+        )
+    return None
+
+
 def sampled_drafts(config: Mapping[str, Any]) -> bool:
     """Whether drafts are drawn from q; vLLM's default is the argmax."""
     return config.get("draft_sample_method") == "probabilistic" and config.get("method") not in DETERMINISTIC
@@ -83,6 +99,13 @@ def _count(config: Mapping[str, Any]) -> str | None:
     if k is None or (isinstance(k, int) and k >= 1):
         return None
     return f"num_speculative_tokens={k}: nothing would be drafted: give a whole number from 1 on"
+
+
+def _undrafted(runner: str, config: Mapping[str, Any]) -> str | None:
+    method = own_name(str(config.get("method")), config.get("model"))
+    if runner == "V1" or method not in V1_ONLY:
+        return None
+    return f"the V2 runner has no drafter for {method}: use the V1 runner (--runner v1, VLLM_USE_V2_MODEL_RUNNER=0)"
 
 
 def rejection(method: str | None, version: str | None = None, runner: str | None = None) -> str | None:

@@ -135,8 +135,9 @@ def disobeyed(asked: Switches, workers: Iterable[tuple[Switches, Sequence[PatchS
 def needed(patch: Patch, device: str, temperature: float, method: str | None, runner: str) -> bool:
     """Whether a run with these settings (see `missing`) depends on the row."""
     return (
-        patch.device in (ANY, device)
-        and patch.runner == runner
+        not patch.optional
+        and patch.device in (ANY, device)
+        and patch.runner in (ANY, runner)
         and (temperature > 0 or not patch.sampling_only)
         and (method is None or not patch.methods or method in patch.methods)
     )

@@ -141,11 +141,14 @@ ROWS: tuple[Unpatched, ...] = (
         tested_by="tests/vllm_patches/test_refuse.py",
     ),
     Unpatched(
-        id="v2-draft-truncation",
-        title="The V2 runner draws drafts with the request's temperature alone, without its top-k and top-p.",
+        id="v2-draft-truncation-graphs",
+        title="The V2 runner draws drafts with the request's temperature alone where they are drawn in a CUDA graph.",
         effect="Lossless, but acceptance differs from that of truncated drafts (lower at small top-k).",
         state="refused",
-        answer="A run with top-k or top-p must say --no-draft-truncation there, or use the V1 runner.",
+        answer=(
+            "A run with top-k or top-p says --no-draft-truncation, or --engine-arg enforce_eager=true, for which there "
+            "is a patch in vLLM 0.32 (v2-draft-truncation), or uses the V1 runner."
+        ),
         target="vllm.v1.worker.gpu.spec_decode",
         runner="V2",
         versions=">=0.24",

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vllm_patches.methods import own_name
 from vllm_patches.settings import draft_truncation
-from vllm_patches.state import PatchStatus, Switches, disobeyed, status, switches
+from vllm_patches.state import ACTIVE, PatchStatus, Switches, disobeyed, status, switches
 from vllm_patches.taps.counters import COUNTS
 
 EXTENSION = "vllm_patches.worker.Extension"
 """Value of vLLM's `worker_extension_cls`."""
-OVERLAP, EVIDENCE, REPLAY = "overlap", "evidence", "replay"
+OVERLAP, EVIDENCE, REPLAY, COUNT = "overlap", "evidence", "replay", "count"
 """The listeners: modules of `vllm_patches.taps`."""
+STRAYS = "kernel_strays"
+"""Among `Extension.draft_counts`: accesses outside a tensor that interpreted kernels have made in this process."""
 SAME = 1e-6
 """Relative difference of two ranks' sums that float32 rounding explains: another draft among 100,000 shows as more."""
 
@@ -54,7 +57,7 @@ class Extension:
             "k": getattr(speculative, "num_speculative_tokens", 0),
             "draft_sample_method": getattr(speculative, "draft_sample_method", None),
             "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
-            "draft_truncation": draft_truncation(config) and not config.use_v2_model_runner,
+            "draft_truncation": draft_truncation(config) and (not config.use_v2_model_runner or v2_truncates(config)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": model.quantization,
             "kv_cache_dtype": str(cache.cache_dtype),
@@ -69,12 +72,41 @@ class Extension:
             "data_parallel": parallel.data_parallel_size,
         }
 
+    def drafter_loading(self) -> dict[str, Any]:
+        """What this worker's vLLM made of the drafter's checkpoint (`loading.report`)."""
+        from vllm_patches.loading import report
+
+        return report(self.model_runner, self.vllm_config)  # type: ignore[attr-defined]
+
     def draft_counts(self) -> dict[str, int] | None:
         """This worker's verify steps since its start, by how their drafts were verified (`taps.counters`).
 
         None from a worker that samples nothing: an earlier stage of a pipeline.
         """
-        return dict(COUNTS) if _place()[0] else None
+        from vllm_patches.taps.tap import TAP
+
+        if COUNT in TAP.names():
+            COUNTS.update(TAP.drain(COUNT))
+        return dict(COUNTS) | {STRAYS: self._strays()} if _place()[0] else None
+
+    def _strays(self) -> int:
+        kernels = self.interpreted_kernels()
+        return 0 if kernels is None else int(kernels["strays"])
+
+    def interpreted_kernels(self) -> dict[str, Any] | None:
+        """What the interpreted kernels of this worker have done (`interpreted.launch.Record`); None if none are."""
+        launch = sys.modules.get("vllm_patches.interpreted.launch")
+        return None if launch is None else dict(launch.RECORD.plain())
+
+    def swap_drafter(self, before: str, after: str) -> str:
+        """Give this worker's drafter other weights (`vllm_patches.swap`). Returns why that cannot be, or nothing."""
+        from vllm_patches.swap import swap
+
+        try:
+            swap(self.model_runner, self.vllm_config, before, after)  # type: ignore[attr-defined]
+        except Exception as error:  # whatever a checkpoint made it stumble over: the engine is given up
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def start_tap(self, name: str) -> str:
         """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
@@ -120,6 +152,14 @@ class Extension:
         return drained | sums if first else sums
 
 
+def v2_truncates(config: Any) -> bool:
+    """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
+    from vllm_patches.patches.v2_draft_truncation import truncates
+
+    active = {row.id for row in status() if row.state == ACTIVE}
+    return truncates(config) and {"v2-draft-truncation", "v2-sampling-states"} <= active
+
+
 def usable_context(config: Any) -> int:
     """Longest sequence that drafts can be made for: past the drafter's limit vLLM drafts nothing, batch-wide."""
     drafter = getattr(config.speculative_config, "draft_model_config", None)
@@ -140,10 +180,32 @@ def ask_settings(llm: Any) -> list[dict[str, Any]]:
     return list(llm.collective_rpc("engine_settings"))
 
 
+def ask_loading(llm: Any) -> dict[str, Any]:
+    """What the workers of `llm` made of the drafter: the first one's report, with what any of them did not fill."""
+    reports = list(llm.collective_rpc("drafter_loading"))
+    for name in ("unfilled", "unused"):
+        reports[0][name] = list(dict.fromkeys(item for report in reports for item in report[name]))
+    reports[0]["wrong"] = next((report["wrong"] for report in reports if report["wrong"]), "")
+    return {**reports[0], "seen": all(report["seen"] for report in reports)}
+
+
 def ask_disobedience(llm: Any, asked: Switches) -> str:
     """What a worker of `llm` did other than the environment `asked` for (`state.disobeyed`); empty if all obeyed."""
     rows = [[PatchStatus(**row) for row in worker] for worker in llm.collective_rpc("patch_status")]
     return disobeyed(asked, zip(llm.collective_rpc("patch_switches"), rows, strict=True))
+
+
+def swap_drafter(llm: Any, before: str, after: str) -> str:
+    """Give the drafter of every worker of `llm` the weights of checkpoint `after`; it has those of `before`.
+
+    Returns why a worker cannot, or nothing; then `llm` must not be used again.
+    """
+    return next(filter(None, llm.collective_rpc("swap_drafter", args=(before, after))), "")
+
+
+def ask_kernels(llm: Any) -> list[dict[str, Any]]:
+    """`Extension.interpreted_kernels` of the workers of `llm` whose kernels are interpreted."""
+    return [record for record in llm.collective_rpc("interpreted_kernels") if record is not None]
 
 
 def start_tap(llm: Any, name: str) -> str:

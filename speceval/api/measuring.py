@@ -20,6 +20,7 @@ from speceval.measure import launch, timing
 from speceval.measure.job import Job, prepare, stored
 from speceval.measure.output import output_to, terminal, unwatched
 from speceval.measure.replay import INHERITED, inherited
+from speceval.measure.starting import Starting
 from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
 
@@ -33,6 +34,7 @@ def run(
     suites: Sequence[str | Path] = (),
     k: int | None = None,
     limit: int | None = None,
+    stratified: bool = False,
     shuffle_seed: int | None = None,
     max_tokens: int | None = None,
     until: float | None = None,
@@ -43,12 +45,14 @@ def run(
     drafting: Literal["probabilistic", "greedy"] | None = None,
     draft_truncation: bool = True,
     rejection: Literal["standard", "block"] = "standard",
+    shard: str | None = None,
     batch: int = 32,
     record: bool = True,
     replay: str | Path | StoredRun | None = None,
     prefix_caching: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     engine: str = "vllm",
+    runner: Literal["v1", "v2"] | None = None,
     method: str | None = None,
     draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
@@ -67,6 +71,7 @@ def run(
         suites: names or files (.yaml, .jsonl); none: MT-Bench, HumanEval and GSM8K, with the zoo its demo.
         k: most draft tokens of a step; None: the drafter's own.
         limit: conversations of each suite.
+        stratified: whether `limit` is taken evenly from the categories of each suite.
         shuffle_seed: shuffle each suite before `limit`.
         max_tokens: longest answer; None: the suite's own.
         until: relative half-width of tau's interval at which the run stops, such as 0.01.
@@ -77,12 +82,14 @@ def run(
         drafting: None: "probabilistic" above temperature 0, else "greedy".
         draft_truncation: whether top-k and top-p truncate the drafter's distribution as they do the target's.
         rejection: how vLLM verifies.
+        shard: "i/n": every n-th conversation alone, as on the i-th of n machines; `merge` joins them.
         batch: requests that the engine runs at once.
         record: whether to keep what the verifier saw of every sampled draft.
         replay: run whose texts the target is made to answer, so that only the drafts are new.
         prefix_caching: whether the engine may reuse prefixes.
         chat_template_kwargs: arguments of the chat template.
         engine: what generates: "vllm", "simulated", or the name of an entry point of `speceval.engines`.
+        runner: vLLM's model runner; None: what vLLM chooses.
         method: drafting method, for a checkpoint that does not tell its own.
         draft_args: further keys of vLLM's speculative_config, such as prompt_lookup_max.
         engine_args: arguments of `vllm.LLM`.
@@ -107,6 +114,7 @@ def run(
         "temperature": temperature,
         "suites": [str(name) for name in _several(suites, "suites")],
         "limit": limit,
+        "stratified": stratified,
         "shuffle_seed": shuffle_seed,
         "max_tokens": max_tokens,
         "seeds": tuple(seeds),
@@ -131,10 +139,12 @@ def run(
         out=None if out is None else Path(out),
         draft_truncation=draft_truncation,
         rejection=rejection,
+        shard=shard,
         batch=batch,
         record=record,
         prefix_caching=prefix_caching,
         engine=engine,
+        runner=runner,
         method=method,
         draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),
@@ -155,6 +165,25 @@ _DEFAULTS: dict[str, Any] = {
     for name in INHERITED
 }
 """What a replay takes for a parameter that was not given."""
+
+
+@errors_by_parameter()
+def merge(*shards: str | Path, out: str | Path | None = None) -> Run:
+    """Join all shards of a run, measured by themselves, into the run that one engine would have given.
+
+    Args:
+        shards: directories of runs with shard="1/n" … "n/n".
+        out: directory of the whole; None: `results/` and a name made of the request.
+
+    Raises:
+        UserError: a shard is missing, twice there, unfinished or unsound, or they are not of one run; nothing is
+            written then.
+    """
+    from speceval.measure import merge as merging
+
+    words = [repr(str(shard)) for shard in shards] + ([] if out is None else [f"out={str(out)!r}"])
+    command = ("python", "-c", f"import speceval; speceval.merge({', '.join(words)})")
+    return Run.of(merging.merge(list(map(Path, shards)), None if out is None else Path(out), command))
 
 
 @errors_by_parameter({"--n-tokens": "tokens", "--prompt": "prompts"})
@@ -178,6 +207,7 @@ def verify(
     reference: Mode = "auto",
     bias: float = 0.02,
     prefix_caching: bool = False,
+    runner: Literal["v1", "v2"] | None = None,
     method: str | None = None,
     draft_args: Mapping[str, Any] | None = None,
     engine_args: Mapping[str, Any] | None = None,
@@ -228,6 +258,7 @@ def verify(
         rejection=rejection,
         batch=batch,
         prefix_caching=prefix_caching,
+        runner=runner,
         method=method,
         draft_args=dict(draft_args or {}),
         engine_args=dict(engine_args or {}),
@@ -256,23 +287,27 @@ def measure(job: Job, progress: bool = False) -> StoredRun:
     if not progress:
         return launch.run(job, unwatched, output_to)
     with terminal() as console:
+        starting = Starting(console, job.spec.engine)
 
         def log(path: Path) -> AbstractContextManager[None]:
             console.print(f"starting {job.spec.engine}; its log: {path}", markup=False, soft_wrap=True)
-            return output_to(path)
+            return starting.log(path)
 
         try:
-            return launch.run(job, display.watcher(console), log)
+            return launch.run(job, starting.until(display.watcher(console)), log)
         except KeyboardInterrupt:
             count = read_run(job.directory).conversations if (job.directory / "run.json").exists() else 0
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")
             raise
 
 
-def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int]) -> StoredRun:
+def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int], progress: bool = False) -> StoredRun:
     """The finished run with its speed-up at these batch sizes, timed now unless it has been."""
     if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
-        timed = timing.measure(job, batches, finished.directory / "speedup.log")
+        log = finished.directory / "speedup.log"
+        if progress:
+            print(f"timing with drafts and without, two engines in turns; their log: {log}", file=sys.stderr)
+        timed = timing.measure(job, batches, log)
         write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
         finished = read_run(finished.directory)
     return finished

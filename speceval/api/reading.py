@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,12 @@ from speceval.api.results import Comparison, Estimate, Explanation, Run
 from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.estimate import baseline as baselines
-from speceval.estimate import books, comparison, gate, statistics
+from speceval.estimate import books, comparison, gate, statistics, texts
 from speceval.estimate import explain as explaining
 from speceval.show.gate import Report
-from speceval.store import StoredRun
+from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store import read_run as read
+from speceval.store.tables import OutputLine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,8 +114,44 @@ def judge(
 ) -> Report:
     """`check` with margins that are known to be shares, for the command."""
     base, new = _counted(baseline), _counted(run)
-    allowed = comparison.require_comparable([base.fingerprint, new.fingerprint], allow, ignore=("seeds",))
-    return Report(gate.check(base.counts(), new.counts(), margin, position_margin), base, new, allowed)
+    exact = isinstance(base, baselines.TextBaseline)
+    if exact != isinstance(new, baselines.TextBaseline):
+        sampled, replayed = (new, base) if exact else (base, new)
+        raise UserError(
+            f"{replayed.run}: a replay has no accepted tokens to count, and {sampled.run} was sampled: check a replay "
+            "against a file of `speceval baseline REPLAY --texts`, a sampled run against one without"
+        )
+    ignore = ("seeds", *(ROUNDING if exact else ()))
+    allowed = comparison.require_comparable([base.fingerprint, new.fingerprint], allow, ignore=ignore)
+    if not (isinstance(base, baselines.TextBaseline) and isinstance(new, baselines.TextBaseline)):
+        return Report(gate.check(base.counts(), new.counts(), margin, position_margin), base, new, allowed)
+    on_texts = texts.check(base.steps(), new.steps(), margin, base.spread)
+    rounding = max((base.spread or {}).values(), default=0.0)  # is no loss in the other part either
+    statistical = gate.check(base.counts(), new.counts(), margin + rounding, position_margin)
+    statistical = replace(statistical, margin_percent=100 * margin)
+    return Report(statistical, base, new, allowed, on_texts, _around(run, on_texts))
+
+
+ROUNDING = ("engine.max_num_seqs", "engine.max_num_batched_tokens")
+"""Of a replay these change the order of sums alone, which its tolerance is for."""
+
+AROUND = 40
+"""Characters on each side of a place that are shown."""
+
+
+def _around(run: Source, check: texts.TextsCheck) -> dict[tuple[str, texts.Place], str]:
+    """The text near each place of a failed check, if the run's directory has it: found by its share of the tokens."""
+    directory = run.directory if isinstance(run, StoredRun) else Path(run)
+    places: dict[tuple[str, str, int, int], list[tuple[str, texts.Place]]] = defaultdict(list)
+    for suite in check.suites:
+        for place in suite.places:
+            places[suite.suite, place.conversation, place.seed, place.turn].append((suite.suite, place))
+    found = {}
+    for line in read_lines(directory / OUTPUTS, kind=OutputLine) if (directory / OUTPUTS).exists() else ():
+        for key in places.get((line["suite"], line["conversation"], line["seed"], line["turn"]), ()):
+            middle = round(len(line["output"]) * key[1].token / max(len(line["token_ids"]), 1))
+            found[key] = line["output"][max(middle - AROUND, 0) : middle + AROUND]
+    return found
 
 
 def check_counts(
@@ -173,7 +212,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return statistics.holm(p_values)
 
 
-def _counted(source: Source) -> baselines.Baseline:
+def _counted(source: Source) -> baselines.Baseline | baselines.TextBaseline:
     if isinstance(source, StoredRun):
-        return baselines.Baseline.of(sound(source))
+        return baselines.of_run(sound(source))
     return baselines.load(Path(source))

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from speceval.api.reading import Source, sound
+from speceval.api.results import Run
 from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.show import layouts, render
 from speceval.show.layouts import form
-from speceval.store import StoredRun
+from speceval.store import StoredRun, directories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Sources = Source | Iterable[Source]
 
-Layout = Literal["summary", "paper-main", "paper-arch", "paper-mean", "positions", "categories"]
+Layout = Literal["summary", "paper-main", "paper-arch", "paper-mean", "positions", "categories", "lengths"]
 Format = Literal["md", "csv", "latex", "html", "json"]
 Kind = Literal["positions", "tau-k", "forest", "along", "conversations"]
 Shape = Literal["model-card", "speculation-profile", "lm-eval-style-json"]
@@ -97,7 +98,7 @@ def plot(
     """Draw stored runs for a paper (docs/measure/make-figures.md).
 
     Args:
-        runs: runs or their directories; the first is the one that others are compared with.
+        runs: runs, their directories, or folders of runs; the first is the one that others are compared with.
         kind: "positions" (acceptance by draft position), "tau-k" (tau against K), "forest" (differences), "along" (the
             output) or "conversations" (their spread).
         path: file to write as well, .png or .pdf.
@@ -112,7 +113,7 @@ def plot(
     """
     from speceval.show import plots
 
-    stored = [sound(run) for run in _listed(runs)]
+    stored = _stored(runs)
     if not stored:
         raise UserError("plot: no runs: name one")
     drawn = plots.draw(_known(kind, plots.OF_RUNS, "kind"), stored, allow)
@@ -132,7 +133,7 @@ def report(
     """Write one self-contained page about runs: verdict, tables, figures, audits, coloured outputs, protocol.
 
     Args:
-        runs: runs or their directories; the others are held against the first.
+        runs: runs, their directories, or folders of runs; the others are held against the first.
         path: the page to write.
         verification: the verify.json that speaks for the runs; None: looked for in results/verify.
         allow: fields of the protocol that may differ.
@@ -149,7 +150,7 @@ def report(
     if path.is_dir():
         raise UserError(f"{path}: a directory: name the page, such as {path / 'report.html'}")
     verify_file = None if verification is None else Path(verification)
-    write([sound(run) for run in _listed(runs)], path, verify_file, list(allow))
+    write(_stored(runs), path, verify_file, list(allow))
     return path
 
 
@@ -168,6 +169,17 @@ def export(run: Source, kind: Shape) -> str:
 
 def _listed(runs: Sources) -> list[Source]:
     return [runs] if isinstance(runs, str | Path | StoredRun) else list(runs)
+
+
+def _stored(runs: Sources) -> list[Run]:
+    """The runs, those of folders among them."""
+    stored: list[Run] = []
+    for run in _listed(runs):
+        if isinstance(run, StoredRun):
+            stored.append(sound(run))
+        else:
+            stored += [sound(one) for one in directories(Path(run)) or [Path(run)]]
+    return stored
 
 
 def _directory(run: Source) -> Path:

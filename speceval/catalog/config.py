@@ -7,8 +7,14 @@ from typing import Any
 
 from speceval.errors import UserError
 
+MOST = 1 << 40
+"""Largest size or count that a config.json may state."""
+
 _NESTED = ("text_config", "transformer_layer_config", "model")
 """Where multimodal models, speculators checkpoints and vLLM's EAGLE wrapper keep their language model's fields."""
+
+REMARKS = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
+"""Fields of a config.json that no engine goes by."""
 
 _KINDS = {
     bool: "true or false",
@@ -32,14 +38,16 @@ class Config(dict[str, Any]):
         """`content` itself if it knows its place, else as of `shown`."""
         return content if isinstance(content, Config) else cls(content, shown)
 
-    def integer(self, *names: str, least: int = 0) -> int | None:
-        """The first of these fields that is there. Raises UserError unless it is a whole number from `least` on."""
+    def integer(self, *names: str, least: int = 0, most: int = MOST) -> int | None:
+        """The first of these fields that is there: a whole number from `least` to `most`. Raises UserError."""
         name = next((name for name in names if name in self), None)
         if name is None:
             return None
         value: int = self._of_kind(name, self[name], int)
         if value < least:
             raise UserError(f"{self._place(name)}: {value}, at least {least} is possible")
+        if value > most:
+            raise UserError(f"{self._place(name)}: {value:.6g}, at most {most:,} is possible")
         return value
 
     def text(self, name: str) -> str | None:
@@ -51,9 +59,12 @@ class Config(dict[str, Any]):
         value = self.get(name, {})
         return Config(self._of_kind(name, value, dict), self.shown, f"{self.prefix}{name}.")
 
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers, empty where there is none."""
-        return tuple(self._of_kind(name, value, int) for value in self._of_kind(name, self.get(name, []), list))
+    def integers(self, name: str, most: int = MOST) -> tuple[int, ...]:
+        """A list of whole numbers from 0 to `most`, empty where there is none."""
+        values = tuple(self._of_kind(name, value, int) for value in self._of_kind(name, self.get(name, []), list))
+        if wrong := [value for value in values if not 0 <= value <= most]:
+            raise UserError(f"{self._place(name)}: {wrong[0]:.6g}, 0 to {most:,} is possible")
+        return values
 
     def texts(self, name: str) -> list[str]:
         """A list of text, empty where there is none."""

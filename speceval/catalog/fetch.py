@@ -8,7 +8,7 @@ from speceval.errors import UserError
 
 from . import hub, package, stored
 from .config import Config
-from .fit import check_fit
+from .fit import check_fit, check_heads
 from .hub import cached, hub_config, local_config
 from .recognise import recognise, sizes
 from .schema import Draft, Pair, Target
@@ -32,6 +32,7 @@ def fetch(pair: Pair) -> Pair:
         stored.fetch(pair.draft.stored, Path(target.model), Path(pair.draft.model))
     draft = _read_draft(pair.draft)
     check_fit(target, draft)
+    check_heads(target, draft)
     return Pair(target=target, draft=draft)
 
 

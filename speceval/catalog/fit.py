@@ -23,6 +23,21 @@ def check_fit(target: Target, draft: Draft) -> None:
             raise UserError(f"drafter '{draft.name}' is not for target '{target.name}': {problem}")
 
 
+def check_heads(target: Target, draft: Draft) -> None:
+    """Raise UserError for MEDUSA heads as the first were published: without sizes, for which vLLM takes its defaults.
+
+    Only for a drafter whose config.json was read.
+    """
+    sizes = {"vocab_size": target.sizes.vocab_size, "hidden_size": target.sizes.hidden_size}
+    missing = [name for name in sizes if draft.method == "medusa" and getattr(draft.sizes, name) is None]
+    if missing:
+        values = ", ".join(f"{name} {sizes[name] or 'of the target'}" for name in missing)
+        raise UserError(
+            f"drafter '{draft.name}': MEDUSA heads whose config.json does not say {' and '.join(missing)}, for which "
+            f"vLLM would take those of another model: add {values} to it"
+        )
+
+
 def check_k(draft: Draft, k: int) -> None:
     """Raise UserError if the drafter cannot draft K = `k` tokens a step."""
     if k < 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from speceval.errors import UserError
+from speceval.foreign import json_object
 
 from .config import Config
 
@@ -81,10 +80,4 @@ def local_config(directory: Path) -> Config:
 
 def parse_config(path: Path, shown: str) -> Config:
     """The JSON object in `path`. Raises UserError, naming it `shown`."""
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long
-        raise UserError(f"{shown}: not JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{shown}: not a JSON object")
-    return Config(config, shown)
+    return Config(json_object(path, shown), shown)

@@ -6,11 +6,12 @@ vllm/transformers_utils/configs/{eagle,medusa,mlp_speculator}.py and configs/spe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from speceval.errors import UserError
+from speceval.protocol import MOST_K
 
 from .config import Config
 from .methods import METHODS, DraftingMethod, Method, find
@@ -19,6 +20,10 @@ from .schema import Sizes
 _PARALLEL_TOKENS = ("pard_token", "ptd_token_id")
 """Fields that name the token which stands for a draft position that is computed along with the others."""
 _MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+
+
+MOST_LAYERS = 100_000
+"""Of a model, many times what any has: the engine makes lists of them."""
 
 
 class Facts(NamedTuple):
@@ -32,14 +37,17 @@ class Facts(NamedTuple):
     sizes: Sizes
 
 
-def recognise(content: Mapping[str, Any], model: str, method: Method | None = None) -> Facts:
-    """Method, K limits and sizes of the drafter `model` (hub id or path; shown in errors, and last clue to EAGLE).
+def recognise(
+    content: Mapping[str, Any], model: str, method: Method | None = None, tensors: Callable[[], Collection[str]] = list
+) -> Facts:
+    """Method, K limits and sizes of the drafter `model` (hub id or path; shown in errors, and a clue to EAGLE).
 
-    `method`: what it is, where that is known. Raises UserError if vLLM would not load it, or would take it for another
-    method because of its path, and for fields that hold another kind of value than they should.
+    `method`: what it is, where that is known; `tensors`: gives the names of those at hand. Raises UserError
+    if vLLM would not load it, or would take it for another method because of its path, and for fields that hold another
+    kind of value than they should.
     """
     config = Config.of(content, f"config.json of {model}")
-    method = method or _method(config, model)
+    method = method or _method(config, model, tensors)
     _refuse_misleading_path(method, model)
     default_k, max_k, k_unit = _k_limits(config, method)
     return Facts(method, default_k, max_k, k_unit, _engine_args(config, method), sizes(config))
@@ -53,16 +61,16 @@ def sizes(content: Mapping[str, Any]) -> Sizes:
     return Sizes(
         hidden_size=top.integer("hidden_size", "emb_dim", least=1),
         vocab_size=top.integer("vocab_size", least=1),
-        num_hidden_layers=top.integer("num_hidden_layers"),
+        num_hidden_layers=top.integer("num_hidden_layers", most=MOST_LAYERS),
         draft_vocab_size=top.integer("draft_vocab_size", "truncated_vocab_size"),
         target_hidden_size=top.integer("target_hidden_size", least=1),
-        aux_layers=top.integers(aux) or top.part("eagle_config").integers(aux),
-        mtp_layers=top.integer(*_MTP_COUNTS),
+        aux_layers=top.integers(aux, MOST_LAYERS) or top.part("eagle_config").integers(aux, MOST_LAYERS),
+        mtp_layers=top.integer(*_MTP_COUNTS, most=MOST_LAYERS),
         verifier=config.part("speculators_config").part("verifier").text("name_or_path"),
     )
 
 
-def _method(config: Config, model: str) -> Method:
+def _method(config: Config, model: str, tensors: Callable[[], Collection[str]]) -> Method:
     if "speculators_model_type" in config or "speculators_config" in config:
         return _speculators_method(config, model)
     named = next(_named(config, model), None)
@@ -70,7 +78,11 @@ def _method(config: Config, model: str) -> Method:
         return named.name
     architectures = config.texts("architectures")
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
-        return "draft_model"
+        names = tensors()
+        if not any(_is(name, ("fc.weight", "*.fc.weight")) for name in names):
+            return "draft_model"
+        # A layer that joins embeddings and the target's states: a head that its config.json does not call one.
+        return "eagle3" if any("d2t" in name or "midlayer." in name for name in names) else "eagle"
     raise UserError(
         f"'{model}': its config.json is of no drafter that vLLM loads "
         f"(model_type '{config.text('model_type') or ''}', architectures {architectures}); --method says what it is"
@@ -128,12 +140,12 @@ def _k_limits(config: Config, method: Method) -> tuple[int | None, int | None, i
     """(default K, largest K or None, unit that a K above it must be a multiple of)."""
     row = find(method)
     if row.k_fields:
-        heads = config.integer(*row.k_fields)
+        heads = config.integer(*row.k_fields, most=MOST_K)
         return heads, heads, 1
     if row.k_in_layers:
         return None, None, sizes(config).mtp_layers or 1
     proposals = config.part("speculators_config").parts("proposal_methods")
-    return (proposals[0].integer("speculative_tokens", least=1) if proposals else None), None, 1
+    return (proposals[0].integer("speculative_tokens", least=1, most=MOST_K) if proposals else None), None, 1
 
 
 def _engine_args(config: Config, method: Method) -> dict[str, Any]:

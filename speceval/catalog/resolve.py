@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ from speceval.errors import UserError
 
 from . import package, stored
 from .fit import check_fit
-from .hub import hub_config, local_config
+from .hub import cached, hub_config, local_config
 from .methods import METHODS
 from .recognise import recognise, sizes
 from .schema import Draft, DraftEntry, Pair, Target, TargetEntry, load_entries
+from .tensors import tensor_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -80,7 +82,7 @@ def _find_target(typed: str) -> Target:
     entry = _entry(typed)
     if entry is not None:
         return _catalog_target(entry, typed)
-    if Path(typed).expanduser().is_dir():
+    if _is_directory(typed):
         directory = Path(typed).expanduser().resolve()
         return _foreign_target(typed, "local", str(directory), None, local_config(directory))
     if _HUB_ID.fullmatch(typed):
@@ -153,7 +155,7 @@ def _find_draft(typed: str, target: Target, method: str | None) -> Draft:
     for name, drafter in drafters.items():
         if _is_called(typed, name, drafter, entry):
             return _at_revision(drafter, typed)
-    if Path(typed).expanduser().is_dir():
+    if _is_directory(typed):
         directory = Path(typed).expanduser().resolve()
         return _foreign_draft(typed, "local", str(directory), None, local_config(directory), method)
     elsewhere = _elsewhere(typed)
@@ -240,7 +242,8 @@ def _foreign_draft(
     config: dict[str, Any],
     method: str | None,
 ) -> Draft:
-    facts = recognise(config, model, method)
+    directory = cached(model, revision) if source == "hub" else Path(model)
+    facts = recognise(config, model, method, partial(tensor_names, directory))
     return Draft(
         name=name,
         source=source,
@@ -299,6 +302,14 @@ def _near(typed: str, known: list[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = get_close_matches(typed.lower(), by_lower, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower[name] for name in close)}" if close else ""
+
+
+def _is_directory(typed: str) -> bool:
+    """Whether a directory of this name is there; an empty name is none, "." is."""
+    try:
+        return bool(typed.strip()) and Path(typed).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, no path
+        return False
 
 
 def _looks_like_path(typed: str) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 
 from .methods import Method
 

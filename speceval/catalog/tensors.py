@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.protocol import MOST_K
 
 from .config import Config
 from .methods import Method
 
+_OF_TRAINERS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+"""Pickled files beside a checkpoint's that are none of it."""
+
 
 def check_tensors(directory: Path, config: Mapping[str, Any], method: Method) -> None:
-    """Raise UserError naming the first tensor that is missing from `directory`'s safetensors files.
+    """Raise UserError naming the first tensor that is missing from `directory`'s files.
 
-    Reads their headers only. A directory without such files passes: another format, or not downloaded yet.
+    A directory without such files passes: it is not downloaded yet. What a worker can tell is asked there
+    (`vllm_patches.loading`); this comes before an engine is started.
     """
     found = tensor_names(directory)
     missing = next((name for name, pattern in required(config, method) if not _any(pattern, found)), None)
     if found and missing:
-        raise UserError(f"{directory}: no tensor {missing} in its safetensors files: the checkpoint is not complete")
+        raise UserError(f"{directory}: no tensor {missing} in its files: the checkpoint is not complete")
 
 
 def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]]:
@@ -34,19 +39,22 @@ def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]
     if method == "eagle3" and 0 < (top.integer("draft_vocab_size") or 0) < (top.integer("vocab_size") or 0):
         return [("d2t", r"(^|\.)d2t$"), ("lm_head.weight", r"(^|\.)lm_head\.weight$")]
     if method == "medusa":
-        heads = top.integer("num_heads", "medusa_num_heads") or 0
+        heads = top.integer("num_heads", "medusa_num_heads", most=MOST_K) or 0
         if top.get("original_lm_head"):
             return [("lm_head.weight", r"lm_head(s\.0)?\.weight$")]
         spelled = r"^(medusa_heads\.)?({i}\.\d+|lm_heads\.{i})\.weight$"
         return [(f"lm_heads.{i}.weight", spelled.replace("{i}", str(i))) for i in range(heads)]
     if method == "mlp_speculator":
-        heads = 1 if top.get("tie_weights") else top.integer("n_predict") or 0
+        heads = 1 if top.get("tie_weights") else top.integer("n_predict", most=MOST_K) or 0
         return [(f"speculator.head.{i}.weight", rf"(^|\.)head\.{i}\.weight$") for i in range(heads)]
     return []
 
 
 def tensor_names(directory: Path) -> list[str]:
-    """Names of all tensors in a directory's safetensors files. Raises UserError for a damaged file."""
+    """Names of all tensors in a directory's safetensors files, or else in its .bin and .pt files.
+
+    Raises UserError for a damaged file. Without torch the older kind is not read.
+    """
     from safetensors import SafetensorError, safe_open
 
     names: list[str] = []
@@ -56,7 +64,23 @@ def tensor_names(directory: Path) -> list[str]:
                 names += file.keys()
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a safetensors file ({error})") from None
-    return names
+    return names or [name for path in _pickled(directory) for name in _pickled_names(path)]
+
+
+def _pickled(directory: Path) -> list[Path]:
+    return sorted(
+        path for ending in ("*.bin", "*.pt") for path in directory.glob(ending) if path.stem not in _OF_TRAINERS
+    )
+
+
+def _pickled_names(path: Path) -> list[str]:
+    try:
+        import torch
+
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # whatever unpickling stumbles over: vLLM will say it
+        return []
+    return [name for name in content if isinstance(name, str)] if isinstance(content, Mapping) else []
 
 
 def _any(pattern: str, names: list[str]) -> bool:

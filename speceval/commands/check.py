@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import UserError
 
@@ -30,6 +31,7 @@ def check(
 ) -> None:
     """Check a run against a baseline: has the drafter lost more acceptance than the margin?
 
+    Of two replays of the same texts the answer on these texts is exact, and decides.
     Exit code 0 pass, 1 fail, 2 inconclusive, 3 runs that are not comparable, 4 bad input.
     """
     from speceval.api import reading
@@ -42,29 +44,43 @@ def check(
     for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
             write_whole(path, content)
+            terminal.wrote(path)
     if as_json:
         options.print_json("check", report.as_json())
     else:
         options.output().print(report)
-    raise typer.Exit(report.check.exit_code)
+    raise typer.Exit(report.exit_code)
 
 
 def baseline(
     run: options.RunDirectory,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; compressed if it ends in .gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; compressed if it ends in .gz.")],
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Of a replay: keep its texts, so that `run --replay FILE` is exact.")
+    ] = False,
+    again: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --texts: the same replay in another --batch, which tells rounding; may be repeated."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write the file to keep beside released weights: counts per conversation and the protocol, no texts."""
+    """Write the file to keep beside released weights: counts per conversation and the protocol, and texts if asked."""
     from speceval.estimate import baseline as baselines
     from speceval.estimate import books
 
-    written = baselines.Baseline.of(books.read(run))
-    size = baselines.write(written, output)
-    if as_json:
-        facts = {"file": str(output), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
-        options.print_json("baseline", facts)
+    if again and not texts:
+        raise UserError("--again: tells how replays of the same texts differ: add --texts")
+    stored = books.read(run)
+    written: baselines.Baseline | baselines.TextBaseline
+    if texts:
+        written = baselines.TextBaseline.of(stored, [books.read(other) for other in again or ()])
     else:
-        options.output().print(f"{output}: {size:,} bytes, run {written.run}", markup=False, highlight=False)
+        written = baselines.Baseline.of(stored)
+    size = baselines.write(written, out)
+    if as_json:
+        facts = {"file": str(out), "bytes": size, "run": written.run, "draft_weights": written.weights.draft}
+        options.print_json("baseline", facts)
+    terminal.wrote(out)
 
 
 def _share(text: str, flag: str) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
+from speceval import terminal
+from speceval.commands.help import ALIASES, EXAMPLES, FEW, GROUPS
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +23,12 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write [default: standard output].")]
+OutDirectory = Annotated[Path | None, typer.Option("--out", "-o", help="Directory to write [default: results/<name>].")]
+
+_COMPLAINTS: list[type[Any]] = typer.BadParameter.__bases__[0].__subclasses__()
+NoSuchOption = next(kind for kind in _COMPLAINTS if kind.__name__ == "NoSuchOption")
+"""A complaint of the option parser; typer names no public class for it."""
 
 
 OLD_FLAGS = {
@@ -27,28 +38,99 @@ OLD_FLAGS = {
 """Command -> flags that have got another name, which work until 0.3.0: docs/start/old-forms.md."""
 
 
+LONGEST = 60
+"""Characters of the values of an option that stand beside its name in the help."""
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["--help", "-h"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+"""Of every command: `--max_tokens` is `--max-tokens`."""
+
+
 class Command(TyperCommand):
-    """A command that still reads its `OLD_FLAGS`, and whose help names the values of each of its `choices`."""
+    """A command that still reads its `OLD_FLAGS`, takes `ALIASES`, and whose help has sections, values and examples."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line."""
         old = OLD_FLAGS.get(str(self.name), {})
-        return list(super().parse_args(ctx, [_renamed(word, old) for word in args]))
+        try:
+            return list(super().parse_args(ctx, [_renamed(word, old) for word in args]))
+        except NoSuchOption as error:
+            error.message = f"{error.message.rstrip('.')}{self._meant(ctx, error.option_name)}"
+            error.possibilities = None
+            raise
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser, with `ALIASES`."""
+        parser = super().make_parser(ctx)
+        for alias, parameter in self.aliases().items():
+            action = "append" if parameter.multiple else "store"
+            parser.add_option(obj=parameter, opts=[alias], dest=parameter.name, action=action)
+        return parser
+
+    def aliases(self) -> dict[str, Any]:
+        """`ALIASES` that this command takes -> the option."""
+        names = {name: parameter for parameter in self.params for name in parameter.opts}
+        return {alias: names[flag] for alias, flag in ALIASES.items() if flag in names and alias not in names}
+
+    def _meant(self, ctx: Any, unknown: str) -> str:
+        """Which flags an unknown one may have been."""
+        flags = {
+            name: name for parameter in self.get_params(ctx) for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        flags |= {alias: parameter.opts[0] for alias, parameter in self.aliases().items()}
+        close = get_close_matches(unknown.replace("_", "-"), flags, n=2, cutoff=0.7)
+        return f"; did you mean {' or '.join(dict.fromkeys(flags[name] for name in close))}?" if close else ""
 
     def name_choices(self) -> None:
         """Import the registries and put their names where help prints what an option or argument takes."""
         parameter: Any
         for parameter in self.params:
             values = getattr(parameter.callback, "values", None)
-            if values and parameter.param_type_name == "argument":
-                parameter.help = f"{parameter.help.rstrip('.')}: {', '.join(values())}."
-            elif values:
-                parameter.metavar = f"<{'|'.join(values())}>"
+            if not values:
+                continue
+            names = "|".join(values())
+            if parameter.param_type_name == "argument" or len(names) > LONGEST:
+                head, bracket, default = parameter.help.partition(" [default")
+                parameter.help = f"{head.rstrip('.')}: {', '.join(values())}{bracket}{default or '.'}"
+            else:
+                parameter.metavar = f"<{names}>"
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
         self.name_choices()
         super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, these in `GROUPS` where there are many."""
+        told = [(parameter, parameter.get_help_record(ctx)) for parameter in self.get_params(ctx)]
+        sections: dict[str, list[Any]] = {}
+        for parameter, row in told:
+            if row is not None:
+                title = "Options" if len(told) <= FEW else group(str(parameter.name))
+                title = "Arguments" if parameter.param_type_name == "argument" else title
+                name = re.sub(r"<list\[(\w+)\]>", lambda match: f"<{match[1].lower()}>", row[0])
+                sections.setdefault(title, []).append((name, row[1]))
+        for title in sorted(sections, key=["Arguments", *GROUPS, "Options"].index):
+            with formatter.section(title):
+                formatter.write_dl(sections[title])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write examples, and the other names of flags."""
+        with formatter.section("Examples"):
+            for line in EXAMPLES.get(str(self.name), ()):
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        if aliases := self.aliases():
+            others = ", ".join(f"{alias} = {parameter.opts[0]}" for alias, parameter in aliases.items())
+            with formatter.section("Also understood"):
+                inside = formatter.width - formatter.current_indent
+                for line in textwrap.wrap(others, inside, break_on_hyphens=False):
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def group(parameter: str) -> str:
+    """The section of the help that an option is in."""
+    return next((title for title, names in GROUPS.items() if parameter in names), "Options")
 
 
 def _renamed(word: str, old: dict[str, str]) -> str:
@@ -64,7 +146,8 @@ def build(name: str, function: Callable[..., None]) -> Any:
     """The command that `function` is, ready to parse a command line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     fields = getattr(function, "of_spec", None)
-    app.command(name, cls=Command)(function if fields is None else _with_flags(function, **fields))
+    command = app.command(name, cls=Command, context_settings=SETTINGS)
+    command(function if fields is None else _with_flags(function, **fields))
     return typer.main.get_command(app)
 
 
@@ -110,7 +193,7 @@ def _parameter(field: str, default: Any) -> inspect.Parameter:
     if default is FIELD:
         default = inspect.Parameter.empty if info.is_required() else info.default
     kind: Any = {"value": info.annotation, "pairs": list[str], "path": Path}.get(form.read, str)
-    kind = str if get_origin(kind) is Literal else kind
+    kind = str if any(get_origin(part) is Literal for part in (kind, *get_args(kind))) else kind
     name = f"{form.name}/--no-{form.name[2:]}" if kind is bool else form.name
     limits = choices(lambda: form.offered, form.refused) if form.offered else {}
     return inspect.Parameter(
@@ -148,12 +231,9 @@ def choices(values: Callable[[], Iterable[str]], known: tuple[str, ...] = ()) ->
     return {"callback": check, "autocompletion": lambda: list(values())}
 
 
-def output() -> Console:
-    """Where tables go."""
-    from rich.console import Console
-
-    # Piped output is not cut to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else 160)
+def output(piped: int = 160) -> Console:
+    """Where tables go; `piped`: columns where that is no terminal."""
+    return terminal.console(piped=piped)
 
 
 def print_json(output: str, content: dict[str, Any]) -> None:
@@ -162,7 +242,20 @@ def print_json(output: str, content: dict[str, Any]) -> None:
 
     from speceval.store.schema import versioned
 
-    print(json.dumps(versioned(output, content), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(versioned(output, content), allow_nan=False))  # ASCII: no terminal obeys it
+
+
+def write(text: str, out: Path | None) -> None:
+    """Write text to a file, whole or not at all, and say so; without a file to standard output. Raises `UserError`."""
+    from speceval.files import write_whole
+
+    if out is None:
+        sys.stdout.write(text)
+        return
+    if out.is_dir():
+        raise UserError(f"--out {out}: a directory: name a file in it")
+    write_whole(out, text)
+    terminal.wrote(out)
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -193,20 +286,18 @@ def only(ctx: typer.Context, chosen: str, allowed: tuple[str, ...]) -> None:
 
 
 def split(names: str, flag: str = "") -> list[str]:
-    """Comma-separated names."""
-    return [name.strip() for name in names.split(",") if name.strip()]
+    """Comma-separated names. Raises `UserError` for commas alone."""
+    values = [name.strip() for name in names.split(",") if name.strip()]
+    if names and not values:
+        raise UserError(f"{flag} {names}: holds no name")
+    return values
 
 
 def seeds(text: str, flag: str = "--seeds") -> tuple[int, ...]:
     """ "0,1,5-7" as (0, 1, 5, 6, 7)."""
-    numbers: list[int] = []
-    try:
-        for part in split(text):
-            low, _, high = part.partition("-")
-            numbers.extend(range(int(low), int(high or low) + 1))
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a list of whole numbers such as 0,1,2 or 0-7") from None
-    return tuple(numbers)
+    from speceval.protocol import numbers
+
+    return numbers(text, flag)
 
 
 def percent(text: str, flag: str) -> float | None:
@@ -220,18 +311,22 @@ def percent(text: str, flag: str) -> float | None:
 
 
 def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
-    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string."""
-    import yaml
+    """ "key=value" items; the value is read as YAML (numbers, true, {a: 1}), anything else is a string.
+
+    Raises `UserError`, also for a value that JSON could not hold.
+    """
+    from speceval.foreign import NotYaml, parse_yaml, plain
 
     values: dict[str, Any] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise UserError(f"{flag} {item}: not of the form key=value")
+        if not re.fullmatch(r"\w[\w.-]*", key) or not equals:
+            raise UserError(f"{flag} {item[:80]}: not of the form key=value")
         try:
-            values[key.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            values[key.replace("-", "_")] = value
+            read = parse_yaml(value, f"{flag} {key}")
+        except NotYaml:
+            read = plain(value, f"{flag} {key}")
+        values[key.replace("-", "_")] = read
     return values
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import UserError
 
@@ -27,7 +28,7 @@ def _kinds() -> list[str]:
 def plot(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="Directories of runs."),
+        typer.Argument(metavar="RUN", help="Runs, or folders of runs."),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="Which figure [default: all that the runs allow].", **options.choices(_kinds))
@@ -47,10 +48,11 @@ def plot(
     """
     from speceval.estimate import books
     from speceval.show import plots
+    from speceval.store import directories
 
     if allow and kind not in (None, "forest"):
         raise UserError(f"--allow: has no meaning with --kind {kind}: leave it out")
-    paths = list(dict.fromkeys(runs or []))
+    paths = list(dict.fromkeys(run for path in runs or [] for run in directories(path) or [path]))
     if not paths:
         raise UserError("which run? Name its directory: `speceval ls runs` lists them")
     stored = [books.read(path) for path in paths]
@@ -78,7 +80,7 @@ def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> No
     if len(refused) == len(plots.OF_RUNS) - (len(stored) == 1):
         raise UserError(refused[0].partition("left out: ")[2])
     for line in refused:
-        print(line)
+        print(terminal.line(line))
 
 
 def write(drawn: Drawn, kind: str, out: Path | None) -> None:

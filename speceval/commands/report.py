@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from speceval import terminal
+
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of runs; the others are held against the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs, or folders of runs; the others are held against the first.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     verify: Annotated[
         Path | None,
@@ -23,8 +27,9 @@ def report(
     from speceval.errors import UserError
     from speceval.estimate import books
     from speceval.show.report import write
+    from speceval.store import directories
 
     if out.is_dir():
         raise UserError(f"--out {out}: a directory: name the page, such as {out / 'report.html'}")
-    size = write([books.read(run) for run in runs], out, verify, allow or ())
-    print(f"{out}: {size / 1e6:.1f} MB" if size > 1e6 else f"{out}: {size / 1e3:.0f} kB")
+    write([books.read(run) for path in runs for run in directories(path) or [path]], out, verify, allow or ())
+    terminal.wrote(out)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speceval.commands import options
+from speceval.errors import UserError
+from speceval.private import secret_in
 
 if TYPE_CHECKING:
     from speceval.store import StoredRun
@@ -19,8 +21,14 @@ def run(
     request: dict[str, Any],
     speedup: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
     speedup_batch: Annotated[str, typer.Option(help="With --speedup: batch sizes, comma-separated.")] = "1",
+    url: Annotated[
+        str | None, typer.Option(help="Measure the vLLM server that runs here; no engine is started.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run [default: results/<name>].")] = None,
+    out: options.OutDirectory = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a drafter: generate every suite with speculative decoding and print the acceptance lengths.
@@ -30,10 +38,14 @@ def run(
     from speceval.api.measuring import measure, with_speedup
     from speceval.measure.job import prepare
 
+    if url is not None or api_key_env is not None:
+        request |= _of_server(ctx, url, api_key_env, request)
     replayed = request.pop("replay")
     if replayed is not None:
         request |= _of_replayed(ctx, replayed, request)
     job = prepare(suite_names=list(request.pop("suites")), data_dir=data_dir, out=out, **request)
+    if options.given(ctx, "speedup_batch") and not speedup:
+        raise UserError("--speedup-batch: has no meaning without --speedup")
     batches = options.seeds(speedup_batch, "--speedup-batch")
     if speedup:
         from speceval.measure import timing
@@ -41,13 +53,26 @@ def run(
         timing.check(job.suites, batches)  # now, not after the run
     finished = measure(job, progress=True)
     if speedup:
-        finished = with_speedup(job, finished, batches)
+        finished = with_speedup(job, finished, batches, progress=True)
     print_run(finished, as_json)
+
+
+def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: dict[str, Any]) -> dict[str, Any]:
+    """The engine that --url asks for: the same as `--engine server --engine-arg url=…`."""
+    if url is None:
+        raise UserError("--api-key-env: has no meaning without --url")
+    if secret_in(url) is not None:
+        raise UserError("--url: holds a secret, which would be stored with the run: leave it out, see --api-key-env")
+    if options.given(ctx, "engine") and request["engine"] != "server":
+        raise UserError(f"--engine {request['engine']}: is not what answers at --url: leave it out")
+    if options.given(ctx, "speedup"):
+        raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
+    arguments = {**(request["engine_args"] or {}), "url": url, **({} if key is None else {"api_key_env": key})}
+    return {"engine": "server", "engine_args": arguments}
 
 
 def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict[str, Any]:
     """What the run whose texts are replayed fixes, in place of what was asked for; `UserError` where they differ."""
-    from speceval.errors import UserError
     from speceval.measure.replay import INHERITED, inherited
 
     if options.given(ctx, "speedup"):

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from speceval import terminal
 from speceval.commands import options
 from speceval.errors import UserError
 
 
-@options.of_spec("target", "draft", "k", "engine_args", "trust_remote_code", target="zoo", draft="lk-eagle3")
+@options.of_spec("target", "draft", "k", "runner", "engine_args", "trust_remote_code", target="zoo", draft="lk-eagle3")
 def selftest(
     request: dict[str, Any],
     temp: Annotated[float | None, typer.Option(help="One temperature [default: 0 and 1].")] = None,
@@ -23,7 +24,7 @@ def selftest(
     samples: Annotated[int | None, typer.Option(help="Samples of each prompt [default: enough for --steps].")] = None,
     batch: Annotated[int | None, typer.Option(help="Requests that the engine runs at once [default: 256].")] = None,
     runs: Annotated[Path | None, typer.Option(help="Keep the runs in this new directory [default: deleted].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the report to this file, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report to this file, as JSON.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the harness on an engine whose acceptance is forced and require the forced rates back.
@@ -65,6 +66,7 @@ def selftest(
     _print(report, as_json)
     if out is not None:
         write_whole(out, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        terminal.wrote(out)
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -78,7 +80,7 @@ def _forced(target: str, draft: str, k: int | None, rates: str, tau: float | Non
         raise UserError("--rates and --tau: one of them says everything: leave the other out")
     if rates:
         try:
-            forced = known.check_rates([float(rate) for rate in options.split(rates)])
+            forced = known.check_rates([float(rate) for rate in options.split(rates, "--rates")])
         except ValueError:
             raise UserError(f"--rates {rates}: not a list of numbers such as 0.9,0.7,0.5") from None
         if k is not None and k != len(forced):
@@ -106,8 +108,10 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
 
 
 def _table(report: dict[str, Any], condition: dict[str, Any]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from speceval.fitting import Fitting
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -118,12 +122,12 @@ def _table(report: dict[str, Any], condition: dict[str, Any]) -> Any:
         f"{condition['tested_steps']:,} of {condition['all_steps']:,} steps · vLLM {engine['vllm']} {engine['runner']} "
         f"on {engine['device']}"
     )
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name in ("quantity", "forced", "measured", "of", "p", ""):
         table.add_column(name, justify="left" if name in ("quantity", "") else "right")
     for check in condition["checks"]:
         p = "exact" if check["p_value"] is None else f"{check['p_value']:.3g}"
         said = "ok" if check["passed"] else f"NOT GIVEN BACK {check['detail']}"
         cells = (number(check["forced"]), number(check["measured"]), f"{check['trials']:,}", p)
-        table.add_row(check["quantity"], *cells, escape(said), style=None if check["passed"] else "red")
-    return table
+        table.add_row(check["quantity"], *cells, Text(said), style=None if check["passed"] else "red")
+    return Fitting(table)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FIELDS = (
     *("target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "draft_truncation", "rejection"),
-    *("batch", "prefix_caching", "method", "draft_args", "engine_args", "trust_remote_code"),
+    *("batch", "prefix_caching", "runner", "method", "draft_args", "engine_args", "trust_remote_code"),
 )
 """Of `RunSpec`: a verification plays no suite."""
 
@@ -42,11 +42,14 @@ def verify(
         ),
     ] = "auto",
     bias: Annotated[float, typer.Option(help="Bias (total variation) that must be seen to call it exact.")] = 0.02,
-    out: Annotated[Path | None, typer.Option(help="Directory of the report [default: results/verify/<name>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the report [default: results/verify/<name>].")
+    ] = None,
     as_json: options.AsJson = False,
     kernels: Annotated[bool, typer.Option(help="Test a version's sampling code alone, without an engine.")] = False,
     vllm: Annotated[
-        list[str] | None, typer.Option(help="With --kernels: a vLLM wheel or source directory; may be repeated.")
+        list[str] | None,
+        typer.Option(help="With --kernels: a vLLM wheel or source directory, whose code is run; may be repeated."),
     ] = None,
 ) -> None:
     """Verify that speculative decoding samples what the target alone would: exact, biased or not enough samples.

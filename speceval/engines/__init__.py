@@ -14,6 +14,7 @@ GROUP = "speceval.engines"
 BUILT_IN = {
     "vllm": "speceval.engines.vllm.offline:OfflineEngine",
     "simulated": "speceval.engines.simulated:SimulatedEngine",
+    "server": "speceval.engines.server.engine:ServerEngine",
 }
 """Name -> "module:class"."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
-from speceval.protocol import Drafting, Rejection
+from speceval.protocol import Drafting, Rejection, Runner
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Order:
     """Of requests that bring none."""
     prefix_caching: bool = False
     trust_remote_code: bool = False
+    runner: Runner | None = None
+    """Model runner, of an engine that has several; None: its own choice."""
     draft_args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the drafter, as the user gave them."""
     engine_args: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +57,14 @@ class Order:
     """Requests bring the tokens that they are to emit: `Sampling.replay`."""
     forced: tuple[float, ...] | None = None
     """Unconditional acceptance rate of positions 1 … K that it is made to have."""
+
+    def like(self, other: Order) -> bool:
+        """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
+
+        What comes with each request does not count.
+        """
+        requests: dict[str, Any] = {"temperature": other.temperature, "top_p": other.top_p, "top_k": other.top_k}
+        return replace(self, draft=other.draft, **requests) == other
 
     def alone(self) -> Order:
         """The same without speculation."""
@@ -97,7 +107,7 @@ class Finished:
     padded_steps: int = 0
     """Steps that were filled up with drafts nobody made; not among `steps`."""
     recorded: NDArray[np.float32] | None = None
-    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j, or kept_j and p_j of a replayed text.
+    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j; of a replayed text kept_j is the first.
 
     NaN where nothing was drafted or recorded.
     """
@@ -144,11 +154,36 @@ class Engine(Protocol):
         """Its known defects and what is done about each, for `speceval ls patches`."""
         return []
 
+    @classmethod
+    def serving(cls, order: Order) -> dict[str, Any]:
+        """Arguments with which its server drafts as an order says; empty where it has none."""
+        return {}
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether one that was started for `before` may be made one for `after`, as far as can be told without it."""
+        return False
+
+    def swap(self, order: Order) -> bool:
+        """Go on as one that has just been started for `order`: the target stays, the drafter's weights are exchanged.
+
+        False: it cannot. Then it is closed, and another one is started.
+        """
+        return False
+
     def facts(self) -> Facts:
         """The settings as it resolved them, not as they were asked for: a difference stops the run."""
 
     def patches(self) -> list[PatchState]:
         """The state of every repair where it samples."""
+        return []
+
+    def drafter(self) -> dict[str, Any]:
+        """What it decided while it loaded the drafter, for the fingerprint: own or shared embedding, layers read …"""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a reader must know of that, a line each."""
         return []
 
     def missing_patches(self) -> list[str]:

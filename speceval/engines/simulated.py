@@ -94,6 +94,15 @@ class SimulatedEngine(Engine):
         (end,) = _chances("end", [end])
         return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, settings)
 
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Drafters are all the same to it."""
+        return before.like(after) and None not in (before.draft, after.draft)
+
+    def swap(self, order: Order) -> bool:
+        """Nothing has to change."""
+        return not (self._closed or self._waiting or self._running)
+
     def facts(self) -> Facts:
         """What a real engine would tell of itself, as far as there is something to tell."""
         return unknown(
@@ -197,6 +206,8 @@ class _Request:
         ratios = [rate + self.chance.choice((-1, 1)) * min(rate, 1 - rate) for rate in conditional]
         if replay is not None:
             left = len(replay) - len(self.tokens)
+            if self.sampling.temperature == 0:
+                ratios = [float(self.chance.random() < rate) for rate in conditional]  # the text's token or another
             ratios[left:] = [np.nan] * (len(ratios) - left)
         self.ratios.append(ratios)
         while replay is None and accepted < len(conditional) and self.chance.random() < ratios[accepted]:
@@ -210,8 +221,8 @@ class _Request:
         return committed
 
     def recorded(self, conditional: tuple[float, ...]) -> np.ndarray | None:
-        """r and alpha of every step; None for greedy requests, as in vLLM, and without steps."""
-        if not self.ratios or self.sampling.temperature == 0:
+        """r and alpha of every step; None for greedy requests that are sampled, as in vLLM, and without steps."""
+        if not self.ratios or (self.sampling.temperature == 0 and self.sampling.replay is None):
             return None
         ratios = np.array(self.ratios, np.float32)
         return np.stack([ratios, np.broadcast_to(np.array(conditional, np.float32), ratios.shape)], axis=1)

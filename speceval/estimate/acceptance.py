@@ -27,6 +27,7 @@ from speceval.estimate.statistics import (
     Interval,
     cluster_warnings,
     detectable,
+    effective_clusters,
     holm,
     paired_ratio_difference,
     proportion_interval,
@@ -127,7 +128,7 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "agreement": rao_blackwell.agreement(steps),
         "positions": _position_intervals(steps, k, confidence),
         "variance": _variance(steps),
-        "warnings": _warnings(intervals["tau"], turns),
+        "warnings": _warnings(intervals["tau"], conversation_totals(steps)["accepted"], turns),
     }
 
 
@@ -186,7 +187,7 @@ def compare_lengths(
     """An acceptance length Σ numerator / Σ denominator of run b against run a, from paired sums per conversation.
 
     All arrays have shape (conversations,). Returns `conversations`, `tau_a`, `tau_b`, `difference`,
-    `relative_percent`, `p_value` and `detectable_percent` as `compare` does.
+    `relative_percent`, `p_value`, `detectable_percent` and `warnings` as `compare` does.
     """
     paired = paired_ratio_difference(numerator_a, denominator_a, numerator_b, denominator_b, confidence)
     pairs = (numerator_a, denominator_a), (numerator_b, denominator_b)
@@ -199,7 +200,14 @@ def compare_lengths(
         "relative_percent": paired.relative_percent.as_dict(),
         "p_value": paired.p_value,
         "detectable_percent": detectable(paired.relative_percent),
+        "warnings": cluster_warnings(paired.difference.clusters, _effective(pairs), paired.difference.share),
     }
+
+
+def _effective(pairs: Iterable[tuple[ArrayLike, ArrayLike]]) -> float:
+    """The fewer effective conversations of two runs, by what they have above one token a step."""
+    above = (np.maximum(np.subtract(tokens, steps), 0) for tokens, steps in pairs)
+    return min(float(effective_clusters(weights)) for weights in above)
 
 
 def compare_rates(
@@ -294,8 +302,9 @@ def _position_intervals(steps: pd.DataFrame, k: int, confidence: float) -> list[
     return rows
 
 
-def _warnings(pooled: Interval, turns: pd.DataFrame) -> list[str]:
-    found = cluster_warnings(pooled.clusters)
+def _warnings(pooled: Interval, accepted: ArrayLike, turns: pd.DataFrame) -> list[str]:
+    """accepted: tokens of each conversation."""
+    found = cluster_warnings(pooled.clusters, float(effective_clusters(accepted)), pooled.share)
     if pooled.se is not None and pooled.se <= 1e-12:
         found.append("every conversation has the same tau: the interval's zero width is no proof of certainty")
     without = int((turns["steps"] == 0).sum())
@@ -327,8 +336,7 @@ def _position_counts(steps_a: pd.DataFrame, steps_b: pd.DataFrame) -> Iterator[t
 
 
 def _compare_warnings(lengths: dict[str, Any], shared: int) -> list[str]:
-    clusters = lengths["conversations"]
-    found = cluster_warnings(clusters)
+    clusters, found = lengths["conversations"], list(lengths["warnings"])
     if clusters > 1 and lengths["p_value"] is None:
         found.append("every conversation shows the same difference: without spread there is no p-value")
     if shared > clusters > 0:

@@ -110,6 +110,9 @@ def check(
     for number, (segment, own_turns, own_steps) in enumerate(_stretches(turns, steps, segments, order), start=1):
         stretch = f"stretch {number} of {len(segments)}: " if len(segments) > 1 else ""
         problems += [stretch + line for line in against_counters(own_turns, own_steps, [segment], spec.k)]
+    strays = sum(segment.counters.kernel_strays for segment in segments if segment.counters is not None)
+    if strays:
+        problems.append(f"vLLM's kernels read or wrote {strays} times outside their tensors: what they made is unknown")
     for suite, rows in steps.groupby("suite", sort=False):
         found = rao_blackwell.agreement(rows)
         if found["agrees"] is False:
@@ -118,7 +121,7 @@ def check(
                 "the engine does not accept as it should, or p and q are not what it drew from"
             )
     if spec.replay is not None and (lost := replay.unrecorded(steps)):
-        problems.append(f"{lost} replayed steps have no drafts or no record: the expectations are wrong")
+        problems.append(f"{lost} replayed steps have lost their record: the expectations are wrong")
     return problems
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
 from speceval.estimate import acceptance, replay, speedup
-from speceval.estimate.statistics import cluster_warnings, holm
+from speceval.estimate.statistics import holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, Fingerprint, differ
@@ -16,7 +16,7 @@ from speceval.store.schema import ABSENT, Fingerprint, differ
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "draft_args", "engine.method", "engine.max_model_len", "method_patches")
+COMPARED = ("draft", "draft_args", "drafter", "engine.method", "engine.max_model_len", "method_patches")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
@@ -171,7 +171,6 @@ def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: f
         "positions": acceptance.compare_rates(counts, confidence),
         "pair_by": "request",
         "confidence": confidence,
-        "warnings": cluster_warnings(lengths["conversations"]),
     }
 
 

@@ -6,8 +6,9 @@ relative change of tau:
     pass   rejects "the loss is the margin or more" at 5 %: the one-sided 95 % lower bound is above -margin
     fail   rejects "the loss is the margin or less" at 5 %, of tau or of a position (`_adjust`)
 
-so at a loss of exactly the margin each is said in at most 5 % of cases, and `inconclusive` in the rest. Pure: counts
-in, verdict out.
+so at a loss of exactly the margin each is said in at most 5 % of cases, and `inconclusive` in the rest. That has to
+hold too when few prompts carry the loss: a pass needs enough conversations to have met them (`LEAST_EFFECTIVE`), and an
+error no smaller than such a loss would give (`_error_of_a_rare_loss`). Pure: counts in, verdict out.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ from scipy.special import stdtrit  # Student t: quantile
 from speceval.errors import NotComparable
 from speceval.estimate.acceptance import conversation_totals, drafted_steps
 from speceval.estimate.statistics import (
+    LEAST_EFFECTIVE,
     NO_SPREAD,
+    RARE,
     Floats,
     Interval,
+    as_estimates,
     cluster_warnings,
+    effective_clusters,
+    estimate_bounds,
     holm,
     p_value_below,
     paired_ratio_difference,
@@ -62,7 +68,11 @@ EXIT_CODES = {Verdict.ok: 0, Verdict.fail: 1, Verdict.inconclusive: 2}
 
 @dataclass(frozen=True)
 class PositionCheck:
-    """One draft position: its conditional acceptance rate, new run against baseline."""
+    """One draft position: its conditional acceptance rate, new run against baseline, over one mix of conversations.
+
+    A conversation weighs as both runs reach the position in it (`_standardised`): pooled over all conversations the
+    rate of an unchanged position falls when an earlier one gains in the hard ones.
+    """
 
     position: int
     base: float | None
@@ -91,6 +101,8 @@ class SuiteCheck:
     reason: str
     conversations: int
     """Conversations with drafted steps in both runs: what is compared."""
+    effective: float
+    """How many alike they count as, by the drafts that the baseline accepted: `statistics.effective_clusters`."""
     only_base: int
     only_new: int
     """Conversations of one run alone: left out."""
@@ -98,6 +110,8 @@ class SuiteCheck:
     new_tau: float | None
     change_percent: dict[str, float | None]
     """100 (new tau / base tau - 1): `value`, `se`, and `low`, `high`, each a one-sided 95 % bound."""
+    pass_bound: float | None
+    """The lower bound that a pass needs above -margin: `low`, or lower where a rare loss could be missed."""
     p_value: float | None
     """Of a loss of tau of at most the margin."""
     p_adjusted: float | None
@@ -148,7 +162,9 @@ class _Compared:
     only_new: int
     undrafted: int
     """Conversations of both runs without drafted steps in one."""
+    effective: float
     change: Interval
+    pass_bound: float | None
     p_tau: float | None
     position_margins: list[float]
     p_positions: list[float | None]
@@ -212,18 +228,20 @@ def _position_margins(base: _Run, margin: float) -> list[float]:
     return [min(1.0, allowed / tokens) if tokens else 1.0 for tokens in _tokens_from(base)]
 
 
-def conversations_needed(gap: float, spread: float, level: float) -> int | None:
+def conversations_needed(gap: float, spread: float, level: float, tested: float | None = None) -> int | None:
     """Conversations with which a one-sided t test at `level` sees a distance of `gap` in `POWER` of cases.
 
-    spread: standard error times the square root of its number of conversations, in the unit of `gap`. None when the
-    number is beyond `MOST_CONVERSATIONS`. Solves n = (spread (t_{n-1, 1-level} + t_{n-1, power}) / gap)².
+    spread: standard error times the square root of its number of conversations, in the unit of `gap`; tested: the same
+    of the error that the test uses, where that is another. None when the number is beyond `MOST_CONVERSATIONS`. Solves
+    n = ((tested t_{n-1, 1-level} + spread t_{n-1, power}) / gap)².
     """
-    if gap <= 0 or spread / gap > math.sqrt(MOST_CONVERSATIONS):
+    tested = spread if tested is None else tested
+    if gap <= 0 or tested / gap > math.sqrt(MOST_CONVERSATIONS):
         return None
     n = 30.0
     for _ in range(50):
-        quantiles = stdtrit(max(n - 1, 1), 1 - level) + stdtrit(max(n - 1, 1), POWER)
-        n = max((spread * quantiles / gap) ** 2, 2.0)
+        reach = tested * stdtrit(max(n - 1, 1), 1 - level) + spread * stdtrit(max(n - 1, 1), POWER)
+        n = max((reach / gap) ** 2, 2.0)
     return math.ceil(n) if n <= MOST_CONVERSATIONS else None
 
 
@@ -240,6 +258,7 @@ def _compare(
     change = paired_ratio_difference(
         old.tokens, old.steps, fresh.tokens, fresh.steps, confidence=1 - 2 * LEVEL
     ).relative_percent
+    effective = min(float(effective_clusters(old.tokens - old.steps)), change.clusters)
     margins = _position_margins(old, margin) if position_margin is None else [position_margin] * k
     return _Compared(
         base=old,
@@ -247,26 +266,63 @@ def _compare(
         only_base=len(base) - len(common),
         only_new=len(new) - len(common),
         undrafted=int((~both).sum()),
+        effective=effective,
         change=change,
+        pass_bound=_pass_bound(change, margin, effective),
         p_tau=p_value_below(change, -100 * margin),
         position_margins=margins,
         p_positions=[_p_position(old, fresh, j, lost) for j, lost in enumerate(margins, start=1)],
     )
 
 
+def _error_of_a_rare_loss(margin: float, effective: float) -> float:
+    """Standard error of a change of tau by -`margin`, in percent, when a share RARE of the conversations carries it.
+
+    How many of them a sample holds is binomial: their mean loss has the variance margin² (1/RARE - 1) / effective.
+    Where the sample holds too few of them its own spread is smaller, and tells nothing of that.
+    """
+    return 100 * margin * math.sqrt((1 / RARE - 1) / effective) if effective else math.inf
+
+
+def _pass_bound(change: Interval, margin: float, effective: float) -> float | None:
+    """Lower bound of the change with no smaller an error than a rare loss of the margin has."""
+    if change.se is None or change.low is None:
+        return None
+    found = as_estimates(change)
+    error = np.maximum(found.se, _error_of_a_rare_loss(margin, effective))
+    low, _ = estimate_bounds(found._replace(se=error), 1 - 2 * LEVEL, cautious=True)
+    return min(change.low, float(low))
+
+
 def _p_position(base: _Run, new: _Run, j: int, margin: float) -> float | None:
     """p-value of "position j lost at most the share `margin` of its conditional rate", None where that is not tested.
 
-    Tests c_new - (1 - margin) c_base >= 0, which is linear in both rates: the error of their quotient is 0 where the
-    new run accepted nothing.
+    Tests c_new - (1 - margin) c_base >= 0 for the standardised rates, which is linear in both: the error of their
+    quotient is 0 where the new run accepted nothing. The contrast is at least 0 where no conversation lost more than
+    the margin, whatever happened at other positions.
     """
     both = (base.reached[j - 1] > 0) & (new.reached[j - 1] > 0)
-    rows = (run[j - 1, both] for run in (base.accepted, base.reached, new.accepted, new.reached))
-    base_accepted, base_reached, new_accepted, new_reached = rows
-    if base_accepted.sum() < LEAST_ACCEPTED or new_reached.sum() < LEAST_ACCEPTED or margin >= 1:
+    enough = base.accepted[j - 1, both].sum() >= LEAST_ACCEPTED and new.reached[j - 1, both].sum() >= LEAST_ACCEPTED
+    if not enough or margin >= 1:
         return None
-    contrast = paired_ratio_difference((1 - margin) * base_accepted, base_reached, new_accepted, new_reached)
-    return p_value_below(contrast.difference)
+    base_accepted, new_accepted, weight = _standardised(base, new, j)
+    return p_value_below(paired_ratio_difference((1 - margin) * base_accepted, weight, new_accepted, weight).difference)
+
+
+def _standardised(base: _Run, new: _Run, j: int) -> tuple[Floats, Floats, Floats]:
+    """Accepted drafts of position j per conversation, baseline and new run, had both reached it `weight` times.
+
+    weight = n_b n_n / (n_b + n_n) for n_b and n_n steps that reach it (Mantel and Haenszel 1959, J. National Cancer
+    Institute 22, 719-748): the rates of a conversation are compared within it, each by what both runs tell of it.
+    """
+    reached = base.reached[j - 1], new.reached[j - 1]
+    total = reached[0] + reached[1]
+    weight = reached[0] * reached[1] / np.where(total > 0, total, 1)
+    base_accepted, new_accepted = (
+        weight * run.accepted[j - 1] / np.where(count > 0, count, 1)
+        for run, count in zip((base, new), reached, strict=True)
+    )
+    return base_accepted, new_accepted, weight
 
 
 def _adjust(p_values: Mapping[Test, float | None]) -> dict[Test, float | None]:
@@ -288,11 +344,11 @@ def _judge(
     if _significant(p_adjusted):
         tau_verdict = Verdict.fail
         failed.insert(0, f"tau lost {-(change.value or 0):.2f} %")
-    elif change.low is not None and change.low > -100 * margin:
-        tau_verdict, reason = Verdict.ok, f"the change of tau is at least {change.low:+.2f} %"
+    elif found.pass_bound is not None and found.pass_bound > -100 * margin and found.effective >= LEAST_EFFECTIVE:
+        tau_verdict, reason = Verdict.ok, f"the change of tau is at least {found.pass_bound:+.2f} %"
     else:
         tau_verdict = Verdict.inconclusive
-        needed, reason = _what_would_settle(change, margin, level)
+        needed, reason = _what_would_settle(found, margin, level)
     if failed:
         needed, reason = None, f"{', '.join(failed)}: more than the margin"
     return SuiteCheck(
@@ -301,11 +357,13 @@ def _judge(
         tau_verdict=tau_verdict,
         reason=reason,
         conversations=change.clusters,
+        effective=found.effective,
         only_base=found.only_base,
         only_new=found.only_new,
         base_tau=_ratio(found.base.tokens, found.base.steps),
         new_tau=_ratio(found.new.tokens, found.new.steps),
         change_percent=change.as_dict(),
+        pass_bound=found.pass_bound,
         p_value=found.p_tau,
         p_adjusted=p_adjusted,
         needed=needed,
@@ -320,7 +378,8 @@ def _positions(found: _Compared, adjusted: list[float | None]) -> list[PositionC
     for j, (margin, p, beyond) in enumerate(
         zip(found.position_margins, found.p_positions, _tokens_from(found.base), strict=True), start=1
     ):
-        base, new = (_ratio(run.accepted[j - 1], run.reached[j - 1]) for run in (found.base, found.new))
+        *accepted, weight = _standardised(found.base, found.new, j)
+        base, new = (_ratio(count, weight) for count in accepted)
         change = 100 * (new / base - 1) if base and new is not None else None
         rows.append(
             PositionCheck(
@@ -342,26 +401,40 @@ def _significant(p_value: float | None) -> bool:
     return p_value is not None and p_value <= LEVEL
 
 
-def _what_would_settle(change: Interval, margin: float, level: float) -> tuple[int | None, str]:
+def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[int | None, str]:
     """Conversations that would settle an inconclusive check if its estimate were the truth, and the words for it."""
-    if change.value is None or change.se is None:
+    change = found.change
+    if change.value is None or change.se is None or change.low is None:
         return None, cluster_warnings(change.clusters)[0]
     above = change.value + 100 * margin
-    spread = change.se * math.sqrt(change.clusters)
-    needed = conversations_needed(abs(above), spread, LEVEL if above > 0 else level)  # a pass stands alone
     bounds = f"the change of tau lies between {change.low:+.2f} and {change.high:+.2f} %"
+    if change.low > -100 * margin:  # what stands in the way of a pass is a loss that the sample may have missed
+        alike = f" that count as {found.effective:.0f}" if found.effective < change.clusters else ""
+        bounds += (
+            f", but {change.clusters} conversations{alike} are too few for a pass: a loss of {100 * margin:g} % that "
+            f"{100 * RARE:.0f} % of the prompts carry can look like that"
+        )
+    root = math.sqrt(change.clusters)
+    if above > 0:  # a pass stands alone, and allows for a rare loss
+        tested = max(change.se, _error_of_a_rare_loss(margin, found.effective))
+        needed = conversations_needed(above, change.se * root, LEVEL, tested * root)
+    else:
+        needed = conversations_needed(-above, change.se * root, level)
     if needed is None:
         return None, f"{bounds}, and its estimate so near the margin that no number of conversations would settle it"
+    if above > 0:
+        needed = max(needed, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
     needed = max(needed, change.clusters + 1)
     towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters
     return needed, (
         f"{bounds}: {more:,} more conversations of this spread, {needed:,} in all, would settle it in "
-        f"{100 * POWER:.0f} % of cases (as {towards}, if the change is {change.value:+.2f} %)"
+        f"{100 * POWER:.0f} % of cases (as {towards}, if the change is {change.value:+.2f} %); every further check "
+        f"adds its own {100 * LEVEL:.0f} % of wrong answers"
     )
 
 
 def _warnings(found: _Compared) -> list[str]:
-    lines = cluster_warnings(found.change.clusters)
+    lines = cluster_warnings(found.change.clusters, found.effective, found.change.share)
     if found.change.se is not None and found.change.se <= NO_SPREAD and abs(found.change.value or 0) > NO_SPREAD:
         lines.append("every conversation shows the same change: the bounds' zero width is no proof of certainty")
     if found.undrafted and found.change.clusters:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from speceval.errors import UserError
 from speceval.estimate.acceptance import FINISH_REASONS, PER_POSITION, _check, _request_index, drafted_steps
+from speceval.protocol import MOST_K
 from speceval.store import REQUEST
 
 
@@ -61,7 +62,7 @@ def check_counters(
         raise UserError(f"the engine's counters lack {', '.join(missing)}: record them with the run's statistics on")
     theirs, low = _named(counters), _named(least or {})
     high = None if least is not None and most is None else _named(most or {})
-    deepest = max(int(steps["accepted"].max()) if len(steps) else 0, len(counters[PER_POSITION]))
+    deepest = min(MOST_K, max(int(steps["accepted"].max()) if len(steps) else 0, len(counters[PER_POSITION])))
     ours |= {_position(j): int((steps["accepted"] >= j).sum()) for j in range(1, deepest + 1)}
     lines = []
     for name, own in ours.items():

@@ -90,12 +90,12 @@ EMPTY = pd.DataFrame({"accepted": [], "drafted": []}, dtype=float)
 
 
 def unrecorded(steps: pd.DataFrame) -> int:
-    """Steps without drafts or whose record is lost. Such a replay is no measurement.
+    """Steps with drafts whose record is lost. Such a replay is no measurement: they count as if nothing were accepted.
 
-    They count as if nothing had been accepted; and as nothing is ever accepted in a replay, a step without drafts looks
-    like one with drafts (`engines.align_steps`), so that records may lie beside the wrong steps.
+    A step without drafts has none to lose: it is one token, in a free run too.
     """
-    return int(steps["kept_1"].isna().sum()) if depth(steps) else len(steps)
+    drafts = steps["drafted"] > 0
+    return int((drafts & steps["kept_1"].isna()).sum()) if depth(steps) else int(drafts.sum())
 
 
 def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float = 0.95) -> dict[str, Any]:

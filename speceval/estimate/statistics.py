@@ -12,14 +12,16 @@ correction G/(G-1) (Cameron and Miller 2015, J. Human Resources 50(2), 317-372).
 
 (R - true R) / se is not Student t with G-1 degrees of freedom when a few conversations hold most of Σ y or
 the e_c are skewed. So the degrees of freedom are those of se² (`_degrees_of_freedom`) and the skewness is
-taken out by Hall's transformation (`_skewed_quantile`). What that is worth: docs/trust/how-sure.md. Nothing here
-knows what is being counted.
+taken out by Hall's transformation (`_skewed_quantile`). Differences between two runs rest on smaller terms with
+heavier tails, whose skewness is itself uncertain: there the wider of Hall's and Student's bound counts on each
+side, with no more degrees of freedom than the terms' own tails leave (`cautious`). What that is worth:
+docs/trust/how-sure.md. Nothing here knows what is being counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +35,15 @@ COVERS = (
     "(its turns, seeds and steps count as one cluster)."
 )
 
-TRUSTED_CLUSTERS = 20
-"""From here on 95 % intervals of every tau covered 93 to 97 % in every scenario of docs/trust/how-sure.md's table."""
+RARE = 0.08
+"""Share of the prompts that a small sample must not miss: a kind of prompt, or where a loss falls."""
+
+LEAST_EFFECTIVE = 36
+"""Effective conversations (`effective_clusters`) from which a share RARE of them is missed by fewer than 5 % of
+samples: (1 - 0.08)^36 = 0.0497. Below it no error rate holds (docs/trust/how-sure.md)."""
+
+LARGE_SHARE = 1 / 3
+"""Share of the variance from which one conversation is named."""
 
 NO_SPREAD = 1e-12
 """A standard error up to here, relative to the value, is rounding."""
@@ -54,6 +63,10 @@ class Interval:
     """Degrees of freedom of the Student t quantile: at most clusters - 1; 0 without an interval."""
     skew: float = 0.0
     """Skewness of the estimate (`Estimates.skew`)."""
+    share: float = 0.0
+    """Largest share of the variance that one cluster holds (`Estimates.share`)."""
+    cautious: bool = False
+    """Whether the bounds are those of a difference (`estimate_bounds`)."""
 
     def as_dict(self) -> dict[str, float | None]:
         """`value`, `low`, `high` and `se`, ready for JSON."""
@@ -90,18 +103,40 @@ class VarianceComponents:
     """Share of se² that more samples of the same clusters cannot remove, 0 to 1."""
 
 
-def cluster_warnings(clusters: int) -> list[str]:
-    """What to say about intervals that rest on this many clusters (empty: nothing)."""
+def effective_clusters(weights: ArrayLike) -> Floats:
+    """Number of equal clusters that say as much as these: (Σ w)² / Σ w² over the last axis.
+
+    weights: what each cluster holds, at least 0; without any weight they count as they are. Kish 1965, Survey Sampling.
+    """
+    w = np.asarray(weights, float)
+    squares = np.square(w).sum(-1)
+    return np.where(squares > 0, w.sum(-1) ** 2 / np.where(squares > 0, squares, 1), w.shape[-1])
+
+
+def cluster_warnings(clusters: int, effective: float | None = None, share: float = 0.0) -> list[str]:
+    """What to say about intervals that rest on this many clusters (empty: nothing).
+
+    effective: `effective_clusters` of the accepted tokens [default: all alike]; share: `Interval.share`.
+    """
     if clusters == 0:
         return ["nothing was measured: no step has drafts"]
     if clusters == 1:
         return ["one conversation: an interval needs at least two"]
-    if clusters < TRUSTED_CLUSTERS:
-        return [
-            f"only {clusters} conversations: below {TRUSTED_CLUSTERS} an interval can be too narrow (95 % ones covered "
-            "91 % with 10 and 90 % with 5 conversations in the hardest simulated case)"
-        ]
-    return []
+    effective = clusters if effective is None else min(effective, clusters)
+    found = []
+    if effective < LEAST_EFFECTIVE:
+        counted = (
+            f" that count as {effective:.0f}, since some accept far more than others" if effective < clusters else ""
+        )
+        found.append(
+            f"only {clusters} conversations{counted}: fewer than {LEAST_EFFECTIVE} can miss a kind of prompt that is "
+            f"{100 * RARE:.0f} % of them, so intervals can be too narrow and differences look too sure"
+        )
+    if share > LARGE_SHARE and clusters > 2:
+        found.append(
+            f"one conversation holds {100 * share:.0f} % of the variance: without it the result may be another"
+        )
+    return found
 
 
 class Estimates(NamedTuple):
@@ -117,6 +152,15 @@ class Estimates(NamedTuple):
     """Degrees of freedom of se²: clusters - 1 when all weigh the same, fewer when some outweigh the others."""
     skew: Floats
     """Σ e³ / (Σ e²)^1.5 of the linearised terms: the estimate's own skewness."""
+    df_terms: Floats
+    """Degrees of freedom of se² that the tails of the terms leave: 2 / (Σ e⁴ / (Σ e²)² - 1/G), at least 1."""
+    share: Floats
+    """Largest e² / Σ e²: the share of the variance that one cluster holds."""
+
+    @property
+    def cautious_df(self) -> Floats:
+        """The smaller of both degrees of freedom."""
+        return np.fmin(self.df, self.df_terms)
 
 
 def ratio_estimates(numerator: ArrayLike, denominator: ArrayLike) -> Estimates:
@@ -129,17 +173,21 @@ def ratio_estimates(numerator: ArrayLike, denominator: ArrayLike) -> Estimates:
     return _estimates(ratio, influence, weights)
 
 
-def estimate_bounds(estimates: Estimates, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def estimate_bounds(estimates: Estimates, confidence: float = 0.95, cautious: bool = False) -> tuple[Floats, Floats]:
     """Lower and upper bound, elementwise; raises ValueError when confidence is outside (0, 1).
+
+    cautious: on each side the wider of Hall's bound and of Student's, with `Estimates.cautious_df`.
 
     Hall 1992 (J. Royal Statistical Society B 54(1), 221-228): with a = `skew` and T = (estimate - truth) / se,
     g(T) = T + a T²/3 + a² T³/27 + a/6 has the skewness taken out; it is compared with Student t and inverted.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    quantile = stdtrit(estimates.df, (1 + confidence) / 2)
-    low, high = (_skewed_quantile(q, estimates.skew) * estimates.se for q in (quantile, -quantile))
-    return estimates.value - low, estimates.value - high
+    quantile = stdtrit(estimates.cautious_df if cautious else estimates.df, (1 + confidence) / 2)
+    low, high = (_skewed_quantile(q, estimates.skew) for q in (quantile, -quantile))
+    if cautious:
+        low, high = np.fmax(low, quantile), np.fmin(high, -quantile)
+    return estimates.value - low * estimates.se, estimates.value - high * estimates.se
 
 
 def effective_bounds(estimates: Estimates, trials: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
@@ -147,7 +195,7 @@ def effective_bounds(estimates: Estimates, trials: ArrayLike, confidence: float 
     p, n = estimates.value, np.asarray(trials, float)
     tail = (1 + confidence) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        shrink = (stdtrit(n - 1, tail) / stdtrit(estimates.df, tail)) ** 2
+        shrink = (stdtrit(n - 1, tail) / stdtrit(estimates.cautious_df, tail)) ** 2
         effective = np.minimum(n, p * (1 - p) / estimates.se**2 * shrink)
     effective = np.where((p <= 0) | (p >= 1), estimates.clusters, effective)
     successes, failures = p * effective, (1 - p) * effective
@@ -182,7 +230,8 @@ def proportion_interval(
 
     Korn and Graubard 1998 (Survey Methodology 24(2), 193-201): the clustered standard error is turned
     into an effective number of independent trials n* = p(1-p)/se², shrunk by (t_{n-1}/t_df)² and
-    capped at n; the interval is Clopper and Pearson's for p·n* successes of n*. Where every cluster has
+    capped at n; the interval is Clopper and Pearson's for p·n* successes of n*. df is `Estimates.cautious_df`: where
+    few clusters ever succeed, they alone tell the error. Where every cluster has
     rate 0 (or 1) se says nothing and each cluster counts as one trial. Shapes and errors as
     `ratio_interval`.
     """
@@ -191,32 +240,49 @@ def proportion_interval(
     return _interval(found, *effective_bounds(found, y.sum(), confidence))
 
 
-def paired_ratio_difference(
-    a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, confidence: float = 0.95
-) -> PairedDifference:
-    """R_b - R_a and 100 (R_b/R_a - 1); entry c of all four arrays, shape (G,), belongs to the same cluster.
+def paired_estimates(
+    a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, relative: bool
+) -> Estimates:
+    """R_b - R_a, or 100 (R_b/R_a - 1) if `relative`, over the last axis; entry c of all four belongs to one cluster.
 
     The clustered error is that of the difference of the two ratios' linearised terms e_c, so what a
     cluster has in common in both runs cancels: e_b - e_a for the difference, 100 (e_b - (R_b/R_a) e_a) /
-    R_a for the relative one (delta method; Cochran 1977, ch. 6, comparison of two ratios). The p-value is
-    that of the difference. Clusters without a denominator in either run are left out; the relative
-    difference has no value where R_a = 0. Raises ValueError when shapes differ or a denominator is negative.
+    R_a for the relative one (delta method; Cochran 1977, ch. 6, comparison of two ratios). Clusters without a
+    denominator in either run are left out; the relative difference is NaN or infinite where R_a = 0.
+    """
+    a_y, b_y = np.asarray(a_den, float), np.asarray(b_den, float)
+    both = (a_y > 0) & (b_y > 0)
+    ratio_a, influence_a, weights_a = _linearise(a_num, np.where(both, a_y, 0))
+    ratio_b, influence_b, weights_b = _linearise(b_num, np.where(both, b_y, 0))
+    weights = (weights_a + weights_b) / 2
+    if not relative:
+        return _estimates(ratio_b - ratio_a, influence_b - influence_a, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relation = (ratio_b / ratio_a)[..., None]
+        influence = 100 * (influence_b - relation * influence_a) / ratio_a[..., None]
+    return _estimates(100 * (relation[..., 0] - 1), influence, weights)
+
+
+def paired_ratio_difference(
+    a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, confidence: float = 0.95
+) -> PairedDifference:
+    """R_b - R_a and 100 (R_b/R_a - 1) (`paired_estimates`) with cautious bounds; all four arrays of shape (G,).
+
+    The p-value is that of the difference. The relative difference has no value where R_a = 0. Raises ValueError when
+    shapes differ or a denominator is negative.
     """
     a_x, a_y, b_x, b_y = _vectors(a_num, a_den, b_num, b_den)
-    both = (a_y > 0) & (b_y > 0)
-    ratio_a, influence_a, weights_a = _linearise(a_x, np.where(both, a_y, 0))
-    ratio_b, influence_b, weights_b = _linearise(b_x, np.where(both, b_y, 0))
 
-    def interval(value: Floats, influence: Floats) -> Interval:
-        found = _estimates(value, influence, (weights_a + weights_b) / 2)
-        return _interval(found, *estimate_bounds(found, confidence))
+    def interval(relative: bool) -> Interval:
+        found = paired_estimates(a_x, a_y, b_x, b_y, relative)
+        bounds = estimate_bounds(found, confidence, cautious=True)
+        return replace(_interval(found, *bounds), df=float(found.cautious_df), cautious=True)
 
-    difference = interval(ratio_b - ratio_a, influence_b - influence_a)
-    if ratio_a == 0:
+    difference = interval(relative=False)
+    if a_x[(a_y > 0) & (b_y > 0)].sum() == 0:
         relative = Interval(None, None, None, None, difference.clusters, 0.0)
     else:
-        relation = ratio_b / ratio_a
-        relative = interval(100 * (relation - 1), 100 * (influence_b - relation * influence_a) / ratio_a)
+        relative = interval(relative=True)
     return PairedDifference(difference, relative, _two_sided_p(difference))
 
 
@@ -258,16 +324,39 @@ def variance_components(numerator: ArrayLike, denominator: ArrayLike, cluster: A
     )
 
 
-def p_value_below(estimate: Interval, limit: float = 0.0) -> float | None:
+def tail(estimates: Estimates, limit: float = 0.0) -> Floats:
+    """One-sided p-value of "the truth is not below `limit`" of a difference, elementwise; goes with cautious bounds.
+
+    For "the truth is not above" give the negative estimates and limit (`mirrored`).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t: Floats = (estimates.value - limit) / estimates.se
+        found: Floats = stdtr(estimates.cautious_df, np.fmax(t, _without_skew(t, estimates.skew)))
+    return found
+
+
+def mirrored(estimates: Estimates) -> Estimates:
+    """The estimates of minus the quantity."""
+    return estimates._replace(value=-estimates.value, skew=-estimates.skew)
+
+
+def p_value_below(difference: Interval, limit: float = 0.0) -> float | None:
     """One-sided p-value of "the truth is not below `limit`", the one that goes with the interval's upper bound.
 
-    None when the clusters do not determine it; without any spread 0 below the limit and 1 elsewhere.
+    difference: of `paired_ratio_difference`. None when the clusters do not determine it; without any spread 0 below the
+    limit and 1 elsewhere.
     """
-    if estimate.value is None or estimate.se is None:
+    if difference.value is None or difference.se is None:
         return None
-    if _without_spread(estimate):
-        return 0.0 if estimate.value - limit < -NO_SPREAD else 1.0
-    return float(stdtr(estimate.df, _statistic(estimate, limit)))
+    if _without_spread(difference):
+        return 0.0 if difference.value - limit < -NO_SPREAD else 1.0
+    return float(tail(as_estimates(difference), limit))
+
+
+def as_estimates(interval: Interval) -> Estimates:
+    """The fields of an interval that has an error, for the functions that take arrays."""
+    fields = (interval.value, interval.se, interval.clusters, interval.df, interval.skew, np.inf, interval.share)
+    return Estimates(*(np.asarray(field, float) for field in fields))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -284,14 +373,18 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def detectable(estimate: Interval, level: float = 0.05, power: float = 0.8) -> float | None:
-    """Smallest true difference that one two-sided test at `level` finds with `power`, given the error of `estimate`.
+def detectable(difference: Interval, level: float = 0.05, power: float = 0.8) -> float | None:
+    """Smallest true difference that one two-sided test at `level` finds with `power`, given the error of `difference`.
 
-    (t_{df, 1 - level/2} + t_{df, power}) · se (Bloom 1995, Evaluation Review 19(5), 547-556); None without se.
+    (critical value + t_{df, power}) · se (Bloom 1995, Evaluation Review 19(5), 547-556), with the critical value of the
+    test in use on the side where it is larger; None without se.
     """
-    if estimate.se is None:
+    if difference.se is None:
         return None
-    return float((stdtrit(estimate.df, 1 - level / 2) + stdtrit(estimate.df, power)) * estimate.se)
+    none = as_estimates(difference)._replace(value=np.asarray(0.0))
+    low, high = estimate_bounds(none, 1 - level, cautious=True)
+    critical = float(np.maximum(-low, high))
+    return critical + float(stdtrit(np.float64(difference.df), power)) * float(difference.se)
 
 
 def _linearise(numerator: ArrayLike, denominator: ArrayLike) -> tuple[Floats, Floats, Floats]:
@@ -311,7 +404,10 @@ def _estimates(value: Floats, influence: Floats, weights: Floats) -> Estimates:
     with np.errstate(divide="ignore", invalid="ignore"):
         se = np.sqrt(clusters / (clusters - 1) * squares)
         skew = np.where(squares > 0, (influence**3).sum(-1) / squares**1.5, 0.0)
-    return Estimates(value, se, clusters, _degrees_of_freedom(weights), skew)
+        excess = (influence**4).sum(-1) / squares**2 - 1 / clusters
+        df_terms = np.where(excess > 0, np.fmax(2 / excess, 1.0), np.inf)
+        share = np.where(squares > 0, np.square(influence).max(-1, initial=0) / squares, 0.0)
+    return Estimates(value, se, clusters, _degrees_of_freedom(weights), skew, df_terms, share)
 
 
 def _degrees_of_freedom(weights: Floats) -> Floats:
@@ -327,11 +423,9 @@ def _degrees_of_freedom(weights: Floats) -> Floats:
     return np.where((weights > 0).sum(-1) > 1, np.fmax(found, 1.0), 0.0)
 
 
-def _statistic(estimate: Interval, limit: float) -> float:
-    """Hall's g(T) of T = (estimate - limit) / se: see `estimate_bounds`."""
-    assert estimate.value is not None and estimate.se is not None
-    t, a = (estimate.value - limit) / estimate.se, estimate.skew
-    return t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
+def _without_skew(t: Floats, skew: Floats) -> Floats:
+    """Hall's g(T): see `estimate_bounds`."""
+    return t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
 
 
 def _skewed_quantile(quantile: ArrayLike, skew: ArrayLike) -> Floats:
@@ -353,16 +447,17 @@ def _two_sided_p(estimate: Interval) -> float | None:
         return None
     if _without_spread(estimate):
         return 1.0 if abs(estimate.value) <= NO_SPREAD else None
-    return float(2 * stdtr(estimate.df, -abs(_statistic(estimate, 0.0))))
+    found = as_estimates(estimate)
+    return min(1.0, 2 * min(float(tail(found)), float(tail(mirrored(found)))))
 
 
 def _interval(estimates: Estimates, low: ArrayLike, high: ArrayLike) -> Interval:
     """Plain floats; None for what this many clusters leave undetermined."""
-    value, se, clusters, df, skew = (float(field) for field in estimates)
+    value, se, clusters, df, skew, _, share = (float(field) for field in estimates)
     count = int(clusters)
     if count < 2:
         return Interval(value if count else None, None, None, None, count, 0.0)
-    return Interval(value, float(np.asarray(low)), float(np.asarray(high)), se, count, df, skew)
+    return Interval(value, float(np.asarray(low)), float(np.asarray(high)), se, count, df, skew, share)
 
 
 def _vectors(*arrays: ArrayLike) -> list[Floats]:

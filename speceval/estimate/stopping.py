@@ -31,8 +31,8 @@ from scipy.special import ndtr, ndtri
 
 from speceval.estimate.statistics import (
     NO_SPREAD,
-    Estimates,
     Interval,
+    as_estimates,
     estimate_bounds,
     paired_ratio_difference,
     ratio_interval,
@@ -113,8 +113,7 @@ def relative_half_width(found: Interval, confidence: float, whole: float | None 
     unit = whole if whole is not None else found.value
     if found.value is None or found.se is None or not unit:
         return None
-    fields = (np.asarray(item, float) for item in (found.value, found.se, found.clusters, found.df, found.skew))
-    low, high = estimate_bounds(Estimates(*fields), confidence)
+    low, high = estimate_bounds(as_estimates(found), confidence, found.cautious)
     return float(high - low) / (2 * unit)
 
 

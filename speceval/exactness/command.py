@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from speceval.exactness.run import Settings, Tell, verify
+from speceval.exactness.run import LOG, STARTING, Settings, Tell, verify
 from speceval.exactness.verdict import Report
 from speceval.files import write_whole
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to, terminal
+from speceval.measure.starting import OneLine, Starting
 from speceval.store.schema import versioned
+from speceval.terminal import wrote
+
+if TYPE_CHECKING:
+    pass
 
 REFRESH = 5.0
 """Seconds between two lines of progress."""
@@ -32,11 +36,24 @@ def execute(settings: Settings, out: Path | None, progress: bool, **asked: Any) 
     directory = out or Path("results") / "verify" / job.spec.name
     if progress:
         with terminal() as console:
-            report = verify(job, settings, directory, teller(console), output_to)
+            starting = Starting(console, "the engine")
+            line = OneLine(console)
+            tell = teller(line, lambda: starting.begin(directory / LOG), starting.over)
+            try:
+                report = verify(job, settings, directory, tell, output_to)
+            finally:
+                starting.over()
+                line.clear()
     else:
         report = verify(job, settings, directory, lambda stage, done, total: None, output_to)
     write(report, directory)
+    if progress:
+        wrote(directory / "verify.json")
     return report
+
+
+def no_more() -> None:
+    """Do nothing."""
 
 
 def write(report: Report, directory: Path) -> None:
@@ -45,8 +62,11 @@ def write(report: Report, directory: Path) -> None:
     write_whole(directory / "verify.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def teller(console: Console) -> Tell:
-    """Progress on `console`: one line that is overwritten on a terminal, a line every few seconds elsewhere."""
+def teller(line: OneLine, begin: Callable[[], None] = no_more, over: Callable[[], None] = no_more) -> Tell:
+    """Progress in `line`: overwritten on a terminal, every few seconds a new one elsewhere.
+
+    begin, over: what is called when the engine starts, and at any other stage.
+    """
     last, stage_now, began = 0.0, "", time.monotonic()
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -54,11 +74,16 @@ def teller(console: Console) -> Tell:
         now = time.monotonic()
         if stage != stage_now:
             stage_now, began, last = stage, now, 0.0
-        elif now - last < (0.25 if console.is_terminal else REFRESH) and done < total:
+            line.clear()
+            (begin if stage == STARTING else over)()
+        elif now - last < (0.25 if line.over_written else REFRESH) and done < total:
             return
         last = now
         share = f" {done}/{total} continuations" if total > 1 else ""
         left = f", {(now - began) * (total - done) / done:.0f} s left" if 0 < done < total and total > 1 else ""
-        console.print(f"verify: {stage}{share}{left}", end="\r" if console.is_terminal else "\n", soft_wrap=True)
+        if not (stage == STARTING and line.over_written):
+            line.say(f"verify: {stage}{share}{left}", now=True)
+        if done >= total and total > 1:
+            line.clear()
 
     return tell

@@ -24,6 +24,9 @@ Mode = Literal["auto", "exact", "two-sample"]
 Tell = Callable[[str, int, int], None]
 """Told of progress: stage, done, and of how many."""
 
+LOG = "engine.log"
+STARTING = "starting the engine"
+"""A stage of a verification."""
 PROMPTS = ("The capital of", "Once upon a time there was a", "def add(a, b):\n    return")
 """Fixed prompts of different lengths, so that requests do not move in step."""
 LEAST_TOKENS = 8
@@ -81,7 +84,7 @@ def verify(
         raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
     job = launch.fetch(job)
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / "engine.log"
+    file = directory / LOG
     seconds = Stopwatch()
     with log(file):
         baseline = None
@@ -89,7 +92,7 @@ def verify(
             tell("drawing without speculation", 0, 1)
             baseline = _draw_alone(job, plan_for(job, settings, _encode(job, settings.prompts)), file)
             seconds.lap("baseline")
-        tell("starting the engine", 0, 1)
+        tell(STARTING, 0, 1)
         with closing(start_engine(job)) as engine:
             seconds.lap("start")
             return examine(engine, job, settings, tell, baseline, seconds)
@@ -121,7 +124,7 @@ def examine(
         checks = two_sample_checks(plan, found, baseline, alpha)
         kind = "two samples"
     seconds.lap("test")
-    counts = found.counts | {"steps_without_drafts": found.undrafted, "unrecorded": int(found.recorded is None)}
+    counts = found.counts | {"steps_without_drafts": found.undrafted}
     return Report(
         settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
         engine=facts.model_dump(),
@@ -131,6 +134,7 @@ def examine(
         alpha=alpha,
         bias=settings.bias,
         counts=counts,
+        rows_tested=found.recorded is not None,
         seconds=seconds.laps,
     )
 

@@ -34,6 +34,8 @@ STEPS = 4000
 """Steps tested at each temperature."""
 STEPS_PER_SAMPLE = 150
 """Steps that one sample of every prompt is sure to give; the rest of them goes to the books alone."""
+FIRST_SEED = 10_000
+"""Seeds of its own: vLLM's V2 runner draws by seed and position alone, so that runs of equal seeds share coins."""
 SUITE, MAX_TOKENS, BATCH = "demo", 64, 256
 
 
@@ -92,7 +94,7 @@ def prepare(
         temperature=temperature,
         suite_names=[SUITE],
         k=len(rates),
-        seeds=tuple(range(samples)),
+        seeds=tuple(range(FIRST_SEED, FIRST_SEED + samples)),
         max_tokens=MAX_TOKENS,
         record=False,
         out=directory / f"T{temperature:g}",

@@ -37,6 +37,8 @@ class Report(JupyterMixin):
     bias: float
     """The bias, as a total variation distance, that the run had to be able to see."""
     counts: dict[str, int]
+    rows_tested: bool = True
+    """Whether p, q and the verifier's decisions were recorded and tested too."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -120,6 +122,8 @@ def tables(report: Report) -> Any:
     """The report for a terminal (a rich renderable)."""
     from rich.console import Group
 
+    from speceval.fitting import Fitting
+
     settings, engine = report.settings, report.engine
     head = (
         f"{settings['target']} + {settings['draft']} ({engine['method']}, K={engine['k']}), "
@@ -131,8 +135,11 @@ def tables(report: Report) -> Any:
     notes = [f"patch missing: {line}" for line in report.missing]
     if report.untested:
         notes.append("too few draws to test: " + ", ".join(report.untested))
+    if not report.rows_tested:
+        notes.append("p, q and the decisions were not recorded: accepting and replacing were not tested row by row")
     notes += [f"{name.replace('_', ' ')}: {value}" for name, value in report.counts.items() if value]
-    return Group(head, _laws(laws, report.alpha), _events(others, report.alpha), *notes, report.line())
+    fitting = (Fitting(table, heads=2) for table in (_laws(laws, report.alpha), _events(others, report.alpha)))
+    return Group(head, *fitting, *notes, report.line())
 
 
 def _laws(checks: Sequence[Check], alpha: float) -> Any:
@@ -164,7 +171,7 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=box.SIMPLE, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < 2 else "right")
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 1)
     return table
 
 

@@ -40,9 +40,11 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         seeds=list(spec.seeds),
         limit=spec.limit,
         shuffle_seed=spec.shuffle_seed,
+        stratified=spec.stratified,
         engine=engine.facts(),
         replay=spec.replay,
         draft_args=spec.draft_args,
+        drafter=engine.drafter(),
         patches=sorted(patch.id for patch in patches),
         method_patches=sorted(patch.id for patch in patches if patch.bound),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,14 @@ def prepare(
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
     against: Path | None = None,
+    load: Callable[..., Suite] = suites.load,
     **fields: Any,
 ) -> Job:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
-    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `fields`
-    are the other fields of `RunSpec`. `out` is the run's directory, by default `results/<name of the spec>` or where
-    an earlier version put the same run.
+    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `load`
+    loads a suite, `fields` are the other fields of `RunSpec`. `out` is the run's directory, by default
+    `results/<name of the spec>` or where an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft, method)
@@ -82,7 +84,11 @@ def prepare(
         **fields,
     )
     _check_method(spec, pair.draft.method)
-    loaded = [suites.load(name, data_dir, spec.limit, spec.shuffle_seed) for name in spec.suites]
+    if spec.shard is not None and spec.until is not None:
+        raise UserError("--until: has no meaning with --shard, which knows its own part alone: leave one out")
+    if spec.stratified and spec.limit is None:
+        raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
+    loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed, spec.stratified) for name in spec.suites]
     if len({suite.name for suite in loaded}) < len(loaded):
         raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
     if reference is not None:

@@ -19,6 +19,7 @@ from speceval.measure.job import Job
 from speceval.measure.output import Watch
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
+from speceval.private import masked
 from speceval.store import Store, StoredRun, read_run
 from speceval.store.schema import RunMeta, Segment, differences
 
@@ -26,17 +27,28 @@ FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is 
 """Problem of every run with forced rates: whatever shows a run shows it."""
 
 
-def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[None]]) -> StoredRun:
+def own_engine(job: Job) -> AbstractContextManager[Engine]:
+    """An engine for one job alone."""
+    return closing(start_engine(job))
+
+
+def run(
+    job: Job,
+    watch: Watch,
+    log: Callable[[Path], AbstractContextManager[None]],
+    engine_for: Callable[[Job], AbstractContextManager[Engine]] = own_engine,
+) -> StoredRun:
     """Measure what the store does not hold yet and return the finished run.
 
-    `watch` shows progress; `log` sends the engine's own output to a file while its context is open.
+    `watch` shows progress; `log` sends the engine's own output to a file while its context is open; `engine_for` gives
+    the engine while its context is open.
     Raises `UserError`; an interrupt or a kill leaves a store that the same call resumes.
     """
     job = fetch(job)
     with (
         Store(job.directory) as store,
         log(job.directory / "engine.log"),
-        closing(start_engine(job)) as engine,
+        engine_for(job) as engine,
     ):
         check_engine(engine, job.spec)
         template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
@@ -44,9 +56,11 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         notes += effect.check(
             engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
         )
-        meta = _open_meta(store, job, engine, template, notes)
+        if job.spec.shard is not None:
+            notes.append(f"shard {job.spec.shard} of the conversations: `speceval merge` joins them")
+        meta = _open_meta(store, job, engine, template, notes + engine.notes())
         engine.warm_up()
-        planned = len(runner.plan(job.suites, job.spec.seeds))
+        planned = len(runner.plan(job.suites, job.spec))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
         goal = until.goal(job.spec, job.suites, job.against)
         looks = None if goal is None else until.Looks(goal, store)
@@ -65,6 +79,11 @@ def run(job: Job, watch: Watch, log: Callable[[Path], AbstractContextManager[Non
         meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts))
         if job.forced is not None:
             meta.problems.append(FORCED)
+        if store.cut_thoughts:
+            meta.notes.append(
+                f"{store.cut_thoughts} of {store.followed} follow-up turns come after a thought that was cut at "
+                "max_tokens: as with a server, nothing of it is in their prompts"
+            )
         meta.status = "inconsistent" if meta.problems else "complete"
         meta.finished = _now()
         if goal is not None:
@@ -110,18 +129,20 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
         status="running",
         created=_now(),
         command=[
-            part.encode(errors="backslashreplace").decode() for part in job.command or ("speceval", *sys.argv[1:])
+            masked(part.encode(errors="backslashreplace").decode())
+            for part in job.command or ("speceval", *sys.argv[1:])
         ],
         spec=job.spec,
         fingerprint=fingerprint,
         fingerprint_hash=fingerprint.hash,
-        conversations=len(runner.plan(job.suites, job.spec.seeds)),
+        conversations=len(runner.plan(job.suites, job.spec)),
         environment=environment(job.spec.engine),
         patches=engine.patches(),
         segments=[],
         problems=[],
         evidence=engine.evidence,
         notes=notes,
+        groups={suite.name: suite.groups for suite in job.suites if suite.groups},
     )
     store.write_meta(meta)
     return meta

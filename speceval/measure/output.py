@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from speceval.measure.runner import Progress
 from speceval.protocol import RunSpec
+from speceval.terminal import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Watch = Callable[[Progress, RunSpec], AbstractContextManager[Callable[[], None]]]
 """Makes a progress display: a context manager that yields a function to call after each engine step."""
@@ -28,10 +31,10 @@ def unwatched(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]
 def terminal() -> Iterator[Console]:
     """What standard error shows now, and goes on showing while the engine's output goes to a file."""
     if sys.stderr is not sys.__stderr__:  # a notebook's, or a caller's own: no descriptor
-        yield Console(file=sys.stderr, force_jupyter=False, force_terminal=False)
+        yield console(sys.stderr)
         return
     with os.fdopen(os.dup(2), "w") as own:
-        yield Console(file=own)
+        yield console(own)
 
 
 @contextmanager

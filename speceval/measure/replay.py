@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from speceval import catalog
-from speceval.catalog.methods import find
 from speceval.errors import UserError
+from speceval.estimate import baseline as baselines
 from speceval.estimate import books
+from speceval.estimate.baseline import Baseline, TextBaseline
 from speceval.estimate.replay import is_replay
-from speceval.protocol import digest, flag
+from speceval.protocol import UNWRITTEN, RunSpec, digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store.layout import Texts
+from speceval.store.tables import OutputLine
 
 INHERITED = (
     *(
         "suites",
         "limit",
+        "stratified",
         "shuffle_seed",
         "max_tokens",
         "seeds",
@@ -37,31 +40,50 @@ def source(run: StoredRun) -> dict[str, Any]:
     for fault, wrong in (
         ("is unfinished: finish it first", not run.complete),
         ("is a replay itself: name the run whose texts it used", is_replay(run)),
-        ("is at temperature 0, where every drafter gets the same text anyway", spec.temperature == 0),
         (f"has no {OUTPUTS}: the texts are gone, make the run again", not (run.directory / OUTPUTS).exists()),
     ):
         if wrong:
             raise UserError(f"--replay {run.directory}: {fault}")
-    found = texts(run.directory)
+    return _along(texts(run.directory), spec.model_dump(mode="json"))
+
+
+def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, Any]:
+    """The same from a baseline file that keeps texts. Raises `UserError` for one that does not, or is incomplete."""
+    if not isinstance(baseline, TextBaseline):
+        raise UserError(f"--replay {path}: keeps no texts: write it with `speceval baseline RUN --texts`")
+    if missing := [name for name in (*INHERITED, "target") if name not in {*baseline.asked, *UNWRITTEN}]:
+        raise UserError(f"--replay {path}: field 'asked' has no {missing[0]}: write the baseline again")
+    found = {(one.suite, one.conversation, one.seed, one.turn): tuple(one.token_ids) for one in baseline.texts}
+    along = _along(found, baseline.asked)
+    if along["replay"] != baseline.fingerprint.replay:
+        raise UserError(f"--replay {path}: its texts are not those that its numbers are of: write the baseline again")
+    return along
+
+
+def _along(found: Texts, asked: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: RunSpec.model_fields[name].get_default(call_default_factory=True) for name in UNWRITTEN}
+    whole = defaults | dict(asked)
     return {
         "texts": found,
         "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
-        **spec.model_dump(mode="json", include=set(INHERITED)),
+        **{name: whole[name] for name in INHERITED},
     }
 
 
 def inherited(
     run: Path, target: str, draft: str, given: Mapping[str, Any], method: str | None = None
 ) -> dict[str, Any]:
-    """`source` of the run below `run`, for a replay with another drafter. Raises `UserError`.
+    """`source` of the run below `run`, or of a baseline file, for a replay with another drafter. Raises `UserError`.
 
     `given`: the fields of `INHERITED` that the user named; what is not as the run has it is refused.
     """
-    stored = books.read(run)
-    fixed, name = source(stored), stored.meta.spec.target
+    if run.is_file():
+        kept = baselines.read(run)
+        fixed, name = source_of_file(kept, run), kept.asked["target"] if isinstance(kept, TextBaseline) else ""
+    else:
+        stored = books.read(run)
+        fixed, name = source(stored), stored.meta.spec.target
     pair = catalog.resolve(target, draft, method)
-    if pair.draft is not None and find(pair.draft.method).deterministic:
-        raise UserError(f"--draft {draft}: drafts in some steps only, which a replay cannot place: run it without")
     if pair.target.name != name:
         raise UserError(f"--target {target}: the texts of {run} are of {name}: name that target, or another run")
     for field, value in given.items():
@@ -76,5 +98,5 @@ def texts(directory: Path) -> Texts:
     """Token ids of every turn of a finished run."""
     return {
         (row["suite"], row["conversation"], row["seed"], row["turn"]): tuple(row["token_ids"])
-        for row in read_lines(directory / OUTPUTS)
+        for row in read_lines(directory / OUTPUTS, kind=OutputLine)
     }

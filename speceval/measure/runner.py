@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speceval import interrupts
 from speceval.engines.base import Engine, Finished, Sampling
-from speceval.measure import chat, interrupts
+from speceval.measure import chat, thoughts
 from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import RECORDED_COLUMNS, Counts, Key, Texts, pack
+from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, Counts, Key, Texts, pack
 from speceval.store.schema import Segment
 from speceval.suites import Conversation, Suite
 
@@ -55,7 +56,7 @@ class _Live:
         self.messages: list[chat.Message] = suite.opening(conversation)
         self.turns: list[dict[str, Any]] = []
         self.skipped: str | None = None
-        self._prompt_tokens = 0
+        self._prompt: list[int] = []
 
     @property
     def key(self) -> Key:
@@ -95,7 +96,7 @@ class _Live:
         seed = None
         if spec.temperature > 0:
             seed = request_seed(self.seed, self.suite.name, self.conversation.id, self.turn)
-        self._prompt_tokens = len(prompt)
+        self._prompt = prompt
         engine.submit(
             self.request_id, prompt, Sampling(spec.temperature, spec.top_p, spec.top_k, max_tokens, seed, text)
         )
@@ -104,21 +105,25 @@ class _Live:
     def request_id(self) -> str:
         return "\x1f".join((self.suite.name, self.conversation.id, str(self.seed)))
 
-    def receive(self, result: Finished, tokenizer: Any, answer_marker: str | None, kind: str) -> None:
+    def receive(
+        self, result: Finished, tokenizer: Any, answer_marker: str | None, marks: thoughts.Marks, kind: str
+    ) -> None:
         """Take a finished turn; its visible answer becomes part of the conversation. `kind`: of what is recorded."""
-        answer = chat.visible_answer(tokenizer, result.token_ids, answer_marker)
+        answer, cut = chat.visible_answer(tokenizer, result.token_ids, answer_marker, marks, self._prompt)
+        whole = answer_marker is None and not cut and not marks.end.intersection(result.token_ids)
         self.turns.append(
             {
                 "turn": self.turn,
                 "user": self.messages[-1]["content"],
-                "output": answer if answer_marker is None else tokenizer.decode(result.token_ids),
+                "output": answer if whole else tokenizer.decode(result.token_ids),
                 "token_ids": result.token_ids,
-                "prompt_tokens": self._prompt_tokens,
+                "prompt_tokens": len(self._prompt),
                 "cached_tokens": result.cached_tokens,
                 "padded_steps": result.padded_steps,
                 "finish_reason": result.finish_reason,
                 "stop_reason": result.stop_reason,
                 "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],
+                **({CUT_THOUGHT: True} if cut else {}),
                 **_packed(result, kind),
             }
         )
@@ -144,11 +149,17 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
 
 
 def plan(
-    suites: Iterable[Suite], seeds: Iterable[int], by_conversation: bool = False
+    suites: Iterable[Suite], spec: RunSpec, by_conversation: bool = False
 ) -> list[tuple[Suite, Conversation, int]]:
-    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together."""
-    seeds, suites = tuple(seeds), tuple(suites)
+    """Every conversation of the run, in order: seed by seed, or suite by suite with a conversation's seeds together.
+
+    Of a shard i/n: every n-th conversation from the i-th on, with all its seeds.
+    """
+    seeds = spec.seeds
     conversations = [(suite, conversation) for suite in suites for conversation in suite.conversations]
+    if spec.shard is not None:
+        number, count = map(int, spec.shard.split("/"))
+        conversations = conversations[number - 1 :: count]
     if by_conversation:
         return [(*conversation, seed) for conversation in conversations for seed in seeds]
     return [(*conversation, seed) for seed in seeds for conversation in conversations]
@@ -184,11 +195,12 @@ def measure(
     known of this stretch, when it begins and again when it is over, however it ends.
     Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
     """
-    due = [_Live(*item) for item in plan(suites, spec.seeds, by_conversation=looks is not None)]
+    due = [_Live(*item) for item in plan(suites, spec, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
     active: dict[str, _Live] = {}
     stretch = Stretch(engine, store)
+    marks, kind = thoughts.marks(engine.tokenizer), "recorded" if texts is None else "kept"
 
     def closed(live: _Live) -> bool:
         return looks is not None and live.suite.name in looks.closed
@@ -221,7 +233,7 @@ def measure(
         progress.tokens += committed
         lives = [active[result.request_id] for result in finished]
         for live, result in zip(lives, finished, strict=True):
-            live.receive(result, engine.tokenizer, template.answer_marker, "recorded" if texts is None else "kept")
+            live.receive(result, engine.tokenizer, template.answer_marker, marks, kind)
         for live in lives:
             advance(live)
         changed()
@@ -237,13 +249,13 @@ def measure(
                 if active:
                     step()
                 if interrupt.requested:
-                    raise KeyboardInterrupt
+                    interrupt.raise_()
         except BaseException as error:
             between_steps = isinstance(error, KeyboardInterrupt) and interrupt.between_steps
             with suppress(OSError):  # a full disk, say, which is being reported already
                 keep(stretch.interrupted(unfinished_turns(), spec.k, between_steps))
             if interrupt.requested and isinstance(error, Exception):
-                raise KeyboardInterrupt from error  # the engine's own processes were interrupted too
+                interrupt.raise_()  # the engine's own processes were interrupted too
             raise
     keep(ended := stretch.ended())
     return ended

@@ -30,6 +30,7 @@ def order(job: Job) -> Order:
         seed=spec.seeds[0],
         prefix_caching=spec.prefix_caching,
         trust_remote_code=spec.trust_remote_code,
+        runner=spec.runner,
         draft_args=spec.draft_args,
         engine_args=spec.engine_args,
         # Other rejection methods do not accept with probability r_j.
@@ -59,6 +60,8 @@ def check_engine(engine: Engine, spec: RunSpec) -> None:
 def check_settings(facts: Facts, spec: RunSpec) -> None:
     """Compare the engine's resolved settings with what was asked; raises `UserError` naming the first that differs."""
     asked: dict[str, Any] = {"k": spec.k, "prefix_caching": spec.prefix_caching}
+    if spec.runner is not None:
+        asked["runner"] = spec.runner.upper()
     if facts.generation_config is not None:
         asked["generation_config"] = "vllm"
     if spec.drafting != "deterministic":

@@ -60,7 +60,10 @@ def measure(job: Job, batches: Sequence[int], log: Path) -> Speedup:
     result = log.with_name("speedup.json")
     worker = multiprocessing.get_context("spawn").Process(target=_work, args=(job, tuple(batches), log, result))
     worker.start()
-    worker.join()
+    try:
+        worker.join()
+    finally:
+        worker.kill()  # an interrupt: Python would wait for it at its own end
     if not result.exists():
         raise UserError(f"--speedup: timing failed, {log} says why; the run itself is stored")
     timings = [Timing(**timing) for timing in json.loads(result.read_text())]

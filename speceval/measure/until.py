@@ -205,7 +205,7 @@ def check_against(against: StoredRun, fingerprint: Fingerprint) -> None:
     fix their prompts.
     """
     sizes = (f"suites.{suite}.conversations" for suite in fingerprint.suites)
-    ignore = ("limit", "shuffle_seed", "prompts", *sizes)
+    ignore = ("limit", "stratified", "shuffle_seed", "prompts", *sizes)
     require_comparable([against.meta.fingerprint, fingerprint], ignore=ignore)
 
 

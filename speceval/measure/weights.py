@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from speceval.catalog.config import REMARKS
 from speceval.measure.digests import ends_digest, file_digest
 
 WHOLE_LIMIT = 8 << 30
@@ -29,8 +30,6 @@ _TOKENIZER = (
     "tekken.json",
 )
 _TEMPLATE = ("chat_template*", "additional_chat_templates/*")
-_REMARKS = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
-"""Fields of a config.json that no engine goes by."""
 
 
 def weights_hash(checkpoint: str, revision: str | None = None) -> str:
@@ -93,7 +92,7 @@ def _said(path: Path, without: str) -> str:
     content = _read(path) if path.stem.endswith(("config", "map")) else None
     if not isinstance(content, dict):
         return file_digest(path)
-    return json.dumps({k: v for k, v in content.items() if k not in _REMARKS and k != without}, sort_keys=True)
+    return json.dumps({k: v for k, v in content.items() if k not in REMARKS and k != without}, sort_keys=True)
 
 
 def _read(path: Path) -> object:
@@ -117,5 +116,5 @@ def _cached_commit(model: str, revision: str | None) -> str:
     folder = _folder(model)
     reference = folder / "refs" / (revision or "main")
     if reference.is_file():
-        return reference.read_text().strip()
+        return reference.read_text(errors="replace").strip()
     return revision if revision and (folder / "snapshots" / revision).is_dir() else "unknown"

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speceval.estimate.statistics import COVERS
+from speceval.fitting import Fitting
 from speceval.show.tables import plus_minus
 
 LEVEL = 0.05
@@ -19,14 +20,14 @@ def comparison_tables(found: dict[str, Any]) -> RenderableType:
     suites = list(dict.fromkeys(row["suite"] for row in found["comparisons"]))
     rows = {suite: [row for row in found["comparisons"] if row["suite"] == suite] for suite in suites}
     positions = [_positions(suite, rows[suite], found["runs"]) for suite in suites]
-    return Group(_lengths(rows, found["runs"]), *positions, *(Text(line) for line in _notes(found)))
+    return Group(Fitting(_lengths(rows, found["runs"]), heads=2), *positions, *(Text(line) for line in _notes(found)))
 
 
 def _lengths(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> Table:
     """A line for each suite and run, with a second one for the Rao-Blackwell estimates where both runs have them."""
     table = Table(title=Text(f"against {_label(runs[0])}"), title_justify="left")
     for heading in ("suite", "run", "tau a", "tau b", "Δtau", "Δ%", "p", "p (Holm)", "could have seen"):
-        table.add_column(heading, justify="left" if heading in ("suite", "run") else "right")
+        table.add_column(heading, justify="left" if heading in ("suite", "run") else "right", no_wrap=True)
     for suite, compared in rows.items():
         for row in compared:
             name = suite if row is compared[0] else ""
@@ -49,15 +50,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _positions(suite: str, compared: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Table:
+def _positions(suite: str, compared: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Fitting:
     title = Text(f"{suite}: P(position j accepted), run b - run a")
     table = Table("position", title=title, title_justify="left")
     for row in compared:
-        table.add_column(Text(_label(runs[row["run"] - 1])), justify="right")
+        table.add_column(Text(_label(runs[row["run"] - 1])), justify="right", no_wrap=True)
     for j in range(max(len(row["positions"]) for row in compared)):
         cells = (_rate(row["positions"][j]) if j < len(row["positions"]) else "" for row in compared)
         table.add_row(str(j + 1), *cells)
-    return table
+    return Fitting(table, by="columns")
 
 
 def _rate(position: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -23,11 +22,11 @@ def explanation_tables(found: dict[str, Any]) -> RenderableType:
 
 def _table(suite: str, shown: dict[str, Any]) -> Table:
     tau = "n/a" if shown["tau"] is None else f"{shown['tau']:.4f}"
-    table = Table(title=escape(f"{suite}: tau {tau}"), title_justify="left", show_lines=True)
-    table.add_column("tool", ratio=3)
+    table = Table(title=Text(f"{suite}: tau {tau}"), title_justify="left", show_lines=True)
+    table.add_column("tool", ratio=3, overflow="fold")
     table.add_column("prints", justify="right", no_wrap=True)
     table.add_column("- tau", justify="right", no_wrap=True)
-    table.add_column("why", ratio=8)
+    table.add_column("why", ratio=8, overflow="fold")
     for row in shown["tools"]:
         value, difference = row["value"], row["difference"]
         lines = [row["reason"]]
@@ -35,10 +34,10 @@ def _table(suite: str, shown: dict[str, Any]) -> Table:
             rates = " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["positions"])
             lines.append(f"positions: {rates} ({row['positions_are']})")
         table.add_row(
-            escape(f"{row['tool']}: {row['quantity']}"),
+            Text(f"{row['tool']}: {row['quantity']}"),
             "n/a" if value is None else f"{value:.4f}",
             "n/a" if difference is None else f"{difference:+.4f}",
-            escape("\n".join(lines)),
+            Text("\n".join(lines)),
         )
     return table
 

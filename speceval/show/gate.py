@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,15 +12,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from speceval.estimate.baseline import Baseline
-from speceval.estimate.gate import LEVEL, Check, PositionCheck, SuiteCheck, Verdict
-from speceval.show.render import clean
+from speceval.estimate.baseline import Baseline, TextBaseline
+from speceval.estimate.gate import EXIT_CODES, LEVEL, Check, PositionCheck, SuiteCheck, Verdict
+from speceval.estimate.texts import Place, SuiteTexts, TextsCheck
+from speceval.fitting import Fitting
+from speceval.terminal import LONGEST_LINE as WHOLE
+from speceval.terminal import clean
 
 STYLES = {Verdict.ok: "bold green", Verdict.fail: "bold red", Verdict.inconclusive: "bold yellow"}
 SYMBOLS = {Verdict.ok: "✅", Verdict.fail: "❌", Verdict.inconclusive: "❔"}
-
-WHOLE = 10_000
-"""Characters of a line that are kept: all of any that makes sense."""
 
 HEADINGS = ("suite", "verdict", "tau, baseline", "tau, run", "change, %", "bounds, %", "conversations")
 POSITION_HEADINGS = ("suite", "position", "baseline", "run", "change, %", "in % of tau", "may lose, %", "adjusted p")
@@ -36,10 +36,14 @@ class Report:
     """A check with what was compared. A terminal (rich) and a notebook show its tables."""
 
     check: Check
-    base: Baseline
-    new: Baseline
+    base: Baseline | TextBaseline
+    new: Baseline | TextBaseline
     allowed: list[str]
     """Differences between the protocols that were let through."""
+    texts: TextsCheck | None = None
+    """Of two replays of the same texts: the answer on these, which is exact. `check` is then on prompts like these."""
+    around: dict[tuple[str, Place], str] = field(default_factory=dict)
+    """The text near each place that `texts` names."""
 
     @property
     def same_weights(self) -> bool:
@@ -48,13 +52,15 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the suites' verdicts."""
-        return self.check.verdict
+        """The worst of the suites' verdicts; of replays never inconclusive: fail where either part does."""
+        if self.texts is None:
+            return self.check.verdict
+        return Verdict.fail if Verdict.fail in (self.texts.verdict, self.check.verdict) else Verdict.ok
 
     @property
     def exit_code(self) -> int:
         """0 pass, 1 fail, 2 inconclusive."""
-        return self.check.exit_code
+        return EXIT_CODES[self.verdict]
 
     @property
     def suites(self) -> list[SuiteCheck]:
@@ -78,7 +84,9 @@ class Report:
         """One JSON-ready object."""
         return {
             **self.check.as_json(),
-            "exit_code": self.check.exit_code,
+            "verdict": str(self.verdict),
+            **({} if self.texts is None else {"on_these_texts": self.texts.as_json()}),
+            "exit_code": self.exit_code,
             "run": _source(self.new),
             "baseline": _source(self.base),
             "same_draft_weights": self.same_weights,
@@ -89,30 +97,30 @@ class Report:
 def terminal(report: Report) -> RenderableType:
     """Tables, the reason of each verdict, and what a reader must know to trust it."""
     tables = []
-    for headings, rows in (
-        (HEADINGS, [_suite_cells(suite) for suite in report.check.suites]),
-        (POSITION_HEADINGS, list(_position_rows(report.check))),
+    for headings, heads, rows in (
+        (HEADINGS, 2, [_suite_cells(suite) for suite in report.check.suites]),
+        (POSITION_HEADINGS, 2, list(_position_rows(report.check))),
     ):
         table = Table()
         for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number == 0 else "right")
+            table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(clean(cell)) for cell in row))
-        tables.append(table)
-    verdict = report.check.verdict
+        tables.append(Fitting(table, heads=heads))
+    verdict = report.verdict
     title = Text.assemble((str(verdict).upper(), STYLES[verdict]), f" at a margin of {report.check.margin_percent:g} %")
-    return Group(title, *tables, *(Text(line) for line in (*_reasons(report.check), *_notes(report))))
+    return Group(title, *tables, *(Text(line) for line in (*_reasons(report), *_notes(report))))
 
 
 def markdown(report: Report) -> str:
     """A summary for a pull request or a job's page (GitHub's Markdown); everything from users is escaped."""
     check = report.check
     lines = [
-        f"### {SYMBOLS[check.verdict]} Acceptance length: {check.verdict} at a margin of {check.margin_percent:g} %",
+        f"### {SYMBOLS[report.verdict]} Acceptance length: {report.verdict} at a margin of {check.margin_percent:g} %",
         "",
         *_markdown_table(HEADINGS, [_suite_cells(suite) for suite in check.suites]),
         "",
-        *(f"- {_escape(line)}" for line in _reasons(check)),
+        *(f"- {_escape(line)}" for line in _reasons(report)),
         "",
         "<details><summary>Positions</summary>",
         "",
@@ -134,6 +142,9 @@ def junit(report: Report) -> bytes:
     root = ElementTree.Element("testsuites", name="speceval check")
     for suite in report.check.suites:
         cases = [_case(suite, "tau", suite.tau_verdict, suite.reason)]
+        for on_texts in report.texts.suites if report.texts else ():
+            if on_texts.suite == suite.suite:
+                cases.append(_case(suite, "tau on these texts", on_texts.verdict, _on_texts(on_texts)))
         cases += [
             _case(suite, f"position {row.position}", _position_verdict(row), _said(row)) for row in suite.positions
         ]
@@ -210,8 +221,37 @@ def _position_rows(check: Check) -> Iterator[list[str]]:
             ]
 
 
-def _reasons(check: Check) -> list[str]:
-    return [f"{clean(suite.suite)}: {suite.verdict}: {suite.reason}." for suite in check.suites]
+def _reasons(report: Report) -> list[str]:
+    lines = []
+    for on_texts in report.texts.suites if report.texts else ():
+        lines.append(f"{clean(on_texts.suite)}, on these texts: {on_texts.verdict}: {_on_texts(on_texts)}.")
+        if on_texts.verdict is Verdict.fail:
+            lines += _lost(on_texts, report.around)
+    where = ", on prompts like these" if report.texts else ""
+    return [*lines, *(f"{clean(suite.suite)}{where}: {suite.verdict}: {suite.reason}." for suite in report.suites)]
+
+
+def _on_texts(suite: SuiteTexts) -> str:
+    if suite.tolerance_percent is None:
+        tolerance = "rounding was not measured (`speceval baseline --again`)"
+    else:
+        tolerance = f"rounding changes it by {suite.tolerance_percent:.2g} %"
+    return (
+        f"tau committed {suite.base_tau:.4f} became {suite.new_tau:.4f}, {suite.change_percent:+.4f} % on "
+        f"{suite.texts:,} texts, exactly; {tolerance}"
+    )
+
+
+def _lost(suite: SuiteTexts, around: dict[tuple[str, Place], str]) -> Iterator[str]:
+    """Where most was lost: conversations, then places with the text near them."""
+    for conversation, percent in suite.conversations:
+        yield clean(f"{suite.suite}, {conversation}: needs {percent:.2f} % more steps")
+    for place in suite.places:
+        near = around.get((suite.suite, place))
+        yield clean(
+            f"{suite.suite}, {place.conversation}, seed {place.seed}, turn {place.turn}, token {place.token}: "
+            f"{place.lost:.2f} accepted tokens fewer{'' if near is None else f', near {near!r}'}"
+        )
 
 
 def _notes(report: Report) -> list[str]:
@@ -231,7 +271,7 @@ def _notes(report: Report) -> list[str]:
     return [clean(line, WHOLE) for line in lines]
 
 
-def _source(baseline: Baseline) -> dict[str, Any]:
+def _source(baseline: Baseline | TextBaseline) -> dict[str, Any]:
     return {
         "name": baseline.run,
         "created": baseline.created,

@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from speceval import engines
+from speceval.fitting import Fitting
 from speceval.measure.fingerprint import versions
+
+HEADS = {"targets": 1, "drafters": 2}
+"""Listings with long cells -> the columns that name a row."""
 
 
 def show(what: str, root: Path) -> RenderableType:
     """A listing for people; `root` is where runs are looked for."""
     listed = rows(what, root)
-    return _blocks(listed) if what == "patches" else table(listed)
+    if what == "patches":
+        return _blocks(listed)
+    return Fitting(table(listed), "rows", heads=HEADS[what]) if what in HEADS else Fitting(table(listed), "lines")
 
 
 def rows(what: str, root: Path) -> list[dict[str, str]]:
@@ -51,9 +57,12 @@ def _blocks(patches: list[dict[str, str]]) -> Group:
 
 
 def _runs(root: Path) -> list[dict[str, str]]:
-    """The runs stored below `root`, newest first."""
-    from speceval.store import list_runs
+    """The runs stored below `root`, newest first, then those that cannot be read."""
+    from speceval.store.read import runs_below
 
+    runs, unreadable = runs_below(root)
+    runs.sort(key=lambda run: run[1].created, reverse=True)
+    broken = dict.fromkeys(("target", "draft", "T", "drafting", "suites"), "")
     return [
         {
             "run": str(directory),
@@ -63,9 +72,12 @@ def _runs(root: Path) -> list[dict[str, str]]:
             "drafting": meta.spec.drafting,
             "suites": ", ".join(meta.spec.suites),
             "status": meta.status,
-            "created": meta.created,
+            "created": meta.created[:16].replace("T", " "),
         }
-        for directory, meta in list_runs(root)
+        for directory, meta in runs
+    ] + [
+        {"run": str(directory), **broken, "status": f"unreadable: {reason}", "created": ""}
+        for directory, reason in unreadable.items()
     ]
 
 

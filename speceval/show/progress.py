@@ -18,13 +18,18 @@ REFRESH = 0.5
 """Seconds between two updates of the display."""
 PLAIN_REFRESH = 10.0
 """Seconds between two lines when the output is no terminal."""
+WIDE = 110
+"""Columns of a terminal that has room for a bar."""
 MOST_OFTEN = 50
 """Time between two updates, at least, for each second that one takes: tau of 100,000 conversations takes a while."""
 
 
-def watcher(console: Console) -> Watch:
-    """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere."""
-    return _bar(console) if console.is_terminal else _lines(console)
+def watcher(console: Console, place: str = "") -> Watch:
+    """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere.
+
+    place: where the run is among others, "[3/40] ".
+    """
+    return _bar(console, place) if console.is_terminal else _lines(console, place)
 
 
 def running_tau(progress: Progress) -> str:
@@ -50,14 +55,15 @@ def _status(progress: Progress) -> str:
     return f"{speed:,.0f} tokens/s  {running_tau(progress)}"
 
 
-def _bar(console: Console) -> Watch:
+def _bar(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
+        wide = console.width >= WIDE
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            *((BarColumn(),) if wide else ()),
             MofNCompleteColumn(),
-            TextColumn("conversations  {task.fields[status]}"),
+            TextColumn(f"{'conversations  ' if wide else ''}{{task.fields[status]}}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -65,7 +71,7 @@ def _bar(console: Console) -> Watch:
         # Refreshed by hand: a refresh thread would take the engine's time.
         with Bar(*columns, console=console, auto_refresh=False) as bar:
             task = bar.add_task(
-                f"{spec.draft} T={spec.temperature:g}",
+                f"{place}{spec.draft} T={spec.temperature:g}",
                 total=progress.conversations,
                 completed=progress.done,
                 status="",
@@ -87,13 +93,13 @@ def _bar(console: Console) -> Watch:
     return watch
 
 
-def _lines(console: Console) -> Watch:
+def _lines(console: Console, place: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         def show() -> None:
             console.print(
-                f"{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} conversations, "
-                f"{_status(progress)}",
+                f"{place}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
+                f"conversations, {_status(progress)}",
                 soft_wrap=True,
             )
 

@@ -15,8 +15,10 @@ from pydantic import Field, ValidationError
 from speceval.catalog.methods import default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 from speceval.paths import data_directory
+from speceval.protocol import RunSpec
 from speceval.store.schema import RunMeta
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
@@ -117,16 +119,24 @@ def load(directory: Path | None = None) -> Publication:
 
 
 def repeated(meta: RunMeta, suite: str) -> Figure | None:
-    """The published figure that a run's suite repeats, None if there is none.
+    """The published figure that a run's suite repeats, None if there is none: `figure_of`, and its data are the
+    benchmark's own.
+    """
+    figure = figure_of(meta.spec, suite)
+    return figure if figure is not None and _is_benchmark(meta, suite) else None
+
+
+def figure_of(spec: RunSpec, suite: str) -> Figure | None:
+    """The published figure that a request repeats on a suite, None if there is none.
 
     It repeats one when the catalog says which row of the source its drafter is, and target, K
     and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 (as the source's were), and
-    the suite is the benchmark itself.
+    the suite is called as the benchmark.
     """
-    spec, publication = meta.spec, load()
+    publication = load()
     target = load_entries().get(spec.target)
     drafter = target.drafters.get(spec.draft) if target else None
-    if drafter is None or suite not in publication.suites or not _is_benchmark(meta, suite):
+    if drafter is None or suite not in publication.suites:
         return None
     if (spec.top_p, spec.top_k) != (1, 0):
         return None
@@ -150,13 +160,17 @@ def _is_benchmark(meta: RunMeta, suite: str) -> bool:
 
 
 def _read_figures(path: Path) -> list[Figure]:
-    with path.open(newline="", encoding="utf-8") as lines:
-        figures: dict[tuple[Any, ...], Figure] = {}
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            try:
-                figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
-            except ValidationError as error:
-                raise UserError(f"{path}: line {number}: {first_error(error)}") from None
-            if figures.setdefault(figure.place, figure) is not figure:
-                raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not CSV: {error}") from None
+    figures: dict[tuple[Any, ...], Figure] = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            figure = Figure.model_validate(row | {"speedup": row.get("speedup") or None})
+        except ValidationError as error:
+            raise UserError(f"{path}: line {number}: {first_error(error)}") from None
+        if figures.setdefault(figure.place, figure) is not figure:
+            raise UserError(f"{path}: line {number}: a second figure for {', '.join(map(str, figure.place))}")
     return list(figures.values())

@@ -1,4 +1,4 @@
-"""`layouts.form.Table` as Markdown, CSV, LaTeX (booktabs), HTML and JSON.
+"""`layouts.form.Table` on a terminal, and as Markdown, CSV, LaTeX (booktabs), HTML and JSON.
 
 Names come from users: every renderer escapes them, and strips what could steer a terminal or reorder a line.
 """
@@ -14,46 +14,27 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
+from rich import box
 from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table as Drawn
+from rich.text import Text
 
+from speceval.fitting import Fitting
 from speceval.show.layouts.form import FIELDS, Cell, Column, Row, Table
 from speceval.store.schema import versioned
+from speceval.terminal import LONGEST, clean
 
-LONGEST = 80
-"""Characters of a label that are shown."""
 LONGEST_NOTE = 1000
 """Characters of a line below a table that are shown."""
 LONGEST_FIELD = 10_000
 """Characters of a field in csv, whose readers have limits; json keeps the whole."""
 
-SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # control sequences: colours, cursor
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # strings: titles, links
-    r"|\x1b[ -/]*[0-~]"
-)
-"""What a terminal obeys (ECMA-48)."""
-
-JOINER = "\u200d"
-"""Binds emoji together; the one format character that is kept."""
-
-
-def clean(text: str, longest: int = LONGEST) -> str:
-    """`text` as one harmless line: no control sequences, control, format or bidirectional control characters.
-
-    Letters of every script stay. Cut to `longest` characters, with an ellipsis.
-    """
-    text = unicodedata.normalize("NFC", SEQUENCES.sub("", text))
-    text = " ".join(text.split())
-    text = text[: 10 * longest]  # a megabyte costs nothing where a line of it is shown
-    kept = "".join(c for c in text if c == JOINER or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
-
-
 # ---------------------------------------------------------------------------------------------------- Markdown
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table, padded so that it reads in a terminal too; sections are the first column."""
+    """A GitHub table, padded so that its source reads too; sections are the first column."""
     columns, rows = _with_sections(table)
     marks = table.footnotes
     headings = [" ".join(part for part in column.headings if part) for column in columns]
@@ -88,6 +69,31 @@ def _markdown_cell(cell: Cell, marks: dict[str, str]) -> str:
     text = clean(cell.text) if cell.facts else _markdown_text(cell.text)
     text = f"**{text}**" if cell.bold and text else text
     return text + "".join(f" ({marks[note]})" for note in cell.notes)
+
+
+# ---------------------------------------------------------------------------------------------------- terminal
+
+
+def terminal(table: Table) -> RenderableType:
+    """As a terminal of any width shows it."""
+    columns, rows = _with_sections(table)
+    marks = table.footnotes
+    shown = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        heading = " ".join(part for part in column.headings if part)
+        shown.add_column(Text(clean(heading)), justify=column.align, no_wrap=True)
+    for row in rows:
+        shown.add_row(*(_terminal_cell(cell, marks) for cell in row))
+    heads = next((number for number, column in enumerate(columns) if column.align == "right"), len(columns))
+    below = [clean(note, LONGEST_NOTE) for note in table.notes]
+    below += [f"({mark}) {clean(text, LONGEST_NOTE)}" for text, mark in marks.items()]
+    title = Text(clean(table.caption, LONGEST_NOTE), style="bold")
+    return Group(title, Fitting(shown, heads=max(heads, 1)), *(Text(line) for line in below))
+
+
+def _terminal_cell(cell: Cell, marks: dict[str, str]) -> Text:
+    text = clean(cell.text) + "".join(f" ({marks[note]})" for note in cell.notes)
+    return Text(text, style="bold" if cell.bold else "")
 
 
 # -------------------------------------------------------------------------------------------------------- HTML
@@ -234,8 +240,18 @@ def csv_text(table: Table) -> str:
     writer.writeheader()
     for record in table.records:
         shown = record | {"footnotes": " / ".join(record["footnotes"])}
-        writer.writerow({name: clean(v, LONGEST_FIELD) if isinstance(v, str) else v for name, v in shown.items()})
+        writer.writerow({name: _csv_text(v) if isinstance(v, str) else v for name, v in shown.items()})
     return out.getvalue()
+
+
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What begins a formula in one spreadsheet or another."""
+
+
+def _csv_text(text: str) -> str:
+    """A text cell; an apostrophe before what a spreadsheet would compute has it shown instead."""
+    text = clean(text, LONGEST_FIELD)
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def json_text(table: Table) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
+from speceval.fitting import Fitting
 from speceval.measure import until
 from speceval.store import StoredRun
 from speceval.store.schema import Segment, Skipped
@@ -87,7 +87,7 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     suites = shown["suites"]
     table = Table("")
     for name in suites:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for tau, label in TAUS.items():
         if tau == "tau_rb" and all(suite[tau]["value"] is None for suite in suites.values()):
             continue  # nothing was recorded
@@ -104,14 +104,16 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     table.add_row("conversations", *(f"{suite['conversations']}{samples}" for suite in suites.values()))
     table.add_row("steps", *(f"{suite['steps']:,}" for suite in suites.values()))
     table.add_row("tokens", *(f"{suite['committed']:,}" for suite in suites.values()))
-    return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in _notes(run, shown)))
+    return Group(
+        Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in _notes(run, shown))
+    )
 
 
 def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
     """The same for a replay, which has no counts: everything in it is an expectation along the given texts."""
     table = Table("")
     for name in shown["suites"]:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", no_wrap=True)
     suites = shown["suites"].values()
     table.add_row("tau committed", *(plus_minus(suite["tau_committed"]) for suite in suites))
     for index in range(shown["k"]):
@@ -127,9 +129,9 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         *_unchecked(run),
         *run.meta.notes,
         *_problems(shown["problems"]),
-        f"run: {escape(str(run.directory))}",
+        f"run: {run.directory}",
     ]
-    return Group(Text(_title(shown), style="bold"), table, *(Text(line) for line in notes))
+    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
 
 
 def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
@@ -143,6 +145,11 @@ def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
     if abs(low + half - value) > max(0.5 * 10**-digits, LOPSIDED * half):
         return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def z_value(z: float) -> str:
+    """A z-value with its sign, "+0.0" from either side."""
+    return f"{round(z, 1) + 0:+.1f}"
 
 
 def rate_cell(position: dict[str, Any]) -> str:
@@ -189,7 +196,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
     notes += _unchecked(run) + run.meta.notes
     notes += _problems(shown["problems"])
-    notes.append(f"run: {escape(str(run.directory))}")
+    notes.append(f"run: {run.directory}")
     return notes
 
 
@@ -199,8 +206,8 @@ def _agreement(suite: str, found: dict[str, Any], steps: int) -> str:
         return f"{suite}: {found['steps']} steps have a record of p and q: too few to hold against the counts."
     word = "agree" if found["agrees"] else "DISAGREE: the engine or the recorder is wrong"
     return (
-        f"{suite}: counts and Rao–Blackwell {word} (z = {found['z']:+.1f}, from the {found['steps']:,} of {steps:,} "
-        "steps whose p and q were recorded)."
+        f"{suite}: counts and Rao–Blackwell {word} (z = {z_value(found['z'])}, from the {found['steps']:,} of "
+        f"{steps:,} steps whose p and q were recorded)."
     )
 
 

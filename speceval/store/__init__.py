@@ -2,6 +2,7 @@
 
 from speceval.store.journal import SYNC_SECONDS, Store
 from speceval.store.layout import (
+    CUT_THOUGHT,
     JOURNAL,
     OUTPUTS,
     RECORDED,
@@ -19,10 +20,11 @@ from speceval.store.layout import (
     recorded_columns,
     write_meta,
 )
-from speceval.store.read import StoredRun, list_runs, migrate_turns, read_meta, read_run, run_directory
+from speceval.store.read import StoredRun, directories, list_runs, migrate_turns, read_meta, read_run, run_directory
 from speceval.store.tables import SUMS, Tables, frames, pack, read_lines, unpack
 
 __all__ = [
+    "CUT_THOUGHT",
     "JOURNAL",
     "OUTPUTS",
     "RECORDED",
@@ -41,6 +43,7 @@ __all__ = [
     "StoredRun",
     "Tables",
     "Texts",
+    "directories",
     "frames",
     "is_recorded",
     "list_runs",

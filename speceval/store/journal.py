@@ -8,6 +8,7 @@ last.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -23,12 +24,14 @@ from speceval.store.schema import RunMeta
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.layout import JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
+from speceval.store.layout import CUT_THOUGHT, JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
 from speceval.store.read import read_meta
 from speceval.store.tables import Tables, _counts, _key, read_lines
 
 SYNC_SECONDS = 1.0
 """Time between two flushes of the journal to the disk itself."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or a user's share of it, that has no room."""
 
 
 class Store:
@@ -40,6 +43,8 @@ class Store:
         self._synced = 0.0
         self.counts: dict[Key, list[Counts]] = {}
         """What each turn of each conversation accepted, in the order in which the conversations came in."""
+        self.followed, self.cut_thoughts = 0, 0
+        """Turns with another one after them, and those of them whose thought never ended."""
         self._tables: Tables | None = None
         """Of the journal as it is now, once they have been asked for."""
 
@@ -57,17 +62,36 @@ class Store:
             self._journal = open_locked(self.directory / JOURNAL, "ab+", wait=False)
         except BlockingIOError:
             raise UserError(f"{self.directory}: another speceval is writing this run: wait for it") from None
-        self.counts = {_key(line): _counts(line) for line in read_lines(self.directory / JOURNAL, ignore_torn=True)}
+        try:
+            self._read()
+        except BaseException:
+            self._journal.close()
+            raise
         _drop_torn_line(self._journal)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _read(self) -> None:
+        """Take what an earlier process has measured. Raises `UserError` for a damaged journal."""
+        for number, line in enumerate(read_lines(self.directory / JOURNAL, ignore_torn=True), start=1):
+            if _key(line) in self.counts:
+                raise UserError(f"{self.directory / JOURNAL}: line {number} is there twice: remove it")
+            self._count(line)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         assert self._journal is not None
-        self._journal.close()
+        try:
+            self._journal.close()
+        except OSError as unwritten:  # the end of a line, which the next start drops
+            error = error or unwritten
         if not self.done and not (self.directory / RUN).exists():  # nothing was measured: leave nothing behind
             (self.directory / JOURNAL).unlink()
             if not any(self.directory.iterdir()):
                 self.directory.rmdir()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(
+                f"{error.filename or self.directory}: cannot be written: {error.strerror}: make room; what was "
+                "finished is stored, the same command resumes"
+            ) from error
 
     def read_meta(self) -> RunMeta | None:
         """run.json, or None for a run that has none yet."""
@@ -85,12 +109,19 @@ class Store:
         key = _key(conversation)
         if key in self.counts:
             raise ValueError(f"conversation {key} is in the store already")
-        self._journal.write(json.dumps(conversation, ensure_ascii=False).encode() + b"\n")
+        self._journal.write(json.dumps(conversation, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         self._journal.flush()  # survives a kill of this process from here on
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._journal.fileno())
             self._synced = time.monotonic()
-        self.counts[key], self._tables = _counts(conversation), None
+        self._tables = None
+        self._count(conversation)
+
+    def _count(self, conversation: dict[str, Any]) -> None:
+        self.counts[_key(conversation)] = _counts(conversation)
+        followed = conversation["turns"][:-1]
+        self.followed += len(followed)
+        self.cut_thoughts += sum(CUT_THOUGHT in turn for turn in followed)
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The turns and steps so far."""

@@ -26,6 +26,9 @@ Key = tuple[str, str, int]
 Counts = tuple[int, int]
 """Accepted draft tokens, and steps that had drafts."""
 
+CUT_THOUGHT = "cut_thought"
+"""Key of a turn whose thought never ended: the next turn sees nothing of it."""
+
 REQUEST = ["suite", "conversation", "seed", "turn"]
 """Columns that name a request; the first three a conversation (`Key`)."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speceval.errors import UserError
+from speceval.foreign import read_json
+from speceval.private import without_places
 from speceval.protocol import RunSpec
 from speceval.store.schema import RunMeta, parse
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 from speceval.store.layout import JOURNAL, REQUEST, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
 from speceval.store.tables import frames, read_lines
+
+RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 53), 1 << 53)}
+"""Whole numbers of the columns' types; the larger ones are still exact in floating point."""
 
 
 @dataclass(eq=False)
@@ -26,6 +30,10 @@ class StoredRun:
     meta: RunMeta
     turns: pd.DataFrame
     steps: pd.DataFrame
+
+    def published(self) -> StoredRun:
+        """The same for readers elsewhere (`RunMeta.published`); its directory is a name, no place to read from."""
+        return replace(self, directory=Path(without_places(str(self.directory))), meta=self.meta.published())
 
     @property
     def complete(self) -> bool:
@@ -59,13 +67,9 @@ def read_meta(directory: Path) -> RunMeta:
     """run.json of a run's directory. Raises `UserError` when there is none or it is not ours."""
     path = directory / RUN
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_json(path)
+    except FileNotFoundError:
         raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON at line {error.lineno}: the file is damaged") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise UserError(f"{path}: not JSON: the file is damaged") from None
     return parse(content, path)
 
 
@@ -86,35 +90,39 @@ def read_run(directory: Path) -> StoredRun:
 
 def _read_journal(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of an unfinished run."""
-    try:
-        return frames(read_lines(directory / JOURNAL, ignore_torn=True))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{directory / JOURNAL}: fields are missing or of another kind: the file is damaged") from None
+    return frames(read_lines(directory / JOURNAL, ignore_torn=True))
 
 
 def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of a finished run, with all columns that a run has, and these of the right kind."""
     import pandas as pd
-    import pyarrow as pa
 
     tables = []
     for name in (TURNS, STEPS):
         try:
             tables.append(pd.read_parquet(directory / name))
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except Exception as error:  # whatever the library makes of bytes that are no table
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{directory / name}: cannot be read ({reason}): run it again") from None
     turns, steps = migrate_turns(tables[0]), tables[1]
     for name, table, columns in ((TURNS, turns, TURN_COLUMNS), (STEPS, steps, STEP_COLUMNS)):
         if fault := _fault(table, columns):
             raise UserError(f"{directory / name}: {fault}: the file is damaged, run it again")
-    return turns, steps
+    return _as_written(turns, TURN_COLUMNS), _as_written(steps, STEP_COLUMNS)
+
+
+def _as_written(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with the types that a run is written with: sums of narrow or unsigned numbers would overflow."""
+    other = {name: kind for name, kind in columns.items() if table[name].dtype != kind}
+    return (table.astype(other) if other else table).reset_index(drop=True)
 
 
 def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
     """What is wrong with a table that should have these columns, of these types; widths of integers do not matter."""
     from pandas.api.types import is_float_dtype, is_integer_dtype, is_string_dtype
 
+    if not table.columns.is_unique:
+        return "has a column twice"
     if absent := [name for name in columns if name not in table]:
         return f"lacks the column(s) {', '.join(absent)}"
     for name, kind in columns.items():
@@ -126,6 +134,8 @@ def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
         known = column.dropna() if column.dtype == object else column
         if not (is_string_dtype(known) if kind == "string" else is_integer_dtype(known)):
             return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
+        if kind in RANGES and len(column) and not RANGES[kind][0] <= column.min() <= column.max() <= RANGES[kind][1]:
+            return f"{name} holds a number that no run has ({column.min()} to {column.max()})"
     wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
     return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
 
@@ -138,5 +148,20 @@ def run_directory(root: Path, spec: RunSpec) -> Path:
 
 def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
     """The runs below `root`, newest first."""
-    found = [(path.parent, read_meta(path.parent)) for path in root.glob(f"**/{RUN}")]
-    return sorted(found, key=lambda run: run[1].created, reverse=True)
+    return sorted(runs_below(root)[0], key=lambda run: run[1].created, reverse=True)
+
+
+def runs_below(root: Path) -> tuple[list[tuple[Path, RunMeta]], dict[Path, str]]:
+    """The runs below `root`, and the folders whose run.json cannot be read, with the reason."""
+    found, unreadable = [], {}
+    for path in sorted(root.glob(f"**/{RUN}")):
+        try:
+            found.append((path.parent, read_meta(path.parent)))
+        except UserError as error:
+            unreadable[path.parent] = str(error).removeprefix(str(path)).lstrip(":/ ")
+    return found, unreadable
+
+
+def directories(path: Path) -> list[Path]:
+    """The directories of runs that a path stands for: itself, or all below it."""
+    return [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +27,7 @@ from pydantic.dataclasses import dataclass
 
 from speceval import files
 from speceval.errors import UserError
+from speceval.private import masked, public, without_places
 from speceval.protocol import Drafting, RunSpec, digest, flatten
 
 SCHEMA_VERSION = 3
@@ -41,6 +44,8 @@ OUTPUTS = {
     "explain": 1,
     "table": 1,
     "ls": 1,
+    "sweep": 1,
+    "tune": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
@@ -55,8 +60,8 @@ METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
-LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form")
-"""Dotted names of the fingerprint's hashes that earlier versions did not take."""
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form|drafter(\..+)?")
+"""Dotted names of the fingerprint's hashes that earlier versions did not take, and of what they did not ask for."""
 
 
 def versioned(output: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +85,15 @@ class Grown(Strict):
         }
         content: dict[str, Any] = whole(self)
         return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""Date and time, ISO 8601."""
 
 
 class Checkpoint(Grown):
@@ -213,6 +227,10 @@ class Fingerprint(Grown):
     """Those of `patches` that only some drafting methods need: whether they are active comes with the drafter."""
     draft_args: dict[str, Any] = Field(default_factory=dict)
     """Further keys of vLLM's speculative_config that were asked for."""
+    stratified: bool = False
+    """Whether `limit` was taken evenly from the categories."""
+    drafter: dict[str, Any] = Field(default_factory=dict)
+    """What the engine decided while it loaded the drafter: own or shared embedding and head, auxiliary layers …"""
 
     @property
     def hash(self) -> str:
@@ -251,6 +269,8 @@ class Counters:
     """Under a grammar: drafted argmaxes."""
     steps_padded: int = 0
     """Filled up with drafts that nobody made."""
+    kernel_strays: int = 0
+    """Accesses outside a tensor by kernels that were interpreted; 0 where none are (`--runner v2` on a CPU)."""
 
     def minus(self, other: Counters) -> Counters:
         """What was counted since `other`."""
@@ -472,7 +492,7 @@ class RunMeta(BaseModel):
     """The run's own name (`RunSpec.name`), which it keeps whatever later versions would call it."""
     status: Literal["running", "complete", "inconsistent"]
     """"inconsistent": over, with `problems`."""
-    created: str
+    created: Moment
     """When the run began, ISO 8601."""
     command: list[str]
     """The command line that began it."""
@@ -492,7 +512,7 @@ class RunMeta(BaseModel):
     """The stretches of the run, one after another."""
     problems: list[str]
     """What does not balance in the run's books, one line each."""
-    finished: str | None = None
+    finished: Moment | None = None
     """When the run ended, ISO 8601."""
     skipped: list[Skipped] = Field(default_factory=list)
     """Conversations that ended before their last turn."""
@@ -504,16 +524,39 @@ class RunMeta(BaseModel):
     """Of a run with `--speedup`."""
     evidence: Evidence = "steps"
     """What the engine told of its drafts."""
+    groups: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
+    """Suite -> name of a group -> its categories, where the suite has groups."""
 
     @property
     def checked_conversations(self) -> int:
         """Conversations that were held against the engine's counters: those of stretches that have any."""
         return sum(segment.conversations for segment in self.segments if segment.counters is not None)
 
+    def published(self) -> RunMeta:
+        """The same without secrets and without places on a machine: what leaves it says what was run, not where."""
+        content = _published(self.model_dump())
+        for role in ("target", "draft"):
+            content["spec"][role] = public(getattr(self.spec, role))
+            content["fingerprint"][role]["name"] = public(getattr(self.fingerprint, role).name)
+        return RunMeta.model_validate(content)
+
     def as_json(self) -> dict[str, Any]:
         """run.json's content; what there is none of is left out."""
         content = {"schema": SCHEMA_VERSION, **self.model_dump(mode="json")}
-        return {name: value for name, value in content.items() if value is not None and (value or name != "notes")}
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None and (value or name not in ("notes", "groups"))
+        }
+
+
+def _published(value: Any) -> Any:
+    """Every text of nested data without secrets and places."""
+    if isinstance(value, str):
+        return without_places(masked(value))
+    if isinstance(value, dict):
+        return {key: _published(item) for key, item in value.items()}
+    return type(value)(map(_published, value)) if isinstance(value, list | tuple) else value
 
 
 def parse(content: Any, path: Path) -> RunMeta:
@@ -528,7 +571,9 @@ def parse(content: Any, path: Path) -> RunMeta:
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: fields are missing or of another kind: the file is damaged") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        fault = first_fault(error)
+        mend = "update it" if fault.endswith(UNKNOWN) else "the file is damaged"
+        raise UserError(f"{path}: {fault}: {mend}") from None
 
 
 def migrate(content: dict[str, Any]) -> dict[str, Any]:
@@ -598,9 +643,14 @@ def other_request(meta: RunMeta, spec: RunSpec) -> list[str]:
     return differences(asked, spec)
 
 
-def _first_problem(error: ValidationError) -> str:
+UNKNOWN = "is not known to this speceval"
+"""Said of a field that only a later version can have written."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first value is of another kind, and what it should be."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place} is not known to this speceval: update it"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}: the file is damaged"
+        return f"{place} {UNKNOWN}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}"

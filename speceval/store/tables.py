@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, model_validator
 
 from speceval.errors import UserError
-from speceval.store.schema import Skipped
+from speceval.store.schema import Skipped, first_fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +55,7 @@ class Tables:
         def lines() -> Iterator[dict[str, Any]]:
             for line in read_lines(path):
                 begin = texts.tell()
-                texts.write("".join(_outputs(line)).encode())
+                texts.write("".join(_outputs(line)).encode("utf-8", "surrogatepass"))
                 places[_key(line)] = begin, texts.tell()
                 if "skipped" in line:
                     skipped.append(Skipped(**{name: line[name] for name in Skipped.model_fields}))
@@ -103,8 +105,6 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
             for kind in RECORDED & turn.keys():
                 drafted = sum(step[0] > 0 for step in rows)
                 recorded[kind].append((len(requests), unpack(turn[kind], drafted, len(RECORDED_COLUMNS[kind]))))
-            if any(len(step) != 3 for step in rows):
-                raise ValueError(f"{key}: a step has three numbers")
             numbers.extend(chain.from_iterable(rows))
             requests.append(
                 (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
@@ -175,6 +175,8 @@ def _recorded_table(
 
     was = np.zeros(len(count), bool)
     was[[turn for turn, _ in recorded]] = True
+    if len({values.shape[1:] for _, values in recorded}) > 1:
+        raise UserError("the journal's turns were recorded at different K: it is damaged, measure the run again")
     values = np.concatenate([values for _, values in recorded])
     table = np.full((len(drafted), *values.shape[1:]), np.nan, np.float32)
     table[np.repeat(was, count) & (drafted > 0)] = values
@@ -191,15 +193,82 @@ def _counts(line: dict[str, Any]) -> list[Counts]:
     return [(sum(accepted for _, accepted, _ in steps), len(steps)) for steps in turns]
 
 
-def read_lines(path: Path, ignore_torn: bool = False) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, none if it does not exist. Raises `UserError` for a damaged line."""
+class _Line(BaseModel):
+    """What a line must have; what else it has is left alone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+Number = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
+class JournalTurn(_Line):
+    """A turn of a journal's line."""
+
+    turn: Number
+    prompt_tokens: Number
+    cached_tokens: Number
+    padded_steps: Number = 0
+    token_ids: list[Number]
+    finish_reason: str
+    steps: list[Annotated[list[Number], Field(min_length=3, max_length=3)]]
+    """Drafted, accepted and committed."""
+    recorded: str | None = None
+    kept: str | None = None
+
+    @model_validator(mode="after")
+    def _records_fit(self) -> JournalTurn:
+        drafted = sum(step[0] > 0 for step in self.steps)
+        for name, columns in RECORDED_COLUMNS.items():
+            if (text := getattr(self, name)) is not None:
+                size, row = len(base64.b64decode(text, validate=True)), 4 * len(columns) * drafted
+                if size % row if row else size:
+                    raise ValueError(f"{name} does not fit {drafted} steps")
+        return self
+
+
+class JournalLine(_Line):
+    """A conversation of a journal."""
+
+    suite: str
+    conversation: str
+    seed: int
+    category: str | None
+    turns: list[JournalTurn]
+    skipped: str | None = None
+
+
+class OutputLine(_Line):
+    """A turn of outputs.jsonl."""
+
+    suite: str
+    conversation: str
+    seed: int
+    turn: Number
+    token_ids: list[Number]
+    user: InstanceOf[str]
+    output: InstanceOf[str]
+    """Also what is no Unicode text, such as half an emoji."""
+
+
+def read_lines(path: Path, ignore_torn: bool = False, kind: type[BaseModel] = JournalLine) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, none if it does not exist. Raises `UserError` for a damaged line.
+
+    Damaged is also what lacks a field of `kind`, or has one of another type.
+    """
     if not path.exists():
         return
+    validate = TypeAdapter(kind).validate_python
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if ignore_torn and not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                raise UserError(f"{path}: line {number} is damaged: remove it and run the same command") from None
+                content = json.loads(line)
+                validate(content)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+                reason = f" ({first_fault(error)})" if isinstance(error, ValidationError) else ""
+                raise UserError(
+                    f"{path}: line {number} is damaged{reason}: remove it and run the same command"
+                ) from None
+            yield content

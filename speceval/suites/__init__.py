@@ -4,7 +4,7 @@
 Importing this package does not import `datasets`.
 """
 
-from .load import listing, load, names
+from .load import listing, load, load_or_count, names
 from .schema import Conversation, Suite
 
-__all__ = ["Conversation", "Suite", "listing", "load", "names"]
+__all__ = ["Conversation", "Suite", "listing", "load", "load_or_count", "names"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ from speceval.errors import UserError
 from speceval.paths import data_directory
 
 from .read import hub_rows, local_rows
-from .rows import Row, check_pins, dataset_hash, normalise, notes
+from .rows import Row, check_pins, dataset_hash, normalise, notes, read_pins
 from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 
 SUITES_DIR = data_directory("suites")
 """The built-in suites: a YAML each, with row hashes or rows beside it."""
 
-_ROWS = re.compile(r"(.+)\.(?:jsonl|json|ndjson)(?:\.(?:gz|bz2|xz))?")
+_ROWS = re.compile(r"(.+)\.(?:parquet|(?:jsonl|json|ndjson)(?:\.(?:gz|bz2|xz))?)")
 """Names of files that are rows and no YAML: the suite's name, and how they are written."""
 
 
@@ -34,12 +36,12 @@ def listing() -> list[dict[str, str]]:
     for name in names():
         suite = read_suite_file(SUITES_DIR / f"{name}.yaml")
         counted = SUITES_DIR / (suite.pinned.rows if suite.pinned else suite.data.file[0])
-        count = counted.read_bytes().count(b"\n")
+        count = str(counted.read_bytes().count(b"\n")) if counted.is_file() else ""
         rows.append(
             {
                 "suite": name,
                 "version": str(suite.version),
-                "conversations": str(count),
+                "conversations": count,
                 "max_tokens": str(suite.max_tokens),
                 "data file": suite.data.file[0],
                 "hub": suite.data.hub.id if suite.data.hub else "",
@@ -53,12 +55,15 @@ def load(
     data_dir: Path | None = None,
     limit: int | None = None,
     shuffle_seed: int | None = None,
+    stratified: bool = False,
 ) -> Suite:
-    """A built-in suite by name, or a user's `.yaml` (same schema), `.jsonl` or `.json` (rows as in `forms`).
+    """A built-in suite by name, or a user's `.yaml` (same schema), `.jsonl`, `.json` or `.parquet` (rows as in
+    `forms`).
 
     Rows come from beside the YAML, else from `data_dir`, else (no `data_dir` given) from the dataset hub. Pinned suites
     are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id, so that a shorter `limit` is a
-    prefix of a longer one; then the first `limit` are kept (all, if there are fewer).
+    prefix of a longer one; then the first `limit` are kept (all, if there are fewer). `stratified` takes them from the
+    categories in turn, in the order in which they come: also a prefix of what a longer `limit` gives.
 
     Raises UserError in one line: unknown suite, missing file, hub out of reach, or file, row and field of a bad row.
     """
@@ -69,23 +74,54 @@ def load(
     raw: Iterable[Mapping[str, Any]]
     if path is not None:
         shown, raw = str(path), local_rows(path)
+    elif suite.data.made is not None:
+        shown, raw = f"made by {suite.data.made}", import_module(f"speceval.suites.{suite.data.made}").rows()
     else:
         assert suite.data.hub is not None
         shown = f"hub dataset {suite.data.hub.id}"
         raw = hub_rows(suite.data.hub, suite.data.file, suite.name)
     rows = normalise(raw, suite, shown)
+    _check_groups(rows, suite, shown)
     check_pins(rows, suite, directory, shown)
     return Suite(
         name=suite.name,
         version=suite.version,
         dataset_hash=dataset_hash(rows),
-        conversations=[_conversation(row, suite.template) for row in _choose(rows, limit, shuffle_seed)],
+        conversations=[_conversation(row, suite.template) for row in _choose(rows, limit, shuffle_seed, stratified)],
         max_tokens=suite.max_tokens,
         system=suite.system,
         template=suite.template,
         source=shown,
         notes=tuple(notes(rows, suite)),
+        groups=suite.groups,
     )
+
+
+def load_or_count(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+    stratified: bool = False,
+) -> Suite:
+    """A suite to plan with: `load`, or where the data of a pinned one are not at hand, conversations without texts."""
+    try:
+        return load(name_or_path, data_dir, limit, shuffle_seed, stratified)
+    except UserError:
+        suite, directory = _describe(name_or_path)
+        if suite.pinned is None:
+            raise
+        count = len(read_pins(directory / suite.pinned.rows)[:limit])
+        return Suite(
+            name=suite.name,
+            version=suite.version,
+            dataset_hash=suite.pinned.dataset_hash,
+            conversations=[Conversation(str(i), None, [""] * suite.pinned.turns) for i in range(count)],
+            max_tokens=suite.max_tokens,
+            system=suite.system,
+            template=suite.template,
+            source="pins",
+        )
 
 
 def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
@@ -99,7 +135,8 @@ def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
         close = get_close_matches(name_or_path.lower(), names(), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(
-            f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl or .json file"
+            f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl, .json or .parquet "
+            "file"
         )
     if not path.is_file():
         raise UserError(f"suite '{name_or_path}': no such file")
@@ -116,14 +153,30 @@ def _find_file(suite: SuiteFile, directory: Path, data_dir: Path | None) -> Path
         for file in suite.data.file:
             if (place / file).is_file():
                 return place / file
-    if data_dir is None and suite.data.hub is not None:
+    if suite.data.made is not None or (data_dir is None and suite.data.hub is not None):
         return None
-    raise UserError(f"suite {suite.name}: no file {' or '.join(suite.data.file)} in {places[-1]}")
+    mend = f": {suite.data.prepare}" if suite.data.prepare else ""
+    raise UserError(f"suite {suite.name}: no file {' or '.join(suite.data.file)} in {places[-1]}{mend}")
 
 
-def _choose(rows: list[Row], limit: int | None, shuffle_seed: int | None) -> list[Row]:
+def _check_groups(rows: list[Row], suite: SuiteFile, shown: str) -> None:
+    known = {row.category for row in rows}
+    for group, categories in suite.groups.items():
+        for category in categories:
+            if category not in known:
+                raise UserError(f"{shown}: group '{group}' of suite {suite.name}: no row is of category '{category}'")
+
+
+def _choose(rows: list[Row], limit: int | None, shuffle_seed: int | None, stratified: bool) -> list[Row]:
     if shuffle_seed is not None:
         rows = sorted(rows, key=lambda row: hashlib.sha256(f"{shuffle_seed}:{row.id}".encode()).digest())
+    if stratified:
+        seen: Counter[str | None] = Counter()
+        ranks = []
+        for row in rows:
+            ranks.append(seen[row.category])
+            seen[row.category] += 1
+        rows = [row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0])]  # a stable sort
     return rows[:limit]
 
 

@@ -30,11 +30,15 @@ class Repeated(dict[str, Any]):
 
 
 def local_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file or of a JSON array, packed with gzip, bzip2 or xz or not. Blank lines are none.
+    """The objects of a JSON-lines file or of a JSON array, packed with gzip, bzip2 or xz or not, or a parquet file's
+    rows. Blank lines are none.
 
     Nothing is made of their values: no dates, no numbers out of text, no common type of a column.
     Raises UserError with file and row (from 1) for the first that is no JSON object.
     """
+    if path.suffix == ".parquet":
+        yield from _of_parquet(path)
+        return
     number = 0
     packing, file = _opened(path)
     with file:
@@ -87,6 +91,16 @@ def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
         with _explained(where):
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
         yield _checked(row, where)
+
+
+def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
 
 
 def _of_array(content: bytes, path: Path) -> Iterator[dict[str, Any]]:

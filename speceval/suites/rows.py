@@ -74,6 +74,9 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
         raise UserError(f"{where}, field '{record.key}': stands there twice")
     text_field = _text_field(record, suite.fields, where)
     held = talk(record, text_field, where)
+    if suite.data.placeholder and any(suite.data.placeholder in turn for turn in held.turns):
+        mend = f": {suite.data.prepare}" if suite.data.prepare else ""
+        raise UserError(f"{where}, field '{text_field}': a placeholder, not a prompt{mend}")
     read: dict[str, str] = {}
     row_id, category = f"{number - 1:04d}", suite.category
     id_field = _present(record, suite.fields.id)
@@ -120,11 +123,19 @@ def pin(row: Row) -> str:
     return " ".join(hashlib.sha256(value.encode()).hexdigest()[:8] for value in row.read.values())
 
 
+def read_pins(path: Path) -> list[str]:
+    """The lines of a `.rows` file (`pin`). Raises UserError for a file that is none."""
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a file of pinned rows: no ASCII text") from None
+
+
 def check_pins(rows: list[Row], suite: SuiteFile, directory: Path, shown: str) -> None:
     """Raise UserError naming the first row and field that differ from the pinned suite, or the wrong row count."""
     if suite.pinned is None or dataset_hash(rows) == suite.pinned.dataset_hash:
         return
-    pinned = (directory / suite.pinned.rows).read_text(encoding="ascii").splitlines()
+    pinned = read_pins(directory / suite.pinned.rows)
     title = f"suite {suite.name} version {suite.version}"
     mend = "use the unchanged file, or describe yours in a suite YAML of your own"
     count = f" ({len(rows)} rows instead of {len(pinned)})" if len(rows) != len(pinned) else ""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from speceval.errors import UserError
-from speceval.files import Strict, first_error, read_yaml
+from speceval.files import Strict, first_error
+from speceval.foreign import read_yaml
 
 FORMS = ("messages", "conversations", "conversation", "instruction")
 """Columns by which other programs' files are known: OpenAI's, ShareGPT's and Alpaca's."""
@@ -43,6 +45,8 @@ class Suite:
     template: str
     source: str
     notes: tuple[str, ...] = ()
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Name of a group -> its categories, which are reported together too."""
 
     def opening(self, conversation: Conversation) -> list[dict[str, str]]:
         """The messages before its first turn: a system prompt or none."""
@@ -59,11 +63,21 @@ class Hub(Strict):
     revision: str | None = None
 
 
+Maker = Literal["longcontext"]
+"""A module of this package that makes rows."""
+
+
 class Data(Strict):
     """Where the rows are: beside the YAML or in the data directory under one of the names `file`, else on the hub."""
 
     file: tuple[str, ...] = Field(min_length=1)
     hub: Hub | None = None
+    made: Maker | None = None
+    """What makes the rows where there is no file."""
+    placeholder: str | None = None
+    """Text of rows that are yet to be filled in: they are refused."""
+    prepare: str | None = None
+    """How to get the file, for who has none, or one with placeholders."""
 
 
 class Fields(Strict):
@@ -83,6 +97,8 @@ class Pinned(Strict):
 
     rows: str
     dataset_hash: str
+    turns: int = Field(default=1, ge=1)
+    """Of a conversation, to plan with where the rows are not at hand."""
 
 
 class SuiteFile(Strict):
@@ -95,6 +111,8 @@ class SuiteFile(Strict):
     fields: Fields = Fields()
     category: str | None = None
     """Category of rows that name none."""
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+    """Name of a group -> its categories, where several are reported as one."""
     template: str = "{prompt}"
     """Each turn's text is put where `{prompt}` stands; other braces are plain text."""
     system: str | None = None
@@ -113,6 +131,9 @@ def read_suite_file(path: Path) -> SuiteFile:
         suite = SuiteFile.model_validate(_with_file_list(content))
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}") from None
+    grouped = [category for categories in suite.groups.values() for category in categories]
+    if twice := sorted({category for category in grouped if grouped.count(category) > 1}):
+        raise UserError(f"{path}: field 'groups': category '{twice[0]}' stands there twice")
     if "{prompt}" not in suite.template:
         raise UserError(f"{path}: field 'template': holds no {{prompt}}, so the prompts would be lost")
     return suite
@@ -124,5 +145,8 @@ def _with_file_list(content: dict[str, object]) -> dict[str, object]:
     for section in ("data", "fields"):
         part = content.get(section)
         if isinstance(part, dict):
-            content[section] = {key: [value] if isinstance(value, str) else value for key, value in part.items()}
+            content[section] = {
+                key: [value] if isinstance(value, str) and (section == "fields" or key == "file") else value
+                for key, value in part.items()
+            }
     return content

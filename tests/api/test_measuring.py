@@ -92,7 +92,7 @@ def test_an_interrupted_call_is_taken_up_by_the_same_call(jobs: list[Job], monke
         ({"suites": "own.jsonl"}, r"^suites 'own.jsonl': one alone: write \['own.jsonl'\]"),
         ({"suites": ["gsm9k"]}, "unknown suite 'gsm9k'; did you mean gsm8k"),
         ({"rejection": "fly"}, "^rejection fly: "),
-        ({"engine_args": {"hf_token": "abc"}}, "^engine_args: hf_token would be stored"),
+        ({"engine_args": {"hf_token": "abc"}}, "^engine_args hf_token is a secret and would be stored"),
         ({"speedup": [0]}, "^speedup: batch sizes are whole numbers"),
         ({"until": 2.0}, "^until: "),
         ({"against": "results/nothing"}, "^against|^results/nothing"),

@@ -16,10 +16,7 @@ from speceval.measure.job import prepare
 from speceval.protocol import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-USERS = [
-    *sorted((ROOT / "notebooks").glob("*.py")),
-    *sorted((ROOT / "speceval" / "commands" / "demo").glob("[!_]*.py")),
-]
+USERS = sorted((ROOT / "notebooks").glob("*.py"))
 HEAVY = {"numpy", "pandas", "pydantic", "rich", "scipy", "torch", "typer", "vllm", "yaml"}
 
 
@@ -73,7 +70,7 @@ def test_verify_and_run_agree_on_what_they_share() -> None:
     assert {"k", "drafting", "top_p", "engine_args", "rejection"} <= shared
     differ = {name for name in shared if of_run[name] != of_verify[name]}
     assert differ == {"temperature", "batch"}
-    assert inspect.signature(prepare).parameters.keys() <= {*of_run, "suite_names", "texts", "fields"}
+    assert inspect.signature(prepare).parameters.keys() <= {*of_run, "suite_names", "texts", "load", "fields"}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -88,8 +85,8 @@ def imported(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", USERS, ids=lambda path: path.stem)
-def test_notebooks_and_demo_use_only_what_import_speceval_offers(path: Path) -> None:
-    used = [name for name in imported(path) if not name.startswith("speceval.commands.demo.")]
+def test_notebooks_use_only_what_import_speceval_offers(path: Path) -> None:
+    used = list(imported(path))
     assert used
     assert [name for name in used if name.removeprefix("speceval.") not in speceval.__all__] == []
 

@@ -8,13 +8,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from speceval import catalog
 from speceval.catalog.methods import METHODS
 from speceval.catalog.recognise import recognise
 from speceval.errors import UserError
 
+HEADS = {"num_heads": 3, "hidden_size": 96, "vocab_size": 512}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 1}
 SPECULATORS = {
     "architectures": ["Eagle3Speculator"],
@@ -149,12 +152,37 @@ def test_a_field_of_another_kind_is_one_line_that_names_file_and_field(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "method"),
+    [
+        (("fc.weight", "layers.0.mlp.up_proj.weight"), "eagle"),
+        (("model.fc.weight", "model.embed_tokens.weight"), "eagle"),
+        (("fc.weight", "midlayer.mlp.up_proj.weight"), "eagle3"),
+        (("model.embed_tokens.weight", "lm_head.weight"), "draft_model"),
+    ],
+)
+def test_an_eagle_head_with_the_config_of_a_plain_model_is_told_by_its_tensors(
+    tmp_path: Path, tensors: tuple[str, ...], method: str
+) -> None:
+    assert recognise(LLAMA, "some/head", tensors=lambda: tensors).method == method
+    local_pair(tmp_path, TARGET, TARGET)
+    save_file({name: np.zeros(1) for name in tensors}, tmp_path / "draft" / "model.safetensors")
+    pair = catalog.fetch(catalog.resolve(str(tmp_path / "target"), str(tmp_path / "draft")))
+    assert pair.draft is not None and pair.draft.method == method
+
+
+def test_medusa_heads_without_sizes_are_refused_with_the_values_that_they_need(tmp_path: Path) -> None:
+    pair = local_pair(tmp_path, TARGET, {"medusa_num_heads": 2, "medusa_num_layers": 1})
+    with pytest.raises(UserError, match=r"does not say vocab_size and hidden_size.*add vocab_size 512, hidden_size 96"):
+        catalog.fetch(pair)
+
+
 def test_null_counts_as_absent(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("vocab_size", "eagle_config", "text_config", "draft_vocab_size", "speculators_config"))
     assert local_pair(tmp_path, TARGET, {**TARGET, **nothing, "num_hidden_layers": 1}).draft is not None
 
 
-@pytest.mark.parametrize(("method", "config"), [("eagle", LLAMA), ("eagle3", LLAMA), ("medusa", {"num_heads": 3})])
+@pytest.mark.parametrize(("method", "config"), [("eagle", LLAMA), ("eagle3", LLAMA), ("medusa", HEADS)])
 def test_the_method_of_a_checkpoint_that_does_not_tell_may_be_given(
     tmp_path: Path, method: str, config: dict[str, Any]
 ) -> None:

@@ -53,7 +53,7 @@ def test_a_cached_hub_id_resolves_offline_and_is_pinned_to_its_commit(offline: P
 
 def test_fetch_pins_catalog_checkpoints_and_reads_the_limits_they_state(offline: Path) -> None:
     cache_on_hub(offline, "meta-llama/Llama-3.1-8B-Instruct", {"model_type": "llama", "hidden_size": 4096})
-    heads = {"model_type": "medusa", "num_heads": 5, "hidden_size": 4096}
+    heads = {"model_type": "medusa", "num_heads": 5, "hidden_size": 4096, "vocab_size": 128256}
     cache_on_hub(offline, "nebius/MEDUSA-Llama-3.1-8B-Instruct", heads)
     pair = catalog.fetch(catalog.resolve("llama-3.1-8b", "lk-medusa"))
     assert pair.target.revision == COMMIT

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from speceval.catalog.tensors import check_tensors
@@ -58,6 +59,15 @@ def test_whole_checkpoints_pass(tmp_path: Path, method: Any, config: dict[str, A
 
 def test_weights_that_are_not_here_yet_are_not_judged(tmp_path: Path) -> None:
     check_tensors(tmp_path, MEDUSA, "medusa")
+
+
+def test_pickled_files_and_nested_configs_are_read_too(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1), "lm_head.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    torch.save({"d2t": torch.zeros(1)}, tmp_path / "optimizer.pt")
+    (tmp_path / "notes.bin").write_text("no tensors")
+    nested = {"draft_vocab_size": 6, "transformer_layer_config": {"vocab_size": 8}}
+    with pytest.raises(UserError, match="no tensor d2t "):
+        check_tensors(tmp_path, nested, "eagle3")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from speceval import cli
 from speceval.measure import launch
 from speceval.measure.job import Job
+from speceval.store import read_run, recorded_columns
 
 SOURCE = (
     "run",
@@ -116,7 +118,7 @@ def test_a_replay_that_lost_its_record_is_no_measurement(monkeypatch, made: list
     """Steps without one count as if nothing had been accepted: the run says so and fails."""
     monkeypatch.setattr("speceval.engines.simulated._Request.recorded", lambda *_: None)
     assert call(monkeypatch, *AGAIN, "--replay", "source") == 1
-    assert "PROBLEM: " in (out := capfd.readouterr().out) and "replayed steps have no drafts or no record" in out
+    assert "PROBLEM: " in (out := capfd.readouterr().out) and "replayed steps have lost their record" in out
 
 
 @pytest.mark.parametrize("option", [("--until", "1%"), ("--speedup",)], ids=str)
@@ -132,20 +134,25 @@ def test_the_texts_of_another_target_are_refused(monkeypatch, made: list[Job], c
     assert "--target zoo: the texts of source are of other" in refused(monkeypatch, capfd, "--replay", "source")
 
 
-def test_a_drafter_that_leaves_steps_out_is_refused(monkeypatch, made: list[Job], capfd) -> None:
-    line = refused(monkeypatch, capfd, "--draft", "ngram", "--k", "3", "--replay", "source")
-    assert "--draft ngram: drafts in some steps only" in line
+def test_a_drafter_that_leaves_steps_out_can_be_replayed(monkeypatch, made: list[Job], capfd) -> None:
+    assert call(monkeypatch, *AGAIN, "--draft", "ngram", "--k", "3", "--replay", "source") == 0, capfd.readouterr().err
+    assert read_run(Path("again")).meta.problems == []
+
+
+def test_at_temperature_0_a_draft_is_the_text_s_token_or_not(monkeypatch, made: list[Job], capfd) -> None:
+    assert call(monkeypatch, *SOURCE, "--temp", "0", "--out", "greedy") == 0, capfd.readouterr().err
+    arguments = [*AGAIN, "--temp", "0", "--k", "3", "--replay", "greedy"]
+    assert call(monkeypatch, *arguments) == 0, capfd.readouterr().err
+    run = read_run(Path("again"))
+    kept = run.steps[recorded_columns(3, ("kept",))].to_numpy()
+    assert set(kept[~np.isnan(kept)].tolist()) == {0.0, 1.0}
+    assert run.meta.spec.temperature == 0 and run.meta.spec.drafting == "greedy" and run.meta.problems == []
 
 
 def test_sources_that_cannot_be_replayed_are_refused(monkeypatch, made: list[Job], capfd) -> None:
     assert "no run here" in refused(monkeypatch, capfd, "--replay", "nowhere")
     Path("source/outputs.jsonl").rename("elsewhere")
     assert "--replay source: has no outputs.jsonl" in refused(monkeypatch, capfd, "--replay", "source")
-    path = Path("source/run.json")
-    path.write_text(
-        path.read_text().replace('"temperature": 1.0', '"temperature": 0.0').replace("probabilistic", "greedy")
-    )
-    assert "--replay source: is at temperature 0" in refused(monkeypatch, capfd, "--replay", "source")
 
 
 def test_a_replay_of_a_replay_is_refused(monkeypatch, made: list[Job], capfd) -> None:

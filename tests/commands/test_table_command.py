@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -79,7 +80,7 @@ def test_the_papers_table_is_reproduced_cell_by_cell(call: Call) -> None:
 
 
 def test_the_choices_are_the_layouts_and_the_formats(call: Call) -> None:
-    for layout, name in zip(LAYOUTS, [*FORMATS, "md"], strict=True):
+    for layout, name in zip(LAYOUTS, itertools.cycle(FORMATS), strict=False):
         assert call(DEMO / "lk-eagle3-T0-greedy", "--layout", layout, "--format", name)
 
 

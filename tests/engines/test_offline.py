@@ -15,9 +15,10 @@ import pytest
 
 from speceval.catalog import Draft, Target
 from speceval.engines.base import Order
-from speceval.engines.vllm import offline, start
+from speceval.engines.vllm import listing, offline, start
 from speceval.errors import UserError
 from speceval.store import read_run
+from vllm_patches.ledger import LEDGER
 from vllm_patches.refuse import MEASURED_SWITCH
 
 ORDER = Order(
@@ -243,3 +244,10 @@ class TestAnotherProcess:
         assert result.returncode == 4 and "Traceback" not in result.stderr
         assert f"{says}: nothing was measured" in result.stderr
         assert not (directory / "run.json").exists()
+
+
+def test_an_engine_tells_of_the_patches_of_its_own_model_runner() -> None:
+    """Else a change of V1's would be one of all runs on V2."""
+    own = {runner: {row.id for row in LEDGER if listing.concerns(row.id, runner)} for runner in ("V1", "V2")}
+    assert own["V1"] == {row.id for row in LEDGER if row.runner != "V2"}
+    assert own["V2"] == {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"}

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +233,7 @@ def test_a_journal_with_a_line_that_is_no_conversation_is_one_line(call: Call, t
         write_meta(run, unfinished)
         (run / JOURNAL).write_text(line + "\n")
         code, out, err = call("show", "run")
-        assert (code, out) == (cli.EXIT_BAD_INPUT, "") and err.count("\n") == 1 and "the file is damaged" in err
+        assert (code, out) == (cli.EXIT_BAD_INPUT, "") and err.count("\n") == 1 and "line 1 is damaged" in err
 
 
 def test_a_journal_that_was_edited_does_not_balance(call: Call, tmp_path: Path) -> None:
@@ -304,3 +305,15 @@ def test_a_sound_run_that_is_read_is_the_run_that_is_stored() -> None:
     run, plain = books.read(SOUND), read_run(SOUND)
     assert run.meta == plain.meta and run.steps.equals(plain.steps) and run.turns.equals(plain.turns)
     assert books.problems(run) == [] and not replay.is_replay(run)
+
+
+def test_a_kernel_that_left_its_tensors_is_a_problem_of_the_run() -> None:
+    run = read_run(SOUND)
+    segment = run.meta.segments[0]
+    assert segment.counters is not None
+    strayed = segment.model_copy(update={"counters": replace(segment.counters, kernel_strays=3)})
+    order = list(dict.fromkeys(zip(run.turns["suite"], run.turns["conversation"], run.turns["seed"], strict=True)))
+    before, after = (books.check(run.turns, run.steps, run.meta.spec, [one], order) for one in (segment, strayed))
+    assert [line for line in after if line not in before] == [
+        "vLLM's kernels read or wrote 3 times outside their tensors: what they made is unknown"
+    ]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import t as student
 from speceval.errors import NotComparable
 from speceval.estimate import acceptance, gate
 from speceval.estimate.gate import Verdict
+from speceval.estimate.statistics import LEAST_EFFECTIVE
 
 
 def run(rates: list[float], conversations: int = 200, steps: int = 100, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -120,7 +122,9 @@ def test_at_the_margin_pass_and_fail_are_both_rare() -> None:
         fails += found is Verdict.fail
     assert passes / draws < 0.078
     assert fails / draws < 0.078
-    assert passes / draws > 0.02  # or it never says anything
+    undamaged = [table(rng, base_rates, 40) for _ in range(101)]
+    ok = [verdict({"s": a}, {"s": b}, margin) is Verdict.ok for a, b in pairwise(undamaged)]
+    assert np.mean(ok) > 0.5  # or it never says anything; 0.9 in truth: 1e-20
 
 
 def test_a_loss_that_other_positions_make_up_for_fails_by_its_position() -> None:
@@ -129,6 +133,68 @@ def test_a_loss_that_other_positions_make_up_for_fails_by_its_position() -> None
     assert found.verdict is Verdict.fail
     assert [row.failed for row in found.positions] == [True, False, False]
     assert found.reason.startswith("position 1 lost 1")
+
+
+def hard_and_easy(first: float, seed: int, conversations: int = 400) -> dict[str, pd.DataFrame]:
+    """Half of the conversations accept 0.85 at every position, the hard half `first`, 0.45, 0.5, 0.5 and 0.5."""
+    rates = np.where(np.arange(conversations)[:, None] % 2, [[0.85] * 5], [[first, 0.45, 0.5, 0.5, 0.5]])
+    return {"s": table(np.random.default_rng(seed), rates, 60)}
+
+
+def test_a_gain_at_the_first_position_of_hard_prompts_fails_no_later_position() -> None:
+    """More hard steps reach position 2: its pooled rate falls by 7 %, the rate of every conversation is what it was.
+
+    Noise of its standardised change is 0.7 %: a wrong fail at 2.5 % / 5 of one-sided tests that all lie 3 and more
+    standard errors above their margin has a probability below 1e-6 in 20 draws.
+    """
+    for seed in range(20):
+        base, new = hard_and_easy(0.25, seed), hard_and_easy(0.6, 100 + seed)
+        pooled = [float(run["s"]["accepted_2"].sum() / run["s"]["reached_2"].sum()) for run in (base, new)]
+        assert pooled[1] < 0.95 * pooled[0]
+        found = gate.check(base, new, 0.02).suites[0]
+        assert found.verdict is Verdict.ok
+        assert abs(found.positions[1].change_percent) < 4
+
+
+def test_a_loss_at_one_position_is_still_seen_behind_a_gain_at_another() -> None:
+    base, new = hard_and_easy(0.25, 1), hard_and_easy(0.6, 2)
+    broken = new["s"].copy()
+    lost = (broken["accepted_3"] * 0.15).astype(int)
+    for j in (3, 4, 5):
+        broken[f"accepted_{j}"] = np.maximum(broken[f"accepted_{j}"] - lost, 0)
+    for j in (4, 5):
+        broken[f"reached_{j}"] = broken[f"accepted_{j - 1}"]
+    found = gate.check(base, {"s": broken}, 0.02).suites[0]
+    assert found.tau_verdict is Verdict.ok and found.verdict is Verdict.fail
+    assert found.positions[2].failed
+
+
+@pytest.mark.parametrize("conversations", [2, 20, LEAST_EFFECTIVE - 1])
+def test_few_conversations_never_pass_since_a_rare_loss_may_be_in_none_of_them(conversations: int) -> None:
+    base = run(GOOD, conversations, steps=5000)
+    found = gate.check(base, run(GOOD, conversations, steps=5000, seed=1), 0.02).suites[0]
+    assert found.verdict is Verdict.inconclusive
+    assert found.needed is not None and found.needed >= LEAST_EFFECTIVE
+    assert any("fewer than 36" in line for line in found.warnings)
+
+
+def test_many_conversations_of_which_a_few_accept_nearly_all_do_not_pass() -> None:
+    """100 conversations, five of them with 200 times the steps: they count as about five."""
+    steps = np.where(np.arange(100) < 5, 20_000, 100)
+    base, new = (
+        pd.concat([table(np.random.default_rng([seed, i]), np.full((1, 2), 0.6), n) for i, n in enumerate(steps)])
+        for seed in (1, 2)
+    )
+    for part in (base, new):
+        part.index = [f"c{i}" for i in range(100)]
+    found = gate.check({"s": base}, {"s": new}, 0.02).suites[0]
+    assert found.verdict is Verdict.inconclusive
+    assert 5 < found.effective < 6
+
+
+def test_an_inconclusive_check_says_what_checking_again_costs() -> None:
+    found = gate.check(run(GOOD, 40), run([0.585] * 3, 40, seed=1), 0.02).suites[0]
+    assert "every further check adds its own 5 % of wrong answers" in found.reason
 
 
 def test_a_position_margin_of_ones_own_finds_a_broken_late_position() -> None:
@@ -216,7 +282,7 @@ ALL = [1.0, 1.0]
     ("base", "new", "expected"),
     [
         (run(GOOD, 1), run(GOOD, 1), Verdict.inconclusive),
-        (run(GOOD, 2), run(GOOD, 2), Verdict.ok),
+        (run(GOOD, 2), run(GOOD, 2), Verdict.inconclusive),
         (run(NOTHING), run(NOTHING), Verdict.ok),
         (run(ALL), run(ALL), Verdict.ok),
         (run(ALL), run(NOTHING), Verdict.fail),
@@ -244,5 +310,6 @@ def test_the_stored_verdicts_on_damaged_drafters_are_those_of_the_stored_counts(
     assert list(found["verdict"]) == list(stored["verdict"])
     assert found["change_low_percent"].to_numpy() == pytest.approx(stored["change_low_percent"].to_numpy(), rel=1e-3)
     same = stored["drafter"].str.startswith("same weights")
-    assert same.sum() == 2 and (stored.loc[same, "verdict"] == "pass").all()
+    assert same.sum() == 2 and not (stored["verdict"] == "pass").any()  # 24 conversations can miss a rare loss
+    assert (stored.loc[same, "verdict"] == "inconclusive").all() and (stored.loc[same, "needed"] < 60).all()
     assert (stored.loc[stored["change_value_percent"] < -5, "verdict"] == "fail").all()

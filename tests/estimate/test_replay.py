@@ -241,14 +241,16 @@ class TestSummary:
         assert [row["unconditional"] for row in found["positions"]] == [None, None]
         json.dumps(found, allow_nan=False)
 
-    def test_a_step_without_drafts_or_record_is_counted(self) -> None:
-        """As if rejected, it would make the drafter look worse."""
+    def test_a_step_with_drafts_that_lost_its_record_is_counted(self) -> None:
+        """As if rejected, it would make the drafter look worse. One without drafts has no record to lose."""
         steps = table([np.full((6, 2), 0.5), np.full((6, 2), 0.5)])
         assert replay.unrecorded(steps) == 0
         steps.loc[7:9, recorded_columns(2, ("kept",))] = NAN
         assert replay.unrecorded(steps) == 3
         assert replay.unrecorded(steps.drop(columns=recorded_columns(2, ("kept",)))) == 12
         assert replay.unrecorded(steps.head(0)) == 0
+        steps.loc[7, "drafted"] = 0
+        assert replay.unrecorded(steps) == 2
 
 
 class TestSource:
@@ -257,7 +259,7 @@ class TestSource:
         meta = run_meta(**{f"spec__{name}": value for name, value in asked.items()})
         rows = [("a", 0, 1, [5, 6, 7]), ("a", 1, 1, [5]), ("b", 0, 1, [1, 2])]
         lines = [
-            {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "output": "x"}
+            {"suite": "s", "conversation": c, "seed": s, "turn": t, "token_ids": ids, "user": "u", "output": "x"}
             for c, s, t, ids in rows
         ]
         (directory / OUTPUTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -282,13 +284,12 @@ class TestSource:
         ("change", "says"),
         [
             ({"replay": "abc"}, "is a replay itself"),
-            ({"temperature": 0.0}, "is at temperature 0"),
             ({"status": "running"}, "is unfinished"),
             ({"outputs": None}, "has no outputs.jsonl"),
         ],
     )
     def test_runs_that_cannot_be_replayed_are_refused(self, tmp_path: Path, change: dict[str, Any], says: str) -> None:
-        run = self.run(tmp_path, **{name: value for name, value in change.items() if name in ("replay", "temperature")})
+        run = self.run(tmp_path, **{name: value for name, value in change.items() if name == "replay"})
         if "status" in change:
             run = altered(run, **change)
         if "outputs" in change:

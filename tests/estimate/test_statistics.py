@@ -12,9 +12,10 @@ from scipy import stats
 from support.bootstrap import bootstrap_ratio_interval
 
 from speceval.estimate.statistics import (
-    TRUSTED_CLUSTERS,
+    LEAST_EFFECTIVE,
     cluster_warnings,
     detectable,
+    effective_clusters,
     holm,
     p_value_below,
     paired_ratio_difference,
@@ -30,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def simulation() -> SimpleNamespace:
     """The functions of scripts/coverage.py, which makes the table in docs/trust/how-sure.md."""
-    return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "coverage.py"), run_name="coverage"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "coverage.py"), run_name="coverage"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,9 @@ class TestRatioInterval:
         x = y * rng.random((7, 12))
         for i, many in enumerate(zip(*ratio_estimates(x, y), strict=True)):
             one = ratio_interval(x[i], y[i])
-            assert (one.value, one.se, one.clusters, one.df, one.skew) == pytest.approx(many)
+            value, se, clusters, df, skew, _, share = many
+            expected = (value, se, clusters, df, skew, share)
+            assert (one.value, one.se, one.clusters, one.df, one.skew, one.share) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("x", "y", "confidence", "what"),
@@ -197,7 +202,7 @@ class TestPairedDifference:
         assert (found.difference.low, found.difference.high) == pytest.approx(tuple(expected.confidence_interval()))
 
     def test_p_value_and_interval_agree(self) -> None:
-        """The bound of a 1 - p interval is the tested value: 0 two-sided, a limit one-sided."""
+        """The bound of a 1 - p interval is the tested value: 0 two-sided, a limit one-sided, from either side."""
         rng = np.random.default_rng(3)
         a, b, y = rng.gamma(2, 1, 30), rng.gamma(3, 1, 30), rng.integers(1, 9, 30)
         found = paired_ratio_difference(a * y, y, b * y, y)
@@ -205,7 +210,9 @@ class TestPairedDifference:
         edge = paired_ratio_difference(a * y, y, b * y, y, confidence=1 - known(found.p_value)).difference
         assert min(abs(known(edge.low)), abs(known(edge.high))) == pytest.approx(0, abs=1e-9)
         assert p_value_below(found.difference, known(found.difference.high)) == pytest.approx(0.025)
-        assert p_value_below(found.difference, known(found.difference.low)) == pytest.approx(0.975)
+        turned = paired_ratio_difference(b * y, y, a * y, y).difference
+        assert known(turned.high) == pytest.approx(-known(found.difference.low))
+        assert p_value_below(turned, known(turned.high)) == pytest.approx(0.025)
 
     def test_by_hand(self) -> None:
         """a: 9/4, 5/2 -> R 14/6, e ∓1/18; b: 12/4, 4/2 -> R 16/6, e (12-32/3)/6 = 2/9 and -2/9."""
@@ -259,8 +266,18 @@ class TestPairedDifference:
 def test_warnings_name_what_few_conversations_cost() -> None:
     assert "nothing" in cluster_warnings(0)[0]
     assert "at least two" in cluster_warnings(1)[0]
-    assert f"only {TRUSTED_CLUSTERS - 1}" in cluster_warnings(TRUSTED_CLUSTERS - 1)[0]
-    assert cluster_warnings(TRUSTED_CLUSTERS) == []
+    assert f"only {LEAST_EFFECTIVE - 1}" in cluster_warnings(LEAST_EFFECTIVE - 1)[0]
+    assert cluster_warnings(LEAST_EFFECTIVE) == []
+
+
+def test_warnings_name_conversations_that_count_for_more_than_the_others() -> None:
+    """80 conversations of which four accept 95 times as much as the rest count as about 6."""
+    effective = float(effective_clusters([95] * 4 + [1] * 76))
+    assert effective == pytest.approx((4 * 95 + 76) ** 2 / (4 * 95**2 + 76))
+    assert "80 conversations that count as 6" in cluster_warnings(80, effective)[0]
+    assert effective_clusters([3] * 80) == 80 == effective_clusters([0] * 80)
+    assert cluster_warnings(80, 80.0, share=0.3) == []
+    assert "one conversation holds 60 % of the variance" in cluster_warnings(80, 80.0, share=0.6)[0]
 
 
 class TestHolm:

@@ -108,8 +108,9 @@ def simulated(runs: int, target: float) -> dict[str, float]:
     for run in range(runs):
 
         def estimate(n: int, run: int = run) -> Interval:
-            value, se, clusters, df, skew = (float(field[run]) for field in looks[n])
-            return Interval(value, None, None, se, int(clusters), df, skew)
+            found = looks[n]
+            value, se, df, skew = (float(field[run]) for field in (found.value, found.se, found.df, found.skew))
+            return Interval(value, None, None, se, int(found.clusters[run]), df, skew)
 
         decision = decide(estimate, 1319, LOOKS, target)
         claims = [

@@ -205,7 +205,7 @@ def test_the_forced_rates_reach_the_engine_and_the_run_is_marked(tmp_path: Path)
     job = selftest.prepare("zoo", "lk-eagle3", 1.0, RATES, 2, tmp_path)
     assert order(job).forced == RATES and order(job).rejection == "synthetic"
     assert order(replace(job, forced=None)).forced is None
-    assert job.spec.rejection == "synthetic" and not job.spec.record and job.spec.seeds == (0, 1)
+    assert job.spec.rejection == "synthetic" and not job.spec.record and job.spec.seeds == (10_000, 10_001)
 
 
 def test_a_drafter_that_may_draft_nothing_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from speceval.exactness import EXIT_CODES, Report, Verdict
 from speceval.exactness.checks import exact_checks
 from speceval.exactness.command import teller, write
 from speceval.exactness.verdict import tables
+from speceval.measure.starting import OneLine
 from speceval.store.schema import OUTPUTS
 
 SETTINGS = {"target": "t", "draft": "d", "temperature": 0.7, "samples": 2000, "tokens": 6}
@@ -63,7 +64,7 @@ def test_the_file_is_the_report_as_json(tmp_path: Path) -> None:
 
 
 def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = teller(Console(file=sys.stdout, force_terminal=False))
+    tell = teller(OneLine(Console(file=sys.stdout, force_terminal=False)))
     for done in (0, 50, 100):
         tell("drawing", done, 100)
     assert capsys.readouterr().out.splitlines() == [
@@ -85,7 +86,7 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         (["--prompt", ""], "--prompt: empty"),
         (["--k", "0"], "K must be at least 1"),
         (["--vllm", "x.whl"], "--vllm: goes with --kernels"),
-        (["--target", ""], "--target is needed"),
+        (["--target", ""], "--target: empty: is a variable not set"),
         (["--kernels"], "--target: has no meaning with --kernels"),
         (["--rejection", "fly"], "--rejection fly: is not lossless"),
         (["--rejection", "synthetic"], "not lossless, nothing to measure"),

@@ -5,12 +5,14 @@ import pytest
 from speceval.engines.simulated import Characters
 from speceval.errors import UserError
 from speceval.measure import chat
+from speceval.measure.thoughts import Marks
 
+NONE = Marks(frozenset(), frozenset())
 FINAL = "<|channel|>final<|message|>"
 
 
 def visible(text: str, marker: str | None) -> str:
-    return chat.visible_answer(Characters(), [ord(c) for c in text], marker)
+    return chat.visible_answer(Characters(), [ord(c) for c in text], marker, NONE, [])[0]
 
 
 def test_a_model_without_channels_shows_all_it_said() -> None:
@@ -39,6 +41,9 @@ def test_a_target_without_a_template_is_refused() -> None:
     class Bare(Characters):
         chat_template = None
 
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+            raise ValueError("chat_template is not set\nand no template argument was passed")
+
     with pytest.raises(UserError, match="no chat template"):
         chat.render(Bare(), [], {})
 
@@ -50,3 +55,10 @@ def test_a_template_that_refuses_is_named_in_one_line() -> None:
 
     with pytest.raises(UserError, match=r"refused the conversation: roles must alternate$"):
         chat.render(Refusing(), [], {})
+
+
+def test_a_template_in_code_is_used_though_there_is_none_to_read() -> None:
+    class InCode(Characters):
+        chat_template = None  # type: ignore[assignment]
+
+    assert chat.render(InCode(), [{"role": "user", "content": "y"}], {}) == [ord(c) for c in "user: y\n"]

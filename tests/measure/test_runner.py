@@ -33,7 +33,7 @@ def spec(**changes: object) -> RunSpec:
 
 
 def run(directory: Path, engine: SimulatedEngine, spec: RunSpec, suites: list[Suite]) -> tuple[Segment, Progress]:
-    progress = Progress(len(plan(suites, spec.seeds)))
+    progress = Progress(len(plan(suites, spec)))
     with Store(directory) as store:
         asked = {f"spec__{name}": value for name, value in spec}
         store.write_meta(run_meta(status="running", **asked))

@@ -210,7 +210,7 @@ def test_unsound_runs_are_not_exported(run: StoredRun, kind: str) -> None:
 
 def test_names_are_published_without_the_machines_folders() -> None:
     assert public("/home/me/models/org/model") == "org/model" and public("./drafter") == "drafter"
-    assert public("org/model") == "org/model" and public("lk-eagle3") == "lk-eagle3" and public(None) is None
+    assert public("org/model") == "org/model" and public("lk-eagle3") == "lk-eagle3"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

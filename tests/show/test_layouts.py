@@ -480,3 +480,19 @@ def test_every_row_has_every_column() -> None:
         return len(depths) == 1 and all(len(row.cells) == len(table.columns) for row in table.rows)
 
     assert all(rectangular(build(layout, [PUBLISHED])) for layout in ("summary", "paper-main", "paper-arch"))
+
+
+def test_lengths_tell_output_context_and_cut_answers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"s": np.array([[1, 1, 1], [1, 1, 1]])})
+    rows = [tuple(cell.text for cell in row.cells) for row in build("lengths", [run]).rows]
+    assert [row[:2] for row in rows] == [
+        ("output", "1–1"),
+        ("output", "2–3"),
+        ("output", "4–7"),
+        ("context", "2–3"),
+        ("context", "4–7"),
+        ("answers cut by max_tokens", ""),
+    ]
+    assert rows[-1][2] == "100.0 %" and rows[0][3:] == ("2", "2")
+    with pytest.raises(UserError, match="say nothing of lengths"):
+        build("lengths", [Path("results/published")])

@@ -14,16 +14,14 @@ import pytest
 from speceval.show.layouts.form import FIELDS, Cell, Column, Row, Table
 from speceval.show.render import (
     FORMATS,
-    JOINER,
-    LONGEST,
     LONGEST_FIELD,
-    clean,
     csv_text,
     html,
     json_text,
     latex,
     markdown,
 )
+from speceval.terminal import JOINER, LONGEST, clean
 
 HOSTILE = {
     "latex": r"a_b%c$d#e&f{g}~h^\end{tabular}\input{/etc/passwd}",

@@ -160,7 +160,7 @@ def test_every_field_of_a_fingerprint_moves_its_hash() -> None:
         "target__weights": "b", "draft__name": "b", "suites__demo__version": 2, "prompts": "b", "chat_template": "b",
         "chat_template_kwargs": {"a": 1}, "sampling__top_k": 5, "drafting": "greedy", "seeds": [1], "limit": 1,
         "shuffle_seed": 1, "engine__dtype": "b", "replay": "b", "patches": [],
-        "draft_args": {"a": 1},
+        "draft_args": {"a": 1}, "stratified": True, "drafter": {"a": 1},
     }  # fmt: skip
     derived = {"method_patches"}  # from `patches`
     assert {name.partition("__")[0] for name in changes} == set(Fingerprint.model_fields) - derived
@@ -178,6 +178,11 @@ COMMANDS = {
     "ls": ("ls", "suites", "--json"),
     "validate": ("validate", KL, "--json"),
     "selftest": ("selftest", "--json", "--out", "selftest.json"),
+    "sweep": ("sweep", "demo", "--dry-run", "--json"),
+    "tune": (
+        *("tune", "--target", "zoo", "--draft", "kl-eagle3", "--engine", "simulated", "--k", "1", "--batch", "1"),
+        *("--bursts", "3", "--max-tokens", "4", "--no-confirm", "--json"),
+    ),
 }
 """A command that prints each kind of output; of `verify` see its own tests."""
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -320,6 +321,25 @@ def test_a_start_that_failed_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Store(tmp_path / "run"):
         raise RuntimeError("the engine did not start")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_without_room_is_one_line_and_the_same_store_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match=r"run: cannot be written: .*the same command resumes") as raised:
+        try:
+            with Store(directory) as store:
+                store.append(conversation("a"))
+                room = (directory / "journal.jsonl").stat().st_size + 20
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+                store.append(conversation("b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(raised.value)
+    with Store(directory) as store:
+        assert [key[1] for key in store.done] == ["a"]
+        store.append(conversation("b"))
+        assert len(store.done) == 2
 
 
 def test_a_table_that_cannot_be_written_leaves_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_bad_yaml_gets_one_line(tmp_path: Path, content: str, told: str) -> None
 
 
 def test_unknown_names_are_answered_with_near_ones() -> None:
-    with pytest.raises(UserError, match=r"did you mean gsm8k.*known: demo, gsm8k, humaneval, mt_bench"):
+    with pytest.raises(UserError, match=r"did you mean gsm8k.*known: demo, gsm8k, humaneval, longcontext, mt_bench"):
         suites.load("gsm8")
     with pytest.raises(UserError, match="no such file"):
         suites.load("nowhere.jsonl")

@@ -90,7 +90,7 @@ def _lines() -> bytes:
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=2).encode() + b"\n\n"),
         ("a.ndjson", _lines()),
-        ("a.jsonl.gz", gzip.compress(_lines())),
+        ("a.jsonl.gz", gzip.compress(_lines(), mtime=0)),
         ("a.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
         ("a.jsonl.xz", lzma.compress(_lines())),
     ],

@@ -2,8 +2,8 @@
 
 A job is {"llm": arguments of vllm.LLM, "runs": [...]}; a run is {"prompts": token ids of each request, "params":
 arguments of vllm.SamplingParams, or a list of them, one for each request}; its "keep": true keeps the prefix cache.
-The result has "worker" (patch statuses there), "preemptions" and "runs": by request the tokens and, of each verify
-step, the accepted and drafted counts; and `counts`, the worker's counters over the run.
+The result has "worker" (patch statuses there), "kernels" (`worker.ask_kernels`), "preemptions" and "runs": by request
+the tokens and, of each verify step, the accepted and drafted counts; and `counts`, the worker's counters over the run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from speceval.exactness.law import Fit, fit
+from vllm_patches import interpreted
 
 DEFAULTS = {
     "skip_tokenizer_init": True,
@@ -35,6 +36,10 @@ DEFAULTS = {
     "worker_extension_cls": "vllm_patches.worker.Extension",
     "seed": 0,
 }
+
+
+V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", **interpreted.ENVIRONMENT}
+"""A job's "env" for the V2 runner on a CPU."""
 
 
 def llm_arguments(target: Path, drafter: Path | None, method: str, k: int = 3, **changes: Any) -> dict[str, Any]:
@@ -106,17 +111,38 @@ def acceptance_p(run: dict[str, Any], chances: list[float], step: int = 0) -> li
 # ------------------------------------------------------------------------------------------------ in the process
 
 
+def schedule_ahead() -> None:
+    """Asynchronous scheduling, which vLLM's CPU platform switches off."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_update_config(cls: Any, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+
+
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    interpreted.prepare()  # of a job whose "env" is V2
+    if job.get("ahead"):
+        schedule_ahead()
     from vllm import LLM
 
-    from vllm_patches.worker import ask
+    from vllm_patches.worker import ask, ask_kernels
 
     llm = LLM(**job["llm"])
     runs = [generate(llm, run) for run in job["runs"]]
     preemptions = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
-    return {"worker": [asdict(row) for row in ask(llm)], "runs": runs, "preemptions": preemptions}
+    return {
+        "worker": [asdict(row) for row in ask(llm)],
+        "kernels": ask_kernels(llm),
+        "runs": runs,
+        "preemptions": preemptions,
+    }
 
 
 def generate(llm: Any, run: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,17 @@ Edit = tuple[str, str, str, str]
 """Module, function, a piece of its source that occurs once, and what stands there instead."""
 
 REJECT, DRAFT = "vllm_patches.patches.cpu_rejection", "vllm_patches.patches.v1_draft_sampling"
-ACCEPT = "random = accept(drafts, target_probs, draft_probs, uniform)"
-RECOVERY_NOISE = "noise = exponential_noise(rejecting, target_probs, generators, use_fp64_gumbel)"
-DRAW = "drafts = draw(q, metadata.generators, each, use_fp64_gumbel)"
-KEEP_NOISE: Edit = (DRAFT, "draw", "return (q /", 'globals().setdefault("NOISE", []).append(noise)\n    return (q /')
+ACCEPT = "random = accept(drafts, at_drafts(target_logits, drafts), draft_probs, uniform)"
+RECOVERY_NOISE = "own = uniforms(rejecting.tolist(), generators, 1, target_logits.device)"
+DRAW = "drafts = draw(q, metadata.generators, each)"
+KEEP_NOISE: Edit = (
+    DRAFT,
+    "draw",
+    "return invert(q",
+    'globals().setdefault("NOISE", []).append(uniform)\n    return invert(q',
+)
 NOISE = f'torch.stack(__import__("sys").modules["{DRAFT}"].NOISE[-max_spec_len:], 1)'
-"""The noise of the step's drafts [rows of the drafting step, K, V]; most requests keep their row until they verify."""
+"""The uniforms of the step's drafts [rows of the drafting step, K]; most requests keep their row until they verify."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ MUTANTS = (
                 "rejection_sample",
                 RECOVERY_NOISE,
                 f"{RECOVERY_NOISE}\n        if len(rejecting):\n            shared = {NOISE}"
-                "\n            noise = shared[rejecting % len(shared), lengths[rejecting]]",
+                "\n            own = shared[rejecting % len(shared), lengths[rejecting]]",
             ),
         ),
     ),
@@ -141,8 +146,7 @@ MUTANTS = (
                 ACCEPT,
                 f"owner = torch.repeat_interleave(counts)\n        if len(owner):\n            shared = {NOISE}"
                 "\n            place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]"
-                "\n            own = shared[owner % len(shared), place].gather(1, drafts.clamp(min=0)[:, None])[:, 0]"
-                f"\n            uniform = 1 - torch.exp(-own)\n        {ACCEPT}",
+                f"\n            uniform = shared[owner % len(shared), place]\n        {ACCEPT}",
             ),
         ),
     ),
@@ -153,9 +157,10 @@ MUTANTS = (
             (
                 REJECT,
                 "rejection_sample",
-                "target_probs = target_logits.softmax",
+                ACCEPT,
                 "cut = 0 if draft_probs is None else draft_probs.amax(0) == 0"
-                "\n        target_probs = target_logits.masked_fill(torch.as_tensor(cut).bool(), -torch.inf).softmax",
+                "\n        target_logits = target_logits.masked_fill(torch.as_tensor(cut).bool(), -torch.inf)"
+                f"\n        {ACCEPT}",
             ),
         ),
     ),
@@ -175,9 +180,9 @@ MUTANTS = (
     Mutant(
         "residual without clamping: abs(p - q)",
         0,
-        ((REJECT, "recover", "(p - q).clamp_(min=0)", "(p - q).abs_()"),),
+        ((REJECT, "recover", "p.sub_(kept).clamp_(min=0)", "p.sub_(kept).abs_()"),),
     ),
-    Mutant("residual without q: p", 0, ((REJECT, "recover", "(p - q).clamp_(min=0)", "p"),)),
+    Mutant("residual without q: p", 0, ((REJECT, "recover", "p.sub_(kept).clamp_(min=0)", "p"),)),
     Mutant(
         "residual of the step's last row",
         0,

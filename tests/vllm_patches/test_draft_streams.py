@@ -145,8 +145,7 @@ def test_each_request_of_a_parallel_drafter_draws_all_its_rows_from_its_generato
     q = torch.softmax(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)), -1)
     seeds = {0: 5, 2: 7}
     draws = [
-        v1_draft_sampling.draw(q, {r: torch.Generator().manual_seed(s) for r, s in seeds.items()}, 2, False)
-        for _ in range(20)
+        v1_draft_sampling.draw(q, {r: torch.Generator().manual_seed(s) for r, s in seeds.items()}, 2) for _ in range(20)
     ]
     assert all((draw[[0, 1, 4, 5]] == draws[0][[0, 1, 4, 5]]).all() for draw in draws)
     assert any((draw[[2, 3]] != draws[0][[2, 3]]).any() for draw in draws)

@@ -33,6 +33,7 @@ def config(
         speculative_config=speculative,
         model_config=SimpleNamespace(get_vocab_size=lambda: 24),
         use_v2_model_runner=runner == "V2",
+        parallel_config=SimpleNamespace(),
         device_config=SimpleNamespace(device_type=device),
         additional_config=additional or {},
     )
@@ -51,6 +52,20 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_engine_that_fits_may_start(fits: None) -> None:
     assert guard.refusal(config()) is None
     assert guard.refusal(config("V2", "cuda")) is None
+
+
+@pytest.mark.parametrize("option", ["enable_adaptive_verification", "enable_batch_sharded_sampling"])
+def test_what_cannot_be_recorded_stops_only_an_engine_that_is_to_be_measured(
+    fits: None, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    engine = config("V2", "cuda")
+    part = engine.speculative_config if "adaptive" in option else engine.parallel_config
+    setattr(part, option, True)
+    assert guard.refusal(engine) is None
+    monkeypatch.setenv(MEASURED_SWITCH, "1")
+    assert (guard.refusal(engine) or "").startswith(f"{option}: ")
+    setattr(part, option, False)
+    assert guard.refusal(engine) is None
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

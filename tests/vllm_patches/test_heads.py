@@ -106,7 +106,7 @@ def test_stock_medusa_drafts_argmaxes(models: dict[str, Path], results: dict[str
 
 def config(checkpoint: Path, k: int = 3, vocab: int = tiny.VOCAB) -> Any:
     """The parts of vLLM's configuration that the drafters read."""
-    model = SimpleNamespace(use_fp64_gumbel=False, get_vocab_size=lambda: vocab, get_hidden_size=lambda: tiny.HIDDEN)
+    model = SimpleNamespace(get_vocab_size=lambda: vocab, get_hidden_size=lambda: tiny.HIDDEN)
     return SimpleNamespace(
         additional_config={heads.CHECKPOINT: str(checkpoint)},
         model_config=model,

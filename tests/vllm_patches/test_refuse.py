@@ -67,6 +67,21 @@ def test_lossless_neighbours_are_not_refused(
     assert check(version, runner, {**SAMPLED, **changed}, **options) is None
 
 
+@pytest.mark.parametrize("method", ["medusa", "mlp_speculator", "suffix"])
+def test_what_the_v2_runner_has_no_drafter_for_is_refused_by_name(method: str) -> None:
+    for temperature in (0.0, 1.0):
+        asked = {**SAMPLED, "method": method}
+        line = check("0.32.0", "V2", asked, temperature=temperature) or ""
+        assert line.startswith(f"the V2 runner has no drafter for {method}: use the V1 runner")
+        assert check("0.32.0", "V1", asked, temperature=temperature) is None
+
+
+def test_a_drafter_of_ours_is_refused_on_v2_by_the_name_of_its_method() -> None:
+    own = {"method": "custom_class", "model": "vllm_patches.drafters.Medusa"}
+    assert "no drafter for medusa" in (check("0.33.0", "V2", {**SAMPLED, **own}) or "")
+    assert check("0.33.0", "V1", {**SAMPLED, **own}) is None
+
+
 def test_a_known_answer_engine_may_be_synthetic_and_nothing_else_that_is_refused() -> None:
     forced = {**SAMPLED, "rejection_sample_method": "synthetic"}
     for version, runner in (("0.32.0+cpu", "V1"), ("0.33.0", "V2")):

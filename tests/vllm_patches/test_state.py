@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_patches import state
+from vllm_patches.ledger import LEDGER
 from vllm_patches.state import ACTIVE, NATIVE, NOT_LOADED, OFF, PatchStatus, disobeyed, merged, missing
 
 ON = {"SPECEVAL_PATCHES": None, "SPECEVAL_PATCHES_SKIP": None, "VLLM_PLUGINS": None}
@@ -72,3 +73,11 @@ def test_a_worker_that_obeyed_another_switch_is_named(
     second = [with_state(row, value) for row, value in zip((ROW, OTHER), states, strict=True)]
     found = disobeyed(want, [(want, right), (ON | told, second)])
     assert says in found and bool(says) == bool(found)
+
+
+def test_a_row_of_both_runners_is_needed_on_both_and_one_of_v1_on_v1_alone() -> None:
+    def needed(runner: str) -> set[str]:
+        return {patch.id for patch in LEDGER if state.needed(patch, "cpu", 1.0, "mtp", runner)}
+
+    assert needed("V2") == {"cpu-rotary"}
+    assert {"cpu-rotary", "cpu-rejection", "v1-missing-q"} <= needed("V1")

@@ -116,7 +116,7 @@ def test_settings_are_plain_data_and_the_worker_s_own() -> None:
     made.vllm_config.additional_config = {"draft_truncation": False}
     assert made.engine_settings()["draft_truncation"] is False
     made.vllm_config.additional_config, made.vllm_config.use_v2_model_runner = {"draft_truncation": True}, True
-    assert made.engine_settings()["draft_truncation"] is False  # the V2 runner has no such thing
+    assert made.engine_settings()["draft_truncation"] is False  # V2's patches are not active here
 
 
 def test_an_engine_without_a_drafter_has_settings_too() -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from vllm_patches.one_uniform import invert, uniforms
+from vllm_patches.pieces import softmax_pieces
+
 PADDING = -1
 
 
@@ -31,7 +34,6 @@ def rejection_sample(
     sampling_metadata: Any,
     synthetic_mode: bool = False,
     synthetic_conditional_rates: torch.Tensor | None = None,
-    use_fp64_gumbel: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Accepted drafts, then one recovered or bonus token, then -1: int32 [batch, max_spec_len + 1].
@@ -43,7 +45,7 @@ def rejection_sample(
     In synthetic mode drafts are accepted by `accept_at_rates` instead, of greedy and of sampled requests; what follows
     a rejected one is drawn as ever.
 
-    Raises NotImplementedError for fly rejection.
+    `options`: use_fp64_gumbel changes nothing, there is no Gumbel noise. Raises NotImplementedError for fly rejection.
     """
     if any(value is not None for name, value in options.items() if name == "fly_window_size"):
         raise NotImplementedError("fly rejection does not exist on the CPU")
@@ -55,8 +57,7 @@ def rejection_sample(
         best = target_logits.argmax(-1)
         accepted = drafts == best
     if not sampling_metadata.all_greedy:
-        target_probs = target_logits.softmax(-1, dtype=torch.float32)
-        random = accept(drafts, target_probs, draft_probs, uniform)
+        random = accept(drafts, at_drafts(target_logits, drafts), draft_probs, uniform)
         if sampling_metadata.all_random:
             accepted = random
         else:
@@ -77,8 +78,11 @@ def rejection_sample(
     if sampling_metadata.all_greedy:
         last[rejecting] = best[rows]
     else:
-        noise = exponential_noise(rejecting, target_probs, generators, use_fp64_gumbel)
-        recovered = recover(target_probs[rows], None if draft_probs is None else draft_probs[rows], drafts[rows], noise)
+        own = uniforms(rejecting.tolist(), generators, 1, target_logits.device)
+        recovered = torch.empty_like(rows)
+        for part, p in softmax_pieces(target_logits, rows):
+            q = None if draft_probs is None else draft_probs[rows[part]]
+            recovered[part] = recover(p, q, drafts[rows[part]], own[part])
         last[rejecting] = (
             recovered if sampling_metadata.all_random else torch.where(greedy[rejecting], best[rows], recovered)
         )
@@ -88,11 +92,19 @@ def rejection_sample(
     return output.scatter_(1, lengths.unsqueeze(1), last.unsqueeze(1)).int()
 
 
-def accept(drafts: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, uniform: torch.Tensor) -> torch.Tensor:
-    """Which drafts [n] pass: u < p(d) / q(d), tables [n, V], `uniform` [n] in float64; padding never does."""
+def at_drafts(logits: torch.Tensor, drafts: torch.Tensor) -> torch.Tensor:
+    """p(d) [n] of drafts [n] under softmax(logits) [n, V]; of padding, anything."""
     chosen = drafts.clamp(min=0).unsqueeze(1)
-    at_p = p.gather(1, chosen).squeeze(1).double()
-    at_q = torch.ones_like(at_p) if q is None else q.gather(1, chosen).squeeze(1).double()
+    return torch.cat(
+        [drafts.new_zeros(0, dtype=torch.float32)]
+        + [p.gather(1, chosen[part])[:, 0] for part, p in softmax_pieces(logits)]
+    )
+
+
+def accept(drafts: torch.Tensor, at_p: torch.Tensor, q: torch.Tensor | None, uniform: torch.Tensor) -> torch.Tensor:
+    """Which drafts [n] pass: u < p(d) / q(d), `at_p` [n], q [n, V], `uniform` [n] in float64; padding never does."""
+    at_p = at_p.double()
+    at_q = torch.ones_like(at_p) if q is None else q.gather(1, drafts.clamp(min=0).unsqueeze(1)).squeeze(1).double()
     return (drafts != PADDING) & (at_q > 0) & (at_p > uniform * at_q)
 
 
@@ -108,24 +120,16 @@ def accept_at_rates(
     return (drafts != PADDING) & (uniform < rates[position])
 
 
-def recover(p: torch.Tensor, q: torch.Tensor | None, drafts: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """One draw [n] from max(0, p - q) of each row [n, V], by exponential `noise` [n, V]; q None: one-hot drafts."""
+def recover(p: torch.Tensor, q: torch.Tensor | None, drafts: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One draw [n] from max(0, p - q) of each row, with `uniform` [n] in float64; q None: one-hot drafts.
+
+    Works in `p` [n, V]. Where rounding leaves nothing of p - q, the draw is from p.
+    """
     if q is None:
         column = drafts.unsqueeze(1)
         kept = p.gather(1, column.clamp(min=0)) * (column == PADDING)
-        residual = p.scatter(1, column.clamp(min=0), kept)
-    else:
-        residual = (p - q).clamp_(min=0)
-    return (residual / noise).argmax(-1)
-
-
-def exponential_noise(
-    requests: torch.Tensor, like: torch.Tensor, generators: dict[int, torch.Generator], double: bool
-) -> torch.Tensor:
-    """One vector for each of `requests` [n] (their rows in the batch): [n, V], from the request's generator if any."""
-    dtype = torch.float64 if double else like.dtype
-    noise = torch.empty(len(requests), like.shape[-1], dtype=dtype).exponential_()
-    for row, request in enumerate(requests.tolist()):
-        if request in generators:
-            noise[row].exponential_(generator=generators[request])
-    return noise.clamp_(min=torch.finfo(dtype).tiny)  # a noise of 0 would make 0 / 0
+        return invert(p.scatter_(1, column.clamp(min=0), kept), uniform)
+    nothing = (p <= q).all(1)
+    kept = q.masked_fill(nothing.unsqueeze(1), 0) if nothing.any() else q
+    residual = p.sub_(kept).clamp_(min=0)
+    return invert(residual, uniform)

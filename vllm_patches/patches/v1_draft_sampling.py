@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vllm_patches.one_uniform import invert, uniforms
 from vllm_patches.settings import draft_truncation
 
 GREEDY_BELOW = 1e-5
@@ -31,14 +32,12 @@ def replace(original: Callable[..., Drafts]) -> Callable[..., Drafts]:
     def _sample_from_logits(self: Any, logits: torch.Tensor, sampling_metadata: Any) -> Drafts:
         if not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy:
             return logits.argmax(-1), None
-        return sample(logits, sampling_metadata, self.use_fp64_gumbel, draft_truncation(self.vllm_config))
+        return sample(logits, sampling_metadata, draft_truncation(self.vllm_config))
 
     return _sample_from_logits
 
 
-def sample(
-    logits: torch.Tensor, metadata: Any, use_fp64_gumbel: bool, truncated: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(logits: torch.Tensor, metadata: Any, truncated: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Draft tokens [rows] and their q [rows, V] from `logits` [rows, V], which may be overwritten.
 
     `metadata` is the batch's SamplingMetadata; not `truncated`: its temperature alone has a say. Parallel drafters have
@@ -56,7 +55,7 @@ def sample(
     if truncated:
         logits = truncate(logits, top_k, top_p)
     q = logits.softmax(-1)
-    drafts = draw(q, metadata.generators, each, use_fp64_gumbel)
+    drafts = draw(q, metadata.generators, each)
     if greedy is not None:
         drafts = torch.where(greedy, q.argmax(-1), drafts)
     return drafts if choose is None else choose(drafts), q
@@ -80,11 +79,7 @@ def truncate(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tens
     return torch.full_like(logits, -torch.inf).scatter_(1, ids, values)
 
 
-def draw(q: torch.Tensor, generators: dict[int, torch.Generator], each: int, double: bool) -> torch.Tensor:
+def draw(q: torch.Tensor, generators: dict[int, torch.Generator], each: int) -> torch.Tensor:
     """One token [rows] from each row of q [rows, V]; request r (rows r * each ...) draws from `generators[r]`."""
-    noise = torch.empty(q.shape, dtype=torch.float64 if double else q.dtype, device=q.device)
-    if len(generators) * each < len(q):
-        noise.exponential_()
-    for request, generator in generators.items():
-        noise[request * each : (request + 1) * each].exponential_(generator=generator)
-    return (q / noise.clamp_(min=torch.finfo(noise.dtype).tiny)).argmax(-1)  # a noise of 0 would make 0 / 0
+    uniform = uniforms(range(len(q) // each), generators, each, q.device)
+    return invert(q, uniform)

@@ -73,7 +73,7 @@ def sampler(runner: Any, metadata: Any) -> Callable[[torch.Tensor], tuple[torch.
     """Draws a head's drafts as the requests ask: tokens and q, or argmaxes and None."""
     if metadata.all_greedy or not keeps_q(runner):
         return lambda logits: (logits.argmax(-1), None)
-    return lambda logits: sample(logits, metadata, runner.drafter.fp64, draft_truncation(runner.vllm_config))
+    return lambda logits: sample(logits, metadata, draft_truncation(runner.vllm_config))
 
 
 def has_heads(runner: Any) -> bool:

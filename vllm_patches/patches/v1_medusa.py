@@ -30,9 +30,8 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         if sampling_metadata.all_greedy or self.spec_config.draft_sample_method != "probabilistic":
             return original(self, num_speculative_tokens, target_hidden_states, sampling_metadata, slot_mappings)
         logits = self.model.compute_logits(self.model(target_hidden_states))[:num_speculative_tokens]
-        fp64 = self.vllm_config.model_config.use_fp64_gumbel
         truncated = draft_truncation(self.vllm_config)
-        drafts, q = zip(*(sample(head, sampling_metadata, fp64, truncated) for head in logits), strict=True)
+        drafts, q = zip(*(sample(head, sampling_metadata, truncated) for head in logits), strict=True)
         self._last_draft_probs = torch.stack(q, dim=1)
         return torch.stack(drafts, dim=1)
 

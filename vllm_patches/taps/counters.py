@@ -1,6 +1,8 @@
 """How many verify steps of this process had the drafts' own distribution, and how many could not have it.
 
 A step here is one request's part of an engine step (design: verify step). Of greedy requests only PADDED is counted.
+With the V1 runner the patch that assembles q counts them (`v1-missing-q`); with V2, where nothing is patched there, the
+listener `count` does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_patches.taps.overlap import measure, pieces
+from vllm_patches.pieces import pieces
+from vllm_patches.taps.overlap import measure
 from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step, Told
 
@@ -34,7 +35,7 @@ class Evidence:
         """What takes the step's tokens, unless all of it is greedy. p is taken now: the verifier may work in place."""
         if step.greedy is True:
             return None
-        p = step.logits.softmax(-1, dtype=torch.float32)
+        p = step.logits[:].softmax(-1, dtype=torch.float32)
         return lambda emitted: self._add(step, p, emitted)
 
     def _add(self, step: Step, p: Tensor, emitted: Tensor) -> None:
@@ -44,7 +45,7 @@ class Evidence:
         token, number = emitted[owner, place], (emitted >= 0).sum(-1)[owner]
         parts = [
             measure_rows(step.drafts[part], p[part], None if step.q is None else step.q[part], token[part])
-            for part in pieces(len(owner), p.shape[-1])
+            for part in pieces(p)
         ]
         measured = torch.cat(parts, dim=1) if parts else p.new_zeros(len(MEASURED), 0)
         decided = torch.stack([number > place, number > place + 1]).to(p.dtype)

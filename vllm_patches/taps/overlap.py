@@ -5,17 +5,14 @@ Both come from the verifier's own tensors, for every drafting method, and are co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vllm_patches.pieces import Rows, softmax_pieces
 from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step
-
-MOST_ELEMENTS = 1 << 26
-"""Entries of p that are worked on at once: bounds the memory that recording needs beside the verifier's."""
 
 
 class Overlap:
@@ -61,19 +58,7 @@ def measure(drafts: Tensor, p: Tensor, q: Tensor | None) -> Tensor:
     return values.masked_fill(drafts < 0, torch.nan)
 
 
-def measure_logits(drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
-    """`measure` with p = softmax(logits) [R, V], a bounded number of rows at a time."""
-    if logits.numel() <= MOST_ELEMENTS:
-        return measure(drafts, logits.softmax(-1, dtype=torch.float32), q)
-    parts = [
-        measure(drafts[part], logits[part].softmax(-1, dtype=torch.float32), None if q is None else q[part])
-        for part in pieces(len(drafts), logits.shape[-1])
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def pieces(rows: int, width: int) -> Iterator[slice]:
-    """Slices of `rows` rows with at most MOST_ELEMENTS entries each."""
-    each = max(1, MOST_ELEMENTS // width)
-    for start in range(0, rows, each):
-        yield slice(start, start + each)
+def measure_logits(drafts: Tensor, logits: Tensor | Rows, q: Tensor | Rows | None) -> Tensor:
+    """`measure` with p = softmax(logits) [R, V] and q [R, V], made for a bounded number of rows at a time."""
+    parts = [measure(drafts[part], p, None if q is None else q[part]) for part, p in softmax_pieces(logits)]
+    return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=drafts.device)

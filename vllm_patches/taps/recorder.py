@@ -19,8 +19,14 @@ class Recorder:
         self._most = most
 
     def add(self, names: list[str], counts: list[int], values: Tensor) -> None:
-        """One engine step: requests, drafts of each, and their values [kinds, sum(counts)]; NaN: nothing to record."""
-        self._steps.append((names, counts, values))
+        """One engine step: requests, drafts of each, and their values [kinds, sum(counts)]; NaN: nothing to record.
+
+        Requests without drafts are not kept: in V2's batches they are most.
+        """
+        drafting = [(name, count) for name, count in zip(names, counts, strict=True) if count]
+        if not drafting:
+            return
+        self._steps.append(([name for name, _ in drafting], [count for _, count in drafting], values))
         if self._most is not None and len(self._steps) > self._most:
             del self._steps[0]
 

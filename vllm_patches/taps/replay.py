@@ -10,7 +10,10 @@ that has accepted so far. What is kept is the chance that the text's token at po
 and 1 or 0 for drafts without a distribution, as they are the text's token or not. Derivation:
 docs/measure/same-text.md.
 
-V1 runner, synchronous scheduling, temperature above 0. Needs the patches that draft and keep q (`ledger`).
+At temperature 0 all drafts are certain. A place where nothing was drafted has no record: each record says which place
+of the text it is of, so that such steps can be told apart though none accepts anything.
+
+V1 runner, synchronous scheduling. Needs the patches that draft and keep q (`ledger`).
 """
 
 from __future__ import annotations
@@ -65,17 +68,21 @@ class Replay:
         return found
 
     def hear(self, step: Step) -> None:
-        """Record kept and p [2, R] of the drafts of all requests. Before the verifier runs: it may work in place."""
+        """Record kept and place [2, R] of the drafts of all requests. Before the verifier runs: it may work in place.
+
+        place: tokens that are out when the step begins, the same for all its drafts.
+        """
+        standing = list(zip(self.texts(), step.counts, strict=False))
         due = [
-            text[out + j] if out + j < len(text) else NO_TOKEN
-            for (text, out), count in zip(self.texts(), step.counts, strict=False)
-            for j in range(count)
+            text[out + j] if out + j < len(text) else NO_TOKEN for (text, out), count in standing for j in range(count)
         ]
-        values = kept(torch.tensor(due, device=step.logits.device), step.drafts, step.logits, step.q)
-        self._recorder.add(step.names, step.counts, values)
+        due_tokens = torch.tensor(due, device=step.drafts.device)
+        chances = kept(due_tokens, step.drafts, step.logits[:], None if step.q is None else step.q[:])
+        places = torch.tensor([out for (_, out), count in standing for _ in range(count)]).to(chances)
+        self._recorder.add(step.names, step.counts, torch.stack([chances, places]))
 
     def drain(self) -> dict[str, Any]:
-        """`Recorder.drain`: kinds kept, p."""
+        """`Recorder.drain`: kinds kept, place."""
         return self._recorder.drain()
 
     def emit(self, sampled: Tensor) -> None:
@@ -100,7 +107,7 @@ class Replay:
 
 
 def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
-    """[2, R]: the chance that each of the text's `tokens` [R] was an accepted draft, and its p; NaN past the text.
+    """[R]: the chance that each of the text's `tokens` [R] was an accepted draft; NaN past the text.
 
     NaN also for drafts that were none (id -1).
 
@@ -111,7 +118,7 @@ def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Te
     p = logits.softmax(-1, dtype=torch.float32).gather(1, place)[:, 0]
     proposed = (tokens == drafts).to(p.dtype) if q is None else q.gather(1, place)[:, 0]
     chance = (proposed / p).clamp(max=1).nan_to_num(0)
-    return torch.stack([chance, p]).masked_fill((tokens == NO_TOKEN) | (drafts < 0), torch.nan)
+    return chance.masked_fill((tokens == NO_TOKEN) | (drafts < 0), torch.nan)
 
 
 def start(runner: Any) -> Replay:
@@ -120,7 +127,7 @@ def start(runner: Any) -> Replay:
     Raises `NotImplementedError` for V2 and async scheduling.
     """
     if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
-        raise NotImplementedError("replay needs the V1 runner without async scheduling")
+        raise NotImplementedError("replay needs the V1 runner without async scheduling: --runner v1")
     replay = Replay(runner)
     replay.open()
     return replay

@@ -8,13 +8,15 @@ again. A step is made of the verifier's own arguments and draws no random number
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from vllm_patches.pieces import Rows
 
 GREEDY_BELOW = 1e-5
 """Temperature below which vLLM takes the argmax (`_SAMPLING_EPS` in v1/sample/sampler.py)."""
@@ -30,7 +32,10 @@ Told = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Step:
-    """What a verifier is given: B requests with R draft tokens together, rows in the order of the requests."""
+    """What a verifier is given: B requests with R draft tokens together, rows in the order of the requests.
+
+    Names, counts and whether all is greedy are known to the host; nothing else is read back from the device.
+    """
 
     names: list[str]
     """vLLM's own names of the requests [B]."""
@@ -38,9 +43,9 @@ class Step:
     """Drafts of each request [B]."""
     drafts: Tensor
     """[R], -1: no draft."""
-    logits: Tensor
+    logits: Tensor | Rows
     """The target's [R, V], after temperature, top-k and top-p. The verifier may overwrite them."""
-    q: Tensor | None
+    q: Tensor | Rows | None
     """What the drafts were drawn from [R, V]; None: they are certain."""
     greedy: Tensor | bool
     """Whether the row's request takes the argmax [R], or all do, or none."""
@@ -169,22 +174,38 @@ def _wrap_v2(tap: Tap) -> None:
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
     verifier, call = rejection_sampler.rejection_sample, rejection_sampler.RejectionSampler.__call__
-    names: dict[int, str] = {}  # of the requests in the batch, by their place in vLLM's request states
+    batch: list[Request] = []  # those of the batch that are not verified yet: it may come in several calls
 
     @wraps(call)
-    def named(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        names.clear()
-        names.update(zip(input_batch.idx_mapping_np.tolist(), input_batch.req_ids, strict=False))
+    def announced(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        batch[:] = requests_v2(input_batch, self.sampler.sampling_states.temperature.np)
         return call(self, logits, input_batch, *args, **kwargs)
 
     @wraps(verifier)
     def rejection_sample(logits: Tensor, q_logits: Tensor | None, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         starts, _, slots, _, _, temperature = args[:6]
-        step = step_v2(logits, q_logits, tokens, starts, slots, temperature, names)
+        requests, batch[:] = batch[: len(slots)], batch[len(slots) :]
+        step = step_v2(logits, q_logits, tokens, starts, slots, temperature, requests)
         return tap.verify(step, lambda: verifier(logits, q_logits, tokens, *args, **kwargs), emitted_v2)
 
     _put(rejection_sampler, "rejection_sample", rejection_sample)
-    _put(rejection_sampler.RejectionSampler, "__call__", named)
+    _put(rejection_sampler.RejectionSampler, "__call__", announced)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the host knows of a request in V2's batch."""
+
+    name: str
+    drafts: int
+    temperature: float
+
+
+def requests_v2(input_batch: Any, temperature: Any) -> list[Request]:
+    """The requests of V2's batch, in its order; `temperature` is the host's copy, by their place in vLLM's states."""
+    places, starts = input_batch.idx_mapping_np, input_batch.cu_num_logits_np
+    columns = zip(input_batch.req_ids, starts[1:] - starts[:-1] - 1, temperature[places], strict=False)
+    return [Request(name, int(drafts), float(heat)) for name, drafts, heat in columns]
 
 
 def step_v2(
@@ -194,26 +215,68 @@ def step_v2(
     starts: Tensor,
     slots: Tensor,
     temperature: Tensor,
-    names: dict[int, str],
+    requests: Sequence[Request],
 ) -> Step:
-    """The step of one call of V2's verifier, from its own arguments.
+    """The step of one call of V2's verifier, from its own arguments and what the host knows of its `requests` [B].
 
     `logits` [N, V] are the target's, row `starts[b] + j` for draft j + 1 of request b, a request's last row for its
-    bonus token; `tokens` [N] holds that draft one row further on. `q_logits` [slots, K, V], before temperature,
-    `temperature` [slots] and `names` are indexed by `slots` [B].
+    bonus token; `tokens` [N] holds that draft one row further on. `q_logits` [slots, K, V], before temperature, and
+    `temperature` [slots] are indexed by `slots` [B]. Waits for nothing on the device.
     """
-    counts = (starts[1:] - starts[:-1] - 1).long()
-    owner = torch.repeat_interleave(counts)
-    place = torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts)[owner]
+    counts = [request.drafts for request in requests]
+    each = (starts[1:] - starts[:-1] - 1).long()
+    owner = torch.repeat_interleave(each, output_size=sum(counts))
+    place = torch.arange(len(owner), device=each.device) - (each.cumsum(0) - each)[owner]
     row = starts[:-1].long()[owner] + place
     slot = slots.long()[owner]
     heat = temperature[slot]
-    q = None
-    if q_logits is not None:
-        q = (q_logits[slot, place].float() / heat.clamp(min=GREEDY_BELOW)[:, None]).softmax(-1)
-        q = q[:, : logits.shape[-1]]
-    owners = [names[slot] for slot in slots.tolist()]
-    return Step(owners, counts.tolist(), tokens[row + 1], logits[row], q, heat < GREEDY_BELOW)
+    q = None if q_logits is None else Drafted(q_logits, slot, place, heat, logits.shape[-1])
+    cold = [request.temperature < GREEDY_BELOW for request in requests if request.drafts]
+    greedy = all(cold) if all(cold) or not any(cold) else heat < GREEDY_BELOW
+    names = [request.name for request in requests]
+    return Step(names, counts, tokens[row + 1], Picked(logits, row), q, greedy)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Rows `row` [R] of a table [N, V]."""
+
+    table: Tensor
+    row: Tensor
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return len(self.row), self.table.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.table[self.row[part]]
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """q of R drafts from V2's store of draft logits [slots, K, at least V]: by slot, place and temperature [R]."""
+
+    logits: Tensor
+    slot: Tensor
+    place: Tensor
+    heat: Tensor
+    width: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return len(self.slot), self.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    def __getitem__(self, part: slice) -> Tensor:
+        cold = self.logits[self.slot[part], self.place[part]].float()
+        return (cold / self.heat[part].clamp(min=GREEDY_BELOW)[:, None]).softmax(-1)[:, : self.width]
 
 
 def emitted_v2(output: tuple[Tensor, Tensor]) -> Tensor:

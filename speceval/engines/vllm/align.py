@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    pass
 from speceval.engines.base import Step
 
 
@@ -44,4 +42,20 @@ def align_steps(commits: list[int], drafted: list[int], accepted: list[int]) -> 
         else:
             steps.append(Step(0, 0, committed))
     steps.extend(Step(d, a, 0) for d, a in zip(drafted[record:], accepted[record:], strict=True))
+    return steps
+
+
+def replayed_steps(commits: list[int], drafted: list[int], places: Sequence[float]) -> list[Step] | None:
+    """Steps of a replayed request: every step commits one token, and those at `places` had drafts, `drafted` of them.
+
+    `commits` as in `align_steps`; a place is the number of tokens that were out when the step began, from 1. None when
+    this is no replay's record: a step committed more, or a place is outside the text or comes twice.
+    """
+    steps = [Step(0, 0, 1) for _ in commits[1:]]
+    numbers = [int(place) for place in places]
+    ordered = all(a < b for a, b in zip([0, *numbers], [*numbers, len(steps) + 1], strict=True))
+    if any(count != 1 for count in commits) or len(numbers) != len(drafted) or not ordered:
+        return None
+    for number, count in zip(numbers, drafted, strict=True):
+        steps[number - 1] = Step(count, 0, 1)
     return steps

@@ -9,10 +9,15 @@ import vllm_patches
 from speceval.paths import DATA, data_directory
 from speceval.store.schema import PatchState
 from vllm_patches import unpatched
-from vllm_patches.ledger import LEDGER
+from vllm_patches.ledger import ANY, LEDGER
 
 BOUND = frozenset(patch.id for patch in LEDGER if patch.methods)
 """Patches that only some drafting methods need."""
+
+
+def concerns(patch: str, runner: str) -> bool:
+    """Whether a row of the ledger is about this model runner, "V1" or "V2"."""
+    return any(row.id == patch and row.runner in (ANY, runner) for row in LEDGER)
 
 
 def as_state(status: vllm_patches.PatchStatus) -> PatchState:

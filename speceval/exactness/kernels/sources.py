@@ -33,9 +33,9 @@ class Source:
         if self.kind == "wheel":
             with zipfile.ZipFile(self.root) as wheel:
                 inside = f"vllm/{path}"
-                return wheel.read(inside).decode() if inside in wheel.namelist() else None
+                return wheel.read(inside).decode(errors="replace") if inside in wheel.namelist() else None
         file = self.root / path
-        return file.read_text() if file.is_file() else None
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
     def files(self) -> list[str]:
         """Paths of all Python files, as `read` takes them, sorted."""
@@ -101,7 +101,9 @@ def _tree_version(root: Path) -> str:
     """From vllm/_version.py, else from the package's metadata beside it."""
     file = root / "_version.py"
     if file.exists():
-        stated = re.search(r"^__version__ = (?:version = )?'([^']+)'", file.read_text(), re.M)
+        stated = re.search(
+            r"^__version__ = (?:version = )?'([^']+)'", file.read_text(encoding="utf-8", errors="replace"), re.M
+        )
     else:
         beside = " ".join(path.name for path in root.parent.glob("vllm*.dist-info"))
         stated = re.search(r"-(\d\S*)\.dist-info", beside)

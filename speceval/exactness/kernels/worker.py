@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from speceval.exactness.kernels import load, simt
+from speceval.exactness.kernels import load
 from speceval.exactness.kernels.judge import judge
 from speceval.exactness.kernels.load import Missing
 from speceval.exactness.kernels.sources import Source
 from speceval.exactness.kernels.toy import Driver, K, Sample, Toy, make_toy, sample
+from vllm_patches.interpreted import simt
 
 CHUNK = 25_000
 """Requests that go through the kernels at once."""

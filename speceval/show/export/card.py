@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from speceval.private import public, without_places
 from speceval.protocol import flatten
 from speceval.show import layouts, render
-from speceval.show.export.names import checkpoint, hub_dataset, public
+from speceval.show.export.names import checkpoint, hub_dataset
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.tables import TAUS, suite_summary
 from speceval.store import StoredRun
+from speceval.terminal import clean
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -24,7 +27,10 @@ LONGEST_COMMAND = 4000
 def model_card(run: StoredRun) -> str:
     """The page as text. The front matter is read back as the hub reads it; ValueError if that changes a result."""
     data = card_data(run)
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(run)}"
+    tables = [
+        render.markdown(_published(layouts.build(layout, [run.directory]))) for layout in ("summary", "positions")
+    ]
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(run.published(), *tables)}"
     _check(text, data)
     return text
 
@@ -62,8 +68,8 @@ def _results(run: StoredRun, suite: str) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             task_name="Speculative decoding",
-            dataset_type=hub.id if hub else render.clean(suite),
-            dataset_name=render.clean(suite),
+            dataset_type=hub.id if hub else clean(suite),
+            dataset_name=clean(suite),
             dataset_config=hub.config if hub else None,
             dataset_split=hub.split if hub else None,
             metric_type="acceptance_length",
@@ -81,7 +87,7 @@ def _interval(found: dict[str, float | None]) -> list[float] | str:
     return "unknown" if low is None or high is None else [round(low, DIGITS), round(high, DIGITS)]
 
 
-def _body(run: StoredRun) -> str:
+def _body(run: StoredRun, lengths: str, positions: str) -> str:
     meta, spec, fingerprint = run.meta, run.meta.spec, run.meta.fingerprint
     asked = {"k": spec.k, "drafting": spec.drafting}
     sampling = {**asked, **fingerprint.sampling.model_dump(), "seeds": fingerprint.seeds}
@@ -93,9 +99,9 @@ def _body(run: StoredRun) -> str:
         "How many draft tokens of this drafter the target accepts, measured with speceval on vLLM. tau is 1 + accepted "
         "draft tokens per verify step, pooled over all steps; the books of the run balance.\n",
         "## Acceptance length\n",
-        render.markdown(layouts.build("summary", [run.directory])),
+        lengths,
         "## Draft positions\n",
-        render.markdown(layouts.build("positions", [run.directory])),
+        positions,
         "## Protocol\n",
         _facts({**checkpoints, **suites, **sampling, "fingerprint": meta.fingerprint_hash}, "What was measured."),
         "## Reproduce\n",
@@ -104,6 +110,18 @@ def _body(run: StoredRun) -> str:
         _facts(versions, "What it ran on.", f"Patches to vLLM: {', '.join(fingerprint.patches) or 'none'}."),
     ]
     return "\n".join(parts)
+
+
+def _published(table: Table) -> Table:
+    """A table that names no place on this machine."""
+
+    def told(cell: Cell) -> Cell:
+        return replace(cell, text=without_places(cell.text), notes=tuple(map(without_places, cell.notes)))
+
+    rows = (Row(tuple(map(told, row.cells)), without_places(row.section)) for row in table.rows)
+    return replace(
+        table, caption=without_places(table.caption), rows=tuple(rows), notes=tuple(map(without_places, table.notes))
+    )
 
 
 def _facts(facts: dict[str, Any], caption: str, *notes: str) -> str:
@@ -121,13 +139,13 @@ def _value(value: Any) -> str:
 
 def _fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text."""
-    text = render.clean(text, LONGEST_COMMAND)
+    text = clean(text, LONGEST_COMMAND)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}\n"
 
 
 def _name(run: StoredRun) -> str:
-    return render.clean(public(run.meta.spec.draft) or "drafter")
+    return clean(public(run.meta.spec.draft) or "drafter")
 
 
 def _check(text: str, data: ModelCardData) -> None:

@@ -6,7 +6,8 @@ import json
 from datetime import datetime
 from typing import Any
 
-from speceval.show.export.names import checkpoint, public
+from speceval.private import public
+from speceval.show.export.names import checkpoint
 from speceval.show.tables import TAUS, suite_summary
 from speceval.store import StoredRun
 
@@ -21,6 +22,7 @@ def lm_eval_json(run: StoredRun) -> str:
 
 def lm_eval_results(run: StoredRun) -> dict[str, Any]:
     """The object behind `lm_eval_json`. Metrics are named "metric,filter", the filter being "none"."""
+    run = run.published()
     meta, spec, fingerprint = run.meta, run.meta.spec, run.meta.fingerprint
     packages = meta.environment.packages
     name = public(spec.draft) or spec.draft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from speceval.private import public
 from speceval.store.schema import Checkpoint
 from speceval.suites.load import SUITES_DIR, names
 from speceval.suites.schema import Hub, read_suite_file
@@ -11,15 +12,8 @@ from speceval.suites.schema import Hub, read_suite_file
 
 def checkpoint(entry: Checkpoint) -> dict[str, Any]:
     """A checkpoint of a fingerprint, fit to be published: name or hub id, revision, hash of the weights."""
-    return entry.model_dump() | {"name": public(entry.name), "model": public(entry.model)}
-
-
-def public(name: str | None) -> str | None:
-    """A name or hub id as it is; of a path the last two parts (organisation/model)."""
-    if name is None:
-        return None
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..", "~")]
-    return "/".join(parts[-2:])
+    model = None if entry.model is None else public(entry.model)
+    return entry.model_dump() | {"name": public(entry.name), "model": model}
 
 
 def hub_dataset(suite: str) -> Hub | None:

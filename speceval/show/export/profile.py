@@ -99,6 +99,7 @@ def profile_json(run: StoredRun) -> str:
 
 def profile(run: StoredRun) -> Profile:
     """The profile of a run that has steps with drafts, all suites pooled: it describes the checkpoint, not a suite."""
+    run = run.published()
     k, fingerprint = run.meta.spec.k, run.meta.fingerprint
     engine = fingerprint.engine
     rows = acceptance.drafted_steps(run.steps)

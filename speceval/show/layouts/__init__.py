@@ -9,6 +9,7 @@ from speceval.errors import UserError
 from speceval.show.layouts.categories import categories
 from speceval.show.layouts.entries import collect
 from speceval.show.layouts.form import Table
+from speceval.show.layouts.lengths import lengths
 from speceval.show.layouts.paper import paper_arch, paper_main, paper_mean
 from speceval.show.layouts.positions import positions
 from speceval.show.layouts.summary import summary
@@ -20,6 +21,7 @@ LAYOUTS: dict[str, Callable[..., Table]] = {
     "paper-mean": paper_mean,
     "positions": positions,
     "categories": categories,
+    "lengths": lengths,
 }
 
 CHANGES = ("paper-arch", "paper-mean")

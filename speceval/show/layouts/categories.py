@@ -19,7 +19,7 @@ DECIMALS = 3
 
 
 def categories(entries: Sequence[Entry]) -> Table:
-    """A row per category of every run and suite, and one for all; a column per turn, and one for all."""
+    """A row per category of every run and suite, per group of them, and for all; a column per turn, and one for all."""
     measured = [entry for entry in entries if entry.measured]
     if not measured:
         raise UserError("--layout categories: published figures say nothing of categories: name a run")
@@ -42,10 +42,13 @@ def categories(entries: Sequence[Entry]) -> Table:
 def _rows(entry: Entry, turns: Sequence[int | None]) -> list[Row]:
     assert entry.run is not None
     steps, mine = entry.run.suite(entry.name)
+    of = mine["category"].astype(str)
     names = sorted(mine["category"].dropna().astype(str).unique())
+    parts = {name: mine[of == name] for name in names} if len(names) > 1 else {}
+    for group, members in entry.run.meta.groups.get(entry.name, {}).items():
+        parts[f"{group} (group)"] = mine[of.isin(members)]
     rows = []
-    for name in [*names, ALL] if len(names) > 1 else [ALL]:
-        of_category = mine if name == ALL else mine[mine["category"].astype(str) == name]
+    for name, of_category in (parts | {ALL: mine}).items():
         cells = [_cell(entry, name, turn, of_category, steps) for turn in turns]
         count = of_category["conversation"].nunique()
         rows.append(Row((Cell(name), *cells, Cell(f"{count:,}")), run_heading(entry)))

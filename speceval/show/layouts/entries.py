@@ -15,7 +15,7 @@ from speceval.estimate import books, replay, speedup
 from speceval.show import published
 from speceval.show.published import Figure
 from speceval.show.tables import suite_summary
-from speceval.store import RUN, StoredRun
+from speceval.store import StoredRun, directories
 from speceval.zoo.recipe import METHODS as ZOO_METHODS
 
 KL = "KL"
@@ -123,6 +123,8 @@ class Entry:
             notes.append("The run's books do not balance: `speceval show` says where.")
         if meta.spec.limit is not None:
             notes.append("Measured on a part of the suite.")
+        if meta.spec.shard is not None:
+            notes.append(f"A shard ({meta.spec.shard}) of a run: `speceval merge` joins them.")
         return tuple(notes)
 
 
@@ -134,21 +136,20 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
     out. Raises `UserError` when a path holds neither runs nor figures, or replays are all there is.
     """
     entries: list[Entry] = []
-    directories: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for path in map(published.named, paths):
         if published.is_publication(path):
             entries += [from_figure(figure) for figure in published.load(path).rows]
             continue
-        found = [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))
-        if not found:
+        if not (below := directories(path)):
             raise UserError(f"{path}: no runs here and no published figures: `speceval ls runs` lists runs")
-        directories |= {directory.resolve(): directory for directory in found}
-    for directory in directories.values():
+        runs |= {directory.resolve(): directory for directory in below}
+    for directory in runs.values():
         run = books.read(directory)
         if not replay.is_replay(run):
             entries += from_run(run)
     if not entries:
-        raise UserError(f"{', '.join(map(str, directories))}: a replay counts nothing: name runs that were sampled")
+        raise UserError(f"{', '.join(map(str, runs))}: a replay counts nothing: name runs that were sampled")
     return sorted(entries, key=_order())
 
 

@@ -9,22 +9,13 @@ import numpy as np
 import pandas as pd
 
 from speceval.estimate import acceptance
+from speceval.estimate.lengths import starts
 from speceval.estimate.statistics import ratio_interval
 from speceval.show.plots import style
-from speceval.store import REQUEST, StoredRun
+from speceval.store import StoredRun
 
 BINS = 12
 """At most."""
-
-
-def starts(steps: pd.DataFrame) -> pd.Series:
-    """Output tokens that are there when each step starts: the prefill's one, and those of the request's steps before.
-
-    `steps` holds every step of its requests, also those without drafts, which commit a token each. Index as `steps`.
-    """
-    ordered = steps.sort_values([*REQUEST, "step"])
-    committed = ordered.groupby(REQUEST, sort=False)["committed"]
-    return (1 + committed.cumsum() - ordered["committed"]).reindex(steps.index)
 
 
 def bin_width(longest: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from speceval import catalog
-from speceval.estimate.statistics import TRUSTED_CLUSTERS
+from speceval.estimate.statistics import LEAST_EFFECTIVE
 from speceval.protocol import RunSpec
 from speceval.store import StoredRun
 from speceval.store.schema import Counters
@@ -77,8 +77,8 @@ def _clusters(run: StoredRun) -> Audit:
     return Audit(
         "different conversations",
         value,
-        bool((counts < TRUSTED_CLUSTERS).any()) or counts.empty,
-        f"Intervals rest on these, however many seeds there are. Below {TRUSTED_CLUSTERS} they can be too narrow.",
+        bool((counts < LEAST_EFFECTIVE).any()) or counts.empty,
+        f"Intervals rest on these, however many seeds there are. Below {LEAST_EFFECTIVE} they can be too narrow.",
     )
 
 

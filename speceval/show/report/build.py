@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +14,15 @@ from speceval.errors import UserError
 from speceval.estimate import comparison, replay, speedup
 from speceval.estimate.statistics import COVERS
 from speceval.files import write_whole
+from speceval.private import without_places
 from speceval.protocol import flatten
 from speceval.show.comparison import signed
 from speceval.show.labels import labels
 from speceval.show.report import differences, samples, verification
 from speceval.show.report.audits import Audit, audit
-from speceval.show.report.figures import pictures
+from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
-from speceval.show.tables import TAUS, plus_minus, suite_summary
+from speceval.show.tables import TAUS, plus_minus, suite_summary, z_value
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, PatchState
 
@@ -73,6 +76,7 @@ def write(runs: Sequence[StoredRun], path: Path, verify_file: Path | None = None
 def render(context: dict[str, Any]) -> str:
     """The page. Every value is escaped, and shown without control characters (`text.visible`)."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("speceval.show.report", "."),
@@ -84,7 +88,15 @@ def render(context: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(plus_minus=plus_minus, signed=signed, cut=cut)
-    return environment.get_template("template.html.j2").render(context)
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    page = {"style": Markup(style), "policy": policy(style), **context}
+    return environment.get_template("template.html.j2").render(page)
+
+
+def policy(style: str) -> str:
+    """What a browser may do with the page: apply this style, show pictures that are in it, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Sequence[str] = ()) -> dict[str, Any]:
@@ -96,7 +108,8 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
             raise UserError(f"{run.directory}: a replay generates nothing to report on: `speceval show` prints it")
     given = None if verify_file is None else (verify_file, verification.read(verify_file))
     picks = samples.choose(runs[0].turns)
-    shown = [_show(run, label, picks, given) for run, label in zip(runs, labels(runs, form=cut), strict=True)]
+    here, runs = runs, [run.published() for run in runs]
+    shown = [_show(*each, picks, given) for each in zip(here, runs, labels(runs, form=cut), strict=True)]
     found = differences.find(runs, [one.label for one in shown], allow)
     drawn, left_out = pictures(runs, allow, compared=bool(found.rows))
     drafters = dict.fromkeys(cut(run.meta.spec.draft) for run in runs)
@@ -111,6 +124,7 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "differences": found.rows,
         "covers": COVERS,
         "pictures": drawn,
+        "decision": next((picture for picture in drawn if picture.title == TITLES["forest"][0]), None),
         "not_drawn": left_out,
         "picks": picks,
         "rule": samples.RULE,
@@ -122,16 +136,25 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
     }
 
 
-def _show(run: StoredRun, label: str, picks: list[samples.Pick], given: tuple[Path, dict[str, Any]] | None) -> Shown:
+def _show(
+    here: StoredRun,
+    run: StoredRun,
+    label: str,
+    picks: list[samples.Pick],
+    given: tuple[Path, dict[str, Any]] | None,
+) -> Shown:
+    """`run` is what is shown of the run that lies `here`."""
+    verified = given or verification.find(here)
+    mismatches = verification.mismatches(here, given[1]) if given else []
     timed = speedup.summarise(run.meta.speedup) if run.meta.speedup else {}
     return Shown(
         label=label,
         run=run,
         columns=[Column(label, cut(suite), suite_summary(run, suite), timed.get(suite, {})) for suite in run.suites],
         audits=audit(run),
-        verified=given or verification.find(run),
-        mismatches=verification.mismatches(run, given[1]) if given else [],
-        outputs=samples.gather(run, picks),
+        verified=verified and (Path(without_places(str(verified[0]))), verified[1]),
+        mismatches=[without_places(line) for line in mismatches],
+        outputs=samples.gather(here, picks),
     )
 
 
@@ -225,7 +248,7 @@ def _agreement(one: Shown) -> list[Statement]:
         if found["z"] is None:
             continue
         word = "what p and q say" if found["agrees"] else "not what p and q say: the engine or the recorder is wrong"
-        text = f"Accepted tokens on {column.suite} are {word} (z = {found['z']:+.1f}, {found['steps']:,} steps)."
+        text = f"Accepted tokens on {column.suite} are {word} (z = {z_value(found['z'])}, {found['steps']:,} steps)."
         lines.append(Statement("good" if found["agrees"] else "bad", text))
     return lines
 

@@ -63,7 +63,14 @@ def decoder(target: Checkpoint) -> Decode | None:
 
 
 def _tokenizer_file(target: Checkpoint) -> Path | None:
-    """tokenizer.json of a run's target, as its fingerprint names it."""
+    """tokenizer.json of a run's target, as its fingerprint names it; None also for a name that nothing can have."""
+    try:
+        return _place_of(target)
+    except (ValueError, OSError, RuntimeError):  # no hub id, no path
+        return None
+
+
+def _place_of(target: Checkpoint) -> Path | None:
     if target.model == "zoo":
         from speceval.zoo.build import zoo_root
         from speceval.zoo.recipe import TARGET, Recipe

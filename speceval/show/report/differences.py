@@ -23,6 +23,19 @@ class Row:
     quantity: str
     compared: dict[str, Any]
 
+    @property
+    def decided(self) -> bool:
+        """Whether it differs, at `LEVEL` over all comparisons of the report."""
+        p = self.compared["p_adjusted"]
+        return p is not None and p < LEVEL
+
+    @property
+    def decision(self) -> str:
+        """What is decided, in three words."""
+        if self.decided:
+            return "more tokens" if self.compared["relative_percent"]["value"] > 0 else "fewer tokens"
+        return "not told apart" if self.compared["p_adjusted"] is not None else "nothing to judge by"
+
 
 @dataclass(frozen=True)
 class Differences:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from speceval.errors import UserError
 from speceval.show.report.decode import Decode, decoder, gives, token_texts
 from speceval.show.report.text import cut
-from speceval.store import OUTPUTS, REQUEST, Key, StoredRun
+from speceval.store import OUTPUTS, REQUEST, Key, StoredRun, read_lines
+from speceval.store.tables import OutputLine
 
 RULE = (
     "The first conversation of each suite (by id), and those with the lowest, the median and the highest tau of their "
@@ -89,15 +88,10 @@ def read_outputs(run: StoredRun, keys: Iterable[Key]) -> dict[Key, list[dict[str
     if not path.is_file():
         return None
     found: dict[Key, list[dict[str, Any]]] = {key: [] for key in keys}
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                rows = found.get((row["suite"], row["conversation"], row["seed"]))
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise UserError(f"{path}: line {number} is damaged: remove it") from None
-            if rows is not None:
-                rows.append(row)
+    for row in read_lines(path, kind=OutputLine):
+        rows = found.get((row["suite"], row["conversation"], row["seed"]))
+        if rows is not None:
+            rows.append(row)
     return {key: sorted(rows, key=lambda row: row["turn"]) for key, rows in found.items()}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speceval.errors import UserError
+from speceval.foreign import read_json
 from speceval.store import StoredRun
+from speceval.store.schema import first_fault
 
 ROOT = Path("results/verify")
 """Where `speceval verify` leaves its results."""
@@ -17,6 +19,38 @@ ROOT = Path("results/verify")
 REQUEST = ("target", "draft", "k", "temperature", "top_p", "top_k", "drafting", "draft_truncation", "rejection")
 ENGINE = ("vllm", "device", "runner", "method", "dtype", "quantization", "tensor_parallel", "prefix_caching")
 """What must agree for a verification to hold for a run."""
+
+
+class _Shown(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Test(_Shown):
+    """A test of a verification, as far as the page shows it."""
+
+    kind: str
+    where: str
+    n: int
+    p: float = 1.0
+    detectable: float = 0.0
+
+
+class Samples(_Shown):
+    """What was asked for, likewise."""
+
+    samples: int
+
+
+class Verification(_Shown):
+    """What a verify.json must hold; it may hold more."""
+
+    verdict: str
+    line: str
+    reference: str
+    settings: Samples
+    engine: dict[str, Any]
+    missing: list[str] = []
+    checks: list[Test] = []
 
 
 def find(run: StoredRun, root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
@@ -35,13 +69,12 @@ def find(run: StoredRun, root: Path = ROOT) -> tuple[Path, dict[str, Any]] | Non
 def read(path: Path) -> dict[str, Any]:
     """A verify.json. Raises `UserError` when it is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
+        Verification.model_validate(found)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: `speceval verify` writes verify.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError):
-        raise UserError(f"{path}: not a verify.json: `speceval verify` writes one") from None
-    if not isinstance(found, dict) or not {"verdict", "line", "settings", "engine"} <= found.keys():
-        raise UserError(f"{path}: not a verify.json: it has no verdict, line, settings and engine")
+    except ValidationError as error:
+        raise UserError(f"{path}: not a verify.json: {first_fault(error)}") from None
     return found
 
 
@@ -66,7 +99,7 @@ def _default(fields: BaseModel, name: str) -> Any:
 def command(run: StoredRun) -> str:
     """The command line that verifies the engine of a run."""
     spec = run.meta.spec
-    parts = ["speceval verify", f"--target {spec.target}", f"--draft {spec.draft}"]
+    parts = ["speceval verify", f"--target {shlex.quote(spec.target)}", f"--draft {shlex.quote(spec.draft)}"]
     parts += [f"--temp {spec.temperature:g}", f"--k {spec.k}"]
     if spec.top_k:
         parts.append(f"--top-k {spec.top_k}")

@@ -6,10 +6,12 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from speceval.errors import UserError
-from speceval.exactness.kernels import main, sources
+from speceval.exactness import kernels
+from speceval.exactness.kernels import main, reduced_environment, sources
 
 
 def tree(directory: Path, version: str = "__version__ = version = '0.30.1+cu130'\n") -> Path:
@@ -82,3 +84,30 @@ def test_a_vllm_without_the_sampling_code_is_refused_in_one_line(tmp_path: Path)
     with pytest.raises(UserError, match=r"nothing could be tested: .*rejection_sampler.py does not exist") as raised:
         main([str(tree(tmp_path))], n=10)
     assert "\n" not in str(raised.value)
+
+
+def test_a_vllm_whose_code_fails_everywhere_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"version": "0.30.1", "verdict": "error", "note": "TypeError: not of this version"}
+    table = pd.DataFrame([row, row | {"verdict": "not available"}])
+    monkeypatch.setattr(kernels, "run_kernels", lambda *_, **__: table)
+    with pytest.raises(UserError, match="nothing could be tested: TypeError"):
+        main(["tree"], n=10)
+
+
+def test_the_code_of_a_wheel_is_run_without_the_shells_secrets_and_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.setenv("SPECEVAL_PATCHES", "0")
+    kept = reduced_environment("simt", "/nowhere")
+    assert kept["HOME"] == "/nowhere" and kept["SPECEVAL_PATCHES"] == "0" and "HF_TOKEN" not in kept
+    seen = tmp_path / "seen"
+    path = tree(tmp_path / "spy") / "vllm" / "v1" / "sample" / "rejection_sampler.py"
+    path.parent.mkdir()
+    path.write_text(f"import os\nopen({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n")
+    with pytest.raises(UserError, match="nothing could be tested"):
+        main([str(tmp_path / "spy")], n=10)
+    assert "PATH" in seen.read_text() and "planted" not in seen.read_text()
+    assert str(Path.home()) + "'" not in seen.read_text().partition("'HOME': ")[2].partition(",")[0]
+    assert "runs the sampling code of" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from support.records import altered, segment
 from support.report_runs import write_run
 
-from speceval.estimate.statistics import TRUSTED_CLUSTERS
+from speceval.estimate.statistics import LEAST_EFFECTIVE
 from speceval.show.report.audits import EXCESS, FEW_STEPS, TRUNCATED, Audit, audit, own_k, share
 from speceval.store import StoredRun
 
@@ -129,7 +129,7 @@ def test_greedy_drafts_call_only_above_temperature_0(run: StoredRun) -> None:
 
 
 def test_few_conversations_and_missing_or_shortened_ones_call(tmp_path: Path, run: StoredRun) -> None:
-    few = write_run(tmp_path / "few", conversations=TRUSTED_CLUSTERS - 1, seeds=9)
+    few = write_run(tmp_path / "few", conversations=LEAST_EFFECTIVE - 1, seeds=9)
     assert found(few, "different conversations").attention
     missing = altered(run, conversations=101)
     assert found(missing, "conversations in the store").value == "100 of 101"

@@ -23,6 +23,9 @@ FRAME = """<!DOCTYPE html><iframe id="frame" width="{width}" height="800" src="{
 document.getElementById("frame").onload = (event) => {{
   const page = event.target.contentDocument, window_ = event.target.contentWindow;
   page.querySelectorAll("details").forEach((one) => (one.open = true));
+  window_.scrollTo(0, 0);
+  const cells = (label, which) => [...page.querySelectorAll(`[aria-label="${{label}}"] ${{which}}`)].map((one) => (
+    one.closest(".wide").getBoundingClientRect().right - one.getBoundingClientRect().right));
   const reached = (one) => (one.focus(), page.activeElement === one);
   document.getElementById("found").textContent = JSON.stringify({{
     wide: page.documentElement.scrollWidth - page.documentElement.clientWidth,
@@ -30,6 +33,10 @@ document.getElementById("frame").onload = (event) => {{
     pictures: [...page.images].filter((one) => one.complete && one.naturalWidth > 100).length,
     keyboard: [...page.querySelectorAll("a, summary, [tabindex]")].every(reached),
     tokens: page.querySelectorAll(".token").length,
+    styled: window_.getComputedStyle(page.querySelector(".lengths")).display,
+    title: page.title,
+    decision: cells("Table of differences", "td.decided, td.soft"),
+    picture: page.images.length ? page.images[0].getBoundingClientRect().bottom + window_.scrollY : null,
   }});
 }};
 </script>"""
@@ -70,6 +77,31 @@ def test_the_page_fits_its_window_loads_nothing_and_is_reached_by_keyboard(page:
     assert found["pictures"] == 4
     assert found["keyboard"]
     assert found["tokens"] > 20
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_picture_of_the_decision_is_on_the_first_screen_and_its_column_needs_no_scrolling(
+    tmp_path: Path, width: int
+) -> None:
+    runs = [
+        write_run(tmp_path / draft, draft=draft, accept=accept, conversations=12, seed=1)
+        for draft, accept in (("kl-eagle3", 0.5), ("lk-eagle3", 0.7))
+    ]
+    write(runs, tmp_path / "page.html")
+    found = look(tmp_path / "page.html", width)
+    assert len(found["decision"]) == 1 and found["decision"][0] >= 0
+    assert found["picture"] < 800
+
+
+def test_the_policy_lets_the_page_s_own_style_through_and_no_script(page: Path) -> None:
+    planted = page.with_name("planted.html")
+    script = "<script>document.title = 'ran'</script><img src=data:x onerror=\"document.title = 'ran'\">"
+    text = page.read_text().replace("</main>", f"{script}<style>.lengths {{ display: grid }}</style></main>")
+    planted.write_text(text)
+    found = look(planted, 800)
+    assert found["title"] != "ran" and found["styled"] == "flex"
+    planted.write_text(re.sub("<meta http-equiv.*?>", "", text))
+    assert look(planted, 800)["title"] == "ran", "without the policy it would run"
 
 
 def test_the_page_prints(page: Path) -> None:

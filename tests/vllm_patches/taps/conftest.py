@@ -49,7 +49,7 @@ def v2(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "gather_draft_sampled", lambda *_: (batch.tokens, batch.tokens))
     monkeypatch.setattr(module, "get_num_sampled_and_rejected", lambda sampled, *_: (sampled, None))
     states = SimpleNamespace(
-        temperature=SimpleNamespace(gpu=batch.temperature),
+        temperature=SimpleNamespace(gpu=batch.temperature, np=batch.temperature.numpy()),
         seeds=SimpleNamespace(gpu=None),
         max_num_logprobs=lambda _: -1,
     )

@@ -75,6 +75,11 @@ class Batch:
         self.tokens = torch.randint(0, vocabulary, (rows,), generator=generator)
         self.temperature = torch.rand(slots, generator=generator) + 0.5
 
+    @property
+    def drafting(self) -> list[str]:
+        """Names of the requests that have drafts."""
+        return [name for name, count in zip(self.req_ids, self.counts, strict=True) if count]
+
     def expected(self, with_q: bool = True) -> list[list[float]]:
         """r and alpha, draft by draft, from the description of the layout alone."""
         ratios, overlaps, row = [], [], 0

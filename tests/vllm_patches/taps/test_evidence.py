@@ -9,6 +9,7 @@ import pytest
 import torch
 from stand_ins import V1_NAMES, laws, v1_arguments, v1_runner, v2_runner
 
+from vllm_patches import pieces
 from vllm_patches.taps import evidence, overlap
 from vllm_patches.taps.evidence import COUNTS, KINDS, MEASURED, measure_rows, rows
 from vllm_patches.taps.tap import TAP, Step
@@ -108,7 +109,7 @@ def test_an_all_greedy_step_leaves_nothing_and_counts_start_anew_when_drained() 
 def test_pieces_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     emitted = [[0, 3, 7, -1], [1, 2, -1, -1]]
     whole = heard(step([3, 3]), emitted)
-    monkeypatch.setattr(overlap, "MOST_ELEMENTS", 9 * 4)
+    monkeypatch.setitem(pieces.ELEMENTS, "cpu", 9 * 4)
     assert heard(step([3, 3]), emitted) == whole
 
 

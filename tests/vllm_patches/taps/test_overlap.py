@@ -9,8 +9,9 @@ import pytest
 import torch
 from stand_ins import Batch, laws, unpacked, v1_arguments, v1_runner, v2_runner
 
+from vllm_patches import pieces
 from vllm_patches.taps import overlap
-from vllm_patches.taps.tap import TAP, step_v2
+from vllm_patches.taps.tap import TAP, requests_v2, step_v2
 
 P = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0]])
 Q = torch.tensor([[0.2, 0.6, 0.2], [0.1, 0.5, 0.4], [0.2, 0.2, 0.6], [0.0, 0.0, 1.0]])
@@ -43,7 +44,7 @@ class TestMeasure:
         logits, drafts = laws((5, 7), 2), torch.tensor([0, 1, -1, 3, 4])
         q = laws((5, 7), 3).softmax(-1) if with_q else None
         whole = overlap.measure(drafts, logits.softmax(-1), q)
-        monkeypatch.setattr(overlap, "MOST_ELEMENTS", most)
+        monkeypatch.setitem(pieces.ELEMENTS, "cpu", most)
         torch.testing.assert_close(overlap.measure_logits(drafts, logits, q), whole, equal_nan=True)
 
     def test_no_drafts_at_all(self) -> None:
@@ -61,7 +62,7 @@ class TestV1:
         arguments = v1_arguments([1.0, 1.0, 0.5])
         v1.rejection_sample(*arguments)
         drained = TAP.drain("overlap")
-        assert drained["requests"] == ["a-11111111", "b-22222222", "c-33333333"] and drained["counts"] == [2, 0, 3]
+        assert drained["requests"] == ["a-11111111", "c-33333333"] and drained["counts"] == [2, 3]  # b drafts none
         p, q = arguments[5].softmax(-1).numpy(), arguments[4].numpy()
         rows = np.arange(5)
         expected = [np.minimum(1, p[rows, rows] / q[rows, rows]), np.minimum(p, q).sum(1)]
@@ -80,13 +81,13 @@ COUNTS = ([3, 0, 1, 2], [3], [0, 0], [1, 3, 3, 2, 0, 1])
 def measured(batch: Batch, with_q: bool = True) -> tuple[np.ndarray, list[int]]:
     """r and alpha of V2's arguments, and the draft counts."""
     q = batch.q_logits if with_q else None
-    names = {int(slot): name for slot, name in zip(batch.idx_mapping, batch.req_ids, strict=True)}
+    requests = requests_v2(batch, batch.temperature.numpy())
     listener = overlap.Overlap()
     listener.hear(
-        step_v2(batch.logits, q, batch.tokens, batch.cu_num_logits, batch.idx_mapping, batch.temperature, names)
+        step_v2(batch.logits, q, batch.tokens, batch.cu_num_logits, batch.idx_mapping, batch.temperature, requests)
     )
     drained = listener.drain()
-    assert drained["requests"] == batch.req_ids
+    assert drained["requests"] == batch.drafting
     return unpacked(drained), drained["counts"]
 
 
@@ -96,7 +97,7 @@ class TestMeasureV2:
     def test_equals_a_direct_computation(self, counts: list[int], with_q: bool) -> None:
         batch = Batch(counts, seed=len(counts))
         values, found = measured(batch, with_q)
-        assert found == counts
+        assert found == [count for count in counts if count]
         np.testing.assert_allclose(values, batch.expected(with_q), rtol=1e-5)
 
     def test_greedy_requests_and_drafts_that_were_none_are_nan(self) -> None:
@@ -127,7 +128,7 @@ class TestV2:
         v2.made(v2.batch.logits, v2.batch, v2.batch.q_logits)
         assert len(v2.calls) == {100: 1, 5: 4, 4: 5}[rows]
         drained = TAP.drain("overlap")
-        assert drained["requests"] == v2.batch.req_ids and drained["counts"] == v2.batch.counts
+        assert drained["requests"] == v2.batch.drafting and drained["counts"] == [n for n in v2.batch.counts if n]
         np.testing.assert_allclose(unpacked(drained), v2.batch.expected(), rtol=1e-5)
 
     def test_another_batch_at_the_same_places_has_its_own_names(self, v2: Any) -> None:
@@ -136,4 +137,4 @@ class TestV2:
         batch = Batch(v2.batch.counts, seed=21)
         batch.req_ids = [f"later {name}" for name in batch.req_ids]
         v2.made(batch.logits, batch, batch.q_logits)
-        assert TAP.drain("overlap")["requests"] == v2.batch.req_ids + batch.req_ids
+        assert TAP.drain("overlap")["requests"] == v2.batch.drafting + batch.drafting

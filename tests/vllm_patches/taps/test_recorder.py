@@ -31,3 +31,11 @@ def test_no_more_steps_are_kept_than_allowed_and_the_oldest_go() -> None:
             recorder.add([str(number)], [1], torch.full((2, 1), float(number)))
     assert few.drain()["requests"] == ["7", "8", "9"]
     assert all_.drain()["requests"] == [str(number) for number in range(10)]
+
+
+def test_requests_without_drafts_are_not_kept() -> None:
+    recorder = Recorder()
+    recorder.add(["a", "b", "c"], [0, 2, 0], torch.ones(2, 2))
+    recorder.add(["a", "c"], [0, 0], torch.ones(2, 0))
+    drained = recorder.drain()
+    assert (drained["requests"], drained["counts"]) == (["b"], [2]) and unpacked(drained).shape == (2, 2)

@@ -12,8 +12,8 @@ tests, and every run where Triton is installed, compare the results with Triton'
 from __future__ import annotations
 
 import ast
+import ctypes
 import inspect
-import itertools
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,6 +82,10 @@ class Pointer:
     def __sub__(self, step: Any) -> Pointer:
         return Pointer(self.memory, self.offset - step)
 
+    def same_memory(self, other: Pointer) -> bool:
+        """Whether both point into one tensor."""
+        return self.memory.ctypes.data == other.memory.ctypes.data and self.memory.dtype == other.memory.dtype
+
 
 def pointer(tensor: Any) -> Pointer:
     """A pointer to the first element of a torch CPU tensor."""
@@ -89,6 +93,38 @@ def pointer(tensor: Any) -> Pointer:
 
     memory = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
     return Pointer(memory.numpy(), tensor.storage_offset())
+
+
+class PointerType:
+    """`tl.pointer_type(dtype)`."""
+
+    def __init__(self, element: DType) -> None:
+        self.element = element
+
+
+class Address:
+    """A pointer that was read from memory: its base differs from lane to lane. How much lies there is not known.
+
+    `base`: addresses [lanes, 1] of elements of type `element`; `offset` counts elements.
+    """
+
+    def __init__(self, base: Array, element: DType, offset: Any = 0) -> None:
+        self.base, self.element, self.offset = base, element, offset
+
+    def __add__(self, step: Any) -> Address:
+        return Address(self.base, self.element, self.offset + step)
+
+    def __sub__(self, step: Any) -> Address:
+        return Address(self.base, self.element, self.offset - step)
+
+    def memory(self, taken: Array, offset: Array) -> Iterator[tuple[Array, Array]]:
+        """For each base, which of the places `taken` lie there, and the memory from it up to their largest offset."""
+        for base in np.unique(self.base):
+            here = taken & (self.base == base)
+            if here.any():
+                size = (int(offset[here].max()) + 1) * self.element.numpy.itemsize
+                raw: Any = (ctypes.c_char * size).from_address(int(base))
+                yield here, np.frombuffer(raw, self.element.numpy)
 
 
 def operands(*items: Any) -> list[Any]:
@@ -190,6 +226,10 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
         return tuple(select(condition, y, n) for y, n in zip(yes, no, strict=True))
     if _is_bool_like(yes) and _is_bool_like(no):
         return Value(np.where(condition, truth(yes), truth(no)))
+    if isinstance(yes, Pointer) and isinstance(no, Pointer) and yes.same_memory(no):
+        return Pointer(yes.memory, select(condition, yes.offset, no.offset))
+    if isinstance(yes, Address) and isinstance(no, Value):
+        return yes  # the number that it was made of: the other lanes have no pointer to use
     if not all(isinstance(item, Value | int | float) for item in (yes, no)):
         raise Unsupported(f"a branch that assigns {type(yes).__name__} in some programs only")
     a, b = operands(yes, no)
@@ -239,10 +279,12 @@ class Machine:
 machine = Machine()
 
 
-def load(address: Pointer, mask: Any = True, other: Any = None) -> Value:
-    """`tl.load`: 0 where nothing is read and `other` is not given."""
-    offset = address.offset.data if isinstance(address.offset, Value) else np.full((1, 1), address.offset)
+def load(address: Pointer | Address, mask: Any = True, other: Any = None, **hints: Any) -> Value:
+    """`tl.load`: 0 where nothing is read and `other` is not given. `hints` concern caches only."""
+    offset = offsets(address)
     live = machine.narrow(mask)
+    if isinstance(address, Address):
+        return _load_at(address, offset, live, other)
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
@@ -252,16 +294,45 @@ def load(address: Pointer, mask: Any = True, other: Any = None) -> Value:
     return Value(np.where(taken, found, found.dtype.type(0 if other is None else other)))
 
 
-def store(address: Pointer, value: Any, mask: Any = True) -> None:
+def store(address: Pointer | Address, value: Any, mask: Any = True, **hints: Any) -> None:
     """`tl.store`."""
-    offset = address.offset.data if isinstance(address.offset, Value) else np.full((1, 1), address.offset)
+    offset = offsets(address)
     raw = value.data if isinstance(value, Value) else np.asarray(value)
     live = np.asarray(machine.narrow(mask))
+    if isinstance(address, Address):
+        _store_at(address, *np.broadcast_arrays(offset, raw, live, address.base)[:3])
+        return
     offset, raw, live = np.broadcast_arrays(offset, raw, live)
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
     address.memory[offset[taken]] = raw[taken].astype(address.memory.dtype)
+
+
+def offsets(address: Pointer | Address) -> Array:
+    """Element offsets in every lane."""
+    return address.offset.data if isinstance(address.offset, Value) else np.full((1, 1), address.offset)
+
+
+def _load_at(address: Address, offset: Array, live: Any, other: Any) -> Value:
+    offset, live, base = np.broadcast_arrays(offset, np.asarray(live), address.base)
+    taken = _not_before(live, offset)
+    read = np.full(offset.shape, 0 if other is None else other, address.element.numpy)
+    for here, memory in Address(base, address.element).memory(taken, offset):
+        read[here] = memory[offset[here]]
+    return Value(read)
+
+
+def _store_at(address: Address, offset: Array, raw: Array, live: Array) -> None:
+    base = np.broadcast_to(address.base, offset.shape)
+    for here, memory in Address(base, address.element).memory(_not_before(live, offset), offset):
+        memory[offset[here]] = raw[here].astype(memory.dtype)
+
+
+def _not_before(live: Array, offset: Array) -> Array:
+    """Those of the live places that do not lie before their memory's beginning; the others are counted."""
+    machine.strays += int((live & (offset < 0)).sum())
+    return live & (offset >= 0)
 
 
 # --- triton.language ----------------------------------------------------------------------------------------
@@ -285,6 +356,18 @@ def _maximum(x: Value, axis: int = 0, return_indices: bool = False) -> Any:
     index = x.data.argmax(axis=1, keepdims=True)
     top = Value(np.take_along_axis(x.data, index, axis=1))
     return (top, Value(index.astype(np.int32))) if return_indices else top
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    """`tl.cast`: to another type, or a number to the pointer that it is."""
+    if isinstance(dtype, PointerType):
+        return Address(x.data.astype(np.uint64), dtype.element)
+    return _filled(x, dtype)
+
+
+def _same(x: Any, *hint: Any) -> Any:
+    """A hint to the compiler about x."""
+    return x
 
 
 def _filled(value: Any, dtype: DType) -> Value:
@@ -347,13 +430,25 @@ tl = Language(
     arange=lambda low, high: Value(np.arange(low, high, dtype=np.int32)[None, :]),
     zeros=lambda shape, dtype: _filled(0, dtype),
     full=lambda shape, value, dtype: _filled(value, dtype),
-    cast=lambda x, dtype: _filled(x, dtype),
+    cast=_cast,
+    pointer_type=PointerType,
+    multiple_of=_same,
+    max_contiguous=_same,
+    debug_barrier=lambda: None,
+    range=range,  # its name is looked at, and its arguments
+    static_range=range,
     where=lambda condition, yes, no: select(np.asarray(truth(condition)), yes, no),
     maximum=_pairwise(np.maximum),
     minimum=_pairwise(np.minimum),
+    abs=_function(np.abs),
     exp=_function(np.exp),
+    exp2=_function(np.exp2),
+    log2=_function(np.log2),
+    sqrt=_function(np.sqrt),
+    floor=_function(np.floor),
     log=_function(np.log),
     max=_maximum,
+    min=lambda x, axis=0: Value(x.data.min(axis=1, keepdims=True)),
     argmax=lambda x, axis=0: _maximum(x, axis, True)[1],
     sum=lambda x, axis=0: Value(x.data.sum(axis=1, keepdims=True, dtype=x.data.dtype)),
     rand=_rand,
@@ -447,7 +542,11 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return Frame({**self.function.__globals__, **BUILTINS, **bound.arguments}).run(self.body)
+        return Frame({**self.names(), **BUILTINS, **bound.arguments}).run(self.body)
+
+    def names(self) -> dict[str, Any]:
+        """What the names that are not the kernel's own stand for."""
+        return self.function.__globals__
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
@@ -502,7 +601,14 @@ class Frame:
                     self.evaluate(value)
             case ast.If(test=test, body=body, orelse=orelse):
                 self.branch(self.evaluate(test), body, orelse)
-            case ast.For(target=target, iter=ast.Call(func=ast.Name(id="range"), args=bounds), body=body):
+            case (
+                ast.For(target=target, iter=ast.Call(func=ast.Name(id="range"), args=bounds), body=body)
+                | ast.For(
+                    target=target,
+                    iter=ast.Call(func=ast.Attribute(attr="range" | "static_range"), args=bounds),
+                    body=body,
+                )
+            ):
                 self.loop(target, [self.evaluate(bound) for bound in bounds], body)
             case ast.Return(value=value):
                 self.leave(self.evaluate(value) if value is not None else None)
@@ -541,13 +647,15 @@ class Frame:
 
     def loop(self, target: ast.expr, bounds: list[Any], body: list[ast.stmt]) -> None:
         start, stop, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds[:2], *bounds[2:], 1)[:3]
-        for index in itertools.count(start, step):
-            inside = truth(stop > index) if isinstance(stop, Value) else stop > index
-            with machine.only(inside) as any_lane:
+        index = start
+        while True:
+            with machine.only(truth(stop > index)) as any_lane:
                 if not any_lane:
                     return
-                self.assign(target, Value(np.full((1, 1), index, np.int32)))
+                item = index.data.copy() if isinstance(index, Value) else np.full((1, 1), index, np.int32)
+                self.assign(target, Value(item))
                 self.block(body)
+            index = index + step
 
     def leave(self, value: Any) -> None:
         if machine.active is None:

@@ -1,0 +1,1 @@
+"""A server that is already running, over HTTP. Nothing here starts an engine."""

@@ -1,0 +1,152 @@
+"""One server over HTTP: a pool of connections, waits that end, and no answer counted twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from speceval.errors import UserError
+
+TRIES = 6
+"""Of a request that the server has not taken: it was busy, or not there."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two of them, whatever the server asks for."""
+SECONDS = 600.0
+"""Without a byte, after which a server has stalled."""
+BUSY = (429, 503)
+"""Status of a request that was turned away before any work on it."""
+RESUMES = "what was finished is stored, the same command resumes"
+
+
+class Refused(UserError):
+    """The server answered with an error: `status`, and its own words."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """Calls to the server at `url`; threads may share it.
+
+    A call is made again only where the server has done nothing for it: no connection, 429 or 503. One that breaks off
+    later is an error, because the server's own totals may hold its tokens. Redirects are not followed, so that a key
+    reaches the host that was named and no other.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        connections: int = 1,
+        key_variable: str | None = None,
+        seconds: float = SECONDS,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`key_variable`: environment variable that holds the key. Raises `UserError`."""
+        try:
+            address = httpx.URL(url.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise UserError(f"--url {url}: {error}") from error
+        if address.scheme not in ("http", "https") or not address.host:
+            raise UserError(f"--url {url}: an address such as http://127.0.0.1:8000 is needed")
+        if address.userinfo:
+            raise UserError("--url: holds a password, which would be stored: use --api-key-env NAME")
+        self.url, self._sleep = str(address), sleep
+        self._http = httpx.Client(
+            base_url=address,
+            headers=_authorization(key_variable),
+            timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            follow_redirects=False,
+            transport=transport,
+        )
+
+    def text(self, path: str) -> str:
+        """What GET answers."""
+        return self._call("GET", path, None).text
+
+    def get(self, path: str) -> Any:
+        """What GET answers, parsed."""
+        return self._parsed(self._call("GET", path, None), path)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """What POST answers, parsed."""
+        return self._parsed(self._call("POST", path, body), path)
+
+    def close(self) -> None:
+        """Drop every connection; a server ends requests whose connection is gone."""
+        self._http.close()
+
+    def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Raises `UserError` in one line, `Refused` for an answer that is an error."""
+        for number in range(1, TRIES + 1):
+            last = number == TRIES
+            try:
+                answer = self._http.request(verb, path, json=body)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                if last or "CERTIFICATE" in str(error).upper():
+                    raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
+                self._sleep(_pause(None, number))
+                continue
+            except httpx.TimeoutException as error:
+                raise UserError(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
+            except httpx.HTTPError as error:
+                raise UserError(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
+            if answer.status_code in BUSY and not last:
+                self._sleep(_pause(answer.headers.get("Retry-After"), number))
+                continue
+            return self._accepted(answer, path)
+        raise AssertionError("unreachable")
+
+    def _accepted(self, answer: httpx.Response, path: str) -> httpx.Response:
+        if answer.is_redirect:
+            where = answer.headers.get("Location", "nowhere")
+            raise Refused(f"{self.url}{path}: redirects to {where}: give that address if you trust it", 300)
+        if answer.is_error:
+            raise Refused(f"{self.url}{path}: {answer.status_code} {_reason(answer)}", answer.status_code)
+        return answer
+
+    def _parsed(self, answer: httpx.Response, path: str) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+
+
+def _authorization(variable: str | None) -> dict[str, str]:
+    if variable is None:
+        return {}
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"--api-key-env {variable}: that environment variable is not set")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _pause(asked: str | None, number: int) -> float:
+    """Seconds before try `number` + 1; `asked`: the server's Retry-After, which may also be a date."""
+    try:
+        seconds = float(asked) if asked is not None else 0.5 * 2 ** (number - 1)
+    except ValueError:
+        seconds = LONGEST_PAUSE
+    return min(max(seconds, 0.0), LONGEST_PAUSE)
+
+
+def _reason(answer: httpx.Response) -> str:
+    """The server's own words, in one short line."""
+    try:
+        content = json.loads(answer.text)
+        error = content.get("error", content.get("detail", content))
+        told = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        told = answer.text or answer.reason_phrase
+    return " ".join(str(told).split())[:200]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

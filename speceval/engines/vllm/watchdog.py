@@ -1,0 +1,45 @@
+"""A vLLM engine in another process that dies, and the call that would wait for it for ever.
+
+vLLM 0.32 notices the death (`MPClient.start_engine_core_monitor` in vllm/v1/engine/core_client.py) and marks the engine
+as dead, but nobody wakes the caller that waits for its next output, or for the answer to a question.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+SECONDS = 0.5
+"""Between two looks."""
+
+
+def watch(core: Any) -> None:
+    """Have a client of an engine (`LLMEngine.engine_core`) raise when its engine dies; in one process there is none."""
+    if hasattr(core, "outputs_queue") and hasattr(core, "resources"):
+        threading.Thread(target=_watch, args=(weakref.ref(core),), name="engine watchdog", daemon=True).start()
+
+
+def _watch(core: weakref.ref[Any]) -> None:
+    pause = threading.Event()
+    while (client := core()) is not None:
+        if client.resources.engine_dead:
+            wake(client)
+            return
+        del client  # no reason for it to live
+        pause.wait(SECONDS)
+
+
+def wake(client: Any) -> None:
+    """Raise in whoever waits for an output or an answer of a dead engine."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client.outputs_queue.put_nowait(EngineDeadError())
+    for answer in list(getattr(client, "utility_results", {}).values()):
+        if not answer.done():
+            answer.set_exception(EngineDeadError())
+
+
+def of_a_dead_engine(error: Exception) -> bool:
+    """Whether an error tells of a process that is gone: what waited for a worker's answer was "cancelled"."""
+    return type(error).__name__ == "EngineDeadError" or str(error).strip().endswith("cancelled")

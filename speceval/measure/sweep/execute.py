@@ -1,0 +1,80 @@
+"""Running a sweep: cell by cell, with one engine at a time that goes from cell to cell."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from speceval import engines, zoo
+from speceval.errors import UserError
+from speceval.measure import launch
+from speceval.measure.job import stored
+from speceval.measure.kept import How, Kept
+from speceval.measure.output import Watch
+from speceval.measure.sweep.cells import Cell, Sweep
+from speceval.store import StoredRun
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell."""
+
+    cell: Cell
+    run: StoredRun | None
+    error: str = ""
+    """Why there is no finished run."""
+    how: How | None = None
+    """How it got its engine; None: it was measured before."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a finished run whose books balance."""
+        return self.run is not None and not self.run.meta.problems
+
+
+def execute(
+    sweep: Sweep,
+    watch: Callable[[int, Cell], Watch],
+    log: Callable[[Path], AbstractContextManager[None]],
+    command: tuple[str, ...] = (),
+) -> Iterator[Outcome]:
+    """Measure what is not measured yet, and tell of each cell when it is done.
+
+    `watch` makes the display of a cell, by its number from 0. A cell that fails does not stop the others; an interrupt
+    does, and the same call goes on. Raises `UserError` where an engine cannot run at all.
+    """
+    jobs = [cell.job for cell in sweep.cells]
+    for name in {job.spec.engine for job in jobs}:
+        engines.find(name).require()
+    drafters = [job.draft.name for job in jobs if job.draft.source == "zoo" and _loads(job.spec.engine)]
+    if drafters:
+        zoo.ensure(tuple(dict.fromkeys(drafters)))  # all at once: they train side by side
+    with closing(Kept()) as kept:
+        for number, cell in enumerate(sweep.cells):
+            before = dict(kept.how)
+            try:
+                known = stored(cell.job)
+                if known is None or not known.complete:
+                    job = replace(cell.job, command=command)
+                    known = launch.run(job, watch(number, cell), log, kept.use)
+                how = next((name for name, count in kept.how.items() if count > before[name]), None)
+                yield Outcome(cell, known, how=how)
+            except UserError as error:
+                yield Outcome(cell, None, str(error))
+            except Exception as error:
+                _note(cell.job.directory / "engine.log")
+                yield Outcome(cell, None, f"{type(error).__name__}: {error}")
+
+
+def _note(log: Path) -> None:
+    """Put the traceback of what is being handled into a run's log, if it came that far."""
+    if log.is_file():
+        with log.open("a") as file:
+            traceback.print_exc(file=file)
+
+
+def _loads(engine: str) -> bool:
+    return engines.find(engine).loads_checkpoints

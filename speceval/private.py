@@ -1,0 +1,107 @@
+"""What must not leave a machine: secrets are never stored, and what is published names no place on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MASK = "***"
+
+WORDS = frozenset(
+    {"token", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "credential"}
+    | {"credentials", "creds", "apikey", "apikeys", "bearer", "authorization", "cookie", "hftoken", "authtoken"}
+    | {"accesstoken", "accesskey", "secretkey", "privatekey", "jwt", "sas"}
+)
+"""Words of a key whose value is a secret. Plural "tokens" are counted, not kept."""
+KEYS = frozenset({"api", "access", "private", "secret", "signing", "encryption", "auth", "account", "ssh", "shared"})
+"""Words before "key" that make it a secret."""
+VOCABULARY = frozenset(
+    {"bos", "eos", "pad", "unk", "mask", "sep", "cls", "stop", "image", "video", "audio", "draft", "per", "new", "last"}
+    | {"special", "added", "placeholder", "vision", "boi", "eoi", "start", "end", "decoder"}
+)
+"""Words before "token" that make it one of a model's vocabulary."""
+NUMBERED = frozenset({"id", "ids", "type", "index", "count", "limit", "budget", "length", "len", "size", "level"})
+"""Words after "token" that do."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
+_USER = re.compile(r"(?<=://)(?!git@)[^\s/@?#]+(?=@)")
+_KNOWN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[A-Z0-9]{12,}|xox[a-z]-[\w-]{10,}"
+    r"|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+)
+"""Secrets that their own form gives away."""
+_NAMED = re.compile(r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")\s*[=:]\s*""")
+_VALUE = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[^\s,&;}\])'"]+""")
+"""A key with its sign, and what may follow it."""
+_PLACE = re.compile(
+    r"(?<![\w.~/:\\-])(?:file://)?(?:~[\w.-]*(?=[/\\])|(?=/)|[A-Za-z]:(?=[/\\]))(?:[/\\]+[^\s/\\,:;='\"(){}\[\]<>]+)+[/\\]?"
+)
+_URL_FILE = re.compile(r"file://(?=/)")
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key's value is a secret, by its whole words: split at `_`, `-`, case and whatever is no letter."""
+    words = [word.lower() for word in _WORD.findall(key)]
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word == "token" and (before in VOCABULARY or after in NUMBERED):
+            continue
+        if after != "env" and (word in WORDS or (word in ("key", "keys") and before in KEYS)):
+            return True  # api_key_env names a variable of the environment
+    return False
+
+
+def secret_in(value: Any, place: str = "") -> str | None:
+    """Where in nested dictionaries and lists the first secret is, as a dotted path; None if there is none."""
+    return next(_secrets(value, place), None)
+
+
+def _secrets(value: Any, place: str) -> Iterator[str]:
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple | set):
+        items = ((number, item) for number, item in enumerate(value))
+    elif isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str) and _tells(value):
+        yield place
+    for key, item in items:
+        at = f"{place}.{key}" if place else str(key)
+        if isinstance(key, str) and is_secret(key) and item not in (None, "", False, True):
+            yield at
+        else:
+            yield from _secrets(item, at)
+
+
+def _tells(text: str) -> bool:
+    """Whether a value holds a secret. Prose may speak of passwords; a URL, `key=value` and JSON in a text name them."""
+    if not text.lstrip().startswith(("{", "[")) and "://" not in text:
+        text = text.replace(":", " ")
+    return masked(text) != text
+
+
+def masked(text: str) -> str:
+    """`text` with `MASK` for every secret that can be told: in a URL, by its form, or by the key before it."""
+    text = _KNOWN.sub(MASK, _USER.sub(MASK, text))
+    place = 0
+    while key := _NAMED.search(text, place):
+        place = key.end()
+        value = _VALUE.match(text, place)
+        if value and is_secret(key[1]):
+            text = f"{text[: value.start()]}{MASK}{text[value.end() :]}"
+            place = value.start() + len(MASK)
+    return text
+
+
+def public(name: str) -> str:
+    """A name or hub id as it is; of a path the end that says what it is: organisation and model, or the last part."""
+    rooted = name.startswith(("/", "~", "\\")) or name[1:3] in (":/", ":\\")
+    name = name[2:] if name[1:3] in (":/", ":\\") else name
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..", "~")]
+    return "/".join(parts[-1:] if rooted and len(parts) < 4 else parts[-2:])
+
+
+def without_places(text: str) -> str:
+    """`text` with the public end of every absolute path in it."""
+    return _PLACE.sub(lambda match: public(_URL_FILE.sub("", match[0])), text)

@@ -1,0 +1,208 @@
+"""A sweep as its reader sees it: the plan before, the list of what failed after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from speceval.catalog.schema import Draft
+from speceval.measure.sweep import Cell, Sweep
+from speceval.show import published
+from speceval.show.published import Figure
+from speceval.store import RUN, read_meta
+from speceval.store.schema import RunMeta
+from speceval.suites import Suite
+
+NO_CHECKPOINT = "no public checkpoint"
+LEFT = ("target", "drafter", "drafting", "suite")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is stored of a cell: its state, and what it took."""
+
+    state: str
+    tokens: int = 0
+    seconds: float = 0.0
+    conversations: int = 0
+
+    @classmethod
+    def of(cls, cell: Cell) -> Known:
+        """As the store has it. Raises `UserError` for a run.json that cannot be read."""
+        if not (cell.job.directory / RUN).is_file():
+            return cls("to do")
+        meta: RunMeta = read_meta(cell.job.directory)
+        done = sum(segment.conversations for segment in meta.segments)
+        state = f"{done} of {meta.conversations}" if meta.status == "running" else "measured"
+        return cls(
+            state if not meta.problems else "books do not balance",
+            sum(segment.tokens for segment in meta.segments),
+            sum(segment.seconds for segment in meta.segments),
+            done,
+        )
+
+
+def plan(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep will do: a row for each run and suite, and totals.
+
+    Tokens are those of runs that are stored, for others what the same suites took in stored runs of the sweep, or at
+    most what `max_tokens` allows. Seconds of generation are told where a run of the same target is stored.
+    """
+    known = [Known.of(cell) for cell in sweep.cells]
+    rows: list[dict[str, Any]] = []
+    tokens_left = seconds_left = 0.0
+    timed = True
+    for number, (cell, state) in enumerate(zip(sweep.cells, known, strict=True), start=1):
+        spec, finished = cell.job.spec, state.state == "measured"
+        tokens, bound = _tokens(sweep, known, cell)
+        speed = _speed(sweep, known, cell)
+        if not finished:
+            tokens_left += tokens
+            timed = timed and speed is not None
+            seconds_left += tokens / speed if speed else 0
+        for suite in cell.job.suites:
+            figure = published.figure_of(spec, suite.name)
+            rows.append(
+                {
+                    "run": number,
+                    "target": spec.target,
+                    "drafter": spec.draft,
+                    "k": spec.k,
+                    "temperature": spec.temperature,
+                    "drafting": spec.drafting,
+                    "suite": suite.name,
+                    "conversations": len(suite.conversations) * len(spec.seeds),
+                    "tokens": round(tokens * _share(suite, cell)),
+                    "tokens_at_most": bound,
+                    "engine": cell.how if not finished else None,
+                    "state": state.state,
+                    "checkpoint": checkpoint(cell.job.draft),
+                    "published": None if figure is None else figure.tau,
+                    "directory": str(cell.job.directory),
+                }
+            )
+    if sweep.file.published:
+        rows += _unrepeated(sweep)
+    starts = sum(c.how == "start" and k.state != "measured" for c, k in zip(sweep.cells, known, strict=True))
+    return {
+        "sweep": sweep.file.name,
+        "directory": str(sweep.directory),
+        "cells": rows,
+        "runs": len(sweep.cells),
+        "measured": sum(state.state == "measured" for state in known),
+        "engine_starts": starts,
+        "tokens_left": round(tokens_left),
+        "seconds_left": seconds_left if timed else None,
+        "left_out": sweep.left_out,
+    }
+
+
+def plan_table(content: dict[str, Any]) -> Table:
+    """The rows of `plan`."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"Sweep {content['sweep']}", title_justify="left")
+    with_figures = any(row["published"] is not None for row in content["cells"])
+    for heading in ("run", "target", "drafter", "K", "T", "drafting", "suite", "conversations", "tokens"):
+        table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
+    for heading in ("engine", "state", "checkpoint", *(["published"] if with_figures else [])):
+        table.add_column(heading, justify="right" if heading == "published" else "left", no_wrap=True)
+    for row in content["cells"]:
+        bound = "≤ " if row["tokens_at_most"] else ""
+        cells = [
+            "" if row["run"] is None else str(row["run"]),
+            *(row["target"], row["drafter"], str(row["k"]), f"{row['temperature']:g}", row["drafting"], row["suite"]),
+            "" if row["conversations"] is None else f"{row['conversations']:,}",
+            "" if row["tokens"] is None else f"{bound}{row['tokens']:,}",
+            row["engine"] or "",
+            row["state"],
+            row["checkpoint"],
+        ]
+        if with_figures:
+            cells.append("" if row["published"] is None else f"{row['published']:.2f}")
+        table.add_row(*cells)
+    return table
+
+
+def plan_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What is said below the table."""
+    cells = content["cells"]
+    without = sum(row["state"] == NO_CHECKPOINT for row in cells)
+    yield (
+        f"{len(cells)} cells{f', {without} of them without a public checkpoint' if without else ''}; "
+        f"{content['runs']} runs, {content['measured']} of them measured, in {content['directory']}; "
+        f"{content['engine_starts']} engine starts"
+    )
+    time = content["seconds_left"]
+    told = "not known before a run of each target is stored" if time is None else f"about {time / 3600:.2f} h"
+    yield "engine: start: a new one; swap: the last one with another drafter's weights; same: the last one"
+    yield f"left: {content['tokens_left']:,} tokens at most; generation: {told}"
+    yield from (f"left out: {line}" for line in content["left_out"])
+
+
+def checkpoint(draft: Draft) -> str:
+    """Where a drafter's weights are."""
+    if draft.source == "none":
+        return "none needed"
+    place = f"{draft.source}" if draft.source != "hub" else str(draft.model)
+    return place if draft.confirmed else f"{place} (not seen)"
+
+
+def _unrepeated(sweep: Sweep) -> Iterable[dict[str, Any]]:
+    """Published figures that no run of the sweep repeats."""
+    repeated = {published.figure_of(cell.job.spec, suite.name) for cell in sweep.cells for suite in cell.job.suites}
+    for figure in published.load().rows:
+        if figure not in repeated:
+            yield _unmeasured(figure)
+
+
+def _unmeasured(figure: Figure) -> dict[str, Any]:
+    row = dict.fromkeys(("run", "conversations", "tokens", "engine", "directory"))
+    return row | {
+        "target": figure.target,
+        "drafter": f"{figure.architecture} {figure.setup}",
+        "k": figure.k,
+        "temperature": figure.temperature,
+        "drafting": "probabilistic" if figure.temperature else "greedy",
+        "suite": figure.suite,
+        "tokens_at_most": False,
+        "state": NO_CHECKPOINT,
+        "checkpoint": "",
+        "published": figure.tau,
+    }
+
+
+def _tokens(sweep: Sweep, known: list[Known], cell: Cell) -> tuple[float, bool]:
+    """Tokens that a run takes, and whether that is the most that it may take."""
+    names = [suite.name for suite in cell.job.suites]
+    samples = sum(len(suite.conversations) for suite in cell.job.suites) * len(cell.job.spec.seeds)
+    same = [k for c, k in _measured(sweep, known, cell) if [suite.name for suite in c.job.suites] == names]
+    if same:
+        return samples * sum(k.tokens for k in same) / max(sum(k.conversations for k in same), 1), False
+    return sum(_most(suite, cell) for suite in cell.job.suites), True
+
+
+def _speed(sweep: Sweep, known: list[Known], cell: Cell) -> float | None:
+    """Tokens per second of the stored runs of the same target."""
+    same = [k for _, k in _measured(sweep, known, cell)]
+    seconds = sum(k.seconds for k in same)
+    return sum(k.tokens for k in same) / seconds if seconds else None
+
+
+def _measured(sweep: Sweep, known: list[Known], cell: Cell) -> Iterator[tuple[Cell, Known]]:
+    for other, state in zip(sweep.cells, known, strict=True):
+        if state.conversations and other.job.target == cell.job.target:
+            yield other, state
+
+
+def _most(suite: Suite, cell: Cell) -> int:
+    """Tokens that a suite may take."""
+    longest = cell.job.spec.max_tokens or suite.max_tokens
+    return sum(len(one.turns) for one in suite.conversations) * longest * len(cell.job.spec.seeds)
+
+
+def _share(suite: Suite, cell: Cell) -> float:
+    """A suite's part of a run's tokens."""
+    return _most(suite, cell) / max(sum(_most(other, cell) for other in cell.job.suites), 1)

@@ -1,0 +1,213 @@
+"""A running server is measured as an engine is; against a stand-in that answers in the shapes of vLLM 0.32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import contract
+from support.standin import StandIn, order
+from typer.testing import CliRunner
+
+import vllm_patches
+from speceval import cli, engines
+from speceval.engines.server import client as http
+from speceval.engines.server import engine, metrics
+from speceval.engines.simulated import Characters
+from speceval.errors import UserError
+from speceval.store import read_run
+
+GENERATE = engine.GENERATE
+RUN = ["run", "--target", "zoo", "--draft", "lk-eagle3", "--k", "4", "--temp", "1", "--max-tokens", "20"]
+
+
+def active() -> list[dict[str, str]]:
+    return [asdict(replace(row, state="active", reason="")) for row in vllm_patches.status()]
+
+
+@pytest.fixture(autouse=True)
+def characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated engine's tokenizer, and no waiting between tries."""
+    monkeypatch.setattr(engine, "tokenizer_of", lambda order: Characters())
+    monkeypatch.setattr(http, "LONGEST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with StandIn(active()) as running:
+        yield running
+
+
+KEPT = [
+    name
+    for name in contract.ASSERTIONS
+    if not name.startswith(
+        ("what_the_verifier_saw", "a_text_that_a_request_brings", "the_target_alone", "an_order_that_it_cannot")
+    )
+]
+"""All but: it records nothing, replays nothing, and serves what it serves."""
+
+
+@pytest.mark.parametrize("assertion", KEPT)
+def test_it_keeps_the_contract_of_engines(server: StandIn, assertion: str) -> None:
+    rig = contract.Rig.__new__(contract.Rig)
+    rig.order, rig._running = order(server), None
+    with closing(rig):
+        contract.ASSERTIONS[assertion](rig)
+
+
+def run(server: StandIn, out: Path, *more: str) -> Any:
+    return CliRunner().invoke(cli.app, [*RUN, "--url", server.url, "--out", str(out), *more])
+
+
+def test_a_server_is_measured_from_the_command_line_and_its_totals_agree(server: StandIn, tmp_path: Path) -> None:
+    done = run(server, tmp_path / "run", "--batch", "4")
+    assert done.exit_code == 0, (done.output, done.exception)
+    stored = read_run(tmp_path / "run")
+    assert stored.meta.problems == [] and stored.meta.status == "complete" and stored.meta.evidence == "steps"
+    (segment,) = stored.meta.segments
+    assert segment.counters is not None and segment.counters.num_drafts == len(stored.steps) > 50
+    assert stored.meta.spec.engine == "server" and stored.meta.fingerprint.engine.vllm == "0.32.0"
+
+
+def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: Path) -> None:
+    respond = server._generate
+
+    def shared(body: dict[str, Any]) -> dict[str, Any]:
+        server.foreign += 1
+        return respond(body)
+
+    server._generate = shared  # type: ignore[method-assign]
+    run(server, tmp_path / "run")
+    assert read_run(tmp_path / "run").meta.problems
+
+
+def test_a_server_that_works_for_others_is_not_measured(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SECONDS_TO_REST", 1)
+    server.busy = 2
+    with closing(engines.open(order(server))) as measured, pytest.raises(UserError, match="2 requests of others"):
+        measured.warm_up()
+
+
+def ask(server: StandIn, **arguments: Any) -> Any:
+    with closing(engines.open(order(server, **arguments))) as measured:
+        return contract.finish(measured, {"r": ([97, 98, 99], contract.sampling())})["r"]
+
+
+@pytest.mark.parametrize("busy", [(429, {"Retry-After": "7"}, b"{}"), (503, {}, b"starting")])
+def test_a_request_that_was_turned_away_is_sent_again_and_counted_once(server: StandIn, busy: Any) -> None:
+    server.faults[GENERATE] = [busy, busy]
+    answer = ask(server)
+    assert sum(path == GENERATE for path, *_ in server.calls) == 3
+    assert server.engine.counters().num_drafts == len(answer.steps)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ((429, {}, b"{}"), "429"),
+        ((500, {}, b'{"error": {"message": "out of memory"}}'), "500 out of memory"),
+        ((403, {}, b'{"detail": "Scale-out endpoints are disabled"}'), "403 Scale-out.*--enable-scale-out"),
+        ((200, {}, b'{"choices": [{"tok'), "no JSON.*the same command resumes"),
+        ((200, {"Content-Length": "90"}, b'{"choices"'), "the same command resumes"),
+        ((200, {}, b'{"choices": []}'), "is it vLLM's"),
+        ((307, {"Location": "http://elsewhere.example/"}, b""), "redirects to http://elsewhere.example/"),
+    ],
+)
+def test_an_answer_that_is_none_is_one_line(server: StandIn, reply: Any, says: str) -> None:
+    server.faults[GENERATE] = [reply] * http.TRIES
+    with pytest.raises(UserError, match=says) as caught:
+        ask(server, timeout=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [{}, {"Connection": "close"}], ids=["stalled", "died"])
+def test_a_request_that_broke_off_is_not_sent_again(server: StandIn, ending: dict[str, str]) -> None:
+    server.faults[GENERATE] = [(200, {"Content-Length": "90", **ending}, b'{"choices"')]
+    with pytest.raises(UserError):
+        ask(server, timeout=1)
+    assert sum(path == GENERATE for path, *_ in server.calls) == 1
+
+
+def test_the_key_is_sent_to_the_server_and_is_in_no_file(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "s3cret-value")
+    done = run(server, tmp_path / "run", "--api-key-env", "THE_KEY")
+    assert done.exit_code == 0, done.output
+    assert all(headers["Authorization"] == "Bearer s3cret-value" for _, headers, _ in server.calls)
+    assert "s3cret-value" not in done.output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret-value" in path.read_bytes()]
+
+
+def test_a_redirect_gets_no_second_request(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "s3cret-value")
+    with StandIn(active()) as other:
+        server.faults["/v1/models"] = [(302, {"Location": f"{other.url}/v1/models"}, b"")]
+        with pytest.raises(UserError, match="redirects"):
+            engines.open(order(server, api_key_env="THE_KEY"))
+        assert other.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"api_key_env": "NO_SUCH_KEY"}, "--api-key-env NO_SUCH_KEY: .* not set"),
+        ({"url": "localhost:8000"}, "an address such as"),
+        ({"url": "http://me:word@host"}, "--url: holds a password"),
+        ({"url": "http://127.0.0.1:9"}, "cannot be reached"),
+        ({"model": "other"}, "serves served: --engine-arg model=other: is not there"),
+        ({"no_such": 1}, "--engine-arg no_such"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(server: StandIn, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        engines.open(order(server, **arguments))
+    assert "\n" not in str(caught.value) and "word" not in str(caught.value).replace("password", "")
+
+
+def test_a_server_without_what_is_needed_is_told_what_it_is() -> None:
+    with StandIn(active(), detailed=False) as silent, pytest.raises(UserError, match="--per-request-spec-decode-metr"):
+        ask(silent)
+    with StandIn(active(), method="mtp") as other, pytest.raises(UserError, match="is eagle3, the server drafts with"):
+        engines.open(order(other))
+    with StandIn(active()) as closed:
+        closed.faults["/collective_rpc"] = [(404, {}, b'{"detail": "Not Found"}')]
+        with pytest.raises(UserError, match="VLLM_SERVER_DEV_MODE=1"):
+            engines.open(order(closed))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "drafted", "accepted", "committed"),
+    [
+        (6, [4, 4], [2, 1], [3, 2]),
+        (5, [4, 4], [2, 3], [3, 1]),  # the last is cut
+        (6, [4], [2], [3, 1, 1]),  # two steps drafted nothing
+        (1, [], [], []),
+        (3, [], [], [1, 1]),
+    ],
+)
+def test_steps_are_rebuilt_from_the_server_s_arrays(
+    tokens: int, drafted: list[int], accepted: list[int], committed: list[int]
+) -> None:
+    steps = engine.steps_of(tokens, drafted, accepted)
+    assert [step.committed for step in steps] == committed and sum(committed) == tokens - 1
+    assert [step.accepted for step in steps if step.drafted] == accepted
+
+
+def test_totals_are_summed_over_the_replicas_of_a_server() -> None:
+    page = "\n".join(
+        f'vllm:spec_decode_num_{name}_total{{engine="{number}"{position}}} {count}'
+        for number in (0, 1)
+        for name, position, count in [
+            ("drafts", "", "3.0"), ("accepted_tokens", "", "4.0"),
+            ("accepted_tokens_per_pos", ',position="0"', "3.0"), ("accepted_tokens_per_pos", ',position="1"', "1.0"),
+        ]
+    )  # fmt: skip
+    counted = metrics.counters(page)
+    assert (counted.num_drafts, counted.num_accepted_tokens) == (6, 8)
+    assert counted.num_accepted_tokens_per_pos == [6, 2]

@@ -1,0 +1,213 @@
+"""Sweeps: what a file stands for, in which order, and that every cell is an ordinary run that is measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import speceval
+from speceval import UserError
+from speceval.engines.simulated import SimulatedEngine
+from speceval.measure.sweep import names, prepare_sweep, read_sweep_file
+from speceval.measure.sweep.file import SweepFile, requests
+from speceval.show import sweeps as shown
+from speceval.suites import load_or_count
+from speceval.zoo import DRAFTERS
+
+COMMON = {"target": "zoo", "suites": ["demo"], "engine": "simulated", "max_tokens": 16, "limit": 4}
+
+
+def written(folder: Path, **fields: Any) -> str:
+    content = {"name": "s", "common": COMMON, "axes": {"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [0, 1]}}
+    path = folder / "s.yaml"
+    path.write_text(yaml.safe_dump(content | fields, sort_keys=False))
+    return str(path)
+
+
+def file(**fields: Any) -> SweepFile:
+    return SweepFile.model_validate({"name": "s", **fields})
+
+
+def labels(sweep: Any) -> list[str]:
+    return [f"{cell.job.spec.draft} {cell.job.spec.temperature:g} {cell.how}" for cell in sweep.cells]
+
+
+def test_axes_are_multiplied_and_later_fields_win() -> None:
+    asked = requests(
+        file(
+            common={"target": "zoo", "k": 3, "engine_args": {"a": 1}},
+            axes={"drafter": [{"draft": ["x", "y"], "k": 5}, {"draft": "z"}], "temperature": [0, 1]},
+            include=[{"draft": "w", "seeds": "0-2", "engine_args": {"b": 2}}],
+            exclude=[{"draft": "y", "temperature": 1}],
+        )
+    )
+    told = [(one["draft"], one["k"], one.get("temperature")) for one in asked]
+    assert told == [("x", 5, 0), ("x", 5, 1), ("y", 5, 0), ("z", 3, 0), ("z", 3, 1), ("w", 3, None)]
+    assert asked[-1]["seeds"] == (0, 1, 2) and asked[-1]["engine_args"] == {"a": 1, "b": 2}
+
+
+def test_a_combination_that_is_named_twice_is_one_run() -> None:
+    assert len(requests(file(axes={"draft": ["x"]}, include=[{"draft": "x"}]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"axis": {}}, "s.yaml: field 'axis': Extra inputs"),
+        ({"common": {"tagret": "zoo"}}, "field 'common.tagret': there is no such field of a run; did you mean target?"),
+        ({"axes": {"drafter": ["x"]}}, "field 'axes.drafter.0': 'drafter' is no field of a run, so it needs mappings"),
+        ({"axes": {"draft": []}}, "no runs: an axis is empty, or everything is excluded"),
+        ({"exclude": [{"draft": "nobody"}]}, "no combination has that"),
+        ({"exclude": [{"temperature": [0, 1]}]}, "no runs"),
+        ({"axes": {"draft": ["kl-eagle3", "nobody"]}}, "unknown drafter 'nobody' for target 'zoo'"),
+        ({"common": COMMON | {"target": "nothing"}}, "unknown target 'nothing'"),
+        ({"axes": {"draft": ["kl-eagle3"]}}, "temperature is needed"),
+        ({"axes": {"temperature": [1]}}, "a run has no draft"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": [1], "k": [0]}}, "draft=kl-eagle3, temperature=1: K must be"),
+        ({"common": COMMON | {"seeds": "a"}}, "seeds a: not a list of whole numbers"),
+        ({"common": COMMON | {"until": "soon"}}, "until soon: not a percentage"),
+        ({"common": COMMON | {"engine_args": 3}}, "engine_args 3: must be a mapping"),
+        ({"runs": "{draft}"}, "two runs are called kl-eagle3"),
+        ({"runs": "{drafter}"}, "'drafter' is no field of a run"),
+        ({"runs": "always"}, "must be the name of a folder with fields in it"),
+        ({"runs": "../{draft}"}, "must be the name of a folder with fields in it"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepare_sweep(read_sweep_file(written(tmp_path, **fields)), tmp_path / "out")
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "says"), [("- 1", "not a sweep"), ("a: [", "not YAML")])
+def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_sweep_file(str(tmp_path / "s.yaml"))
+    with pytest.raises(UserError, match=r"unknown sweep 'demo-al'; did you mean demo-all\?; known: demo, demo-all"):
+        read_sweep_file("demo-al")
+    with pytest.raises(UserError, match="no such file"):
+        read_sweep_file(str(tmp_path / "none.yaml"))
+
+
+def test_drafters_that_belong_to_another_target_of_the_file_are_left_out(tmp_path: Path) -> None:
+    axes = {"target": ["zoo", "gpt-oss-20b"], "draft": ["kl-eagle3", "redhat-eagle3"], "temperature": [1]}
+    common = {name: value for name, value in COMMON.items() if name != "target"}
+    sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes, common=common)), tmp_path)
+    assert labels(sweep) == ["kl-eagle3 1 start", "redhat-eagle3 1 start"]
+    assert [line.split(":")[0] for line in sweep.left_out] == ["redhat-eagle3 with zoo", "kl-eagle3 with gpt-oss-20b"]
+
+
+def test_cells_are_ordered_so_that_swaps_are_many(tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [0, 1, 0.5]}
+    sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes)), tmp_path)
+    assert labels(sweep) == [
+        "kl-eagle3 0 start",
+        "lk-eagle3 0 swap",
+        "kl-eagle3 1 start",
+        "kl-eagle3 0.5 same",
+        "lk-eagle3 1 swap",
+        "lk-eagle3 0.5 same",
+    ]
+
+
+def test_every_cell_is_the_run_that_an_engine_of_its_own_gives(tmp_path: Path) -> None:
+    done = speceval.sweep(written(tmp_path), out=tmp_path / "out")
+    assert done.engines == {"start": 2, "swap": 2, "same": 0} and done.failed == {}
+    for run in done:
+        spec = run.meta.spec
+        alone = speceval.run(
+            "zoo", spec.draft, temperature=spec.temperature, suites=["demo"], max_tokens=16, limit=4,
+            engine="simulated", out=tmp_path / "alone" / run.directory.name,
+        )  # fmt: skip
+        assert alone.meta.spec == spec and alone.meta.fingerprint == run.meta.fingerprint
+        assert alone.steps.equals(run.steps) and run.directory.name == spec.name
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speceval.sweep(written(tmp_path, axes={"draft": ["kl-eagle3"], "temperature": [1]}), out=tmp_path / "out")
+    monkeypatch.setattr(SimulatedEngine, "swap", lambda *_: pytest.fail("nothing to swap"))
+    axes = {"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [1]}
+    done = speceval.sweep(written(tmp_path, axes=axes), out=tmp_path / "out")
+    assert len(done.runs) == 2 and done.engines == {"start": 1, "swap": 0, "same": 0}
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = SimulatedEngine.step
+    calls = []
+
+    def breaking(self: SimulatedEngine) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("out of luck")
+        return step(self)
+
+    monkeypatch.setattr(SimulatedEngine, "step", breaking)
+    done = speceval.sweep(written(tmp_path), out=tmp_path / "out")
+    assert list(done.failed.values()) == ["ValueError: out of luck"]
+    assert len(done.runs) == 3 and done.engines["start"] == 2
+    again = speceval.sweep(written(tmp_path), out=tmp_path / "out")
+    assert len(again.runs) == 4 and again.failed == {}
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = SimulatedEngine.step
+    calls = []
+
+    def interrupted(self: SimulatedEngine) -> Any:
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(SimulatedEngine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        speceval.sweep(written(tmp_path), out=tmp_path / "out")
+    resumed = speceval.sweep(written(tmp_path), out=tmp_path / "out")
+    whole = speceval.sweep(written(tmp_path), out=tmp_path / "whole")
+    assert [str(run.tau()) for run in resumed] == [str(run.tau()) for run in whole]
+
+
+def test_fields_that_are_changed_hold_for_every_run(tmp_path: Path) -> None:
+    done = speceval.sweep(written(tmp_path), out=tmp_path / "out", until=0.2, changes={"limit": 2, "seeds": "0-1"})
+    assert {(run.meta.spec.limit, run.meta.spec.seeds, run.meta.spec.until) for run in done} == {(2, (0, 1), 0.2)}
+    with pytest.raises(UserError, match=r"'set.limt': there is no such field of a run; did you mean limit\?"):
+        speceval.sweep(written(tmp_path), changes={"limt": 2})
+
+
+def test_the_demo_sweeps_ask_for_the_runs_that_are_in_the_repository() -> None:
+    root = Path(__file__).resolve().parents[2] / "results" / "reference"
+    for name, count in (("demo", 6), ("demo-all", 40)):
+        sweep = prepare_sweep(read_sweep_file(name))
+        assert len(sweep.cells) == count
+        for cell in sweep.cells:
+            assert speceval.read_run(root / name / cell.job.directory.name).meta.spec.identity == cell.job.spec.identity
+    assert {cell.job.spec.draft for cell in sweep.cells} == set(DRAFTERS)
+    assert [cell.how for cell in sweep.cells].count("swap") == 30
+
+
+def test_the_paper_s_sweep_lists_every_published_figure() -> None:
+    plan = shown.plan(prepare_sweep(read_sweep_file("paper"), load=load_or_count))
+    assert len(plan["cells"]) == 222 and None not in [row["published"] for row in plan["cells"]]
+    without = [row for row in plan["cells"] if row["state"] == shown.NO_CHECKPOINT]
+    assert len(without) + 3 * plan["runs"] == 222
+    assert plan["tokens_left"] == 34 * 1024 * (80 * 2 + 164 + 1319)
+    assert "222 cells" in next(iter(shown.plan_lines(plan)))
+
+
+def test_a_plan_tells_what_is_measured_and_estimates_the_rest_by_it(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    before = shown.plan(prepare_sweep(read_sweep_file(path), tmp_path / "out"))
+    assert before["tokens_left"] == 4 * 4 * 16 and before["seconds_left"] is None and before["measured"] == 0
+    speceval.sweep(written(tmp_path, axes={"draft": ["kl-eagle3"], "temperature": [1]}), out=tmp_path / "out")
+    plan = shown.plan(prepare_sweep(read_sweep_file(written(tmp_path)), tmp_path / "out"))
+    assert plan["measured"] == 1 and 0 < plan["tokens_left"] < 4 * 4 * 16 and plan["seconds_left"] > 0
+    assert [row["state"] for row in plan["cells"]].count("measured") == 1
+
+
+def test_every_built_in_sweep_can_be_planned() -> None:
+    assert names() == ["demo", "demo-all", "paper"]

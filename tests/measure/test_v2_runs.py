@@ -1,0 +1,88 @@
+"""`--runner v2` from the command line: books, counters, recordings, and the same law as V1."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from speceval.estimate import books, rao_blackwell
+from speceval.store import StoredRun, read_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+DRAFT = "lk-mtp"
+
+
+def speceval(log: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "speceval", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StoredRun]:
+    """The same request on V2 twice, and on V1."""
+    root = tmp_path_factory.mktemp("runs")
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--seeds", "0-3", "--batch", "64")
+    plan = {"first": "v2", "again": "v2", "v1": "v1"}
+    started = {
+        name: speceval(root / f"{name}.log", *request, "--runner", runner, "--out", str(root / name))
+        for name, runner in plan.items()
+    }
+    for name, process in started.items():
+        assert process.wait(timeout=600) == 0, (root / f"{name}.log").read_text()[-4000:]
+    return {name: read_run(root / name) for name in plan}
+
+
+def test_books_balance_counters_are_filled_and_no_record_is_lost(runs: dict[str, StoredRun]) -> None:
+    run = runs["first"]
+    assert books.problems(run) == []
+    (segment,) = run.meta.segments
+    assert segment.counters is not None
+    steps = int((run.steps["drafted"] > 0).sum())
+    assert segment.counters.steps_with_q == segment.counters.num_drafts == steps
+    assert segment.counters.steps_one_hot == segment.counters.steps_padded == segment.counters.kernel_strays == 0
+    assert run.steps["ratio_1"].notna().sum() == steps
+
+
+def test_the_runner_and_its_own_patches_are_on_the_record(runs: dict[str, StoredRun]) -> None:
+    assert {name: run.meta.fingerprint.engine.runner for name, run in runs.items()} == {
+        "first": "V2",
+        "again": "V2",
+        "v1": "V1",
+    }
+    assert runs["first"].meta.fingerprint.patches == ["cpu-rotary", "v2-draft-truncation", "v2-sampling-states"]
+    assert "v1-missing-q" in runs["v1"].meta.fingerprint.patches
+
+
+def test_the_same_command_gives_the_same_tokens_again(runs: dict[str, StoredRun]) -> None:
+    pd.testing.assert_frame_equal(runs["first"].steps, runs["again"].steps)
+
+
+def test_both_runners_accept_alike_at_every_position(runs: dict[str, StoredRun]) -> None:
+    """|z| < 5.5 in each of K + 1 comparisons: a false alarm in fewer than one of a million."""
+    per_conversation = {name: [_rates(rows) for rows in _conversations(runs[name])] for name in ("first", "v1")}
+    means = {name: np.mean(rates, axis=0) for name, rates in per_conversation.items()}
+    spread = sum(np.var(rates, axis=0, ddof=1) / len(rates) for rates in per_conversation.values())
+    z = (means["first"] - means["v1"]) / np.sqrt(spread)
+    print(means, z)
+    assert np.abs(z).max() < 5.5
+    for run in (runs["first"], runs["v1"]):
+        assert rao_blackwell.agreement(run.steps)["agrees"] is not False
+
+
+def _conversations(run: StoredRun) -> list[Any]:
+    return [rows for _, rows in run.steps.groupby(["conversation", "seed"])]
+
+
+def _rates(steps: pd.DataFrame) -> list[float]:
+    """Share of the steps that accept position 1, 2, …, and tau."""
+    accepted = steps.loc[steps["drafted"] > 0, "accepted"]
+    return [*(float((accepted >= j).mean()) for j in range(1, 6)), 1 + float(accepted.mean())]

@@ -1,0 +1,138 @@
+"""A server that answers as vLLM's does, with a simulated engine behind it: `with StandIn() as server: server.url`."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from speceval.engines.base import Order, Sampling
+from speceval.engines.simulated import SimulatedEngine
+
+SETTINGS: dict[str, Any] = {
+    "torch": None, "device": "cuda", "runner": "V1", "method": "eagle3", "k": 4,
+    "draft_sample_method": "probabilistic", "rejection_sample_method": "standard", "draft_truncation": True,
+    "dtype": "float32", "quantization": None, "kv_cache_dtype": "auto", "max_model_len": 4096, "max_num_seqs": 8,
+    "max_num_batched_tokens": 2048, "async_scheduling": False, "prefix_caching": False, "enforce_eager": True,
+    "tensor_parallel": 1, "pipeline_parallel": 1, "data_parallel": 1,
+}  # fmt: skip
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class StandIn:
+    """`faults`: what is answered in place of the next calls of a path, in order; `calls`: what was asked."""
+
+    def __init__(self, patches: list[dict[str, str]], detailed: bool = True, **settings: Any) -> None:
+        self.settings, self.patches, self.detailed = SETTINGS | settings, patches, detailed
+        self.engine = SimulatedEngine((0.8, 0.7, 0.6, 0.5)[: self.settings["k"]], end=0.05)
+        self.faults: dict[str, list[Reply]] = {}
+        self.calls: list[tuple[str, dict[str, str], Any]] = []
+        self.foreign, self.busy = 0, 0
+        self._lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> StandIn:
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, path: str, headers: dict[str, str], body: Any) -> Reply:
+        """Status, headers and content."""
+        with self._lock:
+            self.calls.append((path, headers, body))
+            if self.faults.get(path):
+                return self.faults[path].pop(0)
+            content = self._content(path, body)
+        if content is None:
+            return 404, {}, b'{"detail": "Not Found"}'
+        return 200, {}, content.encode() if isinstance(content, str) else json.dumps(content).encode()
+
+    def _content(self, path: str, body: Any) -> Any:
+        of_path: dict[str, Callable[[], Any]] = {
+            "/version": lambda: {"version": "0.32.0"},
+            "/v1/models": lambda: {"data": [{"id": "served"}]},
+            "/metrics": self._metrics,
+            "/collective_rpc": lambda: {"results": [self._worker(body["method"])]},
+            "/inference/v1/generate": lambda: self._generate(body),
+        }
+        return of_path[path]() if path in of_path else None
+
+    def _worker(self, method: str) -> Any:
+        drafts = self.engine.counters().num_drafts + self.foreign
+        counts = {"steps_with_q": drafts, "steps_one_hot": 0, "steps_structured": 0, "steps_padded": 0}
+        return {"engine_settings": self.settings, "patch_status": self.patches, "draft_counts": counts}[method]
+
+    def _metrics(self) -> str:
+        counted = asdict(self.engine.counters())
+        label = 'engine="0",model_name="served"'
+        lines = [
+            f"vllm:spec_decode_{name}_total{{{label}}} {counted[name] + self.foreign}.0"
+            for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+        ]
+        lines += [
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{label},position="{position}"}} {count}.0'
+            for position, count in enumerate(counted["num_accepted_tokens_per_pos"])
+        ]
+        return "\n".join([*lines, f"vllm:num_requests_running{{{label}}} {self.busy}.0", ""])
+
+    def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        how = body["sampling_params"]
+        sampling = Sampling(how["temperature"], how["top_p"], how["top_k"], how["max_tokens"], how["seed"])
+        self.engine.submit(str(body["token_ids"]), body["token_ids"], sampling)
+        done = []
+        while not done:
+            _, done = self.engine.step()
+        steps = done[0].steps
+        arrays = {
+            "per_step_drafted": [step.drafted for step in steps],
+            "per_step_accepted": [step.accepted for step in steps],
+        }
+        choice = {"token_ids": done[0].token_ids, "finish_reason": done[0].finish_reason, "stop_reason": None}
+        return {
+            "choices": [choice],
+            "usage": {"prompt_tokens_details": {"cached_tokens": 0}},
+            "metrics": {"speculative_decoding": arrays if self.detailed else {}},
+        }
+
+
+def order(server: StandIn, **engine_args: Any) -> Order:
+    """What is asked of the engine that talks to it."""
+    from speceval import catalog
+
+    pair = catalog.resolve("zoo", "lk-eagle3")
+    arguments = {"url": server.url, **engine_args}
+    return Order(
+        "server", pair.target, pair.draft, 4, "probabilistic", 1.0, batch=3, seed=7, record=False, engine_args=arguments
+    )
+
+
+def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _reply(self, body: Any) -> None:
+            status, headers, content = server.answer(self.path, dict(self.headers), body)
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self._reply(None)
+
+        def do_POST(self) -> None:
+            self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler

@@ -1,0 +1,113 @@
+"""Mutants of the live V2 runner, and `speceval verify` on each: `python v2_mutants.py NAME RESULT.json [SAMPLES]`.
+
+Each breaks vLLM's own code in this process, after the engine's modules are there and before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from speceval.exactness import Settings
+from speceval.exactness.run import examine
+from speceval.measure import launch
+from speceval.measure.job import prepare
+from speceval.measure.start import start_engine
+from vllm_patches import interpreted
+
+
+def modules() -> tuple[Any, Any, Any]:
+    """The drafter's, the verifier's and the noise's."""
+    from vllm.v1.worker.gpu.sample import gumbel
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler, speculator
+
+    return speculator, rejection_sampler, gumbel
+
+
+def other_q(change: Callable[[Any, Any], Any]) -> Callable[[], None]:
+    """The verifier takes another q than the drafts were drawn from: `change` of the draft logits and temperatures."""
+
+    def plant() -> None:
+        _, verifier, _ = modules()
+        right = verifier.rejection_sample
+
+        def rejection_sample(logits: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
+            return right(logits, change(q, args[6]), *args, **kwargs)
+
+        verifier.rejection_sample = rejection_sample
+
+    return plant
+
+
+def other_token() -> None:
+    """The drafter's token is one further on than the one that was drawn."""
+    drafter, _, _ = modules()
+    right = drafter.gumbel_sample
+
+    def gumbel_sample(logits: Any, *args: Any, **kwargs: Any) -> Any:
+        return (right(logits, *args, **kwargs) + 1) % logits.shape[-1]
+
+    drafter.gumbel_sample = gumbel_sample
+
+
+def shared_noise() -> None:
+    """Drafts are drawn with the noise that a rejected one is replaced with."""
+    _, _, gumbel = modules()
+    gumbel._DRAFT_NOISE_SALT = type(gumbel._DRAFT_NOISE_SALT)(0)
+
+
+def half_truncated() -> None:
+    """Drafts are drawn from the truncated distribution; q is kept as if they were not."""
+    from vllm_patches.patches import v2_draft_truncation as patch
+
+    drafter, _, _ = modules()
+    right, whole = drafter.gumbel_sample, []
+    truncated = patch.truncated
+
+    def keep(logits: Any, *args: Any) -> Any:
+        whole.append(logits.clone())
+        return truncated(logits, *args)
+
+    def gumbel_sample(logits: Any, idx: Any, *args: Any, logits_cache: Any = None, **kwargs: Any) -> Any:
+        tokens = right(logits, idx, *args, logits_cache=logits_cache, **kwargs)
+        column = kwargs["logits_cache_col"]
+        logits_cache[idx, column.expand(len(idx)) if column.dim() == 0 else column, : logits.shape[-1]] = whole.pop()
+        return tokens
+
+    patch.truncated, drafter.gumbel_sample = keep, gumbel_sample
+
+
+def nothing() -> None:
+    """No mutant."""
+
+
+MUTANTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
+    "none": (nothing, {}),
+    "q of another slot": (other_q(lambda q, heat: q.roll(1, 0)), {}),
+    "temperature dropped for q": (other_q(lambda q, heat: q * heat[:, None, None]), {"temperature": 0.7}),
+    "noise shared by draft and recovery": (shared_noise, {}),
+    "token one off, q not": (other_token, {}),
+    "block verification of 0.32, as released": (nothing, {"rejection": "block"}),
+    "top-k on the drafts, not on q": (half_truncated, {"top_k": 8}),
+}
+"""Name -> what plants it, and what is asked for so that it matters. Block verification needs SPECEVAL_PATCHES=0."""
+
+
+def run(name: str, samples: int | None) -> dict[str, Any]:
+    plant, asked = MUTANTS[name]
+    fields = {"temperature": 1.0, "batch": 256, "runner": "v2"} | asked
+    job = launch.fetch(prepare(target="zoo", draft="lk-eagle3", suite_names=["demo"], **fields))
+    interpreted.prepare()
+    plant()
+    settings = Settings() if samples is None else Settings(samples=samples)
+    with closing(start_engine(job)) as engine:
+        return examine(engine, job, settings, lambda *_: None).as_json()
+
+
+if __name__ == "__main__":
+    chosen, destination, *size = sys.argv[1:]
+    Path(destination).write_text(json.dumps(run(chosen, int(size[0]) if size else None)))

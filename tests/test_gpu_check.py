@@ -1,0 +1,48 @@
+"""scripts/gpu_check.py: what it can do without a GPU in small, and that it says what it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recorders_part_runs_in_small(script: ModuleType) -> None:
+    (row,) = script.recorder(dry=True)
+    assert row["recorder_ms"] > 0 and row["softmax_ms"] > 0 and row["k"] == script.K
+
+
+def test_without_a_gpu_every_part_is_named_as_not_done(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "device", lambda: "cpu")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    script.main()
+    parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    assert [row["part"] for row in parts] == list(script.PARTS)
+    assert {row["status"] for row in parts} == {"skipped"} and all("no GPU" in row["note"] for row in parts)
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert all(f"| {name} | skipped |" in page for name in script.PARTS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["recorder", "kernels", "selftest", "law", "run"])
+def test_on_a_gpu_every_part_is_done(script: ModuleType, part: str) -> None:
+    row = script.attempt(part, dry=False)
+    print(json.dumps(row, indent=1))
+    assert row["status"] == "done"

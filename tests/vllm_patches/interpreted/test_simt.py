@@ -1,0 +1,95 @@
+"""What the lockstep executor makes of the V2 runner's kernels: pointers in tables, loops by lane, strays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vllm_patches.interpreted import simt
+from vllm_patches.interpreted.simt import tl
+
+
+@pytest.fixture(autouse=True)
+def strays() -> Iterator[None]:
+    before = simt.machine.strays
+    yield
+    simt.machine.strays = before
+
+
+@simt.jit
+def gather(table: Any, out: Any, width: Any) -> None:
+    """Each program reads one tensor, through an address in a table, and doubles its last element in place."""
+    row = tl.program_id(0)
+    pointer = tl.multiple_of(tl.cast(tl.load(table + row), tl.pointer_type(tl.int32)), 16)
+    tl.store(out + row, tl.load(pointer + width - 1))
+    tl.store(pointer + width - 1, tl.load(pointer + width - 1) * 2)
+
+
+@simt.jit
+def fill(starts: Any, ends: Any, out: Any) -> None:
+    """Each program writes its number between its own bounds, two elements at a time."""
+    row = tl.program_id(0)
+    end = tl.load(ends + row)
+    for i in tl.range(tl.load(starts + row), end, 2):
+        offset = i + tl.arange(0, 2)
+        tl.store(out + offset, row + 1, mask=offset < end)
+
+
+@simt.jit
+def either(a: Any, out: Any, shift: Any) -> None:
+    """Odd programs read `shift` elements further on."""
+    row = tl.program_id(0)
+    place = a + row
+    if row % 2 == 1:
+        place = a + row + shift
+    tl.store(out + row, tl.load(place))
+
+
+def addresses(*tensors: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([tensor.data_ptr() for tensor in tensors])
+
+
+def test_a_number_that_was_read_can_be_a_pointer_of_its_own_in_each_program() -> None:
+    first, second = torch.arange(4, dtype=torch.int32), torch.arange(10, 14, dtype=torch.int32)
+    out = torch.zeros(2, dtype=torch.int32)
+    gather[(2,)](addresses(first, second), out, 4)
+    assert out.tolist() == [3, 13]
+    assert (first.tolist(), second.tolist()) == ([0, 1, 2, 6], [10, 11, 12, 26])
+
+
+def test_a_loop_may_begin_and_end_elsewhere_in_each_program() -> None:
+    out = torch.zeros(9, dtype=torch.int32)
+    fill[(3,)](torch.tensor([0, 3, 7]), torch.tensor([3, 3, 8]), out)
+    assert out.tolist() == [1, 1, 1, 0, 0, 0, 0, 3, 0]
+
+
+def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
+    out = torch.zeros(4)
+    either[(4,)](torch.arange(8).float(), out, 4)
+    assert out.tolist() == [0, 5, 2, 7]
+
+
+def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
+    before, memory = simt.machine.strays, torch.zeros(8, dtype=torch.int32)
+    fill[(1,)](torch.tensor([6]), torch.tensor([10]), memory)
+    assert simt.machine.strays - before == 2 and memory.tolist() == [0] * 6 + [1, 1]
+    out = torch.ones(2)
+    either[(2,)](torch.arange(4).float(), out, 4)
+    assert simt.machine.strays - before == 3 and out.tolist() == [0, 0]
+
+
+def test_an_access_before_a_tables_memory_is_counted_too() -> None:
+    before, memory = simt.machine.strays, torch.arange(4, dtype=torch.int32)
+    gather[(1,)](addresses(memory), torch.zeros(1, dtype=torch.int32), 0)
+    assert simt.machine.strays - before == 3 and memory.tolist() == [0, 1, 2, 3]
+
+
+def test_powers_logarithms_and_minima_are_numpys() -> None:
+    x = simt.Value(np.array([[0.5, 2.0, 8.0]], np.float32))
+    np.testing.assert_allclose(tl.exp2(x).data, [[2**0.5, 4, 256]], rtol=1e-6)
+    assert tl.log2(x).data.tolist() == [[-1.0, 1.0, 3.0]]
+    assert tl.min(x).data.tolist() == [[0.5]]
