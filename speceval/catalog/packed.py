@@ -1,4 +1,4 @@
-"""Drafters that come with the project: EAGLE-3 in one small file -> a checkpoint directory that vLLM loads.
+"""Drafters that come with the project: EAGLE-3 or MEDUSA in one small file -> a checkpoint directory that vLLM loads.
 
 Matrices are stored as int8 with a scale for each row; the output map is not stored, it is the target's own, in the rows
 of the draft vocabulary; token embeddings are the target's anyway. What is measured is what the file gives, so rounding
@@ -49,8 +49,8 @@ def unpacked(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
     """Write the drafter in `stored` for the target checkpoint in `target`, in bfloat16.
 
-    `stored`: `pack`ed tensors; `draft_ids` [D] in increasing order; `aux_layers`, whose streams it reads; and
-    `stream_scale` [3 * hidden], by which these were divided in training: it goes into `fc`.
+    `stored`: `pack`ed tensors; `draft_ids` [D] in increasing order; of EAGLE-3 also `aux_layers`, whose streams it
+    reads, and `stream_scale` [3 * hidden], by which these were divided in training: it goes into `fc`.
     """
     import torch
     from safetensors import safe_open
@@ -59,22 +59,25 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
     packed = load_file(stored)
     ids = packed["draft_ids"].long()
     tensors = unpacked(packed)
-    tensors["fc.weight"] /= packed["stream_scale"]
     with safe_open(target / "model.safetensors", framework="pt") as file:
         embeddings = file.get_tensor("model.embed_tokens.weight")
     tensors["lm_head.weight"] = embeddings[ids]
-    inside = torch.zeros(len(embeddings), dtype=torch.bool)
-    inside[ids] = True
-    vocabulary_map = {"d2t": ids - torch.arange(len(ids)), "t2d": inside}
+    facts = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    if "aux_layers" in packed:
+        tensors["fc.weight"] /= packed["stream_scale"]
+        inside = torch.zeros(len(embeddings), dtype=torch.bool)
+        inside[ids] = True
+        vocabulary_map = {"d2t": ids - torch.arange(len(ids)), "t2d": inside}
+        config = _eagle3(facts, tensors, packed["aux_layers"].tolist())
+    else:
+        vocabulary_map = {"token_map": ids}
+        config = _medusa(facts, tensors)
     weights = {name: values.bfloat16().contiguous() for name, values in tensors.items()}
     save_file(weights | vocabulary_map, directory / "model.safetensors", {"format": "pt"})
-    content = _config(
-        json.loads((target / "config.json").read_text(encoding="utf-8")), tensors, packed["aux_layers"].tolist()
-    )
-    (directory / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _config(target: dict[str, Any], tensors: dict[str, Tensor], aux_layers: list[int]) -> dict[str, Any]:
+def _eagle3(target: dict[str, Any], tensors: dict[str, Tensor], aux_layers: list[int]) -> dict[str, Any]:
     own = {
         "architectures": ["LlamaForCausalLMEagle3"],
         "tie_word_embeddings": False,
@@ -87,3 +90,19 @@ def _config(target: dict[str, Any], tensors: dict[str, Tensor], aux_layers: list
         "eagle_aux_hidden_state_layer_ids": aux_layers,
     }
     return target | own
+
+
+def _medusa(target: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    # One output map for all heads is what vLLM calls the original one.
+    return {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "torch_dtype": "bfloat16",
+        "hidden_size": target["hidden_size"],
+        "vocab_size": target["vocab_size"],
+        "truncated_vocab_size": len(tensors["lm_head.weight"]),
+        "num_heads": sum(name.endswith(".weight") and name.startswith("blocks.") for name in tensors),
+        "num_hidden_layers": 1,
+        "medusa_fc_bias": any(name.endswith(".bias") for name in tensors),
+        "original_lm_head": True,
+    }

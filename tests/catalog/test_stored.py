@@ -11,6 +11,7 @@ import pytest
 from speceval import catalog
 from speceval.catalog import stored
 from speceval.catalog.packed import SCALE, pack, unpacked, write_checkpoint
+from speceval.catalog.recognise import recognise
 from speceval.errors import UserError
 from speceval.paths import data_directory
 from speceval.zoo.recipe import Recipe
@@ -83,6 +84,25 @@ def test_its_config_says_what_vllm_would_otherwise_guess(made: tuple[Path, Any, 
     config = json.loads((made[0] / "config.json").read_text())
     assert config["eagle_aux_hidden_state_layer_ids"] == [2, 4, 6]
     assert (config["draft_vocab_size"], config["intermediate_size"], config["num_hidden_layers"]) == (10, 16, 1)
+
+
+def test_heads_share_one_output_map_of_the_draft_vocabulary(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    embeddings = torch.randn(40, 12).bfloat16()
+    save_file({"model.embed_tokens.weight": embeddings}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 12, "vocab_size": 40}))
+    ids = torch.arange(0, 40, 4)
+    heads = {f"blocks.{j}.layers.0.weight": torch.randn(12, 12) for j in range(3)}
+    save_file(pack(heads) | {"draft_ids": ids.to(torch.int32)}, tmp_path / "x.safetensors")
+    (tmp_path / "made").mkdir()
+    write_checkpoint(tmp_path / "x.safetensors", tmp_path, tmp_path / "made")
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    assert torch.equal(tensors["token_map"], ids) and torch.equal(tensors["lm_head.weight"], embeddings[ids])
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    facts = recognise(config, "made")
+    assert (facts.method, facts.max_k, facts.sizes.draft_vocab_size) == ("medusa", 3, 10)
+    assert config["original_lm_head"] is True
 
 
 @pytest.mark.parametrize("name", ["kl-eagle3", "lk-eagle3"])
