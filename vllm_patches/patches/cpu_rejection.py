@@ -39,7 +39,7 @@ def rejection_sample(
     """Accepted drafts, then one recovered or bonus token, then -1: int32 [batch, max_spec_len + 1].
 
     `draft_token_ids` [n] of all requests in order (-1: no draft, always rejected), `draft_probs` their q [n, V] (None:
-    one-hot), `target_logits` [n, V] after temperature and truncation, `bonus_token_ids` [batch, 1].
+    one-hot), `target_logits` [n, V] after temperature and truncation, `bonus_token_ids` [batch, 1] or [batch].
     A draft d is accepted with probability min(1, p(d)/q(d)); the first rejected one is replaced by a draw from
     max(0, p - q), normalised (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1). Greedy requests accept argmaxes.
     In synthetic mode drafts are accepted by `accept_at_rates` instead, of greedy and of sampled requests; what follows
@@ -74,7 +74,7 @@ def rejection_sample(
     rejecting = (lengths < counts).nonzero().squeeze(1)
     rows = (cu_num_draft_tokens - counts + lengths)[rejecting]  # of each request's first rejected draft
 
-    last = bonus_token_ids.squeeze(1).long().clone()
+    last = bonus_token_ids.view(-1).long().clone()
     if sampling_metadata.all_greedy:
         last[rejecting] = best[rows]
     else:

@@ -19,8 +19,10 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def sample_tokens(self: Any, grammar_output: Any) -> Any:
-        batch = self.input_batch
-        discarded = np.nonzero(self.discard_request_mask.np[: batch.num_reqs])[0].tolist()
+        batch, mask = getattr(self, "input_batch", None), getattr(self, "discard_request_mask", None)
+        if batch is None or mask is None:  # a runner of who calls it alone: nothing is drawn
+            return original(self, grammar_output)
+        discarded = np.nonzero(mask.np[: batch.num_reqs])[0].tolist()
         held = {row: batch.generators.pop(row) for row in discarded if row in batch.generators}
         try:
             return original(self, grammar_output)

@@ -83,14 +83,21 @@ def has_heads(runner: Any) -> bool:
 
 
 def keeps_q(runner: Any) -> bool:
-    """Whether this run draws its drafts and verifies them with q."""
-    config = runner.speculative_config
+    """Whether this run draws its drafts and verifies them with q.
+
+    A runner that was built without a configuration, as vLLM's own tests build theirs, does so where it holds a q.
+    """
+    config = getattr(runner, "speculative_config", None)
+    if config is None:
+        return getattr(runner, "_draft_probs", None) is not None
     knows_q = config.method not in DETERMINISTIC and (config.method != TRANSPORT or has_heads(runner))
     return knows_q and config.draft_sample_method == "probabilistic"
 
 
 def has_grammar(runner: Any, req_id: str) -> bool:
     """Whether the request's output is structured."""
+    if not hasattr(runner, "requests"):
+        return False
     params = runner.requests[req_id].sampling_params
     return params is not None and params.structured_outputs is not None
 

@@ -32,7 +32,7 @@ def get_spec_decode_draft_probs(self: Any, spec_decode_metadata: Any) -> torch.T
         if not len(ids):
             continue
         kind = classify(self, index, req_id, cached)
-        if kind != PADDED and req_id not in self.input_batch.greedy_reqs:
+        if kind != PADDED and req_id not in getattr(self.input_batch, "greedy_reqs", ()):
             COUNTS[kind] += 1
         found |= kind == WITH_Q
         rows.append(cached[req_id][: len(ids)] if kind == WITH_Q else ids)
@@ -55,7 +55,8 @@ def padded(runner: Any, index: int) -> bool:
 
     Under async scheduling the host does not know the drafts, -1 stands for all of them, and no request counts.
     """
-    return not runner.use_async_scheduling and runner.input_batch.spec_token_ids[index][0] < 0
+    drafts = getattr(runner.input_batch, "spec_token_ids", None)
+    return drafts is not None and not runner.use_async_scheduling and drafts[index][0] < 0
 
 
 def one_hot(ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
