@@ -145,7 +145,8 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
     """What was recorded of a turn, for its line in the journal."""
     if result.recorded is None:
         return {}
-    return {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+    own = {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+    return own if kind != "kept" else own | {"law": pack(result.recorded[:, -len(RECORDED_COLUMNS["law"]) :, :1])}
 
 
 def plan(

@@ -121,6 +121,8 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         table.add_row(f"position {index + 1}", *("n/a" if rate is None else f"{rate:.3f}" for rate in rates))
     table.add_row("conversations", *(f"{suite['conversations']}" for suite in suites))
     table.add_row("tokens of the texts", *(f"{suite['text_tokens']:,}" for suite in suites))
+    table.add_row("their law: z", *(_law(suite["text_law"]) for suite in suites))
+    table.add_row("impossible (p = 0)", *(f"{suite['text_law']['impossible']:,}" for suite in suites))
     notes = [
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
@@ -132,6 +134,11 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         f"run: {run.directory}",
     ]
     return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
+
+
+def _law(law: dict[str, Any]) -> str:
+    """z of the test that texts have the target's law; "n/a" where there is none."""
+    return "n/a" if law["z"] is None else f"{law['z']:+.1f}"
 
 
 def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
