@@ -198,7 +198,7 @@ def verify(
     drafting: Literal["probabilistic", "greedy"] | None = None,
     draft_truncation: bool = True,
     rejection: Literal["standard", "block"] = "standard",
-    samples: int = 20000,
+    samples: int | None = None,
     tokens: int | None = None,
     prompts: Sequence[str] = PROMPTS,
     batch: int = 256,
@@ -218,7 +218,7 @@ def verify(
     """Verify that speculative decoding on this engine samples what the target alone would, as `speceval verify` does.
 
     Args:
-        samples: continuations to draw.
+        samples: continuations to draw; None: 20,000, of two samples 60,000 each.
         tokens: length of a continuation; None: K + 4, at least 8.
         prompts: prompts to continue, as text.
         seeded: whether every request gets a seed of its own.

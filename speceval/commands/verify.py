@@ -30,7 +30,12 @@ def _references() -> tuple[str, ...]:
 def verify(
     ctx: typer.Context,
     request: dict[str, Any],
-    samples: Annotated[int, typer.Option(help="Continuations to draw; with --kernels requests.")] = 20000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Continuations to draw, with --kernels requests [default: 20,000, of two samples 60,000 each]."
+        ),
+    ] = None,
     n_tokens: Annotated[int | None, typer.Option(help="Tokens of a continuation [default: K + 4, at least 8].")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt to continue; may be repeated.")] = None,
     seeded: Annotated[bool, typer.Option(help="Give every request a seed of its own.")] = False,
@@ -61,7 +66,7 @@ def verify(
         from speceval.exactness import kernels as kernels_module
 
         options.only(ctx, "--kernels", ("kernels", "vllm", "samples"))
-        requests = samples if options.given(ctx, "samples") else kernels_module.REQUESTS
+        requests = kernels_module.REQUESTS if samples is None else samples
         raise typer.Exit(kernels_module.main(vllm or [], n=requests))
     for name in ("target", "draft"):
         if not request[name]:

@@ -20,6 +20,10 @@ RATE = 0.7
 """At which every position is accepted unless the order says otherwise."""
 
 
+LETTERS = range(97, 123)
+"""What it says: code points."""
+
+
 class Characters:
     """A tokenizer of one token per character, with the plainest chat template."""
 
@@ -43,7 +47,7 @@ class SimulatedEngine(Engine):
     """Accepts draft position j, once it is reached, with probability `conditional[j-1]`.
 
     That probability is the mean of r_j, which takes two values, and it is the alpha_j that is recorded; a replayed text
-    is emitted as it is, one token a step, and r_j is taken for kept_j.
+    is emitted as it is, one token a step, and r_j is taken for kept_j. Its tokens are letters, each as likely.
     `end`: chance that a committed token ends its request. Deterministic given each request's name and seed.
     """
 
@@ -225,12 +229,22 @@ class _Request:
         if not self.ratios or (self.sampling.temperature == 0 and self.sampling.replay is None):
             return None
         ratios = np.array(self.ratios, np.float32)
+        if self.sampling.replay is not None:
+            return np.stack([ratios, *self._of_law(ratios)], axis=1)
         return np.stack([ratios, np.broadcast_to(np.array(conditional, np.float32), ratios.shape)], axis=1)
+
+    def _of_law(self, ratios: np.ndarray) -> list[np.ndarray]:
+        """Place, p, rank and spread of the tokens that steps start from, [steps, K] each."""
+        starts = 1 + np.arange(len(ratios))
+        letters = np.isin(np.array(self.tokens)[starts], LETTERS)
+        spread = (1 - len(LETTERS) ** -2) / 12
+        values = (starts, letters / len(LETTERS), np.where(letters, 0.5, 1), np.full(len(ratios), spread))
+        return [np.repeat(value.astype(np.float32)[:, None], ratios.shape[1], axis=1) for value in values]
 
     def _commit(self, emitted: int, end: float) -> int:
         replay = self.sampling.replay
         for count in range(1, emitted + 1):
-            self.tokens.append(self.chance.randrange(97, 123) if replay is None else replay[len(self.tokens)])
+            self.tokens.append(self.chance.choice(LETTERS) if replay is None else replay[len(self.tokens)])
             if replay is None and self.chance.random() < end:
                 self.finish_reason = "stop"
             elif len(self.tokens) == self.sampling.max_tokens:

@@ -122,7 +122,22 @@ def check(
             )
     if spec.replay is not None and (lost := replay.unrecorded(steps)):
         problems.append(f"{lost} replayed steps have lost their record: the expectations are wrong")
+    if spec.replay is not None:
+        for suite, rows in steps.groupby("suite", sort=False):
+            problems += [f"{suite}: {line}: the expectations are of another law" for line in _of_law(rows)]
     return problems
+
+
+def _of_law(steps: pd.DataFrame) -> list[str]:
+    """What says that the replayed texts of a suite have not the target's law."""
+    law, lines = replay.text_law(steps), []
+    if law["agrees"] is False:
+        lines.append(f"the texts have not the target's law (z = {law['z']:+.1f}, {law['tokens']} tokens)")
+    if law["impossible"] > max(replay.MOST_IMPOSSIBLE * law["tokens"], 1):
+        lines.append(
+            f"{law['impossible']} of {law['tokens']} tokens of the texts are impossible for the target (p = 0)"
+        )
+    return lines
 
 
 def against_counters(turns: pd.DataFrame, steps: pd.DataFrame, segments: Sequence[Segment], k: int) -> list[str]:

@@ -46,10 +46,10 @@ def require_comparable(
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
             a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
-            if not differ(name, a, b) or _under(name, (*COMPARED, *ignore)):
+            if not differ(name, a, b) or under(name, (*COMPARED, *ignore)):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
-            if _under(name, allow):
+            if under(name, allow):
                 lines.append(line)
             else:
                 refused.setdefault(name, []).append(line)
@@ -195,14 +195,14 @@ def _left_out(fingerprints: Sequence[Fingerprint], common: Sequence[str]) -> lis
 
 def _require_known(allow: Collection[str], known: Collection[str]) -> None:
     for name in allow:
-        if not any(_under(field, (name,)) for field in known):
+        if not any(under(field, (name,)) for field in known):
             tops = ", ".join(sorted({field.partition(".")[0] for field in known}))
             raise UserError(
                 f"--allow {name}: no such field of a run's fingerprint; there are {tops} (and x.y below them)"
             )
 
 
-def _under(name: str, prefixes: Collection[str]) -> bool:
+def under(name: str, prefixes: Collection[str]) -> bool:
     """Whether a dotted name is one of `prefixes` or lies below one."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 

@@ -24,6 +24,17 @@ from speceval.store import REQUEST, StoredRun
 
 Floats = NDArray[np.float64]
 
+DISAGREEMENT = 5.0
+"""|z| from which a text has not the target's law: one false alarm in 1.7 million sound replays."""
+SHIFT = 0.01
+"""Mean shift of the ranks, in their own spread, that is none: what another dtype of the sums can make."""
+ROUNDING = 1e-7
+"""How far float32 may put a token's rank off, in the same direction in every step."""
+FEW_TOKENS = 200
+"""Below this many tokens z is not normal enough to be judged."""
+MOST_IMPOSSIBLE = 0.001
+"""Share of tokens with p = 0 that rounding may make."""
+
 
 def is_replay(run: StoredRun) -> bool:
     """Whether the run replays another's texts."""
@@ -85,6 +96,28 @@ def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield sums.groupby("conversation", sort=False)[["accepted", "drafted"]].sum()
 
 
+def text_law(steps: pd.DataFrame) -> dict[str, Any]:
+    """Whether the texts have the target's law, by the chances that it gives their tokens.
+
+    Of a token that was drawn from p, `rank` has mean 1/2 and a variance of at most `spread` whatever came before, so
+    the sum of rank - 1/2 over the root of the summed spreads is a martingale's z. Texts of a lower temperature or a
+    sharper model rank lower, of a higher one higher. `impossible`: tokens with p = 0, which no target emits (rounding
+    at the edge of top-k and top-p may make a few). `agrees` is False from |z| = `DISAGREEMENT` on, if the mean shift is
+    also `SHIFT` of its own spread or more: far less is rounding. z and agrees are None below `FEW_TOKENS` tokens, or
+    where nothing is left to chance.
+    """
+    if "p_1" not in steps:
+        return {"tokens": 0, "impossible": 0, "z": None, "agrees": None}
+    there = steps["p_1"].notna().to_numpy()
+    p, rank, spread = (steps[name].to_numpy(float)[there] for name in ("p_1", "rank_1", "spread_1"))
+    tokens, variance = len(p), float(spread.sum())
+    found: dict[str, Any] = {"tokens": tokens, "impossible": int((p <= 0).sum())}
+    if tokens < FEW_TOKENS or variance <= 0:
+        return found | {"z": None, "agrees": None}
+    z = float((rank - 0.5).sum() / np.hypot(np.sqrt(variance), ROUNDING * tokens))
+    return found | {"z": z, "agrees": bool(abs(z) < max(DISAGREEMENT, SHIFT * np.sqrt(tokens)))}
+
+
 EMPTY = pd.DataFrame({"accepted": [], "drafted": []}, dtype=float)
 """Of a position that no text has a record of."""
 
@@ -118,6 +151,7 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "turns": len(turns),
         "text_tokens": int(turns["output_tokens"].sum()),
         "expected_steps": float(totals["steps"].sum()),
+        "text_law": text_law(steps),
         "tau_committed": tau.as_dict(),
         "positions": positions,
     }

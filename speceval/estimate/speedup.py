@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from speceval.errors import NotComparable
 from speceval.estimate.statistics import paired_ratio_difference
-from speceval.store.schema import Speedup
+from speceval.store.schema import Speedup, Timing
 
 
 def summarise(timed: Speedup, confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
@@ -29,14 +30,28 @@ def summarise(timed: Speedup, confidence: float = 0.95) -> dict[str, dict[str, d
                 "drafted_tokens_per_second": sum(drafted_tokens) / sum(drafted_seconds),
                 "alone_tokens_per_second": sum(alone_tokens) / sum(alone_seconds),
             }
-            table.setdefault(suite, {})[str(batch)] = {**interval, "blocks": len(mine), **rates}
+            running = _running(mine)
+            table.setdefault(suite, {})[str(batch)] = {**interval, "blocks": len(mine), **rates, "running": running}
     return table
+
+
+def _running(timings: Sequence[Timing]) -> float | None:
+    """Mean number of requests in flight on the engine that had fewer, weighted by time; None where nobody counted."""
+    means = []
+    for name in ("drafted", "alone"):
+        seconds = [getattr(timing, f"{name}_seconds") for timing in timings]
+        counts = [getattr(timing, f"{name}_running") for timing in timings]
+        if None in counts:
+            return None
+        means.append(float(np.average(counts, weights=seconds)))
+    return min(means)
 
 
 def compare(a: Speedup, b: Speedup, confidence: float = 0.95) -> list[dict[str, Any]]:
     """b's speed-up over a's at each suite and batch that both timed: {suite, batch, a, b, relative_percent}.
 
-    The two were timed one after the other, so that their errors are independent: the ratio's is the delta method's.
+    The two were timed one after the other, so that their errors are independent: the ratio's is the delta method's,
+    with Student's quantile at the degrees of freedom that Welch and Satterthwaite give the two numbers of blocks.
     Raises `NotComparable` when they come from different machines.
     """
     require_same_machine(a, b)
@@ -46,7 +61,9 @@ def compare(a: Speedup, b: Speedup, confidence: float = 0.95) -> list[dict[str, 
         for batch in first[suite].keys() & second[suite].keys():
             x, y = first[suite][batch], second[suite][batch]
             ratio = y["value"] / x["value"]
-            half = ndtri((1 + confidence) / 2) * ratio * np.hypot(x["se"] / x["value"], y["se"] / y["value"])
+            shares = [(one["se"] / one["value"]) ** 2 for one in (x, y)]
+            freedom = sum(shares) ** 2 / sum(s**2 / (one["blocks"] - 1) for s, one in zip(shares, (x, y), strict=True))
+            half = stdtrit(freedom, (1 + confidence) / 2) * ratio * np.sqrt(sum(shares))
             percent = {"value": ratio - 1, "low": ratio - 1 - half, "high": ratio - 1 + half}
             rows.append(
                 {

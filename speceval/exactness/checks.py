@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from speceval.exactness.draw import BONUS, FIRST, Continuations, Plan
 from speceval.exactness.reference import Filter, Floats, Reference, Tokens
 
 CELLS = 64
-"""Most cells of a token test: larger vocabularies are folded by token id."""
+"""Most cells of a token test: larger vocabularies are folded into so many groups at random (`law.fold`)."""
 FEWEST, LEAST_DRAFTS = 200, 30
 """Draws that a test of tokens needs, and one of acceptance."""
 NODES = 200
@@ -46,6 +46,8 @@ class Check:
     observed: float | None = None
     expected: float | None = None
     z: float | None = None
+    groups: int | None = None
+    """Random groups of tokens that the law was tested over; None: over the tokens themselves."""
 
 
 def planned(k: int, tokens: int) -> int:
@@ -83,8 +85,8 @@ def two_sample_checks(plan: Plan, found: Continuations, baseline: Sequence[Token
         theirs[plan.prompt(index)].append(baseline[index])
     checks = [_two_trees(ours, theirs, alpha)]
     for t in range(plan.tokens):
-        checks.append(_two_marginals(ours, theirs, [t], f"token {t + 1}", alpha))
-    checks.append(_two_marginals(ours, theirs, range(1, plan.tokens), VERIFIED, alpha, folded=True))
+        checks.append(_two_marginals(ours, theirs, t, alpha))
+    checks.append(_two_clusters(ours, theirs, plan.seed, alpha))
     return checks + acceptance_checks(found, alpha)
 
 
@@ -119,7 +121,10 @@ class Pool:
     def __init__(self, labels: Labels, vocabulary: int, seed: int) -> None:
         self._labels = labels
         self._cells = min(vocabulary, CELLS)
-        self._fold = np.eye(self._cells)[np.arange(vocabulary) % self._cells]
+        ids = np.arange(vocabulary)
+        self._cell = ids if vocabulary <= CELLS else law.fold(ids, CELLS, seed)
+        self._groups = CELLS if vocabulary > CELLS else None
+        self._fold = np.eye(self._cells)[self._cell]
         count = len(labels.names)
         self._expected = np.zeros((count, self._cells))
         self._covariance = np.zeros((count, self._cells, self._cells))
@@ -148,7 +153,7 @@ class Pool:
 
     def _add_rows(self, laws: Floats, tokens: NDArray, drawn: NDArray, labels: NDArray) -> None:
         """Laws [R, V] and tokens [R] of prefixes; `drawn` [n] names the row of each draw, `labels` [n] its test."""
-        share, folded = laws @ self._fold, tokens % self._cells
+        share, folded = laws @ self._fold, self._cell[tokens]
         low, at = law.rank_transform(laws, tokens, np.zeros(len(tokens))), laws[np.arange(len(tokens)), tokens]
         self._impossible += int((at[drawn] == 0).sum())
         for label in np.unique(labels):
@@ -171,7 +176,8 @@ class Pool:
             covariance = self._covariance[labels].sum(0) + np.diag(expected)
             fit = law.conditional(expected, covariance, self._observed[labels].sum(0), alpha)
             ranks = np.concatenate([u for label in labels for u in self._ranks[label]])
-            found += [_of_fit(TOKENS, name, n, fit), _of_fit(RANKS, name, n, law.uniform(ranks, alpha))]
+            tokens = replace(_of_fit(TOKENS, name, n, fit), groups=self._groups)
+            found += [tokens, _of_fit(RANKS, name, n, law.uniform(ranks, alpha))]
         total = round(self._expected.sum())
         return [*found, _of_count(SUPPORT, "all tokens", total, self._impossible)]
 
@@ -247,29 +253,41 @@ def _leaves(
     yield ended[0], ended[1]
 
 
-def _two_marginals(
-    ours: Sequence[Sequence[Tokens]],
-    theirs: Sequence[Sequence[Tokens]],
-    places: Sequence[int],
-    name: str,
-    alpha: float,
-    folded: bool = False,
-) -> Check:
-    """Homogeneity of the tokens at some places. Several places of one continuation are not independent: the sampling
-    unit is then the continuation, and each gives the one place that its number picks."""
+def _two_marginals(ours: Sequence[Sequence[Tokens]], theirs: Sequence[Sequence[Tokens]], t: int, alpha: float) -> Check:
+    """Homogeneity of the tokens at one place, by prompt."""
     counts: list[Counter[tuple[int, int]]] = [Counter(), Counter()]
     for prompt, pair in enumerate(zip(ours, theirs, strict=True)):
         for count, part in zip(counts, pair, strict=True):
-            for number, tokens in enumerate(part):
-                t = places[number % len(places)]
-                if t < len(tokens):
-                    count[prompt, tokens[t] % CELLS if folded else tokens[t]] += 1
+            count.update((prompt, tokens[t]) for tokens in part if t < len(tokens))
     cells = sorted({*counts[0], *counts[1]})
     a, b = (np.array([count[cell] for cell in cells], float) for count in counts)
-    n = int(a.sum())
-    return (
-        _of_fit(TOKENS, name, n, law.two_samples(a, b, alpha)) if min(n, b.sum()) >= FEWEST else Check(TOKENS, name, n)
-    )
+    n, name = int(a.sum()), f"token {t + 1}"
+    if min(n, b.sum()) < FEWEST:
+        return Check(TOKENS, name, n)
+    return _of_fit(TOKENS, name, n, law.two_samples(a, b, alpha))
+
+
+def _two_clusters(
+    ours: Sequence[Sequence[Tokens]], theirs: Sequence[Sequence[Tokens]], seed: int, alpha: float
+) -> Check:
+    """Homogeneity of all tokens but the first of each continuation, which is the unit (`law.of_clusters`)."""
+    largest = max((max(tokens) for part in (*ours, *theirs) for tokens in part), default=0)
+    ids = np.arange(largest + 1)
+    cells = min(len(ids), CELLS)
+    cell = ids if len(ids) <= CELLS else law.fold(ids, CELLS, seed)
+
+    def vectors(part: Sequence[Tokens]) -> Floats:
+        counts = np.zeros((len(part), cells))
+        for row, tokens in enumerate(part):
+            np.add.at(counts[row], cell[list(tokens[1:])], 1)
+        return counts
+
+    pairs = [(vectors(a), vectors(b)) for a, b in zip(ours, theirs, strict=True)]
+    n = int(sum(a.sum() for a, _ in pairs))
+    if sum(map(len, ours)) < FEWEST or n < FEWEST:
+        return Check(TOKENS, VERIFIED, n)
+    groups = CELLS if len(ids) > CELLS else None
+    return replace(_of_fit(TOKENS, VERIFIED, n, law.of_clusters(pairs, alpha)), groups=groups)
 
 
 # --------------------------------------------------------------------------------------------------------- acceptance

@@ -72,6 +72,9 @@ def teller(line: OneLine, begin: Callable[[], None] = no_more, over: Callable[[]
     def tell(stage: str, done: int, total: int) -> None:
         nonlocal last, stage_now, began
         now = time.monotonic()
+        if not total:
+            line.keep(f"verify: {stage}")
+            return
         if stage != stage_now:
             stage_now, began, last = stage, now, 0.0
             line.clear()

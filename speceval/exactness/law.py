@@ -9,6 +9,7 @@ Everything here is plain numpy on counts and probabilities. Two kinds of null hy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -122,6 +123,60 @@ def conditional(expected: Floats, covariance: Floats, observed: Floats, alpha: f
         noise=float(np.sqrt(np.diag(covariance) / (2 * np.pi)).sum() / n),
         detectable=detectable(freedom, n, alpha),
     )
+
+
+def of_clusters(pairs: Sequence[tuple[Floats, Floats]], alpha: float) -> Fit:
+    """Chi-square of homogeneity of two samples of count vectors, a vector [C] for each continuation.
+
+    `pairs`: for each prompt the vectors [n, C] and [m, C] of both samples. The tokens of one continuation depend on
+    each other, so the continuation is the unit: D = sum w (mean - mean) with w = n m / (n + m), over the covariance of
+    whole vectors within prompts, V = sum w cov. D' V^- D is chi-square with rank(V) degrees of freedom under the null.
+
+    A bias of total variation t of the tokens' mean law moves D by W L delta, W = sum w, L tokens a continuation, and
+    (W L)^2 delta' V^- delta >= (2 t W L)^2 / max s' V s over signs s, of which the trace of V times the largest
+    eigenvalue of its correlations is an upper bound: `detectable` holds for every shape.
+    """
+    cells = pairs[0][0].shape[1]
+    total = sum((a.sum(0) + b.sum(0) for a, b in pairs), np.zeros(cells))
+    starts = merge_starts(total / 2, LEAST_POOLED)
+    shift, covariance = np.zeros(len(starts)), np.zeros((len(starts), len(starts)))
+    weight, tokens, means = 0.0, 0.0, []
+    for pair in pairs:
+        a, b = (np.add.reduceat(vectors, starts, axis=1) for vectors in pair)
+        n, m = len(a), len(b)
+        if min(n, m) < 2:
+            continue
+        w = n * m / (n + m)
+        inner = np.concatenate([a - a.mean(0), b - b.mean(0)])
+        covariance += w * (inner.T @ inner) / (n + m - 2)
+        shift += w * (a.mean(0) - b.mean(0))
+        weight, tokens = weight + w, tokens + w * float(np.concatenate([a, b]).sum(1).mean())
+        means.append((a.sum(0), b.sum(0)))
+    scale = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    kept = values > 1e-6
+    freedom = max(int(kept.sum()), 1)
+    standard = (vectors[:, kept].T @ (shift / scale)) / np.sqrt(values[kept])
+    ours, theirs = (sum(part[side] for part in means) for side in (0, 1))
+    hardest = float(values.max()) * float(np.trace(covariance))
+    return Fit(
+        p=float(stats.chi2.sf(float((standard**2).sum()), freedom)),
+        cells=len(starts),
+        tv=float(0.5 * np.abs(ours / ours.sum() - theirs / theirs.sum()).sum()),
+        noise=float(np.sqrt(np.diag(covariance) / (2 * np.pi)).sum() / max(tokens, 1e-12)),
+        detectable=detectable(freedom, tokens**2 / max(hardest, 1e-12), alpha),
+    )
+
+
+def fold(tokens: NDArray, cells: int, seed: int) -> NDArray:
+    """Which of `cells` groups each token id is in: at random by `seed`, so that no pattern of ids hides a bias.
+
+    The mixing function of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA), of the id and the seed.
+    """
+    x = np.asarray(tokens, np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (2 * seed + 1) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) % np.uint64(cells)).astype(np.intp)
 
 
 def uniform(values: Floats, alpha: float) -> Fit:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from speceval.engines import alone
 from speceval.engines.base import Engine, Verifiable
 from speceval.errors import UserError
-from speceval.exactness.checks import exact_checks, planned, two_sample_checks
+from speceval.exactness.checks import CELLS, exact_checks, planned, two_sample_checks
 from speceval.exactness.draw import Continuations, Plan, draw
+from speceval.exactness.law import detectable
 from speceval.exactness.reference import Reference, Tokens
 from speceval.exactness.verdict import ALPHA, Report
 from speceval.measure import launch
@@ -22,7 +23,7 @@ from speceval.measure.start import check_settings, order, start_engine
 
 Mode = Literal["auto", "exact", "two-sample"]
 Tell = Callable[[str, int, int], None]
-"""Told of progress: stage, done, and of how many."""
+"""Told of progress: stage, done, and of how many; of none: a line that stays."""
 
 LOG = "engine.log"
 STARTING = "starting the engine"
@@ -30,6 +31,8 @@ STARTING = "starting the engine"
 PROMPTS = ("The capital of", "Once upon a time there was a", "def add(a, b):\n    return")
 """Fixed prompts of different lengths, so that requests do not move in step."""
 LEAST_TOKENS = 8
+SAMPLES: dict[Mode, int] = {"exact": 20_000, "two-sample": 60_000}
+"""Continuations by default: enough to see a bias of 0.02 and say *exact*, of two samples with both their noises."""
 EXACT_VOCABULARY = 4096
 """Largest vocabulary whose probabilities are computed by default."""
 AGREEMENT = 0.01
@@ -38,9 +41,12 @@ AGREEMENT = 0.01
 
 @dataclass(frozen=True)
 class Settings:
-    """What to draw and how to judge it. `tokens` None: a full step and the start of the next, at least LEAST_TOKENS."""
+    """What to draw and how to judge it.
 
-    samples: int = 20000
+    `samples` None: as `SAMPLES` says; `tokens` None: a full step and the start of the next, at least LEAST_TOKENS.
+    """
+
+    samples: int | None = None
     tokens: int | None = None
     prompts: tuple[str, ...] = PROMPTS
     seeded: bool = False
@@ -53,7 +59,10 @@ class Settings:
         """Raises `UserError` naming the flag of a value that makes no sense."""
         least = max(100, 20 * len(self.prompts))
         for wrong, line in (
-            (self.samples < least, f"--samples {self.samples}: at least {least} for {len(self.prompts)} prompts"),
+            (
+                self.samples is not None and self.samples < least,
+                f"--samples {self.samples}: at least {least} for {len(self.prompts)} prompts",
+            ),
             (
                 self.tokens is not None and self.tokens < 2,
                 f"--n-tokens {self.tokens}: at least 2, for the first is not speculative",
@@ -83,6 +92,7 @@ def verify(
     if job.spec.temperature <= 0:
         raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
     job = launch.fetch(job)
+    tell(cost(job, settings), 0, 0)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / LOG
     seconds = Stopwatch()
@@ -90,7 +100,8 @@ def verify(
         baseline = None
         if _mode(job, settings) == "two-sample":
             tell("drawing without speculation", 0, 1)
-            baseline = _draw_alone(job, plan_for(job, settings, _encode(job, settings.prompts)), file)
+            plan = plan_for(job, settings, _encode(job, settings.prompts), "two-sample")
+            baseline = _draw_alone(job, plan, file)
             seconds.lap("baseline")
         tell(STARTING, 0, 1)
         with closing(start_engine(job)) as engine:
@@ -110,7 +121,8 @@ def examine(
     seconds = seconds or Stopwatch()
     facts, k = engine.facts(), job.spec.k
     check_settings(facts, job.spec)
-    plan = plan_for(job, settings, [engine.tokenizer.encode(text) for text in settings.prompts])
+    prompts = [engine.tokenizer.encode(text) for text in settings.prompts]
+    plan = plan_for(job, settings, prompts, "exact" if baseline is None else "two-sample")
     found = draw(engine, plan, lambda done, total: tell("drawing", done, total))
     seconds.lap("draw")
     alpha = ALPHA / planned(k, plan.tokens)
@@ -126,7 +138,7 @@ def examine(
     seconds.lap("test")
     counts = found.counts | {"steps_without_drafts": found.undrafted}
     return Report(
-        settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens},
+        settings=asdict(settings) | job.spec.model_dump(mode="json") | {"tokens": plan.tokens, "samples": plan.samples},
         engine=facts.model_dump(),
         missing=engine.missing_patches(),
         reference=kind,
@@ -139,14 +151,30 @@ def examine(
     )
 
 
-def plan_for(job: Job, settings: Settings, prompts: Sequence[Sequence[int]]) -> Plan:
+def cost(job: Job, settings: Settings) -> str:
+    """What a verification draws and what it could see at best, for who may want another size before it starts."""
+    mode = _mode(job, settings)
+    plan = plan_for(job, settings, [[0]] * len(settings.prompts), mode)
+    vocabulary = job.target.sizes.vocab_size or 0
+    each = plan.samples * (plan.tokens - 1) / (1 if mode == "exact" else 2)
+    cells = min(vocabulary or CELLS, CELLS)
+    best = detectable(max(cells - 1, 1), each, ALPHA / planned(job.spec.k, plan.tokens))
+    other = "as many by the target alone first" if mode == "two-sample" else "then the target's own probabilities"
+    return (
+        f"{plan.samples:,} continuations of up to {plan.tokens} tokens of {len(plan.prompts)} prompts "
+        f"({plan.samples * plan.tokens:,} tokens, {job.spec.batch} requests at once), {other}; sees a bias from "
+        f"{best:.2g} at best (--bias {settings.bias:g})"
+    )
+
+
+def plan_for(job: Job, settings: Settings, prompts: Sequence[Sequence[int]], mode: Mode) -> Plan:
     """What to draw for `job`. Raises `UserError` for a prompt without tokens."""
     if not all(prompts):
         raise UserError("--prompt: a prompt has no tokens")
     spec = job.spec
     return Plan(
         prompts=prompts,
-        samples=settings.samples,
+        samples=settings.samples or SAMPLES[mode],
         tokens=settings.tokens or max(spec.k + 4, LEAST_TOKENS),
         temperature=spec.temperature,
         top_k=spec.top_k,

@@ -48,10 +48,16 @@ class Report(JupyterMixin):
 
     @property
     def smallest_bias(self) -> float:
-        """Smallest bias of verified tokens that would have been seen with power 0.9; 1 if none was tested."""
-        return next(
-            (c.detectable for c in self.checks if (c.kind, c.where) == (TOKENS, VERIFIED) and c.detectable), 1.0
-        )
+        """Smallest bias of verified tokens that would have been seen with power 0.9; 1 if none was tested.
+
+        A total variation distance, of large vocabularies that between the laws over random groups of tokens.
+        """
+        return (self._deciding and self._deciding.detectable) or 1.0
+
+    @property
+    def _deciding(self) -> Check | None:
+        """The test that says what bias would have been seen."""
+        return next((c for c in self.checks if (c.kind, c.where) == (TOKENS, VERIFIED)), None)
 
     @property
     def verdict(self) -> Verdict:
@@ -63,6 +69,8 @@ class Report(JupyterMixin):
     def line(self) -> str:
         """The verdict as one sentence."""
         seen = f"{self.smallest_bias:.3g}"
+        groups = self._deciding.groups if self._deciding else None
+        over = f" over {groups} random groups of tokens" if groups else ""
         if self.verdict is Verdict.biased:
             worst = self.failed[0]
             return (
@@ -72,13 +80,13 @@ class Report(JupyterMixin):
         if self.verdict is Verdict.exact:
             return (
                 f"exact: none of {self._tested} tests failed (false alarms < {FALSE_ALARMS:g}); a bias of verified "
-                f"tokens from {seen} in total variation would have been seen with power 0.9"
+                f"tokens from {seen} in total variation{over} would have been seen with power 0.9"
             )
         samples = self.settings["samples"]
         needed = math.ceil(samples * (self.smallest_bias / self.bias) ** 2 * 1.05 / 100) * 100
         return (
-            f"not enough samples: no test failed, but a bias below {seen} would have gone unseen and {self.bias:g} was "
-            f"asked for: repeat with --samples {needed}"
+            f"not enough samples: no test failed, but a bias below {seen}{over} would have gone unseen and "
+            f"{self.bias:g} was asked for: repeat with --samples {needed}"
         )
 
     @property

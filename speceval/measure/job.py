@@ -14,7 +14,7 @@ from speceval.measure import content, until
 from speceval.protocol import LOSSLESS, RunSpec, make_spec
 from speceval.store import StoredRun, read_meta, read_run, run_directory
 from speceval.store.layout import Texts
-from speceval.store.schema import other_request
+from speceval.store.schema import Fingerprint, other_request
 from speceval.suites import Suite
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k")
@@ -32,6 +32,8 @@ class Job:
     directory: Path
     texts: Texts | None = None
     """What the target is made to answer, when a run is replayed."""
+    source: Fingerprint | None = None
+    """Of the run that answered so."""
     forced: tuple[float, ...] | None = None
     """Unconditional acceptance rate of positions 1 … K that the engine is made to have: `speceval selftest`."""
     against: StoredRun | None = None
@@ -55,15 +57,16 @@ def prepare(
     method: str | None = None,
     engine_args: dict[str, Any] | None = None,
     texts: Texts | None = None,
+    source: Fingerprint | None = None,
     against: Path | None = None,
     load: Callable[..., Suite] = suites.load,
     **fields: Any,
 ) -> Job:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
-    `texts` are the answers of a run that is replayed, `against` is the run whose difference `until` is about, `load`
-    loads a suite, `fields` are the other fields of `RunSpec`. `out` is the run's directory, by default
-    `results/<name of the spec>` or where an earlier version put the same run.
+    `texts` are the answers of a run that is replayed and `source` its fingerprint, `against` is the run whose
+    difference `until` is about, `load` loads a suite, `fields` are the other fields of `RunSpec`. `out` is the run's
+    directory, by default `results/<name of the spec>` or where an earlier version put the same run.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft, method)
@@ -94,7 +97,7 @@ def prepare(
     if reference is not None:
         loaded = until.restrict(loaded, reference)
     directory = out or run_directory(Path("results"), spec)
-    return Job(spec, pair.target, pair.draft, loaded, directory, texts, against=reference)
+    return Job(spec, pair.target, pair.draft, loaded, directory, texts, source, against=reference)
 
 
 def _choose_k(draft: catalog.Draft, k: int | None) -> int:

@@ -17,6 +17,7 @@ from speceval.measure import effect, runner, until
 from speceval.measure.fingerprint import environment, make_fingerprint
 from speceval.measure.job import Job
 from speceval.measure.output import Watch
+from speceval.measure.replay import require_law
 from speceval.measure.start import check_engine, start_engine
 from speceval.measure.stretch import account_for
 from speceval.private import masked
@@ -113,6 +114,8 @@ def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template
     fingerprint = make_fingerprint(job, engine, template)
     if job.against is not None:
         until.check_against(job.against, fingerprint)
+    if job.source is not None:
+        require_law(job.source, fingerprint)
     meta = store.read_meta()
     if meta is not None:
         changes = differences(meta.fingerprint, fingerprint)

@@ -11,10 +11,13 @@ from speceval.errors import UserError
 from speceval.estimate import baseline as baselines
 from speceval.estimate import books
 from speceval.estimate.baseline import Baseline, TextBaseline
+from speceval.estimate.comparison import under
 from speceval.estimate.replay import is_replay
+from speceval.measure.weights import UNKNOWN
 from speceval.protocol import UNWRITTEN, RunSpec, digest, flag
 from speceval.store import OUTPUTS, StoredRun, read_lines
 from speceval.store.layout import Texts
+from speceval.store.schema import ABSENT, Fingerprint, differ
 from speceval.store.tables import OutputLine
 
 INHERITED = (
@@ -34,17 +37,53 @@ INHERITED = (
 """Fields of a `RunSpec` that a replay takes from the run whose texts it uses."""
 
 
+OF_LAW = (
+    "target",
+    "chat_template",
+    "chat_template_kwargs",
+    "prompts",
+    "suites",
+    "sampling",
+    "engine.dtype",
+    "engine.quantization",
+    "engine.kv_cache_dtype",
+)
+"""Fields of a fingerprint, or prefixes of them, that the law of a text depends on."""
+
+
+def require_law(made: Fingerprint, now: Fingerprint) -> None:
+    """Raises `UserError` where texts of a run with the fingerprint `made` cannot have the target's law in this one.
+
+    What one of them does not know is left to the test on the texts themselves (`estimate.replay.text_law`).
+    """
+    before, after = made.flat(), now.flat()
+    names = [name for name in sorted(before.keys() | after.keys()) if under(name, OF_LAW)]
+    pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
+    other = [
+        f"{name}: {a} -> {b}"
+        for name, a, b in pairs
+        if differ(name, a, b) and not any(x in (None, UNKNOWN) for x in (a, b))
+    ]
+    if other:
+        raise UserError(
+            f"--replay: the texts were made otherwise and have another law here ({'; '.join(other)}): nothing was "
+            "measured: replay them as they were made, or make the run again"
+        )
+
+
 def source(run: StoredRun) -> dict[str, Any]:
-    """What `launch.prepare` needs to replay `run`: its texts, their hash, and `INHERITED`. Raises `UserError`."""
+    """What `job.prepare` needs to replay `run`: texts, hash, fingerprint and `INHERITED`. Raises `UserError`."""
     spec = run.meta.spec
+    first = next(iter(run.meta.problems), None)
     for fault, wrong in (
         ("is unfinished: finish it first", not run.complete),
         ("is a replay itself: name the run whose texts it used", is_replay(run)),
+        (f"its books do not balance, its texts need not have the target's law ({first})", first is not None),
         (f"has no {OUTPUTS}: the texts are gone, make the run again", not (run.directory / OUTPUTS).exists()),
     ):
         if wrong:
             raise UserError(f"--replay {run.directory}: {fault}")
-    return _along(texts(run.directory), spec.model_dump(mode="json"))
+    return _along(texts(run.directory), spec.model_dump(mode="json"), run.meta.fingerprint)
 
 
 def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, Any]:
@@ -54,17 +93,18 @@ def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, A
     if missing := [name for name in (*INHERITED, "target") if name not in {*baseline.asked, *UNWRITTEN}]:
         raise UserError(f"--replay {path}: field 'asked' has no {missing[0]}: write the baseline again")
     found = {(one.suite, one.conversation, one.seed, one.turn): tuple(one.token_ids) for one in baseline.texts}
-    along = _along(found, baseline.asked)
+    along = _along(found, baseline.asked, baseline.fingerprint)
     if along["replay"] != baseline.fingerprint.replay:
         raise UserError(f"--replay {path}: its texts are not those that its numbers are of: write the baseline again")
     return along
 
 
-def _along(found: Texts, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _along(found: Texts, asked: Mapping[str, Any], fingerprint: Fingerprint) -> dict[str, Any]:
     defaults = {name: RunSpec.model_fields[name].get_default(call_default_factory=True) for name in UNWRITTEN}
     whole = defaults | dict(asked)
     return {
         "texts": found,
+        "source": fingerprint,
         "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
         **{name: whole[name] for name in INHERITED},
     }

@@ -48,7 +48,7 @@ class Progress:
     """`Store.counts` of the run: what the turns of each finished conversation accepted."""
 
 
-class _Live:
+class Live:
     """A conversation in flight."""
 
     def __init__(self, suite: Suite, conversation: Conversation, seed: int) -> None:
@@ -145,7 +145,8 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
     """What was recorded of a turn, for its line in the journal."""
     if result.recorded is None:
         return {}
-    return {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+    own = {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
+    return own if kind != "kept" else own | {"law": pack(result.recorded[:, -len(RECORDED_COLUMNS["law"]) :, :1])}
 
 
 def plan(
@@ -195,23 +196,23 @@ def measure(
     known of this stretch, when it begins and again when it is over, however it ends.
     Returns what this stretch did, with the engine's own counters over it. An interrupt leaves the store whole.
     """
-    due = [_Live(*item) for item in plan(suites, spec, by_conversation=looks is not None)]
+    due = [Live(*item) for item in plan(suites, spec, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
-    active: dict[str, _Live] = {}
+    active: dict[str, Live] = {}
     stretch = Stretch(engine, store)
     marks, kind = thoughts.marks(engine.tokenizer), "recorded" if texts is None else "kept"
 
-    def closed(live: _Live) -> bool:
+    def closed(live: Live) -> bool:
         return looks is not None and live.suite.name in looks.closed
 
-    def settle(live: _Live) -> None:
+    def settle(live: Live) -> None:
         store.append(live.record())
         progress.done += 1
         if looks is not None:
             looks.finished(live.suite.name)
 
-    def advance(live: _Live) -> None:
+    def advance(live: Live) -> None:
         if not live.over and not closed(live):
             live.submit(engine, spec, template, texts)
         active[live.request_id] = live

@@ -70,6 +70,11 @@ class OneLine:
             self._last = time.monotonic()
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
+    def keep(self, text: str) -> None:
+        """Show a line that stays."""
+        self.clear()
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     def clear(self) -> None:
         """Leave an empty line to whoever writes next."""
         if self._written:

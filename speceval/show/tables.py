@@ -121,6 +121,8 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         table.add_row(f"position {index + 1}", *("n/a" if rate is None else f"{rate:.3f}" for rate in rates))
     table.add_row("conversations", *(f"{suite['conversations']}" for suite in suites))
     table.add_row("tokens of the texts", *(f"{suite['text_tokens']:,}" for suite in suites))
+    table.add_row("their law: z", *(_law(suite["text_law"]) for suite in suites))
+    table.add_row("impossible (p = 0)", *(f"{suite['text_law']['impossible']:,}" for suite in suites))
     notes = [
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
@@ -132,6 +134,11 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         f"run: {run.directory}",
     ]
     return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
+
+
+def _law(law: dict[str, Any]) -> str:
+    """z of the test that texts have the target's law; "n/a" where there is none."""
+    return "n/a" if law["z"] is None else f"{law['z']:+.1f}"
 
 
 def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
@@ -189,6 +196,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
             "a block of conversations."
         )
+        notes += _in_flight(shown["speedup"])
     recorded = {name: suite["agreement"] for name, suite in shown["suites"].items() if suite["agreement"]["steps"]}
     notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]
     notes += _variance(shown["suites"])
@@ -198,6 +206,26 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes += _problems(shown["problems"])
     notes.append(f"run: {run.directory}")
     return notes
+
+
+def _in_flight(speedups: dict[str, dict[str, Any]]) -> list[str]:
+    """How many requests there were while a batch was timed, where it was not as many as it says."""
+    lines = []
+    for suite, batches in speedups.items():
+        for batch, timed in batches.items():
+            if timed["running"] is None:
+                part = "the number in flight was not recorded, its blocks were not full to the end"
+            elif timed["running"] < FULL * int(batch):
+                part = f"{timed['running']:.1f} requests in flight on average"
+            else:
+                continue
+            if int(batch) > 1:
+                lines.append(f"{suite}, speed-up at batch {batch}: {part}.")
+    return lines
+
+
+FULL = 0.95
+"""Share of a batch in flight from which it counts as full."""
 
 
 def _agreement(suite: str, found: dict[str, Any], steps: int) -> str:

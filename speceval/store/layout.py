@@ -45,7 +45,7 @@ STEP_COLUMNS = {
 """Beside these, in runs that record the verifier: `recorded_columns`."""
 
 
-RECORDED_COLUMNS = {"recorded": ("ratio", "alpha"), "kept": ("kept",)}
+RECORDED_COLUMNS = {"recorded": ("ratio", "alpha"), "kept": ("kept",), "law": ("p", "rank", "spread")}
 """What the verifier saw, by the name under which a turn's line in the journal holds it (see `pack`)."""
 RECORDED = RECORDED_COLUMNS.keys()
 
@@ -54,7 +54,8 @@ def recorded_columns(k: int, names: tuple[str, ...] = RECORDED_COLUMNS["recorded
     """Columns of `steps` for what the verifier saw at draft positions j = 1 … k, float32.
 
     ratio_j = min(1, p_j(d_j)/q_j(d_j)), alpha_j = sum_x min(p_j, q_j), in a replayed text kept_j = min(1, q_j(x_j)/
-    p_j(x_j)); NaN where nothing was drafted or recorded.
+    p_j(x_j)); NaN where nothing was drafted or recorded. Of a replayed text's token at j = 1 also p, its chance, rank,
+    the mass of likelier tokens and half of those as likely, and spread, at most how much that varies.
     """
     return [f"{name}_{j}" for name in names for j in range(1, k + 1)]
 

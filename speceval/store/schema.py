@@ -453,7 +453,7 @@ class Machine(Strict):
     """Their names."""
 
 
-class Timing(Strict):
+class Timing(Grown):
     """One block of conversations on both engines."""
 
     suite: str
@@ -469,6 +469,10 @@ class Timing(Strict):
     alone_seconds: float
     """By the target alone."""
     alone_tokens: int
+    """By the target alone."""
+    drafted_running: float | None = None
+    """Mean number of requests in flight; None from earlier versions, whose blocks drained."""
+    alone_running: float | None = None
     """By the target alone."""
 
 

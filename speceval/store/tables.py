@@ -215,6 +215,7 @@ class JournalTurn(_Line):
     """Drafted, accepted and committed."""
     recorded: str | None = None
     kept: str | None = None
+    law: str | None = None
 
     @model_validator(mode="after")
     def _records_fit(self) -> JournalTurn:

@@ -160,3 +160,81 @@ def test_a_replay_of_a_replay_is_refused(monkeypatch, made: list[Job], capfd) ->
     capfd.readouterr()
     shutil.move("again", "replayed")
     assert "--replay replayed: is a replay itself" in refused(monkeypatch, capfd, "--replay", "replayed")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("engine", "dtype"), "bfloat16"),
+        (("engine", "quantization"), "fp8"),
+        (("target", "weights"), "a"),
+        (("sampling", "top_k"), 3),
+        (("prompts",), "other"),
+        (("suites", "own", "dataset"), "other"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_texts_that_were_made_otherwise_are_refused_before_anything_is_measured(
+    monkeypatch, made: list[Job], capfd, where: tuple[str, ...], value: Any
+) -> None:
+    """They have another law here. What one side cannot tell is no difference."""
+    replay_as(
+        monkeypatch, {("engine", "dtype"): "float32", ("engine", "quantization"): "none"} | {("target", "weights"): "b"}
+    )
+    edit(Path("source/run.json"), where, value)
+    assert call(monkeypatch, *AGAIN, "--replay", "source") == cli.EXIT_BAD_INPUT
+    out, err = capfd.readouterr()
+    assert out == "" and err.splitlines()[1].startswith("error: ") and err.count("\n") == 2
+    assert f"{'.'.join(where)}: {value} -> " in err and "another law here" in err
+    assert not Path("again/run.json").exists()
+
+
+def test_texts_of_a_run_with_problems_are_refused(monkeypatch, made: list[Job], capfd) -> None:
+    edit(Path("source/run.json"), ("problems",), ["accepted tokens are not what p and q say"])
+    assert "its books do not balance" in refused(monkeypatch, capfd, "--replay", "source")
+
+
+def test_a_text_that_the_target_cannot_have_said_is_a_problem_of_the_replay(
+    monkeypatch, made: list[Job], capfd
+) -> None:
+    """The simulated target says letters; two tokens of the source's texts are none."""
+    path = Path("source/outputs.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in [line for line in lines if len(line["token_ids"]) > 1][:2]:
+        line["token_ids"][1] = ord("1")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert call(monkeypatch, *AGAIN, "--replay", "source") == 1
+    assert "impossible for the target (p = 0)" in capfd.readouterr().out
+    assert (read_run(Path("again")).steps["p_1"] == 0).sum() == 2
+
+
+def edit(path: Path, where: tuple[str, ...], value: Any) -> None:
+    """Put a value into a file of JSON; the run's hash goes with it."""
+    content = json.loads(path.read_text())
+    inner = content if where == ("problems",) else content["fingerprint"]
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    if where == ("problems",):
+        content["status"] = "inconsistent"
+    path.write_text(json.dumps(content))
+    from speceval.store.schema import Fingerprint
+
+    content["fingerprint_hash"] = Fingerprint.model_validate(content["fingerprint"]).hash
+    path.write_text(json.dumps(content))
+
+
+def replay_as(monkeypatch: pytest.MonkeyPatch, facts: dict[tuple[str, ...], str]) -> None:
+    """Have runs from now on be of these facts."""
+    make = launch.make_fingerprint
+
+    def told(*arguments: Any) -> Any:
+        content = make(*arguments).model_dump(mode="json")
+        for (*outer, name), value in facts.items():
+            inner = content
+            for part in outer:
+                inner = inner[part]
+            inner[name] = value
+        return type(make(*arguments)).model_validate(content)
+
+    monkeypatch.setattr(launch, "make_fingerprint", told)

@@ -268,7 +268,7 @@ class TestSource:
     def test_texts_and_what_is_inherited(self, tmp_path: Path) -> None:
         found = source(self.run(tmp_path))
         assert found["texts"] == {("s", "a", 0, 1): (5, 6, 7), ("s", "a", 1, 1): (5,), ("s", "b", 0, 1): (1, 2)}
-        assert found.keys() == {"texts", "replay", *INHERITED}
+        assert found.keys() == {"texts", "source", "replay", *INHERITED}
         assert found["seeds"] == [0, 1] and "k" not in found
 
     def test_the_hash_is_of_the_texts_alone_whatever_their_order(self, tmp_path: Path) -> None:
@@ -297,6 +297,47 @@ class TestSource:
         with pytest.raises(UserError, match=f"--replay .*{says}") as raised:
             source(run)
         assert "\n" not in str(raised.value)
+
+
+def read_text(written_at: float, read_at: float, tokens: int, seed: int = 0) -> pd.DataFrame:
+    """What a replay at one temperature records of a text drawn at another: laws of Zipf's shape, 300 tokens."""
+    generator = np.random.default_rng(seed)
+    sharpness = generator.uniform(0.5, 3, tokens)[:, None]
+    logits = -sharpness * np.log(np.arange(1, 301))
+    law = np.exp(logits / written_at)
+    law /= law.sum(axis=1, keepdims=True)
+    drawn = (law.cumsum(axis=1) > generator.random((tokens, 1))).argmax(axis=1)
+    p = np.exp(logits / read_at)
+    p /= p.sum(axis=1, keepdims=True)
+    at = p[np.arange(tokens), drawn]
+    rank = p.cumsum(axis=1)[np.arange(tokens), drawn] - at / 2
+    return pd.DataFrame({"p_1": at, "rank_1": rank, "spread_1": (1 - (p**3).sum(axis=1)) / 12})
+
+
+def test_a_text_of_the_target_s_law_agrees_and_one_of_another_temperature_does_not() -> None:
+    """z of the first is normal with a variance of 1 here, false alarm of both lines below 1e-6.
+
+    A text at temperature 0.8 ranks lower: each of 40 replays of 4,000 of its tokens says so.
+    """
+    sound = np.array([replay.text_law(read_text(1, 1, 4000, seed))["z"] for seed in range(200)])
+    assert abs(sound.mean()) < 5.4 / np.sqrt(200) and 0.6 < sound.var() < 1.6
+    colder = [replay.text_law(read_text(0.8, 1, 4000, seed)) for seed in range(40)]
+    assert all(law["agrees"] is False and law["z"] < 0 for law in colder)
+    assert replay.text_law(read_text(1.25, 1, 4000))["z"] > 5
+
+
+def test_a_tiny_shift_in_a_long_text_is_rounding_and_a_short_text_is_not_judged() -> None:
+    long = pd.DataFrame({"p_1": 0.5, "rank_1": np.full(1_000_000, 0.502), "spread_1": 1 / 12})
+    law = replay.text_law(long)
+    assert law["z"] > 5 and law["agrees"] is True
+    assert replay.text_law(long.assign(rank_1=0.51))["agrees"] is False
+    assert replay.text_law(long.head(199))["agrees"] is None
+    assert replay.text_law(long.drop(columns="p_1"))["z"] is None  # a replay of an earlier version
+
+
+def test_tokens_that_the_target_cannot_emit_are_counted() -> None:
+    steps = pd.DataFrame({"p_1": [0.5, 0, NAN, 0], "rank_1": [0.5, 1, NAN, 1], "spread_1": [0.1, 0.1, NAN, 0.1]})
+    assert replay.text_law(steps) == {"tokens": 3, "impossible": 2, "z": None, "agrees": None}
 
 
 def test_importing_it_needs_neither_torch_nor_vllm() -> None:

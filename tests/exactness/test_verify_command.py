@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from support.simulated import Chain, plan, simulate
 
 from speceval import cli
 from speceval.exactness import EXIT_CODES, Report, Verdict
-from speceval.exactness.checks import exact_checks
+from speceval.exactness.checks import TOKENS, VERIFIED, exact_checks
 from speceval.exactness.command import teller, write
+from speceval.exactness.run import Settings, cost
 from speceval.exactness.verdict import tables
+from speceval.measure.job import prepare
 from speceval.measure.starting import OneLine
 from speceval.store.schema import OUTPUTS
 
@@ -42,6 +45,30 @@ def test_not_enough_samples_names_the_number_that_would_be() -> None:
     short = report(bias=0.02)
     needed = int(short.line().rsplit(" ", 1)[1])
     assert 1.0 < needed / (2000 * (short.smallest_bias / 0.02) ** 2) < 1.2
+
+
+def test_a_bias_over_groups_of_tokens_is_called_that() -> None:
+    """What is seen from then is a distance between laws over groups, which may be less than that over tokens."""
+    found = report(bias=0.1)
+    assert "groups" not in found.line()
+    folded = [replace(c, groups=64) if c.where == VERIFIED and c.kind == TOKENS else c for c in found.checks]
+    assert (
+        "in total variation over 64 random groups of tokens would have been seen"
+        in replace(found, checks=folded).line()
+    )
+    assert "over 64 random groups of tokens would have gone" in replace(found, checks=folded, bias=0.001).line()
+
+
+def test_size_and_best_sight_are_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    job = prepare(target="zoo", draft="lk-eagle3", temperature=1.0, suite_names=["demo"], k=5)
+    assert cost(job, Settings(samples=300)).startswith(
+        "300 continuations of up to 9 tokens of 3 prompts (2,700 tokens, "
+    )
+    alone = cost(job, Settings(reference="two-sample"))
+    assert "60,000 continuations" in alone and "as many by the target alone first" in alone
+    assert "sees a bias from 0.011 at best (--bias 0.02)" in alone
+    teller(OneLine(Console(file=sys.stdout, force_terminal=False)))("300 continuations", 0, 0)
+    assert capsys.readouterr().out == "verify: 300 continuations\n"
 
 
 def test_the_tables_show_every_test_the_missing_patches_and_the_verdict() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from speceval.exactness.checks import (
 )
 from speceval.exactness.draw import BONUS, FIRST, Plan
 from speceval.exactness.reference import Filter
+from speceval.exactness.run import SAMPLES, Settings
 from speceval.exactness.verdict import ALPHA
 
 K = 3
@@ -97,6 +99,68 @@ def test_two_samples_are_told_apart_only_when_they_differ() -> None:
     wrong = two_sample_checks(asked, simulate(asked, K, seed=11, fault="no temperature"), alone, LEVEL)
     assert min(check.p for check in right if check.p is not None) > 1e-6
     assert min(check.p for check in wrong if check.p is not None) < LEVEL
+
+
+def test_a_bias_that_a_fold_by_token_id_would_hide_is_seen_by_the_row_that_decides() -> None:
+    """Token ids shifted by 64, the padding of vLLM's vocabularies: the same classes modulo 64."""
+    generator = np.random.default_rng(4)
+    asked = plan(3000)
+    shifted = [
+        tuple((generator.integers(0, 64, asked.tokens) + 64 * shift).tolist()) for shift in (0, 1) for _ in range(3000)
+    ]
+    drawn = replace(simulate(asked, K, seed=1), tokens=shifted[:3000], recorded=None)
+    [decides] = [
+        c for c in two_sample_checks(asked, drawn, shifted[3000:], LEVEL) if (c.kind, c.where) == (TOKENS, VERIFIED)
+    ]
+    assert decides.p is not None and decides.p < LEVEL and decides.groups == 64
+    zipf = 1 / np.arange(1, 128 + 1)
+    halves = [np.bincount(law.fold(ids, 64, 0), zipf / zipf.sum(), 64) for ids in (np.arange(128), np.arange(128) ^ 64)]
+    assert 0.5 * np.abs(halves[0] - halves[1]).sum() > 0.3
+    assert (law.fold(np.arange(128), 64, 0) != law.fold(np.arange(128), 64, 1)).mean() > 0.9
+
+
+def clusters(n: int, seed: int, again: float, law_: np.ndarray, tokens: int = 8) -> np.ndarray:
+    """Counts [n, cells] of continuations in which a token repeats the one before with probability `again`."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.choice(len(law_), (n, tokens), p=law_)
+    for t in range(1, tokens):
+        same = generator.random(n) < again
+        drawn[same, t] = drawn[same, t - 1]
+    return np.stack([np.bincount(row, minlength=len(law_)) for row in drawn]).astype(float)
+
+
+SMALL = np.full(16, 1 / 16)
+
+
+def test_all_tokens_of_continuations_are_compared_as_often_wrong_as_promised() -> None:
+    """Tokens that depend on each other: 300 p-values are uniform (Kolmogorov, 1e-8); taken as independent not."""
+    values, naive = [], []
+    for seed in range(300):
+        a, b = (clusters(400, 2 * seed + side, 0.6, SMALL) for side in (0, 1))
+        values.append(law.of_clusters([(a[:200], b[:200]), (a[200:], b[200:])], LEVEL).p)
+        naive.append(law.two_samples(a.sum(0), b.sum(0), LEVEL).p)
+    assert stats.kstest(values, "uniform").pvalue > 1e-8
+    assert stats.kstest(naive, "uniform").pvalue < 1e-8
+
+
+@pytest.mark.parametrize("again", [0.0, 0.6])
+def test_a_bias_of_the_size_that_clusters_name_is_detected_nine_times_in_ten(again: float) -> None:
+    """The hardest shape of independent tokens; for dependent ones the size named is on the safe side."""
+    level, seen = 1e-4, []
+    for seed in range(100):
+        a = clusters(1000, 3 * seed, again, SMALL)
+        t = law.of_clusters([(a, clusters(1000, 3 * seed + 1, again, SMALL))], level).detectable
+        biased = SMALL * np.repeat([1 + 2 * t, 1 - 2 * t], 8)
+        seen.append(law.of_clusters([(a, clusters(1000, 3 * seed + 2, again, biased))], level).p < level)
+    assert np.mean(seen) > 0.74 and (again or np.mean(seen) < 0.995)
+
+
+def test_the_default_number_of_continuations_can_say_exact_in_both_modes() -> None:
+    """Tokens that repeat more often than not, which makes the continuations' sums vary twice as much."""
+    n, zipf = SAMPLES["two-sample"] // 20, 1 / np.arange(1, 65)
+    fit = law.of_clusters([(clusters(n, 0, 0.5, zipf / zipf.sum()), clusters(n, 1, 0.5, zipf / zipf.sum()))], LEVEL)
+    assert fit.detectable / np.sqrt(20) < Settings().bias
+    assert law.detectable(63, 7 * SAMPLES["exact"], LEVEL) < Settings().bias
 
 
 def test_slots_tell_drafts_from_the_bonus_and_the_prefill() -> None:

@@ -1,4 +1,4 @@
-"""Patched functions called as vLLM's own tests, a fork or another plugin call them: with bare runners and flat tensors."""
+"""Patched functions as vLLM's own tests, a fork or another plugin call them: with bare runners and flat tensors."""
 
 from __future__ import annotations
 

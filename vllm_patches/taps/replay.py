@@ -8,7 +8,8 @@ that has accepted so far. What is kept is the chance that the text's token at po
     kept_j = min(1, q_j(x_j) / p_j(x_j)),
 
 and 1 or 0 for drafts without a distribution, as they are the text's token or not. Derivation:
-docs/measure/same-text.md.
+docs/measure/same-text.md. Beside it, of each start's next token, what tells whether the text has the target's law
+(`of_law`).
 
 At temperature 0 all drafts are certain. A place where nothing was drafted has no record: each record says which place
 of the text it is of, so that such steps can be told apart though none accepts anything.
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vllm_patches.patches import v1_draft_sampling
+from vllm_patches.pieces import softmax_pieces
 from vllm_patches.state import TEXT
 from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step
@@ -68,7 +70,7 @@ class Replay:
         return found
 
     def hear(self, step: Step) -> None:
-        """Record kept and place [2, R] of the drafts of all requests. Before the verifier runs: it may work in place.
+        """Record kept, place and `of_law` [5, R] of all drafts. Before the verifier runs: it may work in place.
 
         place: tokens that are out when the step begins, the same for all its drafts.
         """
@@ -77,12 +79,16 @@ class Replay:
             text[out + j] if out + j < len(text) else NO_TOKEN for (text, out), count in standing for j in range(count)
         ]
         due_tokens = torch.tensor(due, device=step.drafts.device)
-        chances = kept(due_tokens, step.drafts, step.logits[:], None if step.q is None else step.q[:])
+        logits = step.logits[:]
+        chances = kept(due_tokens, step.drafts, logits, None if step.q is None else step.q[:])
         places = torch.tensor([out for (_, out), count in standing for _ in range(count)]).to(chances)
-        self._recorder.add(step.names, step.counts, torch.stack([chances, places]))
+        first = [j == 0 for count in step.counts for j in range(count)]
+        starting = torch.tensor(first, device=due_tokens.device, dtype=torch.bool) & (due_tokens != NO_TOKEN)
+        law = of_law(due_tokens, logits, starting.nonzero()[:, 0], step.greedy)
+        self._recorder.add(step.names, step.counts, torch.cat([torch.stack([chances, places]), law.to(chances)]))
 
     def drain(self) -> dict[str, Any]:
-        """`Recorder.drain`: kinds kept, place."""
+        """`Recorder.drain`: kinds kept, place, p, rank, spread."""
         return self._recorder.drain()
 
     def emit(self, sampled: Tensor) -> None:
@@ -119,6 +125,28 @@ def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Te
     proposed = (tokens == drafts).to(p.dtype) if q is None else q.gather(1, place)[:, 0]
     chance = (proposed / p).clamp(max=1).nan_to_num(0)
     return chance.masked_fill((tokens == NO_TOKEN) | (drafts < 0), torch.nan)
+
+
+def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) -> Tensor:
+    """p, rank and spread [3, R] of the `tokens` [R] of those `rows`, NaN elsewhere.
+
+    p is the chance that the target, `logits` [R, V], gives the token. rank is the mass of all likelier tokens and half
+    the mass of those as likely: of a token that was drawn from p it has mean 1/2, and its variance is at most spread =
+    (1 - sum_x p(x)^3) / 12. A `greedy` row ([R], or all) gives its argmax for certain.
+    """
+    found = torch.full((3, len(tokens)), torch.nan, device=logits.device)
+    certain = torch.full_like(tokens, greedy, dtype=torch.bool) if isinstance(greedy, bool) else greedy
+    for part, p in softmax_pieces(logits, rows):
+        own = rows[part]
+        cold = certain[own][:, None]
+        p = torch.where(cold, p == p.amax(1, keepdim=True), p)
+        p = p / p.sum(1, keepdim=True)
+        at = p.gather(1, tokens[own].long()[:, None])
+        rank = p.mul(p > at).sum(1) + p.mul(p == at).sum(1) / 2
+        found[:, own] = torch.stack(
+            [at[:, 0], rank, ((1 - p.pow(3).sum(1, dtype=torch.float64)).clamp(min=0) / 12).to(p)]
+        )
+    return found
 
 
 def start(runner: Any) -> Replay:

@@ -23,7 +23,7 @@ class Recordings:
     def take(self, drained: dict[str, Any], requests: Collection[str]) -> None:
         """File what a worker drained (`vllm_patches.worker.drain_tap`) under the names of our `requests`."""
         counts = drained["counts"]
-        values = np.frombuffer(drained["values"], np.float32).reshape(2, -1)
+        values = np.frombuffer(drained["values"], np.float32).reshape(-1, max(sum(counts), 1))
         ends = np.cumsum(counts).tolist()
         for internal, count, end in zip(drained["requests"], counts, ends, strict=True):
             name = internal if internal in requests else internal[:-RANDOM_SUFFIX]
@@ -31,7 +31,9 @@ class Recordings:
                 self._steps[name].append((count, values[:, end - count : end]))
 
     def pop(self, name: str, drafted: list[int], k: int) -> NDArray[np.float32] | None:
-        """r and alpha [len(drafted), 2, k] of a finished request whose verify steps drafted these counts.
+        """What was recorded, [len(drafted), kinds, k], of a finished request whose verify steps drafted these counts.
+
+        Kinds: r and alpha; of a replay kept, place, p, rank and spread (`vllm_patches.taps`).
 
         Steps whose drafts nobody made (NaN first) are left out, and steps after the last: under async scheduling
         vLLM may start one more before it knows that the request is done. None when the record is not of those steps,
@@ -40,9 +42,9 @@ class Recordings:
         steps = [step for step in self._steps.pop(name, []) if not math.isnan(step[1][0, 0])][: len(drafted)]
         if not steps or [count for count, _ in steps] != drafted:
             return None
-        found = np.full((len(steps), 2, k), np.nan, np.float32)
         place = np.arange(k) < np.array(drafted)[:, None]
         values = np.concatenate([values for _, values in steps], axis=1)
-        for kind in range(2):
+        found = np.full((len(steps), len(values), k), np.nan, np.float32)
+        for kind in range(len(values)):
             found[:, kind][place] = values[kind]
         return found

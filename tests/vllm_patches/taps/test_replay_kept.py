@@ -11,7 +11,7 @@ import torch
 
 from vllm_patches.state import TEXT
 from vllm_patches.taps import replay
-from vllm_patches.taps.replay import NO_TOKEN, Replay, kept
+from vllm_patches.taps.replay import NO_TOKEN, Replay, kept, of_law
 from vllm_patches.taps.tap import TAP, Step
 
 NAN = float("nan")
@@ -40,6 +40,34 @@ class TestKept:
         tokens = torch.arange(50)
         chance = kept(tokens, tokens, p.log().expand(50, 50), q.expand(50, 50))
         assert float((p * chance).sum()) == pytest.approx(float(torch.minimum(p, q).sum()), rel=1e-5)
+
+
+class TestOfLaw:
+    def test_is_the_chance_the_mass_above_and_half_of_what_is_as_likely(self) -> None:
+        tokens, rows = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 1, 2, 3])
+        p, rank, spread = of_law(tokens, P.log(), rows, False).tolist()
+        np.testing.assert_allclose(p, [0.5, 0.1, 0.6, 0.0, NAN], rtol=1e-5)
+        np.testing.assert_allclose(rank, [0.25, 0.9, 0.3, 1.0, NAN], rtol=1e-5)
+        cubes = [0.125 + 2 * 0.25**3, 2 * 0.1**3 + 0.8**3, 2 * 0.2**3 + 0.6**3, 0.25, NAN]
+        np.testing.assert_allclose(spread, (1 - np.array(cubes)) / 12, rtol=1e-5)
+
+    @pytest.mark.parametrize("coarse", [False, True], ids=["no two alike", "many alike"])
+    def test_a_token_that_was_drawn_has_rank_one_half_and_no_more_than_its_spread(self, coarse: bool) -> None:
+        """Means over the law itself, so nothing is left to chance."""
+        logits = 2 * torch.randn(60, generator=torch.Generator().manual_seed(3))
+        logits = logits.round() if coarse else logits
+        law = logits.softmax(-1).double()
+        _, rank, spread = of_law(torch.arange(60), logits.expand(60, 60), torch.arange(60), False).double()
+        assert float((law * rank).sum()) == pytest.approx(0.5, abs=1e-6)
+        variance = float((law * (rank - 0.5) ** 2).sum())
+        assert variance <= float(spread[0]) + 1e-7
+        assert coarse or variance == pytest.approx(float(spread[0]), rel=1e-4)
+
+    def test_a_greedy_row_gives_its_argmax_for_certain(self) -> None:
+        tokens, rows = torch.tensor([0, 0, 0]), torch.arange(3)
+        p, rank, spread = of_law(tokens, P[:3].log(), rows, torch.tensor([True, True, False])).tolist()
+        np.testing.assert_allclose([p, rank], [[1, 0, 0.2], [0.5, 1, 0.8]], rtol=1e-5)
+        assert spread[:2] == [0, 0] and spread[2] > 0
 
 
 def runner(*requests: tuple[list[int] | None, int], **fields: Any) -> SimpleNamespace:
@@ -117,9 +145,12 @@ class TestVerify:
         assert drained["requests"] == ["r0", "r1", "r2"] and drained["counts"] == counts
         due, p = [11, 12, 13, None, None, 20, 21, None], logits.softmax(-1)
         expected = [NAN if x is None else min(1.0, float(q[row, x] / p[row, x])) for row, x in enumerate(due)]
-        found = np.frombuffer(drained["values"], np.float32).reshape(2, -1)
+        found = np.frombuffer(drained["values"], np.float32).reshape(5, -1)
         np.testing.assert_allclose(found[0], expected, rtol=1e-5)
         assert found[1].tolist() == [1, 1, 1, 3, 3, 0, 0, 0]
+        at_start = [float(p[0, 11]), NAN, NAN, NAN, NAN, float(p[5, 20]), NAN, NAN]
+        np.testing.assert_allclose(found[2], at_start, rtol=1e-5)
+        assert (np.isnan(found[3:]) == np.isnan(at_start)).all()
 
 
 @pytest.mark.parametrize(("v2", "asynchronous"), [(True, False), (False, True)])
@@ -153,7 +184,7 @@ def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkey
     assert v1_draft_sampling.choose(torch.tensor([0])).tolist() == [7]
     drained = TAP.drain("replay")
     assert drained["requests"] == ["r0"]
-    assert np.frombuffer(drained["values"], np.float32).reshape(2, -1)[0].tolist() == [1.0, 0.0]
+    assert np.frombuffer(drained["values"], np.float32).reshape(5, -1)[0].tolist() == [1.0, 0.0]
     TAP.remove("replay")
     assert made._sample is sample and v1_draft_sampling.choose is None
     assert made._sample().sampled_token_ids.tolist() == [[1, 2, 3]]
