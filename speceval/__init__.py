@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         validate,
     )
     from speceval.api.results import Comparison, Difference, Estimate, Run
+    from speceval.api.serving import Serving, serve
     from speceval.api.showing import export, plot, report, table
     from speceval.api.sweeps import Sweep, sweep
     from speceval.api.tuning import Tuning, tune
@@ -43,6 +44,7 @@ __all__ = [
     "NotComparable",
     "Run",
     "RunSpec",
+    "Serving",
     "Sweep",
     "Tuning",
     "UserError",
@@ -59,6 +61,7 @@ __all__ = [
     "read_run",
     "report",
     "run",
+    "serve",
     "style",
     "sweep",
     "table",
@@ -74,6 +77,7 @@ _HOMES = {
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
     ),
     "speceval.api.results": ("Comparison", "Difference", "Estimate", "Run"),
+    "speceval.api.serving": ("Serving", "serve"),
     "speceval.api.showing": ("export", "plot", "report", "table"),
     "speceval.api.sweeps": ("Sweep", "sweep"),
     "speceval.api.tuning": ("Tuning", "tune"),

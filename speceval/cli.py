@@ -24,6 +24,7 @@ from speceval.commands.plot import plot
 from speceval.commands.report import report
 from speceval.commands.run import run
 from speceval.commands.selftest import selftest
+from speceval.commands.serve import serve
 from speceval.commands.stored import list_, show
 from speceval.commands.sweep import demo, sweep
 from speceval.commands.table import table
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "verify": verify,
     "selftest": selftest,
+    "serve": serve,
     "show": show,
     "validate": validate,
     "compare": compare,

@@ -5,6 +5,7 @@ Usage: `LLM(..., worker_extension_cls=EXTENSION)`, then `ask(llm)`. Only strings
 
 from __future__ import annotations
 
+import base64
 import importlib
 import math
 import sys
@@ -151,6 +152,13 @@ class Extension:
         sums = {} if alone else {"sums": recorder_sums(drained)}
         return drained | sums if first else sums
 
+    def drain_tap_text(self, name: str) -> dict[str, Any] | None:
+        """`drain_tap` for an answer that must be JSON, as a server's is: `from_text` makes the same of it."""
+        drained = self.drain_tap(name)
+        if drained and "values" in drained:
+            drained["values"] = base64.b64encode(drained["values"]).decode()
+        return drained
+
 
 def v2_truncates(config: Any) -> bool:
     """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
@@ -237,6 +245,13 @@ def drain_tap(llm: Any, name: str) -> dict[str, Any]:
         if not same_sums(first["sums"], other["sums"]):
             raise Disagreement(f"tensor-parallel rank {rank} verified other drafts than rank 0")
     return dict(first)
+
+
+def from_text(drained: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `Extension.drain_tap` returned, from what `drain_tap_text` made of it."""
+    if drained and "values" in drained:
+        return {**drained, "values": base64.b64decode(drained["values"])}
+    return drained
 
 
 def ask_counts(llm: Any) -> dict[str, int]:

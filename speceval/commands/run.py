@@ -27,6 +27,9 @@ def run(
     api_key_env: Annotated[
         str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
     ] = None,
+    through_server: Annotated[
+        bool, typer.Option("--through-server", help="Start vLLM's own server, measure it over HTTP, stop it.")
+    ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: options.OutDirectory = None,
     as_json: options.AsJson = False,
@@ -40,6 +43,8 @@ def run(
 
     if url is not None or api_key_env is not None:
         request |= _of_server(ctx, url, api_key_env, request)
+    if through_server:
+        request["engine"] = _own_server(ctx, url, request["engine"])
     replayed = request.pop("replay")
     if replayed is not None:
         request |= _of_replayed(ctx, replayed, request)
@@ -69,6 +74,17 @@ def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: di
         raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
     arguments = {**(request["engine_args"] or {}), "url": url, **({} if key is None else {"api_key_env": key})}
     return {"engine": "server", "engine_args": arguments}
+
+
+def _own_server(ctx: typer.Context, url: str | None, engine: str) -> str:
+    """The engine that --through-server asks for."""
+    if url is not None:
+        raise UserError("--through-server: starts a server of its own: leave out --url, or this")
+    if options.given(ctx, "engine") and engine not in ("vllm", "own-server"):
+        raise UserError(f"--engine {engine}: --through-server measures vLLM: leave one out")
+    if options.given(ctx, "speedup"):
+        raise UserError("--speedup: is timed without a server: leave out --through-server")
+    return "own-server"
 
 
 def _of_replayed(ctx: typer.Context, run: Path, request: dict[str, Any]) -> dict[str, Any]:

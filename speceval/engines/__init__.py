@@ -15,6 +15,7 @@ BUILT_IN = {
     "vllm": "speceval.engines.vllm.offline:OfflineEngine",
     "simulated": "speceval.engines.simulated:SimulatedEngine",
     "server": "speceval.engines.server.engine:ServerEngine",
+    "own-server": "speceval.engines.server.own:OwnServerEngine",
 }
 """Name -> "module:class"."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
+
 from speceval.engines.base import Order, Sampling
 from speceval.engines.simulated import SimulatedEngine
+from vllm_patches.state import TEXT
 
 SETTINGS: dict[str, Any] = {
     "torch": None, "device": "cuda", "runner": "V1", "method": "eagle3", "k": 4,
@@ -31,6 +35,8 @@ class StandIn:
         self.faults: dict[str, list[Reply]] = {}
         self.calls: list[tuple[str, dict[str, str], Any]] = []
         self.foreign, self.busy = 0, 0
+        self.listening: set[str] = set()
+        self.recorded: list[tuple[str, np.ndarray]] = []
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -57,18 +63,48 @@ class StandIn:
 
     def _content(self, path: str, body: Any) -> Any:
         of_path: dict[str, Callable[[], Any]] = {
+            "/health": lambda: "",
             "/version": lambda: {"version": "0.32.0"},
             "/v1/models": lambda: {"data": [{"id": "served"}]},
             "/metrics": self._metrics,
-            "/collective_rpc": lambda: {"results": [self._worker(body["method"])]},
+            "/collective_rpc": lambda: {"results": [self._worker(body["method"], *body["args"])]},
             "/inference/v1/generate": lambda: self._generate(body),
         }
         return of_path[path]() if path in of_path else None
 
-    def _worker(self, method: str) -> Any:
+    def _worker(self, method: str, *args: Any) -> Any:
+        """What one of its workers answers."""
         drafts = self.engine.counters().num_drafts + self.foreign
-        counts = {"steps_with_q": drafts, "steps_one_hot": 0, "steps_structured": 0, "steps_padded": 0}
-        return {"engine_settings": self.settings, "patch_status": self.patches, "draft_counts": counts}[method]
+        if method == "start_tap":
+            self.listening.add(args[0])
+        elif method == "stop_tap":
+            self.listening -= self.listening if args[0] is None else {args[0]}
+        return {
+            "engine_settings": lambda: self.settings,
+            "patch_status": lambda: self.patches,
+            "draft_counts": lambda: {
+                "steps_with_q": drafts,
+                "steps_one_hot": 0,
+                "steps_structured": 0,
+                "steps_padded": 0,
+            },
+            "drafter_loading": lambda: {"unfilled": [], "unused": [], "wrong": "", "seen": True, "decided": {}},
+            "start_tap": lambda: "",
+            "stop_tap": lambda: None,
+            "open_taps": lambda: sorted(self.listening),
+            "drain_tap_text": self._drain,
+        }[method]()
+
+    def _drain(self) -> dict[str, Any]:
+        """What was recorded of requests, by vLLM's names for them."""
+        drained, self.recorded = self.recorded, []
+        steps = [(name, step) for name, steps in drained for step in steps]
+        values = np.concatenate([step for _, step in steps], axis=1) if steps else np.zeros((2, 0), np.float32)
+        return {
+            "requests": [f"generate-tokens-{name}-0123abcd" for name, _ in steps],
+            "counts": [step.shape[1] for _, step in steps],
+            "values": base64.b64encode(values.astype(np.float32).tobytes()).decode(),
+        }
 
     def _metrics(self) -> str:
         counted = asdict(self.engine.counters())
@@ -85,11 +121,17 @@ class StandIn:
 
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         how = body["sampling_params"]
-        sampling = Sampling(how["temperature"], how["top_p"], how["top_k"], how["max_tokens"], how["seed"])
+        text = (how["extra_args"] or {}).get(TEXT)
+        sampling = Sampling(how["temperature"], how["top_p"], how["top_k"], how["max_tokens"], how["seed"], text)
         self.engine.submit(str(body["token_ids"]), body["token_ids"], sampling)
         done = []
         while not done:
             _, done = self.engine.step()
+        if done[0].recorded is not None and self.listening:
+            recorded = done[0].recorded
+            if text is not None:  # which place of the text it is of
+                recorded[:, 1] = np.arange(1, len(recorded) + 1)[:, None]
+            self.recorded.append((str(body["request_id"]), recorded))
         steps = done[0].steps
         arrays = {
             "per_step_drafted": [step.drafted for step in steps],
@@ -110,7 +152,7 @@ def order(server: StandIn, **engine_args: Any) -> Order:
     pair = catalog.resolve("zoo", "lk-eagle3")
     arguments = {"url": server.url, **engine_args}
     return Order(
-        "server", pair.target, pair.draft, 4, "probabilistic", 1.0, batch=3, seed=7, record=False, engine_args=arguments
+        "server", pair.target, pair.draft, 4, "probabilistic", 1.0, batch=3, seed=7, record=True, engine_args=arguments
     )
 
 

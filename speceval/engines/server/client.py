@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import time
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import httpx
 
@@ -23,6 +25,9 @@ BUSY = (429, 503)
 RESUMES = "what was finished is stored, the same command resumes"
 
 
+T = TypeVar("T")
+
+
 class Refused(UserError):
     """The server answered with an error: `status`, and its own words."""
 
@@ -32,7 +37,7 @@ class Refused(UserError):
 
 
 class Client:
-    """Calls to the server at `url`; threads may share it.
+    """Calls to the server at `url`, all made by one thread with an event loop; threads may share it.
 
     A call is made again only where the server has done nothing for it: no connection, 429 or 503. One that breaks off
     later is an error, because the server's own totals may hold its tokens. Redirects are not followed, so that a key
@@ -45,10 +50,9 @@ class Client:
         connections: int = 1,
         key_variable: str | None = None,
         seconds: float = SECONDS,
-        sleep: Callable[[float], None] = time.sleep,
-        transport: httpx.BaseTransport | None = None,
+        tries: int | None = None,
     ) -> None:
-        """`key_variable`: environment variable that holds the key. Raises `UserError`."""
+        """`key_variable`: environment variable that holds the key; `tries`: in place of TRIES. Raises `UserError`."""
         try:
             address = httpx.URL(url.rstrip("/"))
         except httpx.InvalidURL as error:
@@ -57,49 +61,75 @@ class Client:
             raise UserError(f"--url {url}: an address such as http://127.0.0.1:8000 is needed")
         if address.userinfo:
             raise UserError("--url: holds a password, which would be stored: use --api-key-env NAME")
-        self.url, self._sleep = str(address), sleep
-        self._http = httpx.Client(
+        self.url, self._tries = str(address), tries or TRIES
+        self._http = httpx.AsyncClient(
             base_url=address,
             headers=_authorization(key_variable),
             timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=connections + 1),
             follow_redirects=False,
-            transport=transport,
         )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="calls", daemon=True)
+        self._thread.start()
 
     def text(self, path: str) -> str:
         """What GET answers."""
-        return self._call("GET", path, None).text
+        return self._start(self._call("GET", path, None)).result().text
 
     def get(self, path: str) -> Any:
         """What GET answers, parsed."""
-        return self._parsed(self._call("GET", path, None), path)
+        return self._parsed(self._start(self._call("GET", path, None)).result(), path)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """What POST answers, parsed."""
-        return self._parsed(self._call("POST", path, body), path)
+        return self.begin(path, body).result()
+
+    def begin(self, path: str, body: dict[str, Any]) -> Future[Any]:
+        """POST: what it will answer, parsed. As many calls as there are connections are out at once, others wait."""
+
+        async def answer() -> Any:
+            return self._parsed(await self._call("POST", path, body), path)
+
+        return self._start(answer())
 
     def close(self) -> None:
-        """Drop every connection; a server ends requests whose connection is gone."""
-        self._http.close()
+        """Drop every connection, which ends what still runs on the server; again: nothing."""
+        if self._loop.is_closed():
+            return
 
-    def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        async def drop() -> None:
+            calls = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await self._http.aclose()
+
+        self._start(drop()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
-        for number in range(1, TRIES + 1):
-            last = number == TRIES
+        for number in range(1, self._tries + 1):
+            last = number == self._tries
             try:
-                answer = self._http.request(verb, path, json=body)
+                answer = await self._http.request(verb, path, json=body)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
                     raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
-                self._sleep(_pause(None, number))
+                await asyncio.sleep(_pause(None, number))
                 continue
             except httpx.TimeoutException as error:
                 raise UserError(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
             except httpx.HTTPError as error:
                 raise UserError(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
             if answer.status_code in BUSY and not last:
-                self._sleep(_pause(answer.headers.get("Retry-After"), number))
+                await asyncio.sleep(_pause(answer.headers.get("Retry-After"), number))
                 continue
             return self._accepted(answer, path)
         raise AssertionError("unreachable")

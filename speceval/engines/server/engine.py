@@ -7,20 +7,43 @@ measured is what an engine in this process would give.
 from __future__ import annotations
 
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from speceval import catalog
 from speceval.engines.base import Engine, Finished, Order, Sampling, Step
 from speceval.engines.server import metrics
 from speceval.engines.server.client import SECONDS, Client, Refused
-from speceval.engines.vllm import listing
+from speceval.engines.vllm import listing, loading
+from speceval.engines.vllm.align import replayed_steps
+from speceval.engines.vllm.listening import Listening
 from speceval.engines.vllm.offline import agreed
-from speceval.engines.vllm.start import missing_patches
+from speceval.engines.vllm.recordings import Recordings
+from speceval.engines.vllm.start import checkpoint, missing_patches
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
-from vllm_patches.state import merged
-from vllm_patches.worker import EXTENSION, Disagreement, ask, ask_counts, ask_settings
+from vllm_patches.state import TEXT, merged
+from vllm_patches.worker import (
+    COUNT,
+    EXTENSION,
+    OVERLAP,
+    REPLAY,
+    Disagreement,
+    ask,
+    ask_counts,
+    ask_loading,
+    ask_settings,
+    from_text,
+    stop_tap,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 START = (
     f"VLLM_SERVER_DEV_MODE=1, --worker-extension-cls {EXTENSION}, --enable-scale-out and "
@@ -28,43 +51,86 @@ START = (
 )
 """What a server is to be started with."""
 WARM_UP_TOKENS, SECONDS_TO_REST = 8, 20
+SECONDS_OF_A_STEP = 1.0
+"""A step that finishes nothing ends then: recordings are fetched before the worker drops any, and Ctrl-C is obeyed."""
 GENERATE = "/inference/v1/generate"
+NAMED = "generate-tokens-"
+"""What that endpoint puts before a request's name."""
 ARGUMENTS = {"url": None, "api_key_env": None, "model": None, "timeout": SECONDS}
 """Of `--engine-arg`, with their defaults; `model`: the name it is served by, if there are several."""
 
 
-class ServerEngine(Engine):
-    """Every request is one call; a pool of threads makes as many at once as the order's batch."""
+@dataclass(frozen=True)
+class _Call:
+    """A request that is out: its name here and there, and whether it replays a text."""
+
+    request_id: str
+    name: str
+    replayed: bool
+
+
+class ServerEngine(Listening, Engine):
+    """Every request is one call; as many are out at once as the order's batch.
+
+    With `record` and `replay` the server's workers record as those of an engine in this process do.
+    """
 
     loads_checkpoints = False
+    shortest_prompt = 2  # vLLM pads the first step of a shorter one
 
     def __init__(self, order: Order) -> None:
         """Find the server and what it is. Raises `UserError`."""
-        arguments = _arguments(order)
+        self._open(order, _arguments(order))
+
+    def _open(self, order: Order, arguments: dict[str, Any]) -> None:
+        _refuse(order)
         self._order, self._closed = order, False
         self._client = Client(str(arguments["url"]), order.batch, arguments["api_key_env"], float(arguments["timeout"]))
-        self._pool = ThreadPoolExecutor(order.batch, thread_name_prefix="request")
-        self._calls: dict[Future[Any], str] = {}
+        self._calls: dict[Future[Any], _Call] = {}
+        self._taps = set()
+        self._recorder = REPLAY if order.replay else OVERLAP if order.record else None
+        self._recordings = Recordings()
         try:
             self._model = _served(self._client, arguments["model"])
             self._settings = self._read_settings()
             _check(order, self._settings)
             self.max_model_len = int(self._settings.max_model_len or 0)
+            self._loaded = self._ask(ask_loading)
+            loading.check(self._loaded, str(checkpoint(order.draft)))
             self.tokenizer = tokenizer_of(order)
+            self._record()
         except BaseException:
             self.close()
             raise
 
+    def _record(self) -> None:
+        """Have the workers record what is to be recorded. Raises `UserError`."""
+        self._ask(stop_tap)  # a measurement that was killed may have left some
+        if self._recorder is not None:
+            self.listen(self._recorder)
+        if self._order.draft is not None and self._settings.runner == "V2":
+            self.listen(COUNT)
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the workers answer to a question of `vllm_patches.worker`. Raises `UserError`."""
+        try:
+            return question(self, *arguments)
+        except Disagreement as error:
+            raise UserError(f"{error}: what this server samples cannot be trusted") from error
+
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Call a method of each worker, as `vllm.LLM.collective_rpc` does; plain data alone can travel."""
+        as_text = method == "drain_tap"
         try:
-            answer = self._client.post("/collective_rpc", {"method": method, "args": list(args)})
+            answer = self._client.post(
+                "/collective_rpc", {"method": f"{method}_text" if as_text else method, "args": list(args)}
+            )
         except Refused as error:
             raise UserError(f"{error}: to be measured step by step, a server needs {START}") from error
-        return list(answer["results"])
+        return [from_text(one) for one in answer["results"]] if as_text else list(answer["results"])
 
     def _read_settings(self) -> Facts:
-        workers = agreed(ask_settings(self))
+        workers = agreed(self._ask(ask_settings))
         return Facts(vllm=str(self._client.get("/version")["version"]), generation_config=None, **workers)
 
     def facts(self) -> Facts:
@@ -72,8 +138,17 @@ class ServerEngine(Engine):
         return self._settings
 
     def patches(self) -> list[PatchState]:
-        """State of every ledger row in the server's workers."""
-        return [listing.as_state(status) for status in merged(ask(self))]
+        """State of every ledger row of its model runner in the server's workers."""
+        runner = self._settings.runner
+        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, runner)]
+
+    def drafter(self) -> dict[str, Any]:
+        """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
+        return dict(self._loaded["decided"])
+
+    def notes(self) -> list[str]:
+        """The same in words."""
+        return loading.notes(self._loaded)
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the server samples."""
@@ -85,7 +160,8 @@ class ServerEngine(Engine):
         Raises `UserError` where it does not come to rest.
         """
         self.submit("warm-up", [0, 1, 2, 3], Sampling(0.0, 1.0, 0, WARM_UP_TOKENS, None))
-        self.step()
+        while self._calls:
+            self.step()
         for _ in range(SECONDS_TO_REST):
             if not (busy := metrics.running(self._client.text("/metrics"))):
                 return
@@ -98,25 +174,57 @@ class ServerEngine(Engine):
             raise RuntimeError("the engine is closed")
         if len(prompt_token_ids) < self.shortest_prompt:
             raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
-        body = {"model": self._model, "token_ids": prompt_token_ids, "sampling_params": _parameters(sampling)}
-        self._calls[self._pool.submit(self._client.post, GENERATE, body)] = request_id
+        call = _Call(request_id, uuid4().hex, sampling.replay is not None)
+        body = {
+            "request_id": call.name,
+            "model": self._model,
+            "token_ids": prompt_token_ids,
+            "sampling_params": _parameters(sampling),
+        }
+        self._calls[self._client.begin(GENERATE, body)] = call
 
     def step(self) -> tuple[int, list[Finished]]:
-        """Wait until an answer is here. Tokens are counted with the request that they finish."""
-        done, _ = wait(self._calls, return_when=FIRST_COMPLETED)
+        """Wait until an answer is here, or for `SECONDS_OF_A_STEP`. Tokens are counted with the request they finish."""
+        done, _ = wait(self._calls, SECONDS_OF_A_STEP, FIRST_COMPLETED)
+        if self._recorder is not None:
+            self._take()
         finished = [self._finish(self._calls.pop(call), call) for call in done]
         return sum(len(one.token_ids) for one in finished), finished
 
-    def _finish(self, request_id: str, call: Future[Any]) -> Finished:
+    def _take(self) -> None:
+        """Fetch what the workers have recorded, of our requests."""
+        heard = self.heard(str(self._recorder))
+        heard["requests"] = [name.removeprefix(NAMED) for name in heard["requests"]]
+        self._recordings.take(heard, {call.name for call in self._calls.values()})
+
+    def _finish(self, call: _Call, future: Future[Any]) -> Finished:
         try:
-            answer = call.result()
+            answer = future.result()
         except Refused as error:
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
             raise UserError(f"{error}{mend}") from error
         try:
-            return finished(request_id, answer, drafts=self._settings.method != "none")
+            done = finished(call.request_id, answer, drafts=self._settings.method != "none")
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"{self._client.url}{GENERATE}: an answer without {error}: is it vLLM's?") from error
+        if self._recorder is None:
+            return done
+        drafted = [step.drafted for step in done.steps if step.drafted]
+        recorded = self._recordings.pop(call.name, drafted, self._settings.k)
+        return with_text(done, recorded) if call.replayed else replace(done, recorded=recorded)
+
+    def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The target's log-probability of each token of each sequence, but the first, given those before it."""
+        how = _parameters(Sampling(0.0, 1.0, 0, 1, None)) | {"prompt_logprobs": 0}
+        scores = []
+        for sequence in sequences:
+            body = {"model": self._model, "token_ids": list(sequence), "sampling_params": how}
+            rows = self._client.post(GENERATE, body).get("prompt_logprobs")
+            if not rows:
+                raise UserError(f"{self._client.url}: tells no log-probabilities of a prompt")
+            pairs = zip(rows[1:], sequence[1:], strict=True)
+            scores.append([float(row[str(token)]["logprob"]) for row, token in pairs])
+        return scores
 
     def counters(self) -> Counters:
         """The server's own totals, of everyone's requests. RuntimeError while some of ours run: what they have got so
@@ -125,11 +233,8 @@ class ServerEngine(Engine):
         if self._calls:
             raise RuntimeError("requests are in flight")
         counted = metrics.counters(self._client.text("/metrics"))
-        try:
-            for name, count in ask_counts(self).items():
-                setattr(counted, name, count)
-        except Disagreement as error:
-            raise UserError(f"{error}: what this server samples cannot be trusted") from error
+        for name, count in self._ask(ask_counts).items():
+            setattr(counted, name, count)
         missing = self._settings.k - len(counted.num_accepted_tokens_per_pos)
         counted.num_accepted_tokens_per_pos += [0] * missing
         return counted
@@ -139,10 +244,9 @@ class ServerEngine(Engine):
         if self._closed:
             return
         self._closed = True
-        for call in self._calls:
-            call.cancel()
+        with suppress(Exception):  # a server that is gone listens to nobody
+            self.unlisten_all()
         self._client.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._calls.clear()
 
 
@@ -165,6 +269,16 @@ def finished(request_id: str, answer: dict[str, Any], drafts: bool) -> Finished:
         steps=steps_of(len(tokens), drafted or [], accepted or []),
         cached_tokens=details.get("cached_tokens") or 0,
     )
+
+
+def with_text(done: Finished, recorded: NDArray[np.float32] | None) -> Finished:
+    """A replayed request: each step commits one token, and the record says which place of the text it is of."""
+    drafted = [step.drafted for step in done.steps if step.drafted]
+    if recorded is None and drafted:
+        return done
+    places = [] if recorded is None else recorded[:, 1, 0].tolist()
+    steps = replayed_steps([1] * len(done.token_ids), drafted, places)
+    return done if steps is None else replace(done, steps=steps, recorded=recorded)
 
 
 def steps_of(tokens: int, drafted: list[int], accepted: list[int]) -> list[Step]:
@@ -203,11 +317,15 @@ def _arguments(order: Order) -> dict[str, Any]:
         raise UserError(f"--engine-arg {unknown[0]}: of a server there are {', '.join(ARGUMENTS)}")
     if "url" not in order.engine_args:
         raise UserError("--engine server: where is it? --url http://127.0.0.1:8000, say")
-    if order.replay or order.forced is not None:
-        raise UserError("--engine server: a running server takes no texts to replay and no forced acceptance")
+    return ARGUMENTS | order.engine_args
+
+
+def _refuse(order: Order) -> None:
+    """Raises `UserError` for what no server can be asked."""
+    if order.forced is not None:
+        raise UserError("--engine server: a running server takes no forced acceptance")
     if order.prefix_caching:
         raise UserError("--prefix-caching: cannot be measured through a server, whose filled-up steps are not told")
-    return ARGUMENTS | order.engine_args
 
 
 def _check(order: Order, facts: Facts) -> None:
@@ -243,4 +361,5 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed,
         "ignore_eos": False,
         "detokenize": False,
+        "extra_args": None if sampling.replay is None else {TEXT: list(sampling.replay)},
     }

@@ -18,17 +18,23 @@ CPU_VERSIONS = ">=0.32"
 """Versions of vLLM whose V2 runner has a CPU path (PEP 440)."""
 
 
+def environment(runner: Runner | None, version: str) -> dict[str, str]:
+    """What a process must find in its environment to use a runner (None: vLLM's own choice). Raises `UserError`."""
+    wanted = {} if runner is None else {CHOICE: "1" if runner == "v2" else "0"}
+    if runner == "v2" and device() == "cpu":
+        if not within(CPU_VERSIONS, version):
+            raise UserError(f"--runner v2: vLLM {version} runs it on a GPU only; on a CPU it takes vLLM {CPU_VERSIONS}")
+        wanted |= {name: os.environ.get(name, value) for name, value in interpreted.ENVIRONMENT.items()}
+    return wanted
+
+
 def choose(runner: Runner | None, version: str) -> Callable[[], None]:
     """Have the next engine of this process use a runner (None: vLLM's own choice); returns what takes that back.
 
     On a CPU the V2 runner's kernels are interpreted (`vllm_patches.interpreted`). Raises `UserError` where this vLLM,
     or this process, cannot.
     """
-    wanted = {} if runner is None else {CHOICE: "1" if runner == "v2" else "0"}
-    if runner == "v2" and device() == "cpu":
-        if not within(CPU_VERSIONS, version):
-            raise UserError(f"--runner v2: vLLM {version} runs it on a GPU only; on a CPU it takes vLLM {CPU_VERSIONS}")
-        wanted |= {name: os.environ.get(name, value) for name, value in interpreted.ENVIRONMENT.items()}
+    wanted = environment(runner, version)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
 

@@ -8,12 +8,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speceval.catalog.schema import Target
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.vllm import listing, loading, model_runner, start, watchdog
 from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
+from speceval.engines.vllm.listening import Listening
 from speceval.engines.vllm.recordings import Recordings
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
@@ -21,7 +22,6 @@ from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.versions import DISTRIBUTIONS
 from vllm_patches.worker import (
     COUNT,
-    EVIDENCE,
     OVERLAP,
     REPLAY,
     Disagreement,
@@ -30,15 +30,9 @@ from vllm_patches.worker import (
     ask_disobedience,
     ask_loading,
     ask_settings,
-    ask_taps,
-    drain_tap,
-    start_tap,
     stop_tap,
     swap_drafter,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 WARM_UP_TOKENS = 8
 
@@ -49,7 +43,7 @@ DRAIN_STEPS = 1000
 """Engine steps after which recordings are fetched though no request is done: well below `recorder.MOST_STEPS`."""
 
 
-class OfflineEngine(Engine):
+class OfflineEngine(Listening, Engine):
     """A `vllm.LLM` driven step by step, so that the batch stays full and every step is seen.
 
     With `record` r and alpha of every sampled draft are kept (`vllm_patches.taps.overlap`), with `replay` requests name
@@ -85,7 +79,7 @@ class OfflineEngine(Engine):
         self._recorder = REPLAY if order.replay else OVERLAP if order.record else None
         self._recordings = Recordings()
         self._undrained = 0
-        self._taps: set[str] = set()
+        self._taps = set()
         self._closed = False
         try:
             self._check_workers()
@@ -155,53 +149,6 @@ class OfflineEngine(Engine):
             return False
         self._order, self._recordings, self._undrained = order, Recordings(), 0
         return True
-
-    def listen(self, name: str) -> None:
-        """Have a listener (`vllm_patches.worker`) hear the verify steps of every worker from now on.
-
-        Raises `UserError` when a worker cannot, or does not.
-        """
-        if reason := self._ask(start_tap, name):
-            raise UserError(reason)
-        self._taps.add(name)
-        for number, heard in enumerate(self._ask(ask_taps)):
-            if heard != sorted(self._taps):
-                raise UserError(
-                    f"worker {number} records {', '.join(heard) or 'nothing'}, asked for "
-                    f"{', '.join(sorted(self._taps))}: nothing was measured"
-                )
-
-    def unlisten(self, name: str) -> None:
-        """The listener hears nothing more."""
-        stop_tap(self.llm, name)
-        self._taps.discard(name)
-
-    def heard(self, name: str) -> dict[str, Any]:
-        """What the listener has recorded since the last call (`vllm_patches.worker.drain_tap`).
-
-        Raises `UserError` when workers that must have heard the same did not.
-        """
-        return dict(self._ask(drain_tap, name))
-
-    def start_evidence(self) -> bool:
-        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
-
-        Rejection methods other than the standard one do not accept with probability min(1, p/q).
-        """
-        standard = self.facts().rejection_sample_method == "standard"
-        if standard:
-            self.listen(EVIDENCE)
-        return standard
-
-    def take_evidence(self) -> tuple[dict[str, NDArray[Any]] | None, dict[str, int]]:
-        """What was recorded since `start_evidence`, which ends: rows (None: none) and counts (`taps.evidence`)."""
-        from vllm_patches.taps import evidence
-
-        heard = self.heard(EVIDENCE)
-        self.unlisten(EVIDENCE)
-        rows = evidence.rows(heard)
-        counts = {name: heard[name] for name in evidence.COUNTS}
-        return rows if len(rows["position"]) or counts["broken"] else None, counts
 
     def log_probabilities(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """The target's log-probability of each token of each sequence, but the first, given those before it."""
@@ -340,8 +287,7 @@ class OfflineEngine(Engine):
             return
         self._closed = True
         try:
-            for name in tuple(self._taps):
-                self.unlisten(name)
+            self.unlisten_all()
         except Exception:  # workers that are gone have no taps
             traceback.print_exc()
         try:

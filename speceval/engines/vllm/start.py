@@ -204,18 +204,26 @@ def missing_patches(patches: list[PatchState], facts: Facts, temperature: float)
 
 def set_environment(target: Target) -> None:
     """What vLLM takes from the environment. A user's own setting wins."""
-    # In one process Ctrl-C and kill -9 leave nothing behind.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.update(environment(target))
+
+
+def environment(target: Target) -> dict[str, str]:
+    """What `set_environment` adds to this process's environment."""
     theirs = ZOO_ENVIRONMENT if target.source == "zoo" else cpu_environment() if on_cpu() else {}
-    for name, value in theirs.items():
-        os.environ.setdefault(name, value)
+    wanted = {
+        # In one process Ctrl-C and kill -9 leave nothing behind.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        **theirs,
+    }
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
     # Workers in processes of this machine inherit the switches of the patches; Ray's copy only what is named.
     prefixes = [prefix for prefix in os.environ.get(RAY_PREFIXES, "").split(",") if prefix]
     if SWITCH_PREFIX not in prefixes:
-        os.environ[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
+        new[RAY_PREFIXES] = ",".join([*prefixes, SWITCH_PREFIX])
+    return new
 
 
 @contextmanager

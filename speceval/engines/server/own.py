@@ -1,0 +1,74 @@
+"""A vLLM server of this run's own: started for it, measured over HTTP, and stopped with it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+from speceval.catalog.schema import Target
+from speceval.engines.base import Order
+from speceval.engines.server.client import Client
+from speceval.engines.server.engine import ARGUMENTS, ServerEngine
+from speceval.engines.vllm.offline import OfflineEngine
+from speceval.engines.vllm.serving import Server
+from speceval.errors import UserError
+
+
+class OwnServerEngine(ServerEngine):
+    """The order's engine arguments are those of `vllm.LLM`, which vLLM's server takes too."""
+
+    loads_checkpoints = True
+    packages = OfflineEngine.packages
+    installation = OfflineEngine.installation
+    _server: Server | None = None
+
+    def __init__(self, order: Order) -> None:
+        """Start the server, wait until it answers, read back what it is. Raises `UserError`."""
+        self._server = Server(order)
+        try:
+            self._server.log_to(sys.stdout.buffer)
+            self._server.wait(answers)
+            self._open(order, ARGUMENTS | {"url": self._server.url})
+            self._settings.generation_config = "vllm"  # as it was started
+        except BaseException:
+            self._server.stop()
+            raise
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise `UserError` where vLLM is missing, or of a version that is not supported."""
+        OfflineEngine.require()
+
+    @classmethod
+    def defaults(cls, target: Target) -> dict[str, Any]:
+        """Those of vLLM in this process."""
+        return OfflineEngine.defaults(target)
+
+    @classmethod
+    def ledger(cls) -> list[dict[str, str]]:
+        """That of vLLM in this process."""
+        return OfflineEngine.ledger()
+
+    @classmethod
+    def serving(cls, order: Order) -> dict[str, Any]:
+        """That of vLLM in this process."""
+        return OfflineEngine.serving(order)
+
+    def close(self) -> None:
+        """Drop the connections and stop the server."""
+        super().close()
+        if self._server is not None:
+            self._server.stop()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers that it is well."""
+    client = Client(url, seconds=5.0, tries=1)
+    try:
+        with suppress(UserError):
+            client.text("/health")
+            return True
+        return False
+    finally:
+        client.close()
