@@ -142,6 +142,8 @@ def main() -> None:
         runs = measure(plan, options.data_dir and Path(options.data_dir))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: the same command goes on") from None
     show(plan, runs, Console())
 
 
