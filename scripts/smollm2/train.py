@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speceval.catalog import fetch, resolve
-from speceval.catalog.packed import pack, unpacked
+from speceval.catalog.packed import based_on, pack, read
 from speceval.files import write_whole
 from speceval.zoo.eagle3 import Eagle3, draft_vocabulary
 from speceval.zoo.llama import initialise
@@ -261,15 +261,20 @@ def resume(state: dict, drafter: Drafter, optimiser: Optimiser) -> tuple[int, fl
     return state["step"], state["seconds"]
 
 
-def store(task: Task, drafter: Drafter, path: Path) -> Drafter:
-    """Write what the repository keeps of a drafter; returns the drafter that is read back from it."""
+def store(task: Task, drafter: Drafter, path: Path, base: Path | None = None) -> Drafter:
+    """Write what the repository keeps of a drafter; returns the drafter that is read back from it.
+
+    base: a stored drafter in the same folder; then what is kept are the differences from it.
+    """
     tensors = {name: value for name, value in drafter.state_dict().items() if name != "lm_head.weight"}
     beside = {"draft_ids": task.draft_ids.to(torch.int32)}
     if isinstance(drafter, Eagle3):
         beside |= {"stream_scale": task.data.scale, "aux_layers": torch.tensor(AUX_LAYERS, dtype=torch.int32)}
-    write_whole(path, lambda temporary: save_file(pack(tensors) | beside, temporary))
+    packed = pack(tensors, None if base is None else read(base)[0]) | beside
+    metadata = None if base is None else based_on(base)
+    write_whole(path, lambda temporary: save_file(packed, temporary, metadata))
     read_back = copy.deepcopy(drafter)
-    read_back.load_state_dict(unpacked(load_file(path)), strict=False)
+    read_back.load_state_dict(read(path)[0], strict=False)
     return read_back
 
 
@@ -281,6 +286,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=350)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--losses", default="kl,lk_lambda")
+    parser.add_argument("--base", help="drafter in OUT from which the differences are stored, in half the bytes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--target", default=TARGET)
@@ -307,7 +313,8 @@ def main() -> None:
         drafter = copy.deepcopy(warm)
         steps = range(options.warmup, options.warmup + options.steps)
         train(task, drafter, name, loss, steps, True, options.out, curve)
-        read_back = store(task, drafter, options.out / f"{name}.safetensors")
+        base = None if options.base is None else options.out / f"{options.base}.safetensors"
+        read_back = store(task, drafter, options.out / f"{name}.safetensors", base)
         curve.add(f"{name} as stored", steps.stop, 0.0, float("nan"), task.look(read_back))
 
 

@@ -1,27 +1,34 @@
 """Drafters that come with the project: EAGLE-3 or MEDUSA in one small file -> a checkpoint directory that vLLM loads.
 
-Matrices are stored as int8 with a scale for each row; the output map is not stored, it is the target's own, in the rows
-of the draft vocabulary; token embeddings are the target's anyway. What is measured is what the file gives, so rounding
-is part of the drafter, not an error of the measurement.
+Matrices are stored as int8 with a scale for each row, or as their difference from another stored drafter in half a
+byte (drafters of one warm-up are near each other, so that is no coarser); the output map is the target's own, in the
+rows of the draft vocabulary; token embeddings are the target's anyway. What is measured is what the file gives, so
+rounding is part of the drafter, not an error of the measurement.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speceval.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEVELS = 127
+LEVELS, DIFFERENCE_LEVELS = 127, 7
 SCALE = ".row_scale"
 ROPE_THETA = 10000.0
 """The drafter's own attention, whatever the target's."""
 
 
-def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as int8, nearest level, and their `row_scale`; vectors as they are, in float32."""
+def pack(tensors: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Matrices as int8, nearest level, and their `row_scale`; vectors as they are, in float32.
+
+    base: another drafter's `unpacked` tensors; then matrices are differences from its, two columns in a byte.
+    """
     import torch
 
     packed = {}
@@ -30,20 +37,63 @@ def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if values.ndim != 2:
             packed[name] = values.contiguous()
             continue
-        scale = values.abs().amax(1).clamp_min(1e-12) / LEVELS
-        packed[name] = (values / scale[:, None]).round().to(torch.int8)
+        if base is not None:
+            values = values - base[name]
+        scale = values.abs().amax(1).clamp_min(1e-12) / (LEVELS if base is None else DIFFERENCE_LEVELS)
+        levels = (values / scale[:, None]).round().to(torch.int8)
+        packed[name] = levels if base is None else _halves(levels)
         packed[name + SCALE] = scale
     return packed
 
 
-def unpacked(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """float32 again; what is neither a matrix nor a vector of the drafter is left out."""
+def _halves(levels: Tensor) -> Tensor:
+    import torch
+
+    above = (levels + 8).to(torch.uint8)
+    return above[:, 0::2] | above[:, 1::2] << 4
+
+
+def _whole(halves: Tensor) -> Tensor:
+    import torch
+
+    return torch.stack((halves & 15, halves >> 4), dim=-1).flatten(1).float() - 8
+
+
+def unpacked(packed: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """float32 again; what is neither a matrix nor a vector of the drafter is left out. `base`: as `pack`'s."""
     beside = ("draft_ids", "stream_scale", "aux_layers")
-    return {
-        name: values.float() * packed[name + SCALE][:, None] if name + SCALE in packed else values
-        for name, values in packed.items()
-        if not name.endswith(SCALE) and name not in beside
-    }
+    tensors = {}
+    for name, values in packed.items():
+        if name.endswith(SCALE) or name in beside:
+            continue
+        if name + SCALE in packed:
+            levels = values.float() if base is None else _whole(values)
+            values = levels * packed[name + SCALE][:, None]
+            if base is not None:
+                values = values + base[name]
+        tensors[name] = values
+    return tensors
+
+
+def based_on(base: Path) -> dict[str, str]:
+    """Metadata of a file that holds differences from the drafter in `base`, which lies beside it."""
+    return {"base": base.name, "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest()}
+
+
+def read(stored: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The drafter's tensors, and all that the file holds. Raises UserError if its base is another than it was."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(stored, framework="pt") as file:
+        metadata = file.metadata() or {}
+    packed = load_file(stored)
+    if "base" not in metadata:
+        return unpacked(packed), packed
+    base = stored.with_name(metadata["base"])
+    if not base.is_file() or based_on(base) != metadata:
+        raise UserError(f"{stored}: made of differences from {base}, which is not there or was changed")
+    return unpacked(packed, read(base)[0]), packed
 
 
 def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
@@ -54,11 +104,10 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
     """
     import torch
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    packed = load_file(stored)
+    tensors, packed = read(stored)
     ids = packed["draft_ids"].long()
-    tensors = unpacked(packed)
     with safe_open(target / "model.safetensors", framework="pt") as file:
         embeddings = file.get_tensor("model.embed_tokens.weight")
     tensors["lm_head.weight"] = embeddings[ids]

@@ -50,9 +50,10 @@ def running_tau(progress: Progress) -> str:
     return f"tau {tau.value:.3f} ± {tau.high - tau.value:.3f}"
 
 
-def _status(progress: Progress) -> str:
-    speed = progress.tokens / max(time.monotonic() - progress.started, 1e-9)
-    return f"{speed:,.0f} tokens/s  {running_tau(progress)}"
+def _status(progress: Progress, spec: RunSpec) -> str:
+    speed = f"{progress.tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s"
+    # A replay emits one token a step, whatever would have been accepted: its counts are no tau.
+    return f"{speed}  replay" if spec.replay is not None else f"{speed}  {running_tau(progress)}"
 
 
 def _bar(console: Console, place: str) -> Watch:
@@ -78,7 +79,7 @@ def _bar(console: Console, place: str) -> Watch:
             )
 
             def show() -> None:
-                bar.update(task, completed=progress.done, status=_status(progress), refresh=True)
+                bar.update(task, completed=progress.done, status=_status(progress, spec), refresh=True)
 
             now_and_then = _every(REFRESH, show)
 
@@ -99,7 +100,7 @@ def _lines(console: Console, place: str) -> Watch:
         def show() -> None:
             console.print(
                 f"{place}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
-                f"conversations, {_status(progress)}",
+                f"conversations, {_status(progress, spec)}",
                 soft_wrap=True,
             )
 

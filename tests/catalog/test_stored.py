@@ -10,7 +10,7 @@ import pytest
 
 from speceval import catalog
 from speceval.catalog import stored
-from speceval.catalog.packed import SCALE, pack, unpacked, write_checkpoint
+from speceval.catalog.packed import SCALE, based_on, pack, read, unpacked, write_checkpoint
 from speceval.catalog.recognise import recognise
 from speceval.errors import UserError
 from speceval.paths import data_directory
@@ -41,6 +41,30 @@ def test_a_matrix_comes_back_within_half_a_level_of_its_row_and_a_vector_as_it_i
     back = unpacked(packed)
     assert back.keys() == {"m", "v"} and torch.equal(back["v"], vector)
     assert ((back["m"] - matrix).abs() <= matrix.abs().amax(1, keepdim=True) / 127 / 2 * 1.001 + 1e-12).all()
+
+
+def test_a_difference_from_another_drafter_takes_half_a_byte_a_number_and_comes_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"m": torch.randn(6, 64, generator=generator), "v": torch.zeros(3)}
+    near = {"m": base["m"] + 0.05 * torch.randn(6, 64, generator=generator), "v": torch.ones(3)}
+    packed = pack(near, base)
+    assert packed["m"].dtype == torch.uint8 and packed["m"].shape == (6, 32)
+    back = unpacked(packed, base)
+    limit = (near["m"] - base["m"]).abs().amax(1, keepdim=True) / 7 / 2
+    assert ((back["m"] - near["m"]).abs() <= limit * 1.001 + 1e-6).all() and torch.equal(back["v"], near["v"])
+
+
+def test_a_difference_from_a_drafter_that_changed_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    base = {"m": torch.randn(6, 64)}
+    save_file(pack(base), tmp_path / "base.safetensors")
+    saved = based_on(tmp_path / "base.safetensors")
+    save_file(pack({"m": base["m"] + 1}, read(tmp_path / "base.safetensors")[0]), tmp_path / "x.safetensors", saved)
+    assert torch.allclose(read(tmp_path / "x.safetensors")[0]["m"], base["m"] + 1, atol=0.2)
+    save_file(pack({"m": base["m"] * 2}), tmp_path / "base.safetensors")
+    with pytest.raises(UserError, match=r"made of differences from .*base.safetensors, which is not there or was"):
+        read(tmp_path / "x.safetensors")
 
 
 @pytest.fixture

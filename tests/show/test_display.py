@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speceval.measure.runner import Progress
+from speceval.protocol import make_spec
 from speceval.show import progress as display
 
 
@@ -31,3 +32,11 @@ def test_tau_on_the_way_counts_every_turn_of_a_conversation() -> None:
     accepted, steps = 2 * (0 + 1) + 2 * (1 + 1), 4 * 3
     assert display.running_tau(progress).startswith(f"tau {1 + accepted / steps:.3f} ±")
     assert display.running_tau(Progress(4)) == "tau –"
+
+
+def test_a_replay_on_the_way_shows_no_tau_for_it_emits_one_token_a_step() -> None:
+    progress = Progress(4, counts={("s", "1", 0): [(0, 9)]})
+    spec = make_spec(target="zoo", draft="kl-eagle3", k=5, temperature=1.0, drafting="probabilistic", suites=("demo",))
+    assert "tau 1.000" in display._status(progress, spec)
+    replayed = display._status(progress, spec.model_copy(update={"replay": "abc"}))
+    assert "tau" not in replayed and "replay" in replayed
