@@ -25,6 +25,7 @@ GROUPS = {
     ),
     "When to stop": ("until", "against"),
     "Engine": ("engine", "runner", "batch", "prefix_caching", "engine_args", "engine_arg", "url", "api_key_env"),
+    "Several engines": ("ray", "replicas", "gpus_per_replica"),
     "Also": (
         "record",
         "replay",
@@ -53,7 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "speceval run --target llama-3.1-8b --draft lk-eagle3 --temp 1 --suite gsm8k",
         "speceval run --target ./model --draft ./head --temp 0 --suite prompts.jsonl",
     ),
-    "sweep": ("speceval sweep losses.yaml --dry-run", "speceval sweep losses.yaml --set batch=64"),
+    "sweep": ("speceval sweep losses.yaml --dry-run", "speceval sweep losses.yaml --ray auto"),
     "merge": ("speceval merge results/one results/two -o results/whole",),
     "tune": ("speceval tune --target zoo --draft kl-eagle3,lk-eagle3 --batch 1,8 --k 1-5",),
     "verify": (

@@ -37,6 +37,7 @@ class ServerEngine(Engine):
     """Every request is one call; a pool of threads makes as many at once as the order's batch."""
 
     loads_checkpoints = False
+    replicates = False
 
     def __init__(self, order: Order) -> None:
         """Find the server and what it is. Raises `UserError`."""
