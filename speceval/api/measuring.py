@@ -20,6 +20,8 @@ from speceval.measure import launch, timing
 from speceval.measure.job import Job, prepare, stored
 from speceval.measure.output import output_to, terminal, unwatched
 from speceval.measure.replay import INHERITED, inherited
+from speceval.measure.replicas import launch as replicas_of
+from speceval.measure.replicas.on_ray import Cluster
 from speceval.measure.starting import Starting
 from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
@@ -58,6 +60,9 @@ def run(
     engine_args: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     speedup: Sequence[int] = (),
+    ray: str | None = None,
+    replicas: int | None = None,
+    gpus_per_replica: int = 1,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -96,6 +101,9 @@ def run(
         trust_remote_code: whether to run code that comes with a checkpoint.
         speedup: batch sizes at which to time the target alone beside the drafter (a process of its own: a script that
             asks for it needs `if __name__ == "__main__":`).
+        ray: measure on the engines of a Ray cluster: "auto", "local" or its address, "host:port".
+        replicas: with `ray`, engines; None: as many as have room.
+        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU.
         data_dir: folder with the suites' data files.
         out: the run's directory; None: `results/` and a name made of the request.
         progress: whether to show progress on standard error. Otherwise nothing is printed.
@@ -154,7 +162,7 @@ def run(
     job = replace(job, command=command)
     if speedup:
         timing.check(job.suites, speedup)  # now, not after the run
-    finished = measure(job, progress)
+    finished = measure(job, progress, cluster(ray, replicas, gpus_per_replica, bool(speedup)))
     if speedup:
         finished = with_speedup(job, finished, speedup)
     return Run.of(finished)
@@ -277,15 +285,29 @@ def train_zoo(drafters: Collection[str]) -> dict[str, Path]:
     return zoo.ensure(tuple(drafters))
 
 
-def measure(job: Job, progress: bool = False) -> StoredRun:
-    """Run a prepared job, or read it back when it is complete; `progress`: on standard error, else nothing is shown."""
+def cluster(ray: str | None, replicas: int | None, gpus_per_replica: int, speedup: bool = False) -> Cluster | None:
+    """The cluster that is asked for; None: none is. Raises `UserError`."""
+    if ray is None:
+        if replicas is not None:
+            raise UserError("--replicas: has no meaning without --ray")
+        return None
+    if speedup:
+        raise UserError("--speedup: is timed on one engine, without --ray: leave one out")
+    return Cluster(ray, replicas, gpus_per_replica)
+
+
+def measure(job: Job, progress: bool = False, on: Cluster | None = None) -> StoredRun:
+    """Run a prepared job, or read it back when it is complete; `progress`: on standard error, else nothing is shown.
+
+    on: the cluster whose engines measure it; None: one engine in this process does.
+    """
     known = stored(job)
     if known is not None and known.complete:
         if progress:
             print(f"finished before: nothing was measured now, {job.directory} is printed again", file=sys.stderr)
         return known
     if not progress:
-        return launch.run(job, unwatched, output_to)
+        return launch.run(job, unwatched, output_to) if on is None else replicas_of.run(job, on, unwatched, output_to)
     with terminal() as console:
         starting = Starting(console, job.spec.engine)
 
@@ -294,7 +316,10 @@ def measure(job: Job, progress: bool = False) -> StoredRun:
             return starting.log(path)
 
         try:
-            return launch.run(job, starting.until(display.watcher(console)), log)
+            if on is None:
+                return launch.run(job, starting.until(display.watcher(console)), log)
+            console.print(f"connecting to Ray ({on.address}); log: {job.directory / 'engine.log'}", soft_wrap=True)
+            return replicas_of.run(job, on, display.watcher(console), output_to)
         except KeyboardInterrupt:
             count = read_run(job.directory).conversations if (job.directory / "run.json").exists() else 0
             console.print(f"interrupted: {count} conversations are in {job.directory}; the same command resumes")

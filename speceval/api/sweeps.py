@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speceval.api.measuring import cluster
 from speceval.api.results import Run
 from speceval.api.words import errors_by_parameter
 from speceval.measure import sweep as sweeps
 from speceval.measure.output import output_to, terminal, unwatched
+from speceval.measure.replicas.on_ray import Cluster
 from speceval.measure.starting import Starting
 from speceval.show import progress as display
 
@@ -42,6 +44,9 @@ def sweep(
     data_dir: str | Path | None = None,
     until: float | None = None,
     changes: Mapping[str, Any] | None = None,
+    ray: str | None = None,
+    replicas: int | None = None,
+    gpus_per_replica: int = 1,
     progress: bool = False,
 ) -> Sweep:
     """Measure every run of a sweep, as `speceval sweep` does: the same call goes on where an interrupted one was.
@@ -55,6 +60,9 @@ def sweep(
         data_dir: folder with the suites' data files.
         until: relative half-width of tau's interval at which a run stops, such as 0.01.
         changes: fields of a run that are the same in all of them, whatever the file says, such as {"limit": 10}.
+        ray: measure on the engines of a Ray cluster: "auto", "local" or its address, "host:port".
+        replicas: with `ray`, engines; None: as many as have room.
+        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU.
         progress: whether to show progress on standard error. Otherwise nothing is printed.
 
     Raises:
@@ -68,10 +76,11 @@ def sweep(
         None if data_dir is None else Path(data_dir),
         asked,
     )
-    named = {"out": out, "data_dir": data_dir, "until": until, "changes": changes}
+    named = {"out": out, "data_dir": data_dir, "until": until, "changes": changes, "ray": ray, "replicas": replicas}
+    named |= {"gpus_per_replica": None if gpus_per_replica == 1 else gpus_per_replica}
     words = [repr(str(file)), *(f"{name}={_plain(value)!r}" for name, value in named.items() if value is not None)]
     command = ("python", "-c", f"import speceval; speceval.sweep({', '.join(words)})")
-    return collected(list(measure(prepared, progress, command)))
+    return collected(list(measure(prepared, progress, command, cluster(ray, replicas, gpus_per_replica))))
 
 
 def _plain(value: Any) -> Any:
@@ -88,10 +97,17 @@ def collected(outcomes: list[sweeps.Outcome]) -> Sweep:
     )
 
 
-def measure(prepared: sweeps.Sweep, progress: bool = False, command: tuple[str, ...] = ()) -> Iterator[sweeps.Outcome]:
-    """Run a prepared sweep; `progress`: on standard error, else nothing is shown."""
+def measure(
+    prepared: sweeps.Sweep, progress: bool = False, command: tuple[str, ...] = (), on: Cluster | None = None
+) -> Iterator[sweeps.Outcome]:
+    """Run a prepared sweep, on the engines of a cluster if there is one; `progress`: on standard error, else nothing is
+    shown.
+    """
     if not progress:
-        yield from sweeps.execute(prepared, lambda number, cell: unwatched, output_to, command)
+        if on is None:
+            yield from sweeps.execute(prepared, lambda number, cell: unwatched, output_to, command)
+        else:
+            yield from sweeps.execute_on(on, prepared, unwatched, output_to, command)
         return
     total = len(prepared.cells)
     with terminal() as console:
@@ -104,9 +120,17 @@ def measure(prepared: sweeps.Sweep, progress: bool = False, command: tuple[str, 
             console.print(f"log: {path}", markup=False, soft_wrap=True)
             return starting.log(path)
 
+        if on is None:
+            outcomes = sweeps.execute(prepared, watch, log, command)
+        else:
+            console.print(
+                f"connecting to Ray ({on.address}); log: {prepared.directory / 'replicas.log'}", soft_wrap=True
+            )
+            whole = display.watcher(console, name=f"sweep {prepared.file.name}")
+            outcomes = sweeps.execute_on(on, prepared, whole, output_to, command)
         done = 0
         try:
-            for done, outcome in enumerate(sweeps.execute(prepared, watch, log, command), start=1):
+            for done, outcome in enumerate(outcomes, start=1):
                 console.print(f"[{done}/{total}] {_line(outcome)}", markup=False, soft_wrap=True, highlight=False)
                 yield outcome
         except KeyboardInterrupt:

@@ -35,6 +35,7 @@ GROUPS = {
         "api_key_env",
         "through_server",
     ),
+    "Several engines": ("ray", "replicas", "gpus_per_replica"),
     "Server": ("host", "port", "name", "log"),
     "Also": (
         "record",
@@ -64,7 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "speceval run --target llama-3.1-8b --draft lk-eagle3 --temp 1 --suite gsm8k",
         "speceval run --target ./model --draft ./head --temp 0 --suite prompts.jsonl",
     ),
-    "sweep": ("speceval sweep losses.yaml --dry-run", "speceval sweep losses.yaml --set batch=64"),
+    "sweep": ("speceval sweep losses.yaml --dry-run", "speceval sweep losses.yaml --ray auto"),
     "merge": ("speceval merge results/one results/two -o results/whole",),
     "tune": ("speceval tune --target zoo --draft kl-eagle3,lk-eagle3 --batch 1,8 --k 1-5",),
     "verify": (

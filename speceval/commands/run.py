@@ -30,6 +30,11 @@ def run(
     through_server: Annotated[
         bool, typer.Option("--through-server", help="Start vLLM's own server, measure it over HTTP, stop it.")
     ] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")] = None,
+    gpus_per_replica: Annotated[int, typer.Option(help="With --ray: accelerators of each; 0 is a CPU.")] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: options.OutDirectory = None,
     as_json: options.AsJson = False,
@@ -38,9 +43,10 @@ def run(
 
     The same command resumes an interrupted run, and prints a finished one again.
     """
-    from speceval.api.measuring import measure, with_speedup
+    from speceval.api.measuring import cluster, measure, with_speedup
     from speceval.measure.job import prepare
 
+    on = cluster(ray, replicas, gpus_per_replica, speedup)
     if url is not None or api_key_env is not None:
         request |= _of_server(ctx, url, api_key_env, request)
     if through_server:
@@ -56,7 +62,7 @@ def run(
         from speceval.measure import timing
 
         timing.check(job.suites, batches)  # now, not after the run
-    finished = measure(job, progress=True)
+    finished = measure(job, progress=True, on=on)
     if speedup:
         finished = with_speedup(job, finished, batches, progress=True)
     print_run(finished, as_json)

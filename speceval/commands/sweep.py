@@ -10,6 +10,7 @@ import typer
 from speceval.commands import options
 
 if TYPE_CHECKING:
+    from speceval.measure.replicas.on_ray import Cluster
     from speceval.measure.sweep import Outcome, Sweep
 
 
@@ -23,6 +24,11 @@ def sweep(
         list[str] | None,
         typer.Option("--set", help="Field of all runs, whatever the file says, key=value; may be repeated."),
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")] = None,
+    gpus_per_replica: Annotated[int, typer.Option(help="With --ray: accelerators of each; 0 is a CPU.")] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the runs [default: results/<name>].")
@@ -34,7 +40,10 @@ def sweep(
     Every run is a directory as `speceval run` makes it. The same command goes on where an interrupted one was; a run
     that fails does not stop the others.
     """
-    _sweep(file, dry_run, until, options.pairs(set_, "--set"), data_dir, out, as_json)
+    from speceval.api.measuring import cluster
+
+    on = cluster(ray, replicas, gpus_per_replica)
+    _sweep(file, dry_run, until, options.pairs(set_, "--set"), data_dir, out, as_json, on)
 
 
 def demo(
@@ -56,6 +65,7 @@ def _sweep(
     data_dir: Path | None,
     out: Path | None,
     as_json: bool,
+    on: Cluster | None = None,
 ) -> None:
     from speceval import suites
     from speceval.api import sweeps as api
@@ -68,7 +78,7 @@ def _sweep(
     if dry_run:
         _print_plan(prepared, as_json)
         return
-    outcomes = list(api.measure(prepared, progress=True))
+    outcomes = list(api.measure(prepared, progress=True, on=on))
     if as_json:
         options.print_json("sweep", _content(prepared, outcomes))
     else:

@@ -122,6 +122,8 @@ class Engine(Protocol):
 
     loads_checkpoints: ClassVar[bool] = True
     """Whether it loads the models itself: they are fetched before it starts, and their weights are hashed."""
+    replicates: ClassVar[bool] = True
+    """Whether there can be several: one that asks what runs already would only ask it twice."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that bring it: their versions go on the record."""
     installation: ClassVar[str] = ""

@@ -110,7 +110,7 @@ def run(jobs: Sequence[Job], steps: int, measure: Callable[[Job], StoredRun]) ->
 
     `steps`: how many of each run's steps are tested, fixed before it. Raises UserError when a run has fewer.
     """
-    from speceval.measure.launch import FORCED
+    from speceval.measure.record import FORCED
 
     rates = jobs[0].forced
     assert rates is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -11,21 +9,12 @@ from pathlib import Path
 
 from speceval import catalog, engines
 from speceval.engines.base import Engine
-from speceval.errors import UserError
-from speceval.estimate import books
-from speceval.measure import effect, runner, until
-from speceval.measure.fingerprint import environment, make_fingerprint
+from speceval.measure import record, runner, until
 from speceval.measure.job import Job
 from speceval.measure.output import Watch
-from speceval.measure.replay import require_law
-from speceval.measure.start import check_engine, start_engine
-from speceval.measure.stretch import account_for
-from speceval.private import masked
+from speceval.measure.start import start_engine
 from speceval.store import Store, StoredRun, read_run
-from speceval.store.schema import RunMeta, Segment, differences
-
-FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is what was put in, no measurement"
-"""Problem of every run with forced rates: whatever shows a run shows it."""
+from speceval.store.schema import Segment
 
 
 def own_engine(job: Job) -> AbstractContextManager[Engine]:
@@ -51,15 +40,7 @@ def run(
         log(job.directory / "engine.log"),
         engine_for(job) as engine,
     ):
-        check_engine(engine, job.spec)
-        template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
-        notes = [note for suite in job.suites for note in suite.notes]
-        notes += effect.check(
-            engine.tokenizer, job.suites, template.kwargs, job.target.chat_template_kwargs, job.target.name
-        )
-        if job.spec.shard is not None:
-            notes.append(f"shard {job.spec.shard} of the conversations: `speceval merge` joins them")
-        meta = _open_meta(store, job, engine, template, notes + engine.notes())
+        meta = record.opened(store, job, record.ask(engine, job))
         engine.warm_up()
         planned = len(runner.plan(job.suites, job.spec))
         progress = runner.Progress(planned, done=len(store.done), counts=store.counts)
@@ -72,25 +53,12 @@ def run(
             meta.segments = [*earlier, segment]
             store.write_meta(meta)
 
+        template = record.template(job)
         with watch(progress, job.spec) as changed:
             runner.measure(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
-        turns, steps = store.frames()
-        meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts))
-        if job.forced is not None:
-            meta.problems.append(FORCED)
-        if store.cut_thoughts:
-            meta.notes.append(
-                f"{store.cut_thoughts} of {store.followed} follow-up turns come after a thought that was cut at "
-                "max_tokens: as with a server, nothing of it is in their prompts"
-            )
-        meta.status = "inconsistent" if meta.problems else "complete"
-        meta.finished = _now()
-        if goal is not None:
-            meta.stopping = until.report(goal, turns)
-        counted = None if goal is None or meta.stopping is None else until.counted(goal, meta.stopping)
-        store.finish(meta, counted)
+        record.closed(store, job, meta, goal)
     return read_run(job.directory)
 
 
@@ -107,49 +75,3 @@ def fetch(job: Job) -> Job:
     assert pair.draft is not None
     catalog.check_k(pair.draft, job.spec.k)
     return replace(job, target=pair.target, draft=pair.draft)
-
-
-def _open_meta(store: Store, job: Job, engine: Engine, template: runner.Template, notes: list[str]) -> RunMeta:
-    """run.json's content: a new run's, or the stored one's after a check that nothing changed under it."""
-    fingerprint = make_fingerprint(job, engine, template)
-    if job.against is not None:
-        until.check_against(job.against, fingerprint)
-    if job.source is not None:
-        require_law(job.source, fingerprint)
-    meta = store.read_meta()
-    if meta is not None:
-        changes = differences(meta.fingerprint, fingerprint)
-        if changes:
-            raise UserError(
-                f"{job.directory}: cannot resume, something that moves tau changed since the run began "
-                f"({'; '.join(changes)}): undo that, or name another --out"
-            )
-        meta.segments = account_for(meta.segments, len(store.done))
-        meta.notes = notes
-        return meta
-    meta = RunMeta(
-        name=job.spec.name,
-        status="running",
-        created=_now(),
-        command=[
-            masked(part.encode(errors="backslashreplace").decode())
-            for part in job.command or ("speceval", *sys.argv[1:])
-        ],
-        spec=job.spec,
-        fingerprint=fingerprint,
-        fingerprint_hash=fingerprint.hash,
-        conversations=len(runner.plan(job.suites, job.spec)),
-        environment=environment(job.spec.engine),
-        patches=engine.patches(),
-        segments=[],
-        problems=[],
-        evidence=engine.evidence,
-        notes=notes,
-        groups={suite.name: suite.groups for suite in job.suites if suite.groups},
-    )
-    store.write_meta(meta)
-    return meta
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -44,8 +44,8 @@ class Progress:
     done: int = 0
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
-    counts: Mapping[Key, Sequence[Counts]] = field(default_factory=dict)
-    """`Store.counts` of the run: what the turns of each finished conversation accepted."""
+    counts: Mapping[Key, Sequence[Counts]] | None = field(default_factory=dict)
+    """`Store.counts` of the run: what the turns of each finished conversation accepted. None: it is several runs."""
 
 
 class Live:
@@ -176,6 +176,45 @@ def prompts_hash(engine: Engine, suites: Iterable[Suite], template: Template) ->
     return digest(rendered)
 
 
+class InHand:
+    """The conversations that an engine has in hand: a turn that is done is followed by the next at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: RunSpec,
+        template: Template,
+        texts: Texts | None,
+        settle: Callable[[Live], None],
+        closed: Callable[[Live], bool] = lambda _: False,
+    ) -> None:
+        """`settle` takes what is over, and what is `closed` as soon as its turn is done."""
+        self.lives: dict[str, Live] = {}
+        """By the name of the request that is out."""
+        self._engine, self._spec, self._template, self._texts = engine, spec, template, texts
+        self._settle, self._closed = settle, closed
+        self._marks, self._kind = thoughts.marks(engine.tokenizer), "recorded" if texts is None else "kept"
+
+    def take(self, live: Live) -> None:
+        """Begin a conversation, or go on with its next turn."""
+        if not live.over and not self._closed(live):
+            live.submit(self._engine, self._spec, self._template, self._texts)
+        self.lives[live.request_id] = live
+        if live.over or self._closed(live):
+            self._settle(live)
+            del self.lives[live.request_id]
+
+    def step(self) -> int:
+        """Advance the engine once; returns the tokens that it committed."""
+        committed, finished = self._engine.step()
+        lives = [self.lives[result.request_id] for result in finished]
+        for live, result in zip(lives, finished, strict=True):
+            live.receive(result, self._engine.tokenizer, self._template.answer_marker, self._marks, self._kind)
+        for live in lives:
+            self.take(live)
+        return committed
+
+
 def measure(
     engine: Engine,
     spec: RunSpec,
@@ -199,9 +238,7 @@ def measure(
     due = [Live(*item) for item in plan(suites, spec, by_conversation=looks is not None)]
     pending = [live for live in due if live.key not in store.done]
     pending.reverse()
-    active: dict[str, Live] = {}
     stretch = Stretch(engine, store)
-    marks, kind = thoughts.marks(engine.tokenizer), "recorded" if texts is None else "kept"
 
     def closed(live: Live) -> bool:
         return looks is not None and live.suite.name in looks.closed
@@ -212,42 +249,31 @@ def measure(
         if looks is not None:
             looks.finished(live.suite.name)
 
-    def advance(live: Live) -> None:
-        if not live.over and not closed(live):
-            live.submit(engine, spec, template, texts)
-        active[live.request_id] = live
-        if live.over or closed(live):
-            settle(live)
-            del active[live.request_id]
+    in_hand = InHand(engine, spec, template, texts, settle, closed)
 
     def fill() -> None:
-        while pending and len(active) < ahead * spec.batch:
+        while pending and len(in_hand.lives) < ahead * spec.batch:
             live = pending.pop()
             if closed(live):
                 progress.conversations -= 1
             else:
-                advance(live)
+                in_hand.take(live)
 
     def step() -> None:
-        committed, finished = engine.step()
+        committed = in_hand.step()
         stretch.tokens += committed
         progress.tokens += committed
-        lives = [active[result.request_id] for result in finished]
-        for live, result in zip(lives, finished, strict=True):
-            live.receive(result, engine.tokenizer, template.answer_marker, marks, kind)
-        for live in lives:
-            advance(live)
         changed()
 
     def unfinished_turns() -> list[dict[str, Any]]:
-        return [turn for live in active.values() if live.key not in store.done for turn in live.turns]
+        return [turn for live in in_hand.lives.values() if live.key not in store.done for turn in live.turns]
 
     keep(stretch.so_far())
     with interrupts.deferred() as interrupt:
         try:
-            while pending or active:
+            while pending or in_hand.lives:
                 fill()
-                if active:
+                if in_hand.lives:
                     step()
                 if interrupt.requested:
                     interrupt.raise_()

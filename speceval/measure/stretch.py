@@ -8,8 +8,9 @@ a step of one token may have had drafts or none. So what unfinished conversation
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from speceval.engines.base import Counters, Engine
@@ -29,6 +30,24 @@ class Sink(Protocol):
 
     def append(self, conversation: dict[str, Any]) -> None:
         """Take one finished conversation."""
+
+
+class Memory:
+    """Keeps finished conversations until somebody takes them."""
+
+    def __init__(self) -> None:
+        self.done: set[Key] = set()
+        self.lines: list[dict[str, Any]] = []
+
+    def append(self, conversation: dict[str, Any]) -> None:
+        """Keep one."""
+        self.done.add((conversation["suite"], conversation["conversation"], conversation["seed"]))
+        self.lines.append(conversation)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Those that came since the last time."""
+        lines, self.lines = self.lines, []
+        return lines
 
 
 class Stretch:
@@ -70,12 +89,30 @@ class Stretch:
         )
 
 
-def account_for(segments: Sequence[Segment], stored: int) -> list[Segment]:
+def in_place(segments: Iterable[Segment]) -> list[Segment]:
+    """The segments with `first` as follows from how many conversations each has."""
+    placed: list[Segment] = []
+    for segment in segments:
+        first = placed[-1].first + placed[-1].conversations if placed else 0
+        placed.append(segment.model_copy(update={"first": first}))
+    return placed
+
+
+def account_for(
+    segments: Sequence[Segment], stored: int, numbered: Mapping[int, int] = MappingProxyType({})
+) -> list[Segment]:
     """The segments of an unfinished run such that all `stored` conversations belong to one.
 
     What was killed could not say how many it finished; earlier versions wrote no segment of an interrupted stretch.
+    `numbered`: conversations of each stretch whose lines tell it (`Store.numbered`).
     """
     segments = list(segments)
+    for number, conversations in numbered.items():
+        if number >= len(segments):
+            continue
+        segments[number] = segments[number].model_copy(update={"conversations": conversations})
+    if numbered:
+        segments = in_place(segments)
     if segments and segments[-1].counters is None:
         killed = segments.pop()
         segments.append(killed.model_copy(update={"conversations": stored - killed.first}))

@@ -18,25 +18,14 @@ from speceval.measure import runner
 from speceval.measure.job import Job
 from speceval.measure.kept import Kept
 from speceval.measure.start import check_engine, order
-from speceval.store import Key, frames
+from speceval.measure.stretch import Memory
+from speceval.store import frames
 
 ALONE = Setting("none", 0)
 SAMPLE = "\x1e"
 """Between a conversation's id and the number of its sample, while bursts are generated."""
 FEWEST = 3
 """Bursts of each batch size: below, there is no error to speak of."""
-
-
-class _Memory:
-    """Keeps the conversations of a burst."""
-
-    def __init__(self) -> None:
-        self.done: set[Key] = set()
-        self.lines: list[dict[str, Any]] = []
-
-    def append(self, conversation: dict[str, Any]) -> None:
-        """Take one."""
-        self.lines.append(conversation)
 
 
 def check(batches: Sequence[int], bursts: int) -> None:
@@ -104,7 +93,7 @@ def _burst(
         )
         for place in range(number * size, (number + 1) * size)
     ]
-    memory = _Memory()
+    memory = Memory()
     spec = job.spec.model_copy(update={"batch": batch, "seeds": job.spec.seeds[:1]})
     part = replace(suite, conversations=conversations)
     progress = runner.Progress(size)

@@ -24,18 +24,19 @@ MOST_OFTEN = 50
 """Time between two updates, at least, for each second that one takes: tau of 100,000 conversations takes a while."""
 
 
-def watcher(console: Console, place: str = "") -> Watch:
+def watcher(console: Console, place: str = "", name: str = "") -> Watch:
     """A progress display on `console`: a live bar on a terminal, a line every ten seconds elsewhere.
 
-    place: where the run is among others, "[3/40] ".
+    place: where the run is among others, "[3/40] ". name: what is measured [drafter and temperature].
     """
-    return _bar(console, place) if console.is_terminal else _lines(console, place)
+    return _bar(console, place, name) if console.is_terminal else _lines(console, place, name)
 
 
 def running_tau(progress: Progress) -> str:
     """tau ± half-width of its 95 % interval over the conversations so far."""
     from speceval.estimate.statistics import ratio_interval
 
+    assert progress.counts is not None
     counts: dict[tuple[str, str], list[int]] = {}
     for (suite, conversation, _), turns in progress.counts.items():
         total = counts.setdefault((suite, conversation), [0, 0])
@@ -52,11 +53,16 @@ def running_tau(progress: Progress) -> str:
 
 def _status(progress: Progress, spec: RunSpec) -> str:
     speed = f"{progress.tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s"
-    # A replay emits one token a step, whatever would have been accepted: its counts are no tau.
-    return f"{speed}  replay" if spec.replay is not None else f"{speed}  {running_tau(progress)}"
+    if spec.replay is not None:  # emits one token a step, whatever would have been accepted: its counts are no tau
+        return f"{speed}  replay"
+    return speed if progress.counts is None else f"{speed}  {running_tau(progress)}"
 
 
-def _bar(console: Console, place: str) -> Watch:
+def _name(spec: RunSpec) -> str:
+    return f"{spec.draft} T={spec.temperature:g}"
+
+
+def _bar(console: Console, place: str, name: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         wide = console.width >= WIDE
@@ -72,7 +78,7 @@ def _bar(console: Console, place: str) -> Watch:
         # Refreshed by hand: a refresh thread would take the engine's time.
         with Bar(*columns, console=console, auto_refresh=False) as bar:
             task = bar.add_task(
-                f"{place}{spec.draft} T={spec.temperature:g}",
+                f"{place}{name or _name(spec)}",
                 total=progress.conversations,
                 completed=progress.done,
                 status="",
@@ -94,12 +100,12 @@ def _bar(console: Console, place: str) -> Watch:
     return watch
 
 
-def _lines(console: Console, place: str) -> Watch:
+def _lines(console: Console, place: str, name: str) -> Watch:
     @contextmanager
     def watch(progress: Progress, spec: RunSpec) -> Iterator[Callable[[], None]]:
         def show() -> None:
             console.print(
-                f"{place}{spec.draft} T={spec.temperature:g}: {progress.done}/{progress.conversations} "
+                f"{place}{name or _name(spec)}: {progress.done}/{progress.conversations} "
                 f"conversations, {_status(progress, spec)}",
                 soft_wrap=True,
             )

@@ -12,8 +12,10 @@ import errno
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, KeysView
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from speceval.store.schema import RunMeta
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.layout import CUT_THOUGHT, JOURNAL, OUTPUTS, RUN, STEPS, TURNS, Counts, Key, write_meta
+from speceval.store.layout import CUT_THOUGHT, JOURNAL, OUTPUTS, RUN, STEPS, STRETCH, TURNS, Counts, Key, write_meta
 from speceval.store.read import read_meta
 from speceval.store.tables import Tables, _counts, _key, read_lines
 
@@ -43,6 +45,8 @@ class Store:
         self._synced = 0.0
         self.counts: dict[Key, list[Counts]] = {}
         """What each turn of each conversation accepted, in the order in which the conversations came in."""
+        self._numbers: dict[Key, int] = {}
+        """The stretch of each conversation whose line tells it: those that replicas measured side by side."""
         self.followed, self.cut_thoughts = 0, 0
         """Turns with another one after them, and those of them whose thought never ended."""
         self._tables: Tables | None = None
@@ -52,6 +56,19 @@ class Store:
     def done(self) -> KeysView[Key]:
         """The conversations that are in."""
         return self.counts.keys()
+
+    @property
+    def numbered(self) -> Counter[int]:
+        """Conversations of each stretch that replicas measured side by side, by its place among the run's segments."""
+        return Counter(self._numbers.values())
+
+    def order(self) -> list[Key]:
+        """The conversations stretch by stretch, those of each in the order in which they came in."""
+        order: list[Key] = []
+        for numbered, group in groupby(self.counts, self._numbers.__contains__):
+            keys = list(group)
+            order += sorted(keys, key=self._numbers.__getitem__) if numbered else keys
+        return order
 
     def __enter__(self) -> Store:
         try:
@@ -118,7 +135,10 @@ class Store:
         self._count(conversation)
 
     def _count(self, conversation: dict[str, Any]) -> None:
-        self.counts[_key(conversation)] = _counts(conversation)
+        key = _key(conversation)
+        self.counts[key] = _counts(conversation)
+        if STRETCH in conversation:
+            self._numbers[key] = conversation[STRETCH]
         followed = conversation["turns"][:-1]
         self.followed += len(followed)
         self.cut_thoughts += sum(CUT_THOUGHT in turn for turn in followed)

@@ -29,6 +29,9 @@ Counts = tuple[int, int]
 CUT_THOUGHT = "cut_thought"
 """Key of a turn whose thought never ended: the next turn sees nothing of it."""
 
+STRETCH = "stretch"
+"""Key of a conversation that one of several replicas measured: the number of its stretch, from 0."""
+
 REQUEST = ["suite", "conversation", "seed", "turn"]
 """Columns that name a request; the first three a conversation (`Key`)."""
 

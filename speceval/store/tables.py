@@ -237,6 +237,7 @@ class JournalLine(_Line):
     category: str | None
     turns: list[JournalTurn]
     skipped: str | None = None
+    stretch: Number | None = None
 
 
 class OutputLine(_Line):

@@ -77,6 +77,7 @@ class ServerEngine(Listening, Engine):
 
     loads_checkpoints = False
     shortest_prompt = 2  # vLLM pads the first step of a shorter one
+    replicates = False
 
     def __init__(self, order: Order) -> None:
         """Find the server and what it is. Raises `UserError`."""

@@ -14,8 +14,10 @@ from speceval.measure import launch
 from speceval.measure.job import stored
 from speceval.measure.kept import How, Kept
 from speceval.measure.output import Watch
+from speceval.measure.replicas.launch import Log, run_all
+from speceval.measure.replicas.on_ray import Cluster
 from speceval.measure.sweep.cells import Cell, Sweep
-from speceval.store import StoredRun
+from speceval.store import StoredRun, read_run
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,7 @@ def execute(
     `watch` makes the display of a cell, by its number from 0. A cell that fails does not stop the others; an interrupt
     does, and the same call goes on. Raises `UserError` where an engine cannot run at all.
     """
-    jobs = [cell.job for cell in sweep.cells]
-    for name in {job.spec.engine for job in jobs}:
-        engines.find(name).require()
-    drafters = [job.draft.name for job in jobs if job.draft.source == "zoo" and _loads(job.spec.engine)]
-    if drafters:
-        zoo.ensure(tuple(dict.fromkeys(drafters)))  # all at once: they train side by side
+    _get_ready(sweep)
     with closing(Kept()) as kept:
         for number, cell in enumerate(sweep.cells):
             before = dict(kept.how)
@@ -67,6 +64,43 @@ def execute(
             except Exception as error:
                 _note(cell.job.directory / "engine.log")
                 yield Outcome(cell, None, f"{type(error).__name__}: {error}")
+
+
+def execute_on(
+    cluster: Cluster, sweep: Sweep, watch: Watch, log: Log, command: tuple[str, ...] = ()
+) -> Iterator[Outcome]:
+    """`execute` on replicas: whoever is free measures the next cell, or joins another in one. `watch`: of all cells."""
+    waiting: dict[Path, Cell] = {}
+    for cell in sweep.cells:
+        try:
+            known = stored(cell.job)
+        except UserError as error:
+            yield Outcome(cell, None, str(error))
+            continue
+        if known is not None and known.complete:
+            yield Outcome(cell, known)
+        else:
+            waiting[cell.job.directory] = cell
+    if not waiting:
+        return
+    _get_ready(sweep)
+    jobs = [replace(cell.job, command=command) for cell in waiting.values()]
+    for work in run_all(jobs, cluster, watch, log, sweep.directory / "replicas.log"):
+        cell = waiting[work.job.directory]
+        if work.error is None:
+            yield Outcome(cell, read_run(cell.job.directory), how=work.how)
+        else:
+            yield Outcome(cell, None, work.error)
+
+
+def _get_ready(sweep: Sweep) -> None:
+    """Raises `UserError` where an engine cannot run at all; trains what the cells need of the zoo."""
+    jobs = [cell.job for cell in sweep.cells]
+    for name in {job.spec.engine for job in jobs}:
+        engines.find(name).require()
+    drafters = [job.draft.name for job in jobs if job.draft.source == "zoo" and _loads(job.spec.engine)]
+    if drafters:
+        zoo.ensure(tuple(dict.fromkeys(drafters)))  # all at once: they train side by side
 
 
 def _note(log: Path) -> None:

@@ -1,0 +1,51 @@
+"""From a request to a finished run, or a sweep's, on the replicas of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from speceval import engines
+from speceval.errors import UserError
+from speceval.measure import launch
+from speceval.measure.job import Job
+from speceval.measure.output import Watch
+from speceval.measure.replicas.hand_out import HandOut
+from speceval.measure.replicas.on_ray import Cluster, connected
+from speceval.measure.replicas.work import Work
+from speceval.store import StoredRun, read_run
+
+Log = Callable[[Path], AbstractContextManager[None]]
+
+
+def run(job: Job, cluster: Cluster, watch: Watch, log: Log) -> StoredRun:
+    """`launch.run` on replicas. Raises `UserError`; whatever ends it leaves a store that the same call resumes."""
+    launch.fetch(job)  # here too: what cannot be had is known now, and replicas on this machine find it
+    for work in run_all([job], cluster, watch, log, job.directory / "engine.log"):
+        if work.error is not None:
+            raise UserError(work.error)
+    return read_run(job.directory)
+
+
+def run_all(jobs: Sequence[Job], cluster: Cluster, watch: Watch, log: Log, log_file: Path) -> Iterator[Work]:
+    """Measure runs that are not measured yet, and tell of each when it is finished or given up.
+
+    log_file: where the output of all replicas goes. Raises `UserError` before anything has started.
+    """
+    for job in jobs:
+        check(job)
+    with connected(cluster, jobs[0].spec.engine_args) as pool:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log(log_file):
+            hand_out = HandOut(jobs, pool)
+            with watch(hand_out.progress, jobs[0].spec) as changed:
+                hand_out.changed = changed
+                yield from hand_out.run()
+            pool.close()
+
+
+def check(job: Job) -> None:
+    """Raises `UserError` for what replicas cannot measure."""
+    if not engines.find(job.spec.engine).replicates:
+        raise UserError(f"--ray: --engine {job.spec.engine} measures what runs already: leave --ray out")
