@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from speceval.api.capturing import Evaluation, capture, evaluate, read_capture, replay
     from speceval.api.measuring import merge, run, train_zoo, verify
     from speceval.api.reading import (
         check,
@@ -41,6 +42,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
+    "Evaluation",
     "NotComparable",
     "Run",
     "RunSpec",
@@ -48,9 +50,11 @@ __all__ = [
     "Sweep",
     "Tuning",
     "UserError",
+    "capture",
     "check",
     "check_counts",
     "compare",
+    "evaluate",
     "explain",
     "export",
     "holm",
@@ -58,7 +62,9 @@ __all__ = [
     "plot",
     "ratio",
     "ratio_difference",
+    "read_capture",
     "read_run",
+    "replay",
     "report",
     "run",
     "serve",
@@ -72,6 +78,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "speceval.api.capturing": ("Evaluation", "capture", "evaluate", "read_capture", "replay"),
     "speceval.api.measuring": ("merge", "run", "train_zoo", "verify"),
     "speceval.api.reading": (
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),

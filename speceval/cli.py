@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from speceval import __version__, terminal
+from speceval.commands.capture import capture, replay
 from speceval.commands.check import baseline, check
 from speceval.commands.compare import compare
 from speceval.commands.explain import explain
@@ -51,6 +52,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "sweep": sweep,
     "merge": merge,
+    "capture": capture,
+    "replay": replay,
     "tune": tune,
     "verify": verify,
     "selftest": selftest,

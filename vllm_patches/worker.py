@@ -159,6 +159,30 @@ class Extension:
             drained["values"] = base64.b64encode(drained["values"]).decode()
         return drained
 
+    def start_states(self, layers: list[int]) -> str:
+        """Keep the hidden states of every token from now on (`taps.states`). Returns why that cannot be, or nothing."""
+        from vllm_patches.taps import states
+
+        try:
+            states.start(self.model_runner, layers)  # type: ignore[attr-defined]
+        except NotImplementedError as error:
+            return str(error)
+        return ""
+
+    def stop_states(self) -> None:
+        """Keep none any more."""
+        from vllm_patches.taps import states
+
+        states.stop()
+
+    def drain_states(self) -> dict[str, Any] | None:
+        """`States.drain` of the first rank of the last stage; None from every other worker, which has the same."""
+        from vllm_patches.taps import states
+
+        drained = states.OPEN[0].drain()
+        samples, first, _ = _place()
+        return drained if samples and first else None
+
 
 def v2_truncates(config: Any) -> bool:
     """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
@@ -252,6 +276,24 @@ def from_text(drained: dict[str, Any] | None) -> dict[str, Any] | None:
     if drained and "values" in drained:
         return {**drained, "values": base64.b64decode(drained["values"])}
     return drained
+
+
+def start_states(llm: Any, layers: Sequence[int]) -> str:
+    """Keep the target's last state and those after `layers` of every token of `llm` from now on.
+
+    Returns why a worker cannot, or nothing.
+    """
+    return next(filter(None, llm.collective_rpc("start_states", args=(list(layers),))), "")
+
+
+def stop_states(llm: Any) -> None:
+    """Keep none any more."""
+    llm.collective_rpc("stop_states")
+
+
+def drain_states(llm: Any) -> dict[str, Any]:
+    """What was kept since the last call (`taps.states.States.drain`)."""
+    return next(drained for drained in llm.collective_rpc("drain_states") if drained is not None)
 
 
 def ask_counts(llm: Any) -> dict[str, int]:

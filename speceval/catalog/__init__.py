@@ -4,9 +4,21 @@
 package imports none of torch, transformers and huggingface_hub.
 """
 
-from .fetch import fetch
+from .fetch import fetch, fetch_draft
 from .fit import check_fit, check_k
-from .resolve import listing, resolve
+from .resolve import listing, resolve, resolve_draft
 from .schema import Draft, Pair, Sizes, Target
 
-__all__ = ["Draft", "Pair", "Sizes", "Target", "check_fit", "check_k", "fetch", "listing", "resolve"]
+__all__ = [
+    "Draft",
+    "Pair",
+    "Sizes",
+    "Target",
+    "check_fit",
+    "check_k",
+    "fetch",
+    "fetch_draft",
+    "listing",
+    "resolve",
+    "resolve_draft",
+]

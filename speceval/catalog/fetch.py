@@ -36,6 +36,18 @@ def fetch(pair: Pair) -> Pair:
     return Pair(target=target, draft=draft)
 
 
+def fetch_draft(target: Target, draft: Draft) -> Draft:
+    """The drafter as `fetch` gives it, where the target itself is not needed; raises as that does."""
+    if draft.source == "zoo" and draft.model is not None:
+        from speceval import zoo
+
+        draft = draft.model_copy(update={"model": str(zoo.ensure([draft.name])[draft.name])})
+    draft = _read_draft(draft)
+    check_fit(target, draft)
+    check_heads(target, draft)
+    return draft
+
+
 def _build_zoo(pair: Pair) -> Pair:
     from speceval import zoo
 

@@ -31,16 +31,18 @@ def resolve(target: str, draft: str | None, method: str | None = None) -> Pair:
     Raises UserError: unknown name (with near names), drafter of another target, sizes that do not fit, no hub.
     """
     found = _find_target(target)
-    if draft is None:
-        return Pair(target=found, draft=None)
+    return Pair(target=found, draft=None if draft is None else resolve_draft(found, draft, method))
+
+
+def resolve_draft(target: Target, draft: str, method: str | None = None) -> Draft:
+    """The checkpoint behind `--draft` for a target that is known; raises as `resolve` does."""
     if method is not None and method not in METHODS:
         raise UserError(f"--method {method}: unknown{_near(method, list(METHODS))}; known: {', '.join(METHODS)}")
-    pair = Pair(target=found, draft=_find_draft(draft, found, method))
-    assert pair.draft is not None
-    if method is not None and pair.draft.method != method:
-        raise UserError(f"--method {method}: {pair.draft.name} is known to be {pair.draft.method}: leave it out")
-    check_fit(pair.target, pair.draft)
-    return pair
+    found = _find_draft(draft, target, method)
+    if method is not None and found.method != method:
+        raise UserError(f"--method {method}: {found.name} is known to be {found.method}: leave it out")
+    check_fit(target, found)
+    return found
 
 
 def listing(kind: Literal["targets", "drafters"]) -> list[dict[str, str]]:

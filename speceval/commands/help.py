@@ -67,6 +67,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sweep": ("speceval sweep losses.yaml --dry-run", "speceval sweep losses.yaml --ray auto"),
     "merge": ("speceval merge results/one results/two -o results/whole",),
+    "capture": ("speceval capture results/RUN -o captures/RUN",),
+    "replay": ("speceval replay captures/RUN --draft lk-eagle3,ngram", "speceval replay captures/RUN --draft ./head"),
     "tune": ("speceval tune --target zoo --draft kl-eagle3,lk-eagle3 --batch 1,8 --k 1-5",),
     "verify": (
         "speceval verify --target zoo --draft lk-eagle3 --temp 1",

@@ -227,6 +227,31 @@ class Verifiable(Protocol):
         """The target's log-probability of each token of each sequence, but the first, given those before it."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Hidden states of some tokens of a request, one after another: those of a forward pass."""
+
+    request_id: str
+    start: int
+    """Place of the first of them in the request."""
+    states: dict[str, Any]
+    """Tensors [tokens, hidden size]: "final", the normed last state, and "layer.n", the residual after n layers."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What `speceval capture` needs beyond a `Verifiable` engine, which it starts without a drafter."""
+
+    def keep_states(self, layers: Sequence[int]) -> None:
+        """Keep the target's last hidden state, and those after `layers`, of every token from now on.
+
+        Raises `UserError` where it cannot.
+        """
+
+    def take_states(self) -> list[Piece]:
+        """What was kept since the last call."""
+
+
 def unknown(**told: Any) -> Facts:
     """Facts of an engine that can tell what is `told` and nothing else."""
     return Facts.model_validate(dict.fromkeys(Facts.model_fields) | told)

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 from speceval.catalog.schema import Target
-from speceval.engines.base import Engine, Finished, Order, Sampling
+from speceval.engines.base import Engine, Finished, Order, Piece, Sampling
 from speceval.engines.vllm import listing, loading, model_runner, start, watchdog
 from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.listening import Listening
-from speceval.engines.vllm.recordings import Recordings
+from speceval.engines.vllm.recordings import Recordings, pieces
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
@@ -30,6 +30,9 @@ from vllm_patches.worker import (
     ask_disobedience,
     ask_loading,
     ask_settings,
+    drain_states,
+    start_states,
+    stop_states,
     stop_tap,
     swap_drafter,
 )
@@ -81,6 +84,8 @@ class OfflineEngine(Listening, Engine):
         self._undrained = 0
         self._taps = set()
         self._closed = False
+        self._read: set[str] | None = None
+        """Requests since the states of their tokens are kept; None: they are not."""
         try:
             self._check_workers()
         except BaseException:
@@ -160,6 +165,19 @@ class OfflineEngine(Listening, Engine):
             for output, sequence in zip(outputs, sequences, strict=True)
         ]
 
+    def keep_states(self, layers: Sequence[int]) -> None:
+        """Keep the target's last hidden state, and those after `layers`, of every token from now on.
+
+        Raises `UserError` where a worker cannot.
+        """
+        if reason := self._ask(start_states, layers):
+            raise UserError(reason)
+        self._read = set()
+
+    def take_states(self) -> list[Piece]:
+        """What was kept since the last call, of requests in flight or just finished."""
+        return pieces(self._ask(drain_states), self._read or ())
+
     def facts(self) -> Facts:
         """The settings as the worker processes have them. Raises `UserError` where two workers differ.
 
@@ -215,6 +233,8 @@ class OfflineEngine(Listening, Engine):
             extra_args=None if sampling.replay is None else {TEXT: list(sampling.replay)},
         )
         self._commits[request_id], self._tokens[request_id] = [], []
+        if self._read is not None:
+            self._read.add(request_id)
         with _failing_in_one_line():
             self._engine.add_request(request_id, {"prompt_token_ids": prompt_token_ids}, params)
 
@@ -288,6 +308,8 @@ class OfflineEngine(Listening, Engine):
         self._closed = True
         try:
             self.unlisten_all()
+            if self._read is not None:
+                stop_states(self.llm)
         except Exception:  # workers that are gone have no taps
             traceback.print_exc()
         try:

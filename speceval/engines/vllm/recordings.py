@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speceval.engines.base import Piece
+
 RANDOM_SUFFIX = 9
 """vLLM's own names of requests end in "-" and eight random characters."""
 
@@ -48,3 +50,24 @@ class Recordings:
         for kind in range(len(values)):
             found[:, kind][place] = values[kind]
         return found
+
+
+def pieces(drained: dict[str, Any], requests: Collection[str]) -> list[Piece]:
+    """What `vllm_patches.worker.drain_states` returns, of our `requests`, under their names."""
+    import torch
+
+    total = sum(count for _, _, count in drained["pieces"])
+    if not total:
+        return []
+    kind = getattr(torch, drained["dtype"])
+    states = {
+        name: torch.frombuffer(bytearray(content), dtype=kind).view(total, -1)
+        for name, content in drained["values"].items()
+    }
+    ends = np.cumsum([count for _, _, count in drained["pieces"]]).tolist()
+    found = []
+    for (internal, start, count), end in zip(drained["pieces"], ends, strict=True):
+        name = internal if internal in requests else internal[:-RANDOM_SUFFIX]
+        if name in requests:
+            found.append(Piece(name, start, {which: state[end - count : end] for which, state in states.items()}))
+    return found

@@ -1,0 +1,267 @@
+"""kept_j of every place of every text, for any drafter: min(1, q_j(x_j) / p_j(x_j)), all places at once.
+
+Draft position j of a place reads the text's own tokens before it, so that nothing of a step depends on another one:
+K passes of the drafter over all texts are enough. Derivation: docs/measure/without-the-target.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speceval.captures.folder import FINAL, Capture, Text, name_of
+from speceval.captures.law import log_law
+from speceval.drafters.base import Drafter, States
+from speceval.errors import UserError
+from speceval.protocol import Drafting
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from speceval.store.schema import SamplingFacts
+
+SCORES = 1 << 22
+"""Batch x places x tokens at once, which attention scores of every head take."""
+LOGITS = 1 << 26
+"""Batch x places x vocabulary at once."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a drafter would have kept along a text, for each place [places, K]."""
+
+    text: Text
+    kept: NDArray[np.float32]
+    """NaN past the text, and where nothing was drafted."""
+    drafted: NDArray[np.int64]
+    """Drafts of each place [places]."""
+
+
+@dataclass
+class Overlap:
+    """Sums over all places whose token is in the text, by draft position [K]."""
+
+    places: list[int] = field(default_factory=list)
+    alpha: list[float] = field(default_factory=list)
+    """Σ_x min(p, q)."""
+    kl: list[float] = field(default_factory=list)
+    """KL(p || q) in nats, with p renormalised on what the drafter can draft."""
+
+    def add(self, j: int, alpha: Tensor, kl: Tensor) -> None:
+        """Values of draft position j (from 1) at some places."""
+        for sums in (self.places, self.alpha, self.kl):
+            sums.extend([0] * (j - len(sums)))
+        self.places[j - 1] += len(alpha)
+        self.alpha[j - 1] += float(alpha.sum())
+        self.kl[j - 1] += float(kl.sum())
+
+
+@dataclass(frozen=True)
+class Question:
+    """How drafts are drawn and verified."""
+
+    k: int
+    drafting: Drafting
+    sampling: SamplingFacts
+    truncated: bool = True
+    """Whether top-k and top-p truncate q as p."""
+    device: str = "cpu"
+
+
+def along(
+    drafter: Drafter,
+    capture: Capture,
+    question: Question,
+    draft_ids: Tensor | None = None,
+    overlap: Overlap | None = None,
+) -> Iterator[Kept]:
+    """What `drafter` keeps of each text, in no certain order; `overlap`: is filled meanwhile.
+
+    `draft_ids`: the target's ids [D] of what it can draft; None: its own attribute of that name, or 0 … D - 1.
+    Raises `UserError` for logits of another vocabulary, or fewer positions than K.
+    """
+    ids = getattr(drafter, "draft_ids", None) if draft_ids is None else draft_ids
+    inside = None if ids is None else _inside(ids, capture, question.device)
+    target = _Target(capture, question.device)
+    for texts in batches(capture.texts, capture.manifest.vocab_size):
+        batch = _Batch(capture, texts, target)
+        yield from batch.kept(drafter, question, inside, overlap)
+
+
+def certain(draft: Callable[[list[int], int], Iterator[list[int]]], capture: Capture, k: int) -> Iterator[Kept]:
+    """The same for drafts without a distribution: `draft` gives those after tokens[:n], from n on, one place a time."""
+    for text in capture.texts:
+        kept = np.full((text.places, k), np.nan, np.float32)
+        drafted = np.zeros(text.places, np.int64)
+        for place, tokens in enumerate(islice(draft(text.tokens, text.prompt + 1), text.places)):
+            due = text.tokens[text.prompt + 1 + place :][:k]
+            drafted[place] = len(tokens)
+            both = [float(a == b) for a, b in zip(tokens, due, strict=False)]
+            kept[place, : len(both)] = both
+        yield Kept(text, kept, drafted)
+
+
+def table(kept: Sequence[Kept], k: int) -> pd.DataFrame:
+    """A row for each place, sorted by text, as the table of steps of a replayed run."""
+    import pandas as pd
+
+    from speceval.store import REQUEST, recorded_columns
+
+    names = recorded_columns(k, ("kept",))
+    parts = [
+        pd.DataFrame(one.kept, columns=names).assign(
+            suite=one.text.key[0],
+            conversation=one.text.key[1],
+            seed=one.text.key[2],
+            turn=one.text.key[3],
+            step=range(1, one.text.places + 1),
+            drafted=one.drafted,
+            accepted=0,
+            committed=1,
+        )
+        for one in sorted(kept, key=lambda one: one.text.key)
+    ]
+    columns = [*REQUEST, "step", "drafted", "accepted", "committed", *names]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def batches(texts: Sequence[Text], vocabulary: int) -> Iterator[list[Text]]:
+    """All texts with a place, those of about the same length together, as many as fit into memory."""
+    batch: list[Text] = []
+    for text in sorted((text for text in texts if text.places > 0), key=lambda text: -text.rows):
+        most = max([text, *batch], key=lambda one: one.places).places
+        size = (len(batch) + 1) * max([text, *batch], key=lambda one: one.rows).rows
+        if batch and (size * most > SCORES or size * vocabulary > LOGITS):
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+class _Target:
+    """What does not change from text to text, on the device."""
+
+    def __init__(self, capture: Capture, device: str) -> None:
+        self.embedding, self.output = capture.embedding.to(device).float(), capture.output.to(device).float()
+        self.device = device
+
+
+class _Batch:
+    """Some texts side by side, filled up at the end."""
+
+    def __init__(self, capture: Capture, texts: list[Text], target: _Target) -> None:
+        self.texts, self.capture, device = texts, capture, target.device
+        time, most = max(text.rows for text in texts), max(text.places for text in texts)
+        stored = [capture.states(text) for text in texts]
+        self.tokens = torch.zeros(len(texts), time + 1, dtype=torch.long)
+        self.log_p = torch.full((len(texts), time), torch.nan)
+        for row, (text, states) in enumerate(zip(texts, stored, strict=True)):
+            self.tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
+            self.log_p[row, : text.rows] = states["log_p"]
+        self.tokens, self.log_p = self.tokens.to(device), self.log_p.to(device)
+        joined = {
+            name: torch.nn.utils.rnn.pad_sequence([states[name].float() for states in stored], batch_first=True)
+            for name in stored[0]
+            if name != "log_p"
+        }
+        self.states = States(
+            final=joined[FINAL].to(device),
+            layers={layer: joined[name_of(layer)].to(device) for layer in capture.manifest.layers},
+            embedding=target.embedding,
+            output=target.output,
+        )
+        first = torch.tensor([text.prompt - 1 for text in texts])
+        count = torch.tensor([text.places for text in texts])
+        offset = torch.arange(most)
+        self.places = (first[:, None] + offset.minimum(count[:, None] - 1)).to(device)
+        self.real = (offset < count[:, None]).to(device)
+        self.rows = torch.tensor([text.rows for text in texts], device=device)
+
+    def kept(
+        self, drafter: Drafter, question: Question, inside: Tensor | None, overlap: Overlap | None
+    ) -> Iterator[Kept]:
+        """Of each text."""
+        each = max(1, LOGITS // (len(self.texts) * self.capture.manifest.vocab_size))
+        parts = [
+            self._chunk(drafter, question, inside, overlap, at, each) for at in range(0, self.places.shape[1], each)
+        ]
+        kept = torch.cat(parts, dim=1).cpu().numpy()
+        for row, text in enumerate(self.texts):
+            yield Kept(text, kept[row, : text.places], np.full(text.places, question.k))
+
+    def _chunk(
+        self, drafter: Drafter, question: Question, inside: Tensor | None, overlap: Overlap | None, at: int, each: int
+    ) -> Tensor:
+        """kept [batch, places, K] of some places."""
+        places, real = self.places[:, at : at + each], self.real[:, at : at + each]
+        found = []
+        for j, logits in enumerate(islice(drafter(self.tokens[:, :-1], self.states, places), question.k), start=1):
+            _check_shape(logits, places, self.capture.manifest.vocab_size, inside)
+            due = places + j  # whose prediction is draft position j
+            within = real & (due < self.rows[:, None])
+            due = due.minimum(self.rows[:, None] - 1)
+            token = self.tokens.gather(1, due + 1)
+            chance = _chance(logits, token, self.log_p.gather(1, due), question, inside)
+            found.append(chance.masked_fill(~within, torch.nan))
+            if overlap is not None and within.any():
+                self._overlap(overlap, j, logits, due, within, question, inside)
+        if len(found) < question.k:
+            raise UserError(f"k={question.k}: the drafter gives {len(found)} positions: ask for at most that many")
+        return torch.stack(found, dim=-1)
+
+    def _overlap(
+        self, overlap: Overlap, j: int, logits: Tensor, due: Tensor, within: Tensor, question: Question, inside: Any
+    ) -> None:
+        final = self.states.final.gather(1, due[..., None].expand(-1, -1, self.states.final.shape[-1]))[within]
+        p = log_law(final @ self.states.output.T, question.sampling).exp()
+        log_q = log_law(logits[within], question.sampling, question.truncated)
+        ids = slice(logits.shape[-1]) if inside is None else (inside >= 0).nonzero()[:, 0]
+        if inside is not None:
+            log_q = log_q[:, inside[ids]]
+        p = p[:, ids]
+        share = p / p.sum(-1, keepdim=True).clamp_min(1e-20)
+        divergence = (torch.special.xlogy(share, share) - torch.where(share > 0, share * log_q, 0.0)).sum(-1)
+        overlap.add(j, torch.minimum(p, log_q.exp()).sum(-1), divergence)
+
+
+def _chance(logits: Tensor, token: Tensor, log_p: Tensor, question: Question, inside: Tensor | None) -> Tensor:
+    """That the text's token [batch, n] was an accepted draft: min(1, q/p); of greedy drafts whether it is the draft."""
+    index = token if inside is None else inside[token]
+    known = (index >= 0) & (index < logits.shape[-1])
+    index = torch.where(known, index, 0)
+    if question.drafting == "greedy" or question.sampling.temperature == 0:
+        return ((logits.argmax(-1) == index) & known).float()
+    log_q = log_law(logits, question.sampling, question.truncated).gather(-1, index[..., None])[..., 0]
+    return torch.where(known, (log_q - log_p).exp().clamp(max=1), 0.0).nan_to_num(0.0)
+
+
+def _inside(ids: Tensor, capture: Capture, device: str) -> Tensor:
+    """The drafter's id of each of the target's tokens [V]; -1 for what it cannot draft. Raises `UserError`."""
+    size = capture.manifest.vocab_size
+    ids = torch.as_tensor(ids).long().cpu()
+    if len(ids) and int(ids.max()) >= size:
+        raise UserError(
+            f"the drafter drafts token {int(ids.max())}, the captured target has {size}: another vocabulary"
+        )
+    found = torch.full((size,), -1)
+    found[ids] = torch.arange(len(ids))
+    return found.to(device)
+
+
+def _check_shape(logits: Tensor, places: Tensor, vocabulary: int, inside: Tensor | None) -> None:
+    size = vocabulary if inside is None else int((inside >= 0).sum())
+    if tuple(logits.shape[:2]) != tuple(places.shape) or logits.ndim != 3:
+        raise UserError(
+            f"the drafter's logits have shape {list(logits.shape)}, for {list(places.shape)} places: give "
+            "[batch, places, vocabulary] for each position"
+        )
+    if logits.shape[-1] != size:
+        raise UserError(f"the drafter has {logits.shape[-1]} tokens, the captured target {size}: another vocabulary")

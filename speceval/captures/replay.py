@@ -1,0 +1,220 @@
+"""A drafter measured on a capture, as an ordinary replayed run."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from speceval import catalog, zoo
+from speceval.captures import evaluate
+from speceval.captures.evaluate import Kept, Question
+from speceval.captures.folder import Capture, key_of
+from speceval.catalog.methods import default_drafting
+from speceval.drafters import ngram
+from speceval.drafters.load import load, require
+from speceval.errors import UserError
+from speceval.estimate import books
+from speceval.measure.content import checkpoint_facts
+from speceval.measure.fingerprint import environment
+from speceval.measure.weights import files_of, weights_hash
+from speceval.private import masked
+from speceval.protocol import RunSpec, make_spec
+from speceval.store import Store, StoredRun, pack, read_meta, read_run, run_directory
+from speceval.store.schema import Counters, RunMeta, Segment, other_request
+
+ENGINE = "capture"
+"""What such a run names as its engine."""
+
+
+def replay(
+    capture: Capture,
+    draft: str,
+    k: int | None = None,
+    drafting: str | None = None,
+    method: str | None = None,
+    draft_args: dict[str, Any] | None = None,
+    draft_truncation: bool = True,
+    device: str = "cpu",
+    out: Path | None = None,
+    command: Iterable[str] = (),
+    changed: Callable[[int, int], None] = lambda done, of: None,
+) -> StoredRun:
+    """Measure a drafter on a capture; a finished one is read back. Raises `UserError`, and leaves nothing then.
+
+    `changed` is told how many texts are done, and of how many.
+    """
+    found = catalog.resolve_draft(capture.manifest.target, draft, method)
+    require(found.method, draft)
+    spec = _spec(capture, found, k, drafting, method, draft_args or {}, draft_truncation)
+    directory = out or run_directory(Path("results"), spec)
+    if (directory / "run.json").exists():
+        if other := other_request(read_meta(directory), spec):
+            raise UserError(f"--out {directory} holds another run ({'; '.join(other)}): name another directory")
+        if (known := read_run(directory)).complete:
+            return known
+    _require_target(capture)
+    found = catalog.fetch_draft(capture.manifest.target, found)
+    catalog.check_k(found, spec.k)
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        kept = {}
+        for done, one in enumerate(_kept(capture, found, spec, device), start=1):
+            kept[one.text.key] = one
+            changed(done, len(capture.texts))
+    meta = _meta(capture, found, spec, device, command)
+    with Store(directory) as store:
+        store.write_meta(meta)
+        for line in capture.lines:
+            if key_of(line) not in store.done:
+                store.append(_line(line, kept, spec.k))
+        turns, steps = store.frames()
+        counters = Counters(
+            num_drafts=int(turns["steps"].sum()),
+            num_draft_tokens=int(turns["drafted"].sum()),
+            num_accepted_tokens_per_pos=[0] * spec.k,
+        )
+        tokens = int(turns["output_tokens"].sum())
+        segment = Segment(
+            conversations=len(store.done), tokens=tokens, seconds=time.perf_counter() - begin, counters=counters
+        )
+        meta.segments = [segment]
+        meta.problems = books.check(turns, steps, spec, meta.segments, list(store.counts))
+        meta.status = "inconsistent" if meta.problems else "complete"
+        meta.finished = _now()
+        store.finish(meta)
+    return read_run(directory)
+
+
+def _spec(
+    capture: Capture,
+    draft: catalog.Draft,
+    k: int | None,
+    drafting: str | None,
+    method: str | None,
+    draft_args: dict[str, Any],
+    truncation: bool,
+) -> RunSpec:
+    source = capture.meta.spec
+    chosen = k if k is not None else draft.default_k
+    if chosen is None:
+        raise UserError(f"--k is needed: nothing says how many tokens {draft.name} should draft a step")
+    catalog.check_k(draft, chosen)
+    if unknown := sorted(
+        draft_args.keys() - ({"prompt_lookup_min", "prompt_lookup_max"} if draft.model is None else set())
+    ):
+        raise UserError(f"--draft-arg {unknown[0]}: has no meaning on a capture: leave it out")
+    return make_spec(
+        **source.model_dump(exclude={"engine", "engine_args", "runner", "until", "against", "record", "shard"})
+        | {
+            "draft": draft.name,
+            "k": chosen,
+            "drafting": drafting or default_drafting(draft.method, source.temperature),
+            "draft_truncation": truncation,
+            "replay": capture.manifest.replay,
+            "engine": ENGINE,
+            "engine_args": {},
+            "method": method,
+            "draft_args": draft_args,
+        }
+    )
+
+
+def _require_target(capture: Capture) -> None:
+    """Where the captured target is at hand, drafters of it are of the same weights. Raises `UserError`."""
+    target, weights = capture.manifest.target, capture.meta.fingerprint.target.weights
+    place = zoo.built("target") if target.source == "zoo" else files_of(target.model, target.revision)
+    if target.source != "hub" and place is not None and weights != (now := weights_hash(str(place))):
+        raise UserError(
+            f"{capture.directory}: captured of a target with weights {weights}, {target.name} has {now} here: "
+            "capture the target that the drafter is for"
+        )
+
+
+def _kept(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str) -> Iterator[Kept]:
+    question = Question(spec.k, spec.drafting, capture.sampling, spec.draft_truncation, device)
+    if draft.method == "ngram":
+        least, most = ngram.lengths(spec.draft_args.get("prompt_lookup_min"), spec.draft_args.get("prompt_lookup_max"))
+        yield from evaluate.certain(
+            lambda tokens, start: ngram.drafts(tokens, start, spec.k, least, most), capture, spec.k
+        )
+        return
+    directory = files_of(str(draft.model), draft.revision)
+    if directory is None:
+        raise UserError(f"--draft {draft.name}: its files are not here: download {draft.model} first")
+    drafter = load(draft.method, draft.name, directory, spec.k, capture.manifest.target.sizes.num_hidden_layers, device)
+    if drafter.most is not None and spec.k > drafter.most:
+        raise UserError(f"--k {spec.k}: {draft.name} has {drafter.most} heads")
+    if missing := [layer for layer in drafter.layers if layer not in capture.manifest.layers]:
+        kept = ", ".join(map(str, capture.manifest.layers)) or "none"
+        raise UserError(
+            f"--draft {draft.name}: reads layer {missing[0]}, {capture.directory} has {kept}: capture again with "
+            f"--layers {','.join(map(str, drafter.layers))}"
+        )
+    yield from evaluate.along(drafter, capture, question)
+
+
+def _line(line: dict[str, Any], kept: dict[tuple[str, str, int, int], Kept], k: int) -> dict[str, Any]:
+    """The journal's line of a conversation: that of the captured run, with this drafter's steps."""
+    turns = []
+    for turn in line["turns"]:
+        own = {name: value for name, value in turn.items() if name not in ("prompt", "first_row")}
+        found = kept.get((*key_of(line), turn["turn"]))
+        drafted = np.zeros(len(turn["token_ids"]) - 1, np.int64) if found is None else found.drafted
+        own["steps"] = [(int(count), 0, 1) for count in drafted]
+        if found is not None and (drafted > 0).any():
+            own["kept"] = pack(found.kept[drafted > 0][:, None, :])
+        turns.append(own)
+    return {name: value for name, value in line.items() if name != "shard"} | {"turns": turns}
+
+
+def _meta(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str, command: Iterable[str]) -> RunMeta:
+    """The record of the captured run, with this drafter in the place of its own."""
+    source = capture.meta
+    engine = source.fingerprint.engine.model_copy(
+        update={
+            "method": draft.method,
+            "k": spec.k,
+            "draft_sample_method": None if spec.drafting == "deterministic" else spec.drafting,
+            "draft_truncation": spec.draft_truncation,
+        }
+    )
+    computed = {"computed": f"without the target, by torch {torch.__version__} on {torch.device(device).type}"}
+    if capture.manifest.dtype != source.fingerprint.engine.dtype:
+        computed["states"] = capture.manifest.dtype
+    fingerprint = source.fingerprint.model_copy(
+        update={
+            "draft": checkpoint_facts(draft),
+            "drafting": spec.drafting,
+            "engine": engine,
+            "replay": spec.replay,
+            "draft_args": spec.draft_args,
+            "drafter": computed,
+        }
+    )
+    return RunMeta(
+        name=spec.name,
+        status="running",
+        created=_now(),
+        command=[masked(part) for part in command] or ["speceval", *map(masked, sys.argv[1:])],
+        spec=spec,
+        fingerprint=fingerprint,
+        fingerprint_hash=fingerprint.hash,
+        conversations=len(capture.lines),
+        environment=environment(),
+        patches=source.patches,
+        segments=[],
+        problems=[],
+        notes=[f"measured on a capture of {source.name}: no engine ran, the target's numbers are those of that one"],
+        groups=source.groups,
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

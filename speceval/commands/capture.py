@@ -1,0 +1,113 @@
+"""`speceval capture` and `speceval replay`: drafters measured without their target."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speceval import terminal
+from speceval.commands import options
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def capture(
+    run: options.RunDirectory,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    layers: Annotated[
+        str, typer.Option(help="Inner layers to keep, as 2,16,29 [default: what the run's drafter reads].")
+    ] = "",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="How states are stored [default: what the target computes in].", **options.choices(lambda: DTYPES)
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read a run's texts once with its target and keep what drafters need to know: for `speceval replay`.
+
+    The same command resumes an interrupted capture.
+    """
+    from speceval.api.capturing import captured
+
+    numbers = None if not layers else options.seeds(layers, "--layers")
+    found = captured(run, out, numbers, dtype, data_dir, progress=True)
+    manifest = found.manifest
+    facts = {
+        "directory": str(out),
+        "texts": len(found.texts),
+        "rows": sum(shard.rows for shard in manifest.shards),
+        "bytes": manifest.bytes,
+        "layers": list(manifest.layers),
+        "dtype": manifest.dtype,
+        "storage": None if manifest.storage is None else manifest.storage.model_dump(),
+        "not_likeliest": manifest.not_likeliest,
+        "head_check": manifest.head_check,
+    }
+    if as_json:
+        options.print_json("capture", facts)
+        return
+    print(f"{facts['texts']:,} texts, {facts['rows']:,} tokens, {manifest.bytes:,} bytes in {out}")
+    if manifest.storage is not None:
+        lost = manifest.storage
+        print(f"stored as {manifest.dtype}: log p of a token moves by {lost.mean:.2g} nats, {lost.largest:.2g} at most")
+    if manifest.not_likeliest:
+        print(f"{manifest.not_likeliest} tokens are near ties: this pass finds another one likelier")
+
+
+def replay(
+    directory: Annotated[Path, typer.Argument(help="Folder of `speceval capture`.")],
+    draft: Annotated[str, typer.Option(help="Drafters, comma-separated: names, directories, ngram.")],
+    k: Annotated[int | None, typer.Option(help="Draft tokens of a step [default: the drafter's own].")] = None,
+    drafting: Annotated[
+        str | None,
+        typer.Option(
+            help="Drafts are drawn from q, or are its likeliest tokens.",
+            **options.choices(lambda: ("probabilistic", "greedy")),
+        ),
+    ] = None,
+    draft_truncation: Annotated[bool, typer.Option(help="Truncate q by top-k and top-p as p is.")] = True,
+    method: Annotated[str | None, typer.Option(help="Drafting method of a checkpoint that does not tell.")] = None,
+    draft_arg: Annotated[
+        list[str] | None, typer.Option(help="n-gram: prompt_lookup_min or _max, key=value; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where drafters compute: cpu, cuda.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory to write; of several drafters the folder above.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure drafters on a capture, without the target: each becomes a replayed run, exact on these texts."""
+    from speceval.api.capturing import replayed
+    from speceval.show import tables
+
+    names = options.split(draft, "--draft")
+    runs = [
+        replayed(
+            directory,
+            name,
+            k=k,
+            drafting=drafting,
+            draft_truncation=draft_truncation,
+            method=method,
+            draft_args=options.pairs(draft_arg, "--draft-arg"),
+            device=device,
+            out=out if out is None or len(names) == 1 else out / Path(name).name,
+            progress=True,
+        )
+        for name in names
+    ]
+    contents = [tables.run_json(run) for run in runs]
+    if as_json:
+        options.print_json("replay", {"runs": contents})
+    else:
+        for run, content in zip(runs, contents, strict=True):
+            options.output().print(tables.run_tables(run, content))
+            print(f"written: {terminal.line(str(run.directory))}", file=sys.stderr)
+    if any(content["problems"] for content in contents):
+        raise typer.Exit(1)

@@ -1,0 +1,54 @@
+"""What every drafter is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class States:
+    """What the target said at each token of a batch; each [batch, time, hidden size], float32."""
+
+    final: Tensor
+    """The normed last state."""
+    layers: dict[int, Tensor]
+    """The residual stream after so many layers."""
+    embedding: Tensor
+    """The target's token embeddings [vocabulary, hidden size]."""
+    output: Tensor
+    """The target's output map [vocabulary, hidden size]."""
+
+
+class Drafter(Protocol):
+    """Any callable that drafts."""
+
+    def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterable[Tensor]:
+        """Logits [batch, n, D] of draft positions 1, 2, …: a tensor with the positions first, or one by one."""
+
+
+class Loaded:
+    """A drafter of a checkpoint: `config` is its config.json, `weights` its tensors by name."""
+
+    draft_ids: Tensor | None = None
+    """The target's ids of the tokens that it can draft [D]; None: all."""
+    layers: tuple[int, ...] = ()
+    """Whose residual streams it reads."""
+    most: int | None = None
+    """Draft positions that it has; None: any number."""
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
+        self.config, self.weights, self.k = config, weights, k
+
+    def weight(self, name: str) -> Tensor:
+        """A matrix or vector of the checkpoint, float32. Raises KeyError."""
+        return self.weights[f"{name}.weight"]
+
+
+def pick(x: Tensor, places: Tensor) -> Tensor:
+    """x [batch, time, size] at places [batch, n]: [batch, n, size]; beyond the end the last one's."""
+    index = places.clamp(max=x.shape[1] - 1)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,71 @@
+"""Drafters that are heads on the target's normed last state h_i: MEDUSA (arXiv 2401.10774) and MLP speculators
+(arXiv 2404.19124).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from speceval.drafters.base import Loaded, States, pick
+from speceval.errors import UserError
+
+EPS = 1e-6
+
+
+class Medusa(Loaded):
+    """Head j predicts x_{i+j+1} from h_i alone, through residual blocks x + silu(W x + b)."""
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
+        super().__init__(config, weights, k)
+        self.most = int(config.get("num_heads") or config.get("medusa_num_heads") or 0)
+        if "token_map" in weights:
+            self.draft_ids = weights["token_map"].long()
+        if not any(name.startswith("blocks.0.") for name in weights):
+            raise UserError("its tensors have the names of the first MEDUSA checkpoints: convert it as for vLLM")
+
+    def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
+        """Logits of each draft position."""
+        state = pick(states.final, places)
+        for j in range(self.k):
+            x = state
+            for name in sorted(name for name in self.weights if re.match(rf"blocks\.{j}\.layers\.\d+\.weight", name)):
+                x = x + F.silu(F.linear(x, self.weights[name], self.weights.get(name.replace("weight", "bias"))))
+            head = 0 if self.config.get("original_lm_head") else j
+            yield F.linear(x, self.weights.get(f"lm_heads.{head}.weight", self.weights.get("lm_head.weight")))
+
+
+class MLPSpeculator(Loaded):
+    """Each head mixes the newest token into a state of its own: s_j = gelu(norm(P_j s_{j-1} + w E_j[x_{i+j}]))."""
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
+        super().__init__(config, {name.removeprefix("speculator."): tensor for name, tensor in weights.items()}, k)
+        self.most = int(config["n_predict"])
+
+    def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
+        """Logits of each draft position."""
+        inner, heads = int(self.config.get("inner_dim") or 0), self.most or 1
+        state = pick(states.final, places)
+        inner = inner or state.shape[-1]
+        if self.config.get("scale_input"):
+            state = F.rms_norm(state, state.shape[-1:], eps=EPS) / math.sqrt(2)
+        state_weight = 0.5 ** (0.5 / heads)
+        token_weight = math.sqrt((1 - state_weight**2) * inner / 2) / state_weight
+        for j in range(self.k):
+            embedded = F.embedding(
+                tokens.gather(1, (places + j + 1).clamp(max=tokens.shape[1] - 1)), self._part("emb", j)
+            )
+            mixed = F.linear(state, self._part("proj", j)) + token_weight * embedded
+            state = F.gelu(F.rms_norm(mixed, (inner,), self._part("ln", j), EPS) + self._part("ln", j, "bias"))
+            yield F.linear(state, self._part("head", j))
+
+    def _part(self, name: str, j: int, kind: str = "weight") -> Tensor:
+        """A tensor of head j; where heads are tied they share those of the first (the projections: of the second)."""
+        tied = (1 if j else 0) if name == "proj" else 0
+        own = f"{name}.{j}.{kind}"
+        return self.weights[own] if own in self.weights else self.weights[f"{name}.{tied}.{kind}"]
