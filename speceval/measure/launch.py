@@ -76,7 +76,9 @@ def run(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
         turns, steps = store.frames()
-        meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts))
+        if others := engine.foreign():
+            _set_totals_aside(meta, others)
+        meta.problems += books.check(turns, steps, job.spec, meta.segments, list(store.counts), meta.evidence)
         if job.forced is not None:
             meta.problems.append(FORCED)
         if store.cut_thoughts:
@@ -91,6 +93,15 @@ def run(
         counted = None if goal is None or meta.stopping is None else until.counted(goal, meta.stopping)
         store.finish(meta, counted)
     return read_run(job.directory)
+
+
+def _set_totals_aside(meta: RunMeta, others: str) -> None:
+    """Of the last stretch, which hold what others asked; where there is nothing else that is a problem of the run."""
+    if meta.evidence == "totals":
+        meta.problems.append(others)
+        return
+    meta.notes.append(others)
+    meta.segments[-1] = meta.segments[-1].model_copy(update={"counters": None})
 
 
 def fetch(job: Job) -> Job:
