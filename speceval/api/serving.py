@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from speceval import engines
 from speceval.api.words import errors_by_parameter
-from speceval.engines.server.own import answers
-from speceval.engines.vllm.serving import HOST, LOCAL, PORT, Server, log_file
-from speceval.errors import UserError
+from speceval.engines.base import Served
 from speceval.measure import launch
 from speceval.measure.job import prepare
 from speceval.measure.start import order
 from speceval.protocol import RunSpec
+
+HOST, PORT = "127.0.0.1", 8000
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Serving:
     log: Path
     spec: RunSpec
     """As what it was started."""
-    server: Server
+    server: Served
 
     def command(self) -> str:
         """The shell command that measures it."""
@@ -55,15 +57,14 @@ def start(
     """`serve` of fields of `RunSpec`; `starting` is told the log."""
     # The suite plays no part, but a run has one.
     job = launch.fetch(prepare(suite_names=["demo"], **asked))
-    if job.spec.engine != "vllm":
-        raise UserError(f"--engine {job.spec.engine}: vLLM alone is served")
     path = log or Path("results") / "serve" / f"{job.spec.name}.log"
-    server = Server(order(job), host, port, name)
+    server = engines.find(job.spec.engine).server(order(job), host, port, name)
     try:
-        with log_file(path) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
             server.log_to(file)
             starting(path)
-            server.wait(answers)
+            server.wait()
             yield Serving(server.url, server.name, path, job.spec, server)
             server.stop()
     finally:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
+from speceval.errors import UserError
 from speceval.protocol import Drafting, Rejection, Runner
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
 
@@ -114,6 +115,30 @@ class Finished:
     """
 
 
+class Served(Protocol):
+    """A server that was started for an order; whoever starts it stops it."""
+
+    url: str
+    name: str
+    """Of the model that it serves."""
+
+    def log_to(self, file: IO[bytes]) -> None:
+        """Copy what it writes to a file from now on."""
+
+    def wait(self) -> None:
+        """Until it answers. Raises `UserError` where its process ends before."""
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+
+    def reason(self, code: int) -> str:
+        """The most telling line of what it wrote before it ended."""
+
+    def stop(self) -> None:
+        """End it in order; again: nothing."""
+
+
 class Engine(Protocol):
     """What the core needs of an engine. A class that derives from it has to bring what has no default here.
 
@@ -132,6 +157,8 @@ class Engine(Protocol):
     """What it tells of its drafts."""
     shortest_prompt: ClassVar[int] = 1
     """Tokens that a prompt must have."""
+    knows_settings: ClassVar[bool] = True
+    """Whether `facts` are its own: else they are as they were asked for, and are not checked."""
 
     tokenizer: Any
     """The target's."""
@@ -161,6 +188,14 @@ class Engine(Protocol):
     def serving(cls, order: Order) -> dict[str, Any]:
         """Arguments with which its server drafts as an order says; empty where it has none."""
         return {}
+
+    @classmethod
+    def server(cls, order: Order, host: str, port: int, name: str | None) -> Served:
+        """Start its server as a process beside this one; `port` 0: any free one; `name`: of the model.
+
+        Raises `UserError`, also where it has none.
+        """
+        raise UserError(f"--engine {order.engine}: has no server of its own")
 
     @classmethod
     def swaps(cls, before: Order, after: Order) -> bool:
@@ -206,8 +241,12 @@ class Engine(Protocol):
         """Tokens committed at each step so far by each request that is not finished, the prefill's first."""
         return []
 
-    def counters(self) -> Counters:
-        """Its own totals since it started."""
+    def counters(self) -> Counters | None:
+        """Its own totals since it started; None if it counts nothing."""
+
+    def foreign(self) -> str:
+        """A line about what others asked of it since `warm_up`; "" if nothing, or if that cannot be told."""
+        return ""
 
     def close(self) -> None:
         """Give memory and processes back; again: nothing. Must not raise: it is called on the way out of failures."""

@@ -18,10 +18,16 @@ from speceval.estimate import rao_blackwell, replay
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.protocol import RunSpec
 from speceval.store import Key, StoredRun, is_recorded, read_run
-from speceval.store.schema import Counters, RunMeta, Segment
+from speceval.store.schema import Counters, Evidence, RunMeta, Segment
 
 ROUNDING = 1e-4
 """By how much a sum of float32 probabilities may exceed 1."""
+
+
+COMPARED: tuple[Evidence, ...] = ("steps", "histogram")
+"""Grades that give tau and positions of each conversation, and so can be compared and judged."""
+NO_STEPS: tuple[Evidence, ...] = ("totals", "nothing")
+"""Grades of evidence in which no request tells of its drafts."""
 
 
 def read(directory: Path) -> StoredRun:
@@ -35,12 +41,30 @@ def read(directory: Path) -> StoredRun:
 
 
 def require_sound(run: StoredRun) -> None:
-    """Raises `UserError` for a run whose tables, as they are now, do not agree with themselves or with its record."""
+    """Raises `UserError` for a run whose tables, as they are now, do not agree with themselves or with its record.
+
+    Also for one whose evidence is too coarse for anything but `show`.
+    """
+    evidence = run.meta.evidence
+    if evidence not in COMPARED:
+        raise UserError(
+            f"{run.directory}: its evidence is {evidence}, which `speceval show` prints and nothing else can use: "
+            "`speceval probe URL` says what would make the server tell more"
+        )
     if broken := identities(run):
         more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise UserError(
             f"{run.directory}: the run's books do not balance ({broken[0]}{more}): `speceval validate` names all; "
             "measure it again"
+        )
+
+
+def require_order(run: StoredRun, what: str) -> None:
+    """Raises `UserError` for a run whose steps are known by their number alone, not by their place in the text."""
+    if run.meta.evidence != "steps":
+        raise UserError(
+            f"{run.directory}: {what} needs each step in its place, and the run's evidence is {run.meta.evidence}: "
+            "measure a server that was started with --per-request-spec-decode-metrics detailed"
         )
 
 
@@ -57,7 +81,8 @@ def identities(run: StoredRun) -> list[str]:
         found += _complete(run)
         checked, measured = run.checked
         if run.meta.stopping is None and checked == measured:
-            found += against_counters(run.turns, run.steps, run.meta.segments, run.meta.spec.k)
+            meta = run.meta
+            found += against_counters(run.turns, run.steps, meta.segments, meta.spec.k, meta.evidence)
     return found
 
 
@@ -99,7 +124,12 @@ def _expected(meta: RunMeta) -> int:
 
 
 def check(
-    turns: pd.DataFrame, steps: pd.DataFrame, spec: RunSpec, segments: Sequence[Segment], order: Sequence[Key]
+    turns: pd.DataFrame,
+    steps: pd.DataFrame,
+    spec: RunSpec,
+    segments: Sequence[Segment],
+    order: Sequence[Key],
+    evidence: Evidence = "steps",
 ) -> list[str]:
     """What does not balance in a run whose conversations are all in, one line each; run.json keeps them.
 
@@ -109,7 +139,7 @@ def check(
     problems = reconcile(steps, turns)
     for number, (segment, own_turns, own_steps) in enumerate(_stretches(turns, steps, segments, order), start=1):
         stretch = f"stretch {number} of {len(segments)}: " if len(segments) > 1 else ""
-        problems += [stretch + line for line in against_counters(own_turns, own_steps, [segment], spec.k)]
+        problems += [stretch + line for line in against_counters(own_turns, own_steps, [segment], spec.k, evidence)]
     strays = sum(segment.counters.kernel_strays for segment in segments if segment.counters is not None)
     if strays:
         problems.append(f"vLLM's kernels read or wrote {strays} times outside their tensors: what they made is unknown")
@@ -140,11 +170,15 @@ def _of_law(steps: pd.DataFrame) -> list[str]:
     return lines
 
 
-def against_counters(turns: pd.DataFrame, steps: pd.DataFrame, segments: Sequence[Segment], k: int) -> list[str]:
+def against_counters(
+    turns: pd.DataFrame, steps: pd.DataFrame, segments: Sequence[Segment], k: int, evidence: Evidence = "steps"
+) -> list[str]:
     """The tables of some stretches against what the engine counted in them; nothing if it was not asked in one of them.
 
     Counters of an interrupted stretch also hold what its unfinished conversations have, which is known within bounds.
     """
+    if evidence in NO_STEPS:
+        return []
     counters, least, most = Counters(), Counters(), Counters()
     unlimited = False
     for segment in segments:

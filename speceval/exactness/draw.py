@@ -72,11 +72,16 @@ class Continuations:
     """`padded`, `broken` and `without_q` of `evidence`, and the engine's `preemptions`."""
 
 
+def _preemptions(engine: Engine) -> int:
+    counted = engine.counters()
+    return 0 if counted is None else counted.preemptions
+
+
 def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
     """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error."""
     _check_context(engine, plan)
     recording = isinstance(engine, Verifiable) and engine.start_evidence()
-    before = engine.counters().preemptions
+    before = _preemptions(engine)
     batch = AHEAD * (engine.facts().max_num_seqs or 1)
     finished: dict[str, Finished] = {}
     sent = 0
@@ -94,7 +99,7 @@ def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
         found.tokens.append(tuple(done.token_ids))
         found.slots.append(slots_of(done))
         found.undrafted += sum(step.drafted == 0 for step in done.steps)
-    found.counts["preemptions"] = engine.counters().preemptions - before
+    found.counts["preemptions"] = _preemptions(engine) - before
     if recording and isinstance(engine, Verifiable):
         found.recorded, counts = engine.take_evidence()
         found.counts |= counts

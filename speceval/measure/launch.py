@@ -58,7 +58,7 @@ def run(
             runner.measure(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
-        record.closed(store, job, meta, goal)
+        record.closed(store, job, meta, goal, engine.foreign())
     return read_run(job.directory)
 
 

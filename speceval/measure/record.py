@@ -101,10 +101,15 @@ def opened(store: Store, job: Job, told: Told) -> RunMeta:
     return meta
 
 
-def closed(store: Store, job: Job, meta: RunMeta, goal: until.Goal | None) -> None:
-    """Check the books of a run whose conversations are all in, and make its tables. `goal`: of `--until`."""
+def closed(store: Store, job: Job, meta: RunMeta, goal: until.Goal | None, foreign: str = "") -> None:
+    """Check the books of a run whose conversations are all in, and make its tables.
+
+    `goal`: of `--until`; `foreign`: what says that others used the engine too.
+    """
     turns, steps = store.frames()
-    meta.problems += books.check(turns, steps, job.spec, meta.segments, store.order())
+    if foreign:
+        _set_totals_aside(meta, foreign)
+    meta.problems += books.check(turns, steps, job.spec, meta.segments, store.order(), meta.evidence)
     if job.forced is not None:
         meta.problems.append(FORCED)
     if store.cut_thoughts:
@@ -119,6 +124,15 @@ def closed(store: Store, job: Job, meta: RunMeta, goal: until.Goal | None) -> No
         meta.stopping = until.report(goal, turns)
         counted = until.counted(goal, meta.stopping)
     store.finish(meta, counted)
+
+
+def _set_totals_aside(meta: RunMeta, others: str) -> None:
+    """Of the last stretch, which hold what others asked; where there is nothing else that is a problem of the run."""
+    if meta.evidence == "totals":
+        meta.problems.append(others)
+        return
+    meta.notes.append(others)
+    meta.segments[-1] = meta.segments[-1].model_copy(update={"counters": None})
 
 
 def _now() -> str:

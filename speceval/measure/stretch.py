@@ -65,18 +65,22 @@ class Stretch:
 
     def ended(self) -> Segment:
         """As it ends in order."""
-        return self._segment(counters=self._engine.counters().minus(self._before))
+        return self._segment(counters=self._counted())
 
     def interrupted(self, turns: Iterable[Turn], k: int, between_steps: bool) -> Segment:
         """As an interruption leaves it. `turns`: finished ones of unfinished conversations; `between_steps`: whether
         the engine has told of all that it counted.
         """
         with suppress(Exception):  # an engine that has failed may not answer
-            counters = self._engine.counters().minus(self._before)
+            counters = self._counted()
             least, most = unfinished(turns, self._engine.in_flight(), k)
             bounds = {"unfinished_least": least, "unfinished_most": most if between_steps else None}
             return self._segment(counters, interrupted=True, **bounds)
         return self.so_far()
+
+    def _counted(self) -> Counters | None:
+        now = self._engine.counters()
+        return None if now is None or self._before is None else now.minus(self._before)
 
     def _segment(self, counters: Counters | None, **ending: Any) -> Segment:
         return Segment(

@@ -52,9 +52,9 @@ OUTPUTS = {
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
 
-Evidence = Literal["steps", "histogram", "requests", "totals"]
+Evidence = Literal["steps", "histogram", "requests", "totals", "nothing"]
 """What an engine tells of its drafts: the counts of each step; for each request how many steps accepted 0, 1, … K
-drafts; the sums of each request; the sums of all."""
+drafts; the sums of each request; the sums of all; or nothing, so that only speed and texts are known."""
 
 METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
 """Patches of stored runs that only some drafting methods needed, of the time before runs said so themselves."""

@@ -18,7 +18,7 @@ from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.engines.vllm import start
 from speceval.errors import UserError
-from speceval.measure import fingerprint, launch
+from speceval.measure import fingerprint, record
 from speceval.protocol import RunSpec
 from speceval.store import schema
 from speceval.store.schema import Facts, Fingerprint, RunMeta
@@ -90,7 +90,7 @@ RUN = (*ON_VLLM, "--engine", "simulated")
         (("--seeds", "1-x"), "--seeds 1-x: not a list"),
         (("--seeds", "1,1"), "--seeds.*twice"),
         (("--speedup", "--speedup-batch", "0"), "--speedup-batch: batch sizes are whole numbers from 1"),
-        (("--speedup", "--speedup-batch", "64"), "too few for 8 blocks at batch 64: ask for a smaller"),
+        (("--speedup", "--speedup-batch", "64"), "at batch 64 at least 64 are needed: ask for a smaller"),
         (("--drafting", "lucky"), "--drafting"),
         (("--draft", "ngram", "--k", "3", "--drafting", "greedy"), "ngram.*drafts deterministic"),
         (("--engine-arg", "dtype"), "not of the form key=value"),
@@ -225,7 +225,7 @@ def later(monkeypatch: pytest.MonkeyPatch, nodes: int = 1) -> None:
     monkeypatch.setattr(protocol, "RunSpec", LaterSpec)
     for module in (fingerprint, schema):
         monkeypatch.setattr(module, "Fingerprint", LaterFingerprint)
-    for module in (launch, schema):
+    for module in (record, schema):
         monkeypatch.setattr(module, "RunMeta", LaterMeta)
     monkeypatch.setattr(
         SimulatedEngine, "facts", lambda self: LaterFacts(**{**facts(self).model_dump(), "nodes": nodes})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from speceval import cli
-from speceval.measure import launch
+from speceval.measure import launch, record
 from speceval.measure.job import Job
 from speceval.store import read_run, recorded_columns
 
@@ -226,7 +226,7 @@ def edit(path: Path, where: tuple[str, ...], value: Any) -> None:
 
 def replay_as(monkeypatch: pytest.MonkeyPatch, facts: dict[tuple[str, ...], str]) -> None:
     """Have runs from now on be of these facts."""
-    make = launch.make_fingerprint
+    make = record.make_fingerprint
 
     def told(*arguments: Any) -> Any:
         content = make(*arguments).model_dump(mode="json")
@@ -237,4 +237,4 @@ def replay_as(monkeypatch: pytest.MonkeyPatch, facts: dict[tuple[str, ...], str]
             inner[name] = value
         return type(make(*arguments)).model_validate(content)
 
-    monkeypatch.setattr(launch, "make_fingerprint", told)
+    monkeypatch.setattr(record, "make_fingerprint", told)

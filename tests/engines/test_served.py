@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from support import served
 
-from speceval.engines.server.own import answers
 from speceval.engines.vllm import serving
+from speceval.engines.vllm.serving import answers
 from speceval.store import read_run
 
 SCRIPT = Path(served.__file__)

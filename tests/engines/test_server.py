@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import vllm_patches
 from speceval import cli, engines
+from speceval.engines.server import answers, engine, metrics, plain, settings
 from speceval.engines.server import client as http
-from speceval.engines.server import engine, metrics
 from speceval.engines.simulated import Characters
 from speceval.errors import UserError
 from speceval.store import read_run
@@ -32,7 +32,8 @@ def active() -> list[dict[str, str]]:
 @pytest.fixture(autouse=True)
 def characters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated engine's tokenizer, and no waiting between tries."""
-    monkeypatch.setattr(engine, "tokenizer_of", lambda order: Characters())
+    for module in (engine, plain):
+        monkeypatch.setattr(module, "tokenizer_of", lambda order: Characters())
     monkeypatch.setattr(http, "LONGEST_PAUSE", 0.01)
 
 
@@ -77,27 +78,31 @@ def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: P
 
     server._generate = shared  # type: ignore[method-assign]
     run(server, tmp_path / "run")
-    assert read_run(tmp_path / "run").meta.problems
+    meta = read_run(tmp_path / "run").meta
+    assert meta.problems == [] and meta.segments[-1].counters is None
+    assert any("others used the server meanwhile" in note for note in meta.notes)
 
 
 def test_a_server_that_works_for_others_is_not_measured(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SECONDS_TO_REST", 1)
+    monkeypatch.setattr(settings, "SECONDS_TO_REST", 1)
     server.busy = 2
     with closing(engines.open(order(server))) as measured, pytest.raises(UserError, match="2 requests of others"):
         measured.warm_up()
 
 
-def ask(server: StandIn, **arguments: Any) -> Any:
+def ask(server: StandIn, faults: Sequence[Any] = (), **arguments: Any) -> Any:
+    """The answer to one request; `faults` come in place of the first answers."""
     with closing(engines.open(order(server, **arguments))) as measured:
+        server.faults[GENERATE] = list(faults)
+        server.calls.clear()
         return contract.finish(measured, {"r": ([97, 98, 99], contract.sampling())})["r"]
 
 
 @pytest.mark.parametrize("busy", [(429, {"Retry-After": "7"}, b"{}"), (503, {}, b"starting")])
 def test_a_request_that_was_turned_away_is_sent_again_and_counted_once(server: StandIn, busy: Any) -> None:
-    server.faults[GENERATE] = [busy, busy]
-    answer = ask(server)
+    answer = ask(server, [busy, busy])
     assert sum(path == GENERATE for path, *_ in server.calls) == 3
-    assert server.engine.counters().num_drafts == len(answer.steps)
+    assert server.answered == 2 and len(answer.steps)  # the trial, and this one
 
 
 @pytest.mark.parametrize(
@@ -113,17 +118,15 @@ def test_a_request_that_was_turned_away_is_sent_again_and_counted_once(server: S
     ],
 )
 def test_an_answer_that_is_none_is_one_line(server: StandIn, reply: Any, says: str) -> None:
-    server.faults[GENERATE] = [reply] * http.TRIES
     with pytest.raises(UserError, match=says) as caught:
-        ask(server, timeout=1)
+        ask(server, [reply] * http.TRIES, timeout=1)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", [{}, {"Connection": "close"}], ids=["stalled", "died"])
 def test_a_request_that_broke_off_is_not_sent_again(server: StandIn, ending: dict[str, str]) -> None:
-    server.faults[GENERATE] = [(200, {"Content-Length": "90", **ending}, b'{"choices"')]
     with pytest.raises(UserError):
-        ask(server, timeout=1)
+        ask(server, [(200, {"Content-Length": "90", **ending}, b'{"choices"')], timeout=1)
     assert sum(path == GENERATE for path, *_ in server.calls) == 1
 
 
@@ -164,15 +167,11 @@ def test_what_cannot_be_is_refused_in_one_line(server: StandIn, arguments: dict[
     assert "\n" not in str(caught.value) and "word" not in str(caught.value).replace("password", "")
 
 
-def test_a_server_without_what_is_needed_is_told_what_it_is() -> None:
-    with StandIn(active(), detailed=False) as silent, pytest.raises(UserError, match="--per-request-spec-decode-metr"):
-        ask(silent)
+def test_a_server_that_drafts_otherwise_is_not_measured() -> None:
     with StandIn(active(), method="mtp") as other, pytest.raises(UserError, match="is eagle3, the server drafts with"):
         engines.open(order(other))
-    with StandIn(active()) as closed:
-        closed.faults["/collective_rpc"] = [(404, {}, b'{"detail": "Not Found"}')]
-        with pytest.raises(UserError, match="VLLM_SERVER_DEV_MODE=1"):
-            engines.open(order(closed))
+    with StandIn(active(), closed=("/collective_rpc",)) as closed, pytest.raises(UserError, match="replay: needs"):
+        engines.open(replace(order(closed), record=False, replay=True))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_a_server_without_what_is_needed_is_told_what_it_is() -> None:
 def test_steps_are_rebuilt_from_the_server_s_arrays(
     tokens: int, drafted: list[int], accepted: list[int], committed: list[int]
 ) -> None:
-    steps = engine.steps_of(tokens, drafted, accepted)
+    steps = answers.steps_of(tokens, drafted, accepted)
     assert [step.committed for step in steps] == committed and sum(committed) == tokens - 1
     assert [step.accepted for step in steps if step.drafted] == accepted
 

@@ -29,14 +29,18 @@ Reply = tuple[int, dict[str, str], bytes]
 class StandIn:
     """`faults`: what is answered in place of the next calls of a path, in order; `calls`: what was asked."""
 
-    def __init__(self, patches: list[dict[str, str]], detailed: bool = True, **settings: Any) -> None:
-        self.settings, self.patches, self.detailed = SETTINGS | settings, patches, detailed
+    def __init__(
+        self, patches: list[dict[str, str]], detailed: bool | str = True, closed: tuple[str, ...] = (), **settings: Any
+    ) -> None:
+        """`detailed`: whether each request tells its steps, or "summary"; `closed`: paths that are not there."""
+        self.settings, self.patches, self.detailed, self.closed = SETTINGS | settings, patches, detailed, closed
         self.engine = SimulatedEngine((0.8, 0.7, 0.6, 0.5)[: self.settings["k"]], end=0.05)
         self.faults: dict[str, list[Reply]] = {}
         self.calls: list[tuple[str, dict[str, str], Any]] = []
         self.foreign, self.busy = 0, 0
         self.listening: set[str] = set()
         self.recorded: list[tuple[str, np.ndarray]] = []
+        self.tokens, self.answered = 0, 0
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -69,8 +73,9 @@ class StandIn:
             "/metrics": self._metrics,
             "/collective_rpc": lambda: {"results": [self._worker(body["method"], *body["args"])]},
             "/inference/v1/generate": lambda: self._generate(body),
+            "/v1/completions": lambda: self._generate(body | {"token_ids": body["prompt"], "sampling_params": body}),
         }
-        return of_path[path]() if path in of_path else None
+        return of_path[path]() if path in of_path and path not in self.closed else None
 
     def _worker(self, method: str, *args: Any) -> Any:
         """What one of its workers answers."""
@@ -117,12 +122,23 @@ class StandIn:
             f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{label},position="{position}"}} {count}.0'
             for position, count in enumerate(counted["num_accepted_tokens_per_pos"])
         ]
+        lines.append(f"vllm:generation_tokens_total{{{label}}} {self.tokens + 3 * self.foreign}.0")
         return "\n".join([*lines, f"vllm:num_requests_running{{{label}}} {self.busy}.0", ""])
+
+    def _summary(self, steps: list[Any]) -> dict[str, Any]:
+        """What vLLM tells of a request with `--per-request-spec-decode-metrics summary`."""
+        if self.detailed != "summary":
+            return {}
+        counts = np.bincount([step.accepted for step in steps], minlength=self.settings["k"] + 1)
+        told = {"acceptance_histogram": counts.tolist(), "num_draft_tokens": sum(step.drafted for step in steps)}
+        return {"speculative_decoding": told | {"per_step_drafted": None, "per_step_accepted": None}}
 
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         how = body["sampling_params"]
-        text = (how["extra_args"] or {}).get(TEXT)
-        sampling = Sampling(how["temperature"], how["top_p"], how["top_k"], how["max_tokens"], how["seed"], text)
+        text = (how.get("extra_args") or {}).get(TEXT)
+        sampling = Sampling(
+            how["temperature"], how["top_p"], how.get("top_k", 0), how["max_tokens"], how.get("seed"), text
+        )
         self.engine.submit(str(body["token_ids"]), body["token_ids"], sampling)
         done = []
         while not done:
@@ -131,8 +147,10 @@ class StandIn:
             recorded = done[0].recorded
             if text is not None:  # which place of the text it is of
                 recorded[:, 1] = np.arange(1, len(recorded) + 1)[:, None]
-            self.recorded.append((str(body["request_id"]), recorded))
+            self.recorded.append((str(body.get("request_id")), recorded))
         steps = done[0].steps
+        self.tokens += len(done[0].token_ids)
+        self.answered += 1
         arrays = {
             "per_step_drafted": [step.drafted for step in steps],
             "per_step_accepted": [step.accepted for step in steps],
@@ -141,7 +159,7 @@ class StandIn:
         return {
             "choices": [choice],
             "usage": {"prompt_tokens_details": {"cached_tokens": 0}},
-            "metrics": {"speculative_decoding": arrays if self.detailed else {}},
+            "metrics": {"speculative_decoding": arrays if self.detailed is True else {}} | self._summary(steps),
         }
 
 

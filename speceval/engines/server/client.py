@@ -50,9 +50,8 @@ class Client:
         connections: int = 1,
         key_variable: str | None = None,
         seconds: float = SECONDS,
-        tries: int | None = None,
     ) -> None:
-        """`key_variable`: environment variable that holds the key; `tries`: in place of TRIES. Raises `UserError`."""
+        """`key_variable`: environment variable that holds the key. Raises `UserError`."""
         try:
             address = httpx.URL(url.rstrip("/"))
         except httpx.InvalidURL as error:
@@ -61,7 +60,7 @@ class Client:
             raise UserError(f"--url {url}: an address such as http://127.0.0.1:8000 is needed")
         if address.userinfo:
             raise UserError("--url: holds a password, which would be stored: use --api-key-env NAME")
-        self.url, self._tries = str(address), tries or TRIES
+        self.url = str(address)
         self._http = httpx.AsyncClient(
             base_url=address,
             headers=_authorization(key_variable),
@@ -93,6 +92,19 @@ class Client:
 
         return self._start(answer())
 
+    def begin_stream(self, path: str, body: dict[str, Any]) -> Future[list[Any]]:
+        """POST: the events of what it will answer, parsed."""
+
+        async def answer() -> list[Any]:
+            whole = (await self._call("POST", path, body)).text
+            lines = [line[5:].strip() for line in whole.splitlines() if line.startswith("data:")]
+            try:
+                return [json.loads(line) for line in lines if line != "[DONE]"]
+            except ValueError as error:
+                raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+
+        return self._start(answer())
+
     def close(self) -> None:
         """Drop every connection, which ends what still runs on the server; again: nothing."""
         if self._loop.is_closed():
@@ -115,8 +127,8 @@ class Client:
 
     async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
-        for number in range(1, self._tries + 1):
-            last = number == self._tries
+        for number in range(1, TRIES + 1):
+            last = number == TRIES
             try:
                 answer = await self._http.request(verb, path, json=body)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:

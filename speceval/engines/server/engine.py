@@ -6,7 +6,6 @@ measured is what an engine in this process would give.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
@@ -14,10 +13,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from speceval import catalog
-from speceval.engines.base import Engine, Finished, Order, Sampling, Step
-from speceval.engines.server import metrics
-from speceval.engines.server.client import SECONDS, Client, Refused
+from speceval.engines.base import Engine, Finished, Order, Sampling
+from speceval.engines.server import metrics, probe
+from speceval.engines.server.answers import vllm
+from speceval.engines.server.client import Client, Refused
+from speceval.engines.server.dialects import parameters
+from speceval.engines.server.plain import PlainServerEngine
+from speceval.engines.server.settings import (
+    SECONDS_OF_A_STEP,
+    SHORTEST,
+    Watch,
+    arguments,
+    client,
+    refuse,
+    rest,
+    tokenizer_of,
+)
 from speceval.engines.vllm import listing, loading
 from speceval.engines.vllm.align import replayed_steps
 from speceval.engines.vllm.listening import Listening
@@ -50,14 +61,10 @@ START = (
     "--per-request-spec-decode-metrics detailed"
 )
 """What a server is to be started with."""
-WARM_UP_TOKENS, SECONDS_TO_REST = 8, 20
-SECONDS_OF_A_STEP = 1.0
-"""A step that finishes nothing ends then: recordings are fetched before the worker drops any, and Ctrl-C is obeyed."""
+WARM_UP_TOKENS = 8
 GENERATE = "/inference/v1/generate"
 NAMED = "generate-tokens-"
 """What that endpoint puts before a request's name."""
-ARGUMENTS = {"url": None, "api_key_env": None, "model": None, "timeout": SECONDS}
-"""Of `--engine-arg`, with their defaults; `model`: the name it is served by, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +83,20 @@ class ServerEngine(Listening, Engine):
     """
 
     loads_checkpoints = False
-    shortest_prompt = 2  # vLLM pads the first step of a shorter one
+    shortest_prompt = SHORTEST
     replicates = False
 
-    def __init__(self, order: Order) -> None:
-        """Find the server and what it is. Raises `UserError`."""
-        self._open(order, _arguments(order))
-
-    def _open(self, order: Order, arguments: dict[str, Any]) -> None:
-        _refuse(order)
+    def __init__(self, order: Order, client: Client, model: str) -> None:
+        """`client` reaches the server, which serves `model`. Raises `UserError`."""
+        refuse(order)
         self._order, self._closed = order, False
-        self._client = Client(str(arguments["url"]), order.batch, arguments["api_key_env"], float(arguments["timeout"]))
+        self._client, self._model = client, model
         self._calls: dict[Future[Any], _Call] = {}
         self._taps = set()
         self._recorder = REPLAY if order.replay else OVERLAP if order.record else None
         self._recordings = Recordings()
+        self._watch: Watch | None = None
         try:
-            self._model = _served(self._client, arguments["model"])
             self._settings = self._read_settings()
             _check(order, self._settings)
             self.max_model_len = int(self._settings.max_model_len or 0)
@@ -102,6 +106,20 @@ class ServerEngine(Listening, Engine):
             self._record()
         except BaseException:
             self.close()
+            raise
+
+    @classmethod
+    def open(cls, order: Order) -> Engine:
+        """One for the server at the order's `url`: this class where its workers answer, else one that takes less."""
+        given = arguments(order)
+        reached = client(order, given)
+        try:
+            seen = probe.look(reached, given["model"], given["dialect"])
+            if seen.workers and seen.evidence == "steps" and seen.road.path == GENERATE:
+                return cls(order, reached, seen.model)
+            return PlainServerEngine(order, reached, seen)
+        except BaseException:
+            reached.close()
             raise
 
     def _record(self) -> None:
@@ -163,11 +181,12 @@ class ServerEngine(Listening, Engine):
         self.submit("warm-up", [0, 1, 2, 3], Sampling(0.0, 1.0, 0, WARM_UP_TOKENS, None))
         while self._calls:
             self.step()
-        for _ in range(SECONDS_TO_REST):
-            if not (busy := metrics.running(self._client.text("/metrics"))):
-                return
-            time.sleep(1)
-        raise UserError(f"{self._client.url}: runs {busy} requests of others, nothing was measured: it must be idle")
+        rest(self._client)
+        self._watch = Watch(self._client, "vllm:")
+
+    def foreign(self) -> str:
+        """What others asked of it since it was warmed up."""
+        return "" if self._watch is None else self._watch.foreign()
 
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
         """Queue a request; every sampling parameter is sent: the server's defaults have no say."""
@@ -205,9 +224,14 @@ class ServerEngine(Listening, Engine):
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
             raise UserError(f"{error}{mend}") from error
         try:
-            done = finished(call.request_id, answer, drafts=self._settings.method != "none")
+            told = vllm(answer, self._settings.k)
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"{self._client.url}{GENERATE}: an answer without {error}: is it vLLM's?") from error
+        if told.evidence != "steps" and len(told.tokens) > 1 and self._settings.method != "none":
+            raise UserError(f"the server tells no verify steps: it needs {START}")
+        done = told.finished(call.request_id)
+        if self._watch is not None:
+            self._watch.tokens += len(done.token_ids)
         if self._recorder is None:
             return done
         drafted = [step.drafted for step in done.steps if step.drafted]
@@ -251,27 +275,6 @@ class ServerEngine(Listening, Engine):
         self._calls.clear()
 
 
-def finished(request_id: str, answer: dict[str, Any], drafts: bool) -> Finished:
-    """A request's answer in our terms. Raises `UserError` where the server tells no steps, KeyError and its like for
-    an answer of another shape.
-    """
-    choice = answer["choices"][0]
-    tokens: list[int] = choice["token_ids"]
-    told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
-    drafted, accepted = told.get("per_step_drafted"), told.get("per_step_accepted")
-    if drafts and len(tokens) > 1 and (drafted is None or accepted is None):
-        raise UserError(f"the server tells no verify steps: it needs {START}")
-    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
-    return Finished(
-        request_id=request_id,
-        token_ids=tokens,
-        finish_reason=str(choice["finish_reason"]),
-        stop_reason=choice.get("stop_reason"),
-        steps=steps_of(len(tokens), drafted or [], accepted or []),
-        cached_tokens=details.get("cached_tokens") or 0,
-    )
-
-
 def with_text(done: Finished, recorded: NDArray[np.float32] | None) -> Finished:
     """A replayed request: each step commits one token, and the record says which place of the text it is of."""
     drafted = [step.drafted for step in done.steps if step.drafted]
@@ -282,53 +285,6 @@ def with_text(done: Finished, recorded: NDArray[np.float32] | None) -> Finished:
     return done if steps is None else replace(done, steps=steps, recorded=recorded)
 
 
-def steps_of(tokens: int, drafted: list[int], accepted: list[int]) -> list[Step]:
-    """The steps of a request of so many `tokens`, the prefill's among them, from what each verified.
-
-    A step commits 1 + A tokens, the last what is left. Tokens beyond those are from steps without drafts; where these
-    were is not told: they are put last.
-    """
-    left, steps = max(tokens - 1, 0), []
-    for verified, kept in zip(drafted, accepted, strict=True):
-        committed = min(1 + kept, left)
-        steps.append(Step(verified, kept, committed))
-        left -= committed
-    return steps + [Step(0, 0, 1)] * left
-
-
-def tokenizer_of(order: Order) -> Any:
-    """The target's tokenizer, of this machine: prompts are sent as token ids. Raises `UserError`."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise UserError("transformers is not installed: it brings the target's tokenizer") from error
-    target = order.target
-    if target.source == "zoo":
-        target = catalog.fetch(catalog.Pair(target=target, draft=None)).target
-    try:
-        return AutoTokenizer.from_pretrained(
-            target.model, revision=target.revision, trust_remote_code=order.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--target {target.name}: its tokenizer cannot be loaded: {error}".split("\n")[0]) from error
-
-
-def _arguments(order: Order) -> dict[str, Any]:
-    if unknown := sorted(order.engine_args.keys() - ARGUMENTS.keys()):
-        raise UserError(f"--engine-arg {unknown[0]}: of a server there are {', '.join(ARGUMENTS)}")
-    if "url" not in order.engine_args:
-        raise UserError("--engine server: where is it? --url http://127.0.0.1:8000, say")
-    return ARGUMENTS | order.engine_args
-
-
-def _refuse(order: Order) -> None:
-    """Raises `UserError` for what no server can be asked."""
-    if order.forced is not None:
-        raise UserError("--engine server: a running server takes no forced acceptance")
-    if order.prefix_caching:
-        raise UserError("--prefix-caching: cannot be measured through a server, whose filled-up steps are not told")
-
-
 def _check(order: Order, facts: Facts) -> None:
     """Raises `UserError` where the server cannot do what `order` asks and no later check would say so."""
     if order.draft is None and facts.method != "none":
@@ -337,30 +293,6 @@ def _check(order: Order, facts: Facts) -> None:
         raise UserError(f"--draft {order.draft.name}: is {order.draft.method}, the server drafts with {facts.method}")
 
 
-def _served(client: Client, name: str | None) -> str:
-    """The name of the model to ask for. Raises `UserError`."""
-    names = [str(model["id"]) for model in client.get("/v1/models")["data"]]
-    if name is None and len(names) == 1:
-        return names[0]
-    if name in names:
-        return str(name)
-    mend = f"--engine-arg model={name}: is not there" if name else "name one with --engine-arg model=NAME"
-    raise UserError(f"{client.url} serves {', '.join(names) or 'nothing'}: {mend}")
-
-
 def _parameters(sampling: Sampling) -> dict[str, Any]:
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": 0.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "max_tokens": sampling.max_tokens,
-        "min_tokens": 0,
-        "seed": sampling.seed,
-        "ignore_eos": False,
-        "detokenize": False,
-        "extra_args": None if sampling.replay is None else {TEXT: list(sampling.replay)},
-    }
+    text = None if sampling.replay is None else {TEXT: list(sampling.replay)}
+    return parameters(sampling) | {"detokenize": False, "extra_args": text}

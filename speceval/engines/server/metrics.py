@@ -1,4 +1,4 @@
-"""vLLM's totals, as its `/metrics` page prints them."""
+"""The totals of a server of vLLM or llama.cpp, as its `/metrics` page prints them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from speceval.store.schema import Counters
 
-LINE = re.compile(r"^vllm:(\w+?)_total(?:\{(.*)\})? (\S+)$", re.M)
+LINE = re.compile(r"^(\w+:)(\w+?)_total(?:\{(.*)\})? (\S+)$", re.M)
 POSITION = re.compile(r'position="(\d+)"')
 TOTALS = {
     "spec_decode_num_drafts": "num_drafts",
@@ -15,23 +15,35 @@ TOTALS = {
     "spec_decode_num_accepted_tokens": "num_accepted_tokens",
     "num_preemptions": "preemptions",
 }
-"""vLLM's name -> ours."""
+"""The server's name -> ours."""
 PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
+GENERATED = ("generation_tokens", "tokens_predicted")
+"""Tokens that it generated, by vLLM's name and by llama.cpp's."""
+RUNNING = re.compile(
+    r"^(\w+:)(?:num_requests_(?:running|waiting)|requests_(?:processing|deferred))(?:\{.*\})? (\S+)$", re.M
+)
 
 
-RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{.*\})? (\S+)$", re.M)
-
-
-def running(page: str) -> int:
+def running(page: str, prefix: str = "vllm:") -> int:
     """Requests that the server runs or holds back now."""
-    return sum(int(float(value)) for value in RUNNING.findall(page))
+    return sum(int(float(value)) for begin, value in RUNNING.findall(page) if begin == prefix)
 
 
-def counters(page: str) -> Counters:
+def generated(page: str, prefix: str = "vllm:") -> int | None:
+    """Tokens that it has generated; None if it does not tell."""
+    values = [
+        int(float(value)) for begin, name, _, value in LINE.findall(page) if begin == prefix and name in GENERATED
+    ]
+    return sum(values) if values else None
+
+
+def counters(page: str, prefix: str = "vllm:") -> Counters:
     """The totals on a page of metrics, summed over the replicas that it tells of."""
     totals: dict[str, int] = defaultdict(int)
     positions: dict[int, int] = defaultdict(int)
-    for name, labels, value in LINE.findall(page):
+    for begin, name, labels, value in LINE.findall(page):
+        if begin != prefix:
+            continue
         if name in TOTALS:
             totals[TOTALS[name]] += int(float(value))
         elif name == PER_POSITION and (position := POSITION.search(labels)):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from typing import Any
 
 from speceval.catalog.schema import Target
-from speceval.engines.base import Order
+from speceval.engines.base import Engine, Order
 from speceval.engines.server.client import Client
-from speceval.engines.server.engine import ARGUMENTS, ServerEngine
+from speceval.engines.server.engine import ServerEngine
 from speceval.engines.vllm.offline import OfflineEngine
 from speceval.engines.vllm.serving import Server
-from speceval.errors import UserError
 
 
 class OwnServerEngine(ServerEngine):
@@ -28,12 +26,17 @@ class OwnServerEngine(ServerEngine):
         self._server = Server(order)
         try:
             self._server.log_to(sys.stdout.buffer)
-            self._server.wait(answers)
-            self._open(order, ARGUMENTS | {"url": self._server.url})
+            self._server.wait()
+            super().__init__(order, Client(self._server.url, order.batch), self._server.name)
             self._settings.generation_config = "vllm"  # as it was started
         except BaseException:
             self._server.stop()
             raise
+
+    @classmethod
+    def open(cls, order: Order) -> Engine:
+        """Start one. Raises `UserError`."""
+        return cls(order)
 
     @classmethod
     def require(cls) -> None:
@@ -60,15 +63,3 @@ class OwnServerEngine(ServerEngine):
         super().close()
         if self._server is not None:
             self._server.stop()
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers that it is well."""
-    client = Client(url, seconds=5.0, tries=1)
-    try:
-        with suppress(UserError):
-            client.text("/health")
-            return True
-        return False
-    finally:
-        client.close()

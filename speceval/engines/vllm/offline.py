@@ -16,6 +16,7 @@ from speceval.engines.vllm import listing, loading, model_runner, start, watchdo
 from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.listening import Listening
 from speceval.engines.vllm.recordings import Recordings, pieces
+from speceval.engines.vllm.serving import Server
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
@@ -130,6 +131,11 @@ class OfflineEngine(Listening, Engine):
     def serving(cls, order: Order) -> dict[str, Any]:
         """What `vllm serve` takes: `speculative_config`, and what drafters of ours need."""
         return {} if order.draft is None else start.drafter_arguments(order.draft, order, start.require_vllm())
+
+    @classmethod
+    def server(cls, order: Order, host: str, port: int, name: str | None) -> Server:
+        """Start vLLM's own server."""
+        return Server(order, host, port, name)
 
     @classmethod
     def swaps(cls, before: Order, after: Order) -> bool:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from speceval.engines.base import Order
 from speceval.engines.vllm import model_runner, start
@@ -23,14 +22,13 @@ from speceval.engines.vllm.server_process import PARENT
 from speceval.errors import UserError
 from vllm_patches.refuse import MEASURED_SWITCH
 
-HOST, PORT = "127.0.0.1", 8000
+HOST = "127.0.0.1"
 SECONDS_TO_START = 1800.0
 """Large models are loaded and compiled for minutes."""
 SECONDS_TO_STOP = 30.0
 """After SIGTERM; then it is killed."""
 LINES = 400
 """Of its output that are kept to find out why it ended."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
 ALWAYS = ("--enable-scale-out", "--enable-prompt-tokens-details")
 """Token ids in and out; tokens that came from a cache."""
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", MEASURED_SWITCH: "1"}
@@ -93,8 +91,8 @@ class Server:
             file.write(line)
             file.flush()
 
-    def wait(self, answers: Callable[[str], bool], seconds: float = SECONDS_TO_START) -> None:
-        """Until `answers` says so of its address. Raises `UserError` where the process ends, or time is up."""
+    def wait(self, seconds: float = SECONDS_TO_START) -> None:
+        """Until it answers. Raises `UserError` where the process ends, or time is up."""
         deadline = time.monotonic() + seconds
         while not answers(self.url):
             if (code := self._process.poll()) is not None:
@@ -127,6 +125,15 @@ class Server:
             self._copying.join(5)
 
 
+def answers(url: str) -> bool:
+    """Whether a server answers that it is well."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 def reason(lines: list[str], code: int) -> str:
     """Why a server ended, from its last lines: the first error that is not about another one."""
     told = [match[0] for line in lines if (match := _TELLING.search(line)) and not _WRAPPERS.search(line)]
@@ -143,9 +150,3 @@ def free_port(host: str, port: int) -> int:
         except OSError as error:
             raise UserError(f"--host {host} --port {port}: {error.strerror}: name another one") from error
         return int(probe.getsockname()[1])
-
-
-def log_file(path: Path) -> IO[Any]:
-    """A log, made with its directory and added to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab")

@@ -1,0 +1,165 @@
+"""What servers answer, in our terms: one function for each dialect, from an answer's JSON to tokens and verify steps.
+
+A server that does not tell each step tells less than its steps had. What it tells is kept exactly: rows are made whose
+counts have the same sums, and the same histogram where that is told. In which order they came is not known then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speceval.engines.base import Finished, Step
+from speceval.store.schema import Evidence
+
+HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_accept_histogram")
+"""SGLang's names for it, the newest first."""
+ACCEPTED = ("spec_num_correct_drafts", "spec_accepted_tokens", "spec_accept_token_num")
+PROPOSED = ("spec_num_proposed_drafts", "spec_draft_tokens", "spec_draft_token_num")
+ENDED = {"eos": "stop", "word": "stop", "limit": "length", "length": "length", "stop": "stop"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request's tokens and steps, and what these are made from."""
+
+    tokens: list[int]
+    finish_reason: str
+    steps: list[Step]
+    evidence: Evidence
+    stop_reason: str | int | None = None
+    cached: int = 0
+
+    def finished(self, request_id: str) -> Finished:
+        """As an engine tells of it."""
+        return Finished(request_id, self.tokens, self.finish_reason, self.stop_reason, self.steps, self.cached)
+
+
+def vllm(answer: dict[str, Any], k: int) -> Answer:
+    """Of `/inference/v1/generate` or `/v1/completions` with `return_token_ids`. Raises KeyError and its like for an
+    answer of another shape.
+    """
+    choice = answer["choices"][0]
+    tokens: list[int] = choice["token_ids"]
+    told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
+    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+    if "per_step_drafted" in told and told["per_step_drafted"] is not None:
+        steps = steps_of(len(tokens), told["per_step_drafted"], told["per_step_accepted"])
+        evidence: Evidence = "steps"
+    elif told.get("acceptance_histogram"):
+        steps = of_histogram(len(tokens), told["acceptance_histogram"], told["num_draft_tokens"])
+        evidence = "histogram"
+    else:
+        steps, evidence = of_nothing(len(tokens)), "nothing"
+    return Answer(
+        tokens,
+        str(choice["finish_reason"]),
+        steps,
+        evidence,
+        choice.get("stop_reason"),
+        details.get("cached_tokens") or 0,
+    )
+
+
+def sglang(answer: dict[str, Any], k: int) -> Answer:
+    """Of SGLang's `/generate` with token ids, of this version's names and of older ones."""
+    told, tokens = answer["meta_info"], list(answer["output_ids"])
+    reason = told["finish_reason"] or {}
+    count = told.get("spec_verify_ct") or 0
+    accepted = next((told[name] for name in ACCEPTED if told.get(name) is not None), None)
+    proposed = next((told[name] for name in PROPOSED if told.get(name) is not None), None)
+    histogram = next((told[name] for name in HISTOGRAMS if told.get(name)), None)
+    evidence: Evidence = "nothing"
+    if histogram is not None:
+        drafted = proposed if proposed is not None else k * sum(histogram)
+        steps, evidence = of_histogram(len(tokens), histogram, drafted), "histogram"
+    elif count:
+        kept = accepted if accepted is not None else max(len(tokens) - 1 - count, 0)
+        steps, evidence = of_sums(len(tokens), count, kept, proposed if proposed is not None else k * count), "requests"
+    else:
+        steps = of_nothing(len(tokens))
+    ended = ENDED.get(str(reason.get("type")), str(reason.get("type")))
+    return Answer(tokens, ended, steps, evidence, reason.get("matched"), told.get("cached_tokens") or 0)
+
+
+def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
+    """Of llama-server's `/completion`, streamed with `timings_per_token` and `return_tokens`.
+
+    Each token comes with the request's drafted and accepted tokens so far: a step is where the first of them grows.
+    """
+    tokens: list[int] = []
+    steps: list[Step] = []
+    drafted = accepted = left = 0
+    for event in events:
+        timings = event.get("timings") or {}
+        now = timings.get("draft_n") or 0, timings.get("draft_n_accepted") or 0
+        for token in event.get("tokens") or []:
+            tokens.append(token)
+            if now[0] > drafted:
+                left = 1 + now[1] - accepted
+                steps.append(Step(now[0] - drafted, now[1] - accepted, 0))
+                drafted, accepted = now
+            if len(tokens) == 1:
+                continue  # the prefill's
+            if left:
+                step, left = steps[-1], left - 1
+                steps[-1] = Step(step.drafted, step.accepted, step.committed + 1)
+            else:
+                steps.append(Step(0, 0, 1))
+    last = events[-1]
+    ended = ENDED.get(str(last["stop_type"]), str(last["stop_type"]))
+    evidence: Evidence = "steps" if drafted else "nothing"
+    return Answer(tokens, ended, steps, evidence, None, last.get("tokens_cached") or 0)
+
+
+def openai(answer: dict[str, Any], k: int) -> Answer:
+    """Of any `/v1/completions`: a text without token ids, which whoever asked has to encode; and no drafts."""
+    choice = answer["choices"][0]
+    tokens = choice.get("token_ids") or []
+    return Answer(list(tokens), str(choice["finish_reason"]), of_nothing(len(tokens)), "nothing")
+
+
+def steps_of(tokens: int, drafted: Sequence[int], accepted: Sequence[int]) -> list[Step]:
+    """The steps of a request of so many `tokens`, the prefill's among them, from what each verified.
+
+    A step commits 1 + A tokens, the last what is left. Tokens beyond those are from steps without drafts; where these
+    were is not told: they are put last.
+    """
+    left, steps = max(tokens - 1, 0), []
+    for verified, kept in zip(drafted, accepted, strict=True):
+        committed = min(1 + kept, left)
+        steps.append(Step(verified, kept, committed))
+        left -= committed
+    return steps + [Step(0, 0, 1)] * left
+
+
+def of_histogram(tokens: int, histogram: Sequence[int], drafted: int) -> list[Step]:
+    """Steps of which `histogram[a]` accepted a drafts and all together verified `drafted`, shortest first.
+
+    The last of them, which accepted most, is the one that the end of the text may have cut.
+    """
+    accepted = [kept for kept, count in enumerate(histogram) for _ in range(count)]
+    return steps_of(tokens, spread(drafted, accepted, len(histogram) - 1), accepted)
+
+
+def of_sums(tokens: int, steps: int, accepted: int, drafted: int) -> list[Step]:
+    """So many steps with these sums: which of them accepted how many is not told, and is made as even as can be."""
+    each, more = divmod(accepted, steps)
+    kept = [each] * (steps - more) + [each + 1] * more
+    return steps_of(tokens, spread(drafted, kept, -(-drafted // steps)), kept)
+
+
+def of_nothing(tokens: int) -> list[Step]:
+    """Steps of a request of which nothing is known: they drafted nothing that was told."""
+    return [Step(0, 0, 1)] * max(tokens - 1, 0)
+
+
+def spread(drafted: int, accepted: Sequence[int], k: int) -> list[int]:
+    """Drafts of each step, k at most, whose sum is `drafted`: what is missing from k each is taken from the first."""
+    verified, missing = [], k * len(accepted) - drafted
+    for kept in accepted:
+        cut = min(max(missing, 0), k - max(kept, 1))
+        verified.append(k - cut)
+        missing -= cut
+    return verified

@@ -1,0 +1,155 @@
+"""A running server of any dialect as an engine: what it tells of its drafts is taken as it is, with its grade."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from typing import Any
+
+from speceval.engines.base import Engine, Finished, Order, Sampling, unknown
+from speceval.engines.server import probe
+from speceval.engines.server.answers import Answer, of_nothing
+from speceval.engines.server.client import Client
+from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST, Watch, refuse, rest, tokenizer_of
+from speceval.errors import UserError
+from speceval.store.schema import Counters, Evidence, Facts
+
+
+class PlainServerEngine(Engine):
+    """Settings are as the command line says: the server does not tell them, or not all."""
+
+    loads_checkpoints = False
+    shortest_prompt = SHORTEST
+    replicates = False
+    knows_settings = False
+
+    def __init__(self, order: Order, client: Client, seen: probe.Seen) -> None:
+        """Raises `UserError` for what this server cannot be asked."""
+        self._order, self._client, self._seen = order, client, seen
+        self._calls: dict[Future[Any], str] = {}
+        self._closed, self._watch = False, Watch(client, "")
+        self.max_model_len = seen.context
+        try:
+            _check(order, seen)
+            self.tokenizer = tokenizer_of(order)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def require(cls) -> None:
+        """Nothing is needed."""
+        return
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        """What it tells of its drafts."""
+        return self._seen.evidence
+
+    def facts(self) -> Facts:
+        """What it tells of itself."""
+        seen = self._seen
+        return unknown(
+            vllm=seen.version if seen.dialect.name == "vllm" else None,
+            device=str(seen.told.get("device", "not told")),
+            runner=seen.dialect.name if seen.version is None else f"{seen.dialect.name} {seen.version}",
+            method=str(seen.told.get("method", "not told")),
+            k=self._order.k,
+            max_model_len=seen.context,
+        )
+
+    def notes(self) -> list[str]:
+        """What a reader must know of this evidence."""
+        seen = self._seen
+        lines = [f"evidence: {seen.evidence} ({GIVES[seen.evidence]})"]
+        lines.append(
+            f"{seen.dialect.name} server: drafter, drafting and settings are as asked for, it does not tell them"
+        )
+        return lines + seen.notes
+
+    def warm_up(self) -> None:
+        """Wait for a server that does nothing, where it tells that. Probing it has warmed it."""
+        rest(self._client, self._seen.dialect.metrics)
+        self._watch = Watch(self._client, self._seen.dialect.metrics)
+
+    def foreign(self) -> str:
+        """What others asked of it since it was warmed up."""
+        return self._watch.foreign()
+
+    def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
+        """Queue a request."""
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if len(prompt_token_ids) < self.shortest_prompt:
+            raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
+        seen = self._seen
+        self._calls[probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling)] = request_id
+
+    def step(self) -> tuple[int, list[Finished]]:
+        """Wait until an answer is here, or a moment."""
+        done, _ = wait(self._calls, SECONDS_OF_A_STEP, FIRST_COMPLETED)
+        finished = [self._finish(self._calls.pop(call), call) for call in done]
+        return sum(len(one.token_ids) for one in finished), finished
+
+    def _finish(self, request_id: str, call: Future[Any]) -> Finished:
+        seen, answered = self._seen, call.result()
+        try:
+            answer = seen.road.read(answered, self._order.k)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{seen.url}{seen.road.path}: an answer without {error}: is it {seen.dialect.name}'s?"
+            ) from error
+        if seen.dialect.name == "openai" and not answer.tokens:
+            answer = self._encoded(answer, str(answered["choices"][0].get("text", "")))
+        if seen.evidence in ("totals", "nothing"):
+            answer = replace(answer, steps=of_nothing(len(answer.tokens)))
+        longest = max((step.drafted for step in answer.steps), default=0)
+        if longest > self._order.k:
+            raise UserError(f"--k {self._order.k}: the server drafts {longest} tokens a step: ask for that")
+        self._watch.tokens += len(answer.tokens)
+        return answer.finished(request_id)
+
+    def _encoded(self, answer: Answer, text: str) -> Answer:
+        """An answer that came as text alone, by the tokens of this machine's tokenizer."""
+        tokens = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return replace(answer, tokens=tokens, steps=of_nothing(len(tokens)))
+
+    def counters(self) -> Counters | None:
+        """The server's own totals, of everyone's requests; None where it tells none."""
+        if self._calls:
+            raise RuntimeError("requests are in flight")
+        counted: Counters | None = probe.counters(self._client, self._seen, self._order.k)
+        return counted
+
+    def close(self) -> None:
+        """Drop the connections; the server goes on."""
+        self._closed = True
+        self._client.close()
+        self._calls.clear()
+
+
+GIVES: dict[Evidence, str] = {
+    "steps": "each verify step",
+    "histogram": "how many steps of each request accepted 0, 1 … K drafts; not in which order",
+    "requests": "each request's number of steps and accepted drafts; no positions",
+    "totals": "the server's totals alone: tau and positions without an interval",
+    "nothing": "speed and texts only; tau is not reported by this server",
+}
+"""What each grade gives."""
+
+
+def _check(order: Order, seen: probe.Seen) -> None:
+    """Raises `UserError` for what this server cannot be asked."""
+    refuse(order)
+    if order.replay:
+        raise UserError(f"--replay: needs a vLLM server with {dict(seen.dialect.mends).get(WORKERS, 'our extension')}")
+    if order.draft is None:
+        raise UserError("--engine server: the target alone cannot be measured through this server")
+    if seen.dialect.name == "sglang" and order.temperature > 0 and seen.told.get("device") in ("cpu", "xpu"):
+        raise UserError(f"--temp {order.temperature:g}: {seen.notes[0]}")
+    told = seen.told.get("k")
+    if told is not None and told != order.k:
+        raise UserError(f"--k {order.k}: the server drafts {told} tokens a step: ask for that")
+
+
+WORKERS = "settings, patches, p and q of its workers"

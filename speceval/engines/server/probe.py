@@ -1,0 +1,241 @@
+"""What a server is, what it tells of its drafts, and what would make it tell more."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from speceval.engines.base import Sampling
+from speceval.engines.server import metrics
+from speceval.engines.server.answers import Answer
+from speceval.engines.server.client import Client, Refused
+from speceval.engines.server.dialects import DIALECTS, Dialect, Road
+from speceval.errors import UserError
+from speceval.store.schema import Evidence
+
+ORDER: tuple[Evidence, ...] = ("steps", "histogram", "requests", "totals", "nothing")
+"""The most telling first."""
+TRIAL = Sampling(0.0, 1.0, 0, 24, None)
+TRIAL_PROMPT = [3, 4, 5, 6] * 4
+"""Repeats itself, so that drafters that look for repetitions draft."""
+UNLIMITED = 1 << 20
+"""Context of a server that does not tell."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found at an address."""
+
+    url: str
+    dialect: Dialect
+    version: str | None
+    model: str
+    models: list[str]
+    evidence: Evidence
+    road: Road
+    workers: bool
+    """Whether vLLM's workers answer with our extension: settings, patches, p and q."""
+    totals: bool
+    """Whether its metrics page counts drafts."""
+    context: int
+    told: dict[str, Any] = field(default_factory=dict)
+    """What it says of its speculation: `method`, `k`, `device`, as far as it does."""
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    """What it does not tell, and the flag that would make it."""
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `speceval probe --json`."""
+        return {
+            "url": self.url,
+            "server": self.dialect.name,
+            "version": self.version,
+            "model": self.model,
+            "models": self.models,
+            "evidence": self.evidence,
+            "workers": self.workers,
+            "totals": self.totals,
+            "context": self.context,
+            "told": self.told,
+            "missing": [{"what": what, "flag": flag} for what, flag in self.missing],
+            "notes": self.notes,
+        }
+
+
+def look(client: Client, model: str | None = None, dialect: str | None = None) -> Seen:
+    """Ask a server what it is, and run a few tokens on it to see what it tells. Raises `UserError`.
+
+    `model`: the name it is served by; `dialect`: in place of what it seems to be.
+    """
+    if dialect is not None and dialect not in DIALECTS:
+        raise UserError(f"--dialect {dialect}: there are {', '.join(DIALECTS)}")
+    listed = client.get("/v1/models")
+    name, pages = recognise(client, listed)
+    row = DIALECTS[dialect or name]
+    models = [str(one["id"]) for one in listed["data"]]
+    served = chosen(client, models, model)
+    page = _text(client, "/metrics")
+    totals = bool(row.metrics) and f"{row.metrics}spec_decode_num_drafts_total" in page
+    road, answer = _trial(client, row, served)
+    evidence = answer.evidence
+    if evidence == "nothing" and totals:
+        evidence = "totals"
+    workers = row.name == "vllm" and _workers(client)
+    seen = Seen(
+        client.url, row, _version(row, pages, listed), served, models, evidence, road, workers, totals,
+        _context(row, pages, listed), told(row, pages),
+    )  # fmt: skip
+    seen.missing.extend(_missing(seen))
+    seen.notes.extend(_notes(seen))
+    return seen
+
+
+def recognise(client: Client, listed: Any) -> tuple[str, dict[str, Any]]:
+    """The dialect of a server, and the pages that it tells of itself on."""
+    pages = {path: _json(client, path) for path in ("/version", "/props", "/server_info", "/get_server_info")}
+    owner = str((listed["data"] or [{}])[0].get("owned_by", ""))
+    if isinstance(pages["/version"], dict) and "version" in pages["/version"] and owner in ("vllm", ""):
+        return "vllm", pages
+    if isinstance(pages["/props"], dict) and "default_generation_settings" in pages["/props"]:
+        return "llamacpp", pages
+    info = pages["/server_info"] or pages["/get_server_info"]
+    if owner == "sglang" or (isinstance(info, dict) and "speculative_algorithm" in info):
+        return "sglang", pages
+    return {"vllm": "vllm", "llamacpp": "llamacpp"}.get(owner, "openai"), pages
+
+
+def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
+    """What a server says of its speculation, without our extension."""
+    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    if row.name == "sglang":
+        tokens = info.get("speculative_num_draft_tokens")
+        found = {
+            "method": info.get("speculative_algorithm"),
+            "k": None if tokens is None else tokens - 1,
+            "device": info.get("device"),
+            "rejection_sampling": info.get("speculative_use_rejection_sampling"),
+        }
+    elif row.name == "vllm":
+        speculative = (info.get("vllm_config") or {}).get("speculative_config") or {}
+        found = {"method": speculative.get("method"), "k": speculative.get("num_speculative_tokens")}
+    else:
+        found = {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def chosen(client: Client, models: list[str], name: str | None) -> str:
+    """The name of the model to ask for. Raises `UserError`."""
+    if name is None and len(models) == 1:
+        return models[0]
+    if name in models:
+        return str(name)
+    mend = f"--engine-arg model={name}: is not there" if name else "name one with --engine-arg model=NAME"
+    raise UserError(f"{client.url} serves {', '.join(models) or 'nothing'}: {mend}")
+
+
+def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling) -> Any:
+    """A future of what a server answers on a road."""
+    body = road.body(model, tokens, sampling)
+    return client.begin_stream(road.path, body) if road.stream else client.begin(road.path, body)
+
+
+def _trial(client: Client, row: Dialect, model: str) -> tuple[Road, Answer]:
+    """The road that tells most, with what it told. Raises `UserError` where none is open."""
+    best: tuple[Road, Answer] | None = None
+    closed = ""
+    for road in row.roads:
+        try:
+            answer = road.read(ask(client, road, model, TRIAL_PROMPT, TRIAL).result(), 1)
+        except Refused as error:
+            closed = str(error)
+            continue
+        except (KeyError, IndexError, TypeError) as error:
+            closed = f"{client.url}{road.path}: an answer without {error}: is it {row.name}'s? (--dialect)"
+            continue
+        if best is None or ORDER.index(answer.evidence) < ORDER.index(best[1].evidence):
+            best = road, answer
+        if answer.evidence == "steps":
+            break
+    if best is None:
+        raise UserError(closed)
+    return best
+
+
+def _workers(client: Client) -> bool:
+    """Whether vLLM's workers answer, with our extension."""
+    with suppress(UserError, KeyError, TypeError):
+        answer = client.post("/collective_rpc", {"method": "patch_status", "args": []})
+        return isinstance(answer["results"][0], list)
+    return False
+
+
+def _version(row: Dialect, pages: dict[str, Any], listed: Any) -> str | None:
+    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    found = {
+        "vllm": (pages["/version"] or {}).get("version"),
+        "sglang": info.get("version"),
+        "llamacpp": (pages["/props"] or {}).get("build_info"),
+    }.get(row.name)
+    return None if found is None else str(found)
+
+
+def _context(row: Dialect, pages: dict[str, Any], listed: Any) -> int:
+    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    settings = (pages["/props"] or {}).get("default_generation_settings") or {}
+    model = (listed["data"] or [{}])[0]
+    found = [model.get("max_model_len"), info.get("context_length"), settings.get("n_ctx")]
+    return next((int(value) for value in found if value), UNLIMITED)
+
+
+def _missing(seen: Seen) -> list[tuple[str, str]]:
+    """Of the dialect's row, what this server does not tell."""
+    lacking = {
+        "each request's verify steps": seen.evidence != "steps",
+        "settings, patches, p and q of its workers": not seen.workers,
+        "token ids in and out": seen.road.path == "/v1/completions",
+        "its totals": not seen.totals,
+        "anything about drafts": True,
+    }
+    return [(what, flag) for what, flag in seen.dialect.mends if lacking[what]]
+
+
+def _notes(seen: Seen) -> list[str]:
+    notes = []
+    if seen.dialect.name == "sglang":
+        if seen.told.get("device") in ("cpu", "xpu"):
+            notes.append(
+                f"SGLang on a {seen.told['device']} verifies greedily at every temperature: temperature 0 only"
+            )
+        elif not seen.told.get("rejection_sampling"):
+            notes.append(
+                "SGLang without --speculative-use-rejection-sampling accepts drafts by its own rule: above temperature "
+                "0 that is no rejection sampling, and its acceptance length is another quantity"
+            )
+    if seen.dialect.name == "llamacpp":
+        notes.append("llama.cpp drafts EAGLE-3 greedily whatever --spec-draft-sampling says")
+        notes.append("llama.cpp feeds an EAGLE-3 drafter garbage where an auxiliary layer is the target's last")
+    if seen.dialect.name == "vllm" and not seen.workers:
+        notes.append("which of vLLM's known defects act in it is not known: `speceval ls patches`")
+    return notes
+
+
+def _text(client: Client, path: str) -> str:
+    with suppress(UserError):
+        return client.text(path)
+    return ""
+
+
+def _json(client: Client, path: str) -> Any:
+    with suppress(UserError):
+        return client.get(path)
+    return None
+
+
+def counters(client: Client, seen: Seen, k: int) -> Any:
+    """The server's totals; None where it has none."""
+    if not seen.totals:
+        return None
+    counted = metrics.counters(client.text("/metrics"), seen.dialect.metrics)
+    counted.num_accepted_tokens_per_pos += [0] * (k - len(counted.num_accepted_tokens_per_pos))
+    return counted
