@@ -145,6 +145,19 @@ def test_the_catalog_s_stored_drafters_are_there_small_and_for_their_target(name
     assert (ids.diff() > 0).all() and ids[-1] < (pair.target.sizes.vocab_size or 0)
 
 
+@pytest.mark.parametrize("name", ["lk-eagle3", "tv-eagle3", "lk-alpha-eagle3", "kl-medusa", "lk-medusa"])
+def test_every_stored_drafter_is_read_whole_and_is_another_than_its_base(name: str) -> None:
+    def tensors(drafter: str) -> dict[str, Any]:
+        draft = catalog.resolve(TARGET, drafter).draft
+        assert draft is not None and draft.stored is not None
+        return read(data_directory("drafters") / f"{draft.stored}.safetensors")[0]
+
+    own, kl = tensors(name), tensors("kl-medusa" if name.endswith("medusa") else "kl-eagle3")
+    assert own.keys() == kl.keys() and all(own[key].shape == kl[key].shape for key in kl)
+    away = [float((own[key] - kl[key]).norm() / kl[key].norm()) for key in kl if kl[key].ndim == 2]
+    assert max(away) < 0.5 and (name == "kl-medusa" or min(away) > 0.01)
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this installation has no drafter"):
         stored.fetch("no/such", tmp_path, tmp_path / "x")
