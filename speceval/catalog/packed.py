@@ -1,9 +1,9 @@
 """Drafters that come with the project: EAGLE-3 or MEDUSA in one small file -> a checkpoint directory that vLLM loads.
 
 Matrices are stored as int8 with a scale for each row, or as their difference from another stored drafter in half a
-byte (drafters of one warm-up are near each other, so that is no coarser); the output map is the target's own, in the
-rows of the draft vocabulary; token embeddings are the target's anyway. What is measured is what the file gives, so
-rounding is part of the drafter, not an error of the measurement.
+byte with a scale for each few columns (drafters of one warm-up are near each other, so that is little coarser); the
+output map is the target's own, in the rows of the draft vocabulary; token embeddings are the target's anyway. What is
+measured is what the file gives, so rounding is part of the drafter, not an error of the measurement.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEVELS, DIFFERENCE_LEVELS = 127, 7
+GROUP = 32
+"""Columns of a difference that share a scale; a matrix has a multiple of it."""
 SCALE = ".row_scale"
 ROPE_THETA = 10000.0
 """The drafter's own attention, whatever the target's."""
@@ -37,12 +39,16 @@ def pack(tensors: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> d
         if values.ndim != 2:
             packed[name] = values.contiguous()
             continue
-        if base is not None:
-            values = values - base[name]
-        scale = values.abs().amax(1).clamp_min(1e-12) / (LEVELS if base is None else DIFFERENCE_LEVELS)
-        levels = (values / scale[:, None]).round().to(torch.int8)
-        packed[name] = levels if base is None else _halves(levels)
-        packed[name + SCALE] = scale
+        if base is None:
+            scale = values.abs().amax(1).clamp_min(1e-12) / LEVELS
+            packed[name] = (values / scale[:, None]).round().to(torch.int8)
+            packed[name + SCALE] = scale
+        else:
+            groups = (values - base[name]).unflatten(1, (-1, GROUP))
+            scale = (groups.abs().amax(2) / DIFFERENCE_LEVELS).clamp_min(1e-7).half()
+            levels = (groups / scale.float()[..., None]).round().clamp(-DIFFERENCE_LEVELS, DIFFERENCE_LEVELS)
+            packed[name] = _halves(levels.flatten(1).to(torch.int8))
+            packed[name + SCALE] = scale
     return packed
 
 
@@ -67,10 +73,11 @@ def unpacked(packed: dict[str, Tensor], base: dict[str, Tensor] | None = None) -
         if name.endswith(SCALE) or name in beside:
             continue
         if name + SCALE in packed:
-            levels = values.float() if base is None else _whole(values)
-            values = levels * packed[name + SCALE][:, None]
-            if base is not None:
-                values = values + base[name]
+            scale = packed[name + SCALE].float()[..., None]
+            if base is None:
+                values = values.float() * scale
+            else:
+                values = base[name] + (_whole(values).unflatten(1, (-1, GROUP)) * scale).flatten(1)
         tensors[name] = values
     return tensors
 
