@@ -57,7 +57,7 @@ def test_the_page_s_engine_has_ten_lines_of_its_own() -> None:
 
 
 def test_it_is_named_among_the_engines_that_there_are(installed: Path) -> None:
-    assert engines.names() == ["vllm", "simulated", "server", "ten-lines"]
+    assert engines.names() == ["vllm", "simulated", "server", "own-server", "ten-lines"]
     assert engines.find("ten-lines").__module__ == "ten_lines"
     with pytest.raises(UserError, match=r"^--engine tenlines: there is no such engine; there are vllm, simulated"):
         engines.find("tenlines")
@@ -76,5 +76,5 @@ def test_an_entry_that_leads_nowhere_is_one_line(installed: Path, value: str, sa
 def test_no_package_takes_the_place_of_an_engine_of_ours(installed: Path) -> None:
     entries = installed / "ten_lines-1.0.dist-info" / "entry_points.txt"
     entries.write_text(f"[{engines.GROUP}]\nsimulated = ten_lines:FirstDraft\n")
-    assert engines.names() == ["vllm", "simulated", "server"]
+    assert engines.names() == ["vllm", "simulated", "server", "own-server"]
     assert engines.find("simulated").__module__ == "speceval.engines.simulated"
