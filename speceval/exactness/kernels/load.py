@@ -134,7 +134,8 @@ def load(source: Source, directory: Path, how: str) -> dict[str, ModuleType]:
     vars(noise)["apply_top_k_top_p"] = untruncated
     sys.modules[noise.__name__] = noise
     modules = {}
-    for path in MODULES:
+    helpers = called(source) if how == "compiled" else []
+    for path in (*MODULES, *helpers):
         text = source.read(path)
         if text is None:
             continue
@@ -153,6 +154,28 @@ def load(source: Source, directory: Path, how: str) -> dict[str, ModuleType]:
         except Exception as error:  # code of an unknown version may raise anything
             failures[path] = f"cannot be loaded: {type(error).__name__}: {error}"
     return modules
+
+
+def called(source: Source) -> list[str]:
+    """Files beside `MODULES` whose kernels the kernels of `MODULES` may call, by import.
+
+    Triton's compiler looks at every function that a kernel names, also where the launch leaves the call out.
+    """
+    files = list(MODULES)
+    for path in files:
+        text = source.read(path)
+        imports = [node for node in ast.parse(text or "").body if isinstance(node, ast.ImportFrom)]
+        for node in imports:
+            file = (node.module or "").removeprefix("vllm.").replace(".", "/") + ".py"
+            theirs = source.read(file) if (node.module or "").startswith("vllm.") and file not in files else None
+            if theirs and "@triton.jit" in theirs and any(_is_kernel(theirs, name.name) for name in node.names):
+                files.append(file)
+    return files[len(MODULES) :]
+
+
+def _is_kernel(text: str, name: str) -> bool:
+    node = source_text.find(ast.parse(text), name)
+    return any("triton.jit" in ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ()))
 
 
 def require(modules: dict[str, ModuleType], path: str) -> ModuleType:
