@@ -24,6 +24,7 @@ from speceval import store
 from speceval.errors import UserError
 from speceval.estimate import rao_blackwell
 from speceval.estimate.statistics import (
+    LEAST_EFFECTIVE,
     Interval,
     cluster_warnings,
     detectable,
@@ -128,7 +129,10 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "agreement": rao_blackwell.agreement(steps),
         "positions": _position_intervals(steps, k, confidence),
         "variance": variance(steps),
-        "warnings": _warnings(intervals["tau"], conversation_totals(steps)["accepted"], turns),
+        "warnings": [
+            *_warnings(intervals["tau"], conversation_totals(steps)["accepted"], turns),
+            *_position_warnings(steps, k),
+        ],
     }
 
 
@@ -338,6 +342,26 @@ def _warnings(pooled: Interval, accepted: ArrayLike, turns: pd.DataFrame) -> lis
     if without and pooled.clusters:
         found.append(f"{without} of {len(turns)} requests have no drafted step and no tau of their own")
     return found
+
+
+def _position_warnings(steps: pd.DataFrame, k: int) -> list[str]:
+    """Which positions fewer conversations carry than an interval needs, where all together are enough."""
+    cluster, ids = pd.factorize(steps["conversation"])
+    least = float(effective_clusters(np.bincount(cluster, steps["accepted"], minlength=len(ids)))) if len(ids) else 0.0
+    if least < LEAST_EFFECTIVE:
+        return []
+    few = {}
+    for j in range(1, k + 1):
+        accepted = np.bincount(cluster[_position_masks(steps, j)[0]], minlength=len(ids))
+        if (effective := float(effective_clusters(accepted))) < LEAST_EFFECTIVE:
+            few[j] = effective
+    if not few:
+        return []
+    which = f"position{'s' if len(few) > 1 else ''} {', '.join(map(str, few))}"
+    return [
+        f"{which}: what is accepted there lies in conversations that count as {min(few.values()):.0f} "
+        f"(fewer than {LEAST_EFFECTIVE}): these intervals can be too narrow"
+    ]
 
 
 def _compare_rb(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any] | None:
