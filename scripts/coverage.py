@@ -228,7 +228,7 @@ def single_rows(counts: Floats, everything: Floats) -> Iterator[dict[str, Any]]:
                 "effective, before": effective_bounds(without_tails(found), trials),
             }
         for method, (low, high) in bounds.items():
-            warned = effective_clusters(accepted) < LEAST_EFFECTIVE
+            warned = np.fmin(effective_clusters(accepted), effective_clusters(counts[..., 1])) < LEAST_EFFECTIVE
             yield {"estimator": estimator} | warned_row(method, truth, low, high, warned, steps.shape[1])
 
 

@@ -43,6 +43,15 @@ def test_a_stale_table_is_seen(docs_numbers) -> None:
     assert difference(text, docs_numbers.replace_blocks(text, contents)) is not None
 
 
+def test_the_power_that_the_docs_say_was_measured_is_what_was_measured() -> None:
+    import pandas as pd
+
+    rows = pd.read_csv(ROOT / "results" / "statistics" / "coverage.csv")
+    power = 100 * rows.loc[(rows["estimator"] == "could have seen") & (rows["seeds"] == 4), "coverage"]
+    said = f"promises a power of 80 %: {power.min():.0f} to {power.max():.0f} % was measured"
+    assert said in (SHELVES / "trust" / "how-sure.md").read_text().replace("\n", " ")
+
+
 def test_the_books_of_every_reference_run_balance(docs_numbers) -> None:
     from speceval.estimate.identities import check_counters, reconcile
 

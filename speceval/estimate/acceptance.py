@@ -24,6 +24,7 @@ from speceval import store
 from speceval.errors import UserError
 from speceval.estimate import rao_blackwell
 from speceval.estimate.statistics import (
+    LEAST_EFFECTIVE,
     Interval,
     cluster_warnings,
     detectable,
@@ -127,8 +128,11 @@ def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: floa
         "tau_rb": rao_blackwell.tau_rb_interval(steps, k, confidence).as_dict(),
         "agreement": rao_blackwell.agreement(steps),
         "positions": _position_intervals(steps, k, confidence),
-        "variance": _variance(steps),
-        "warnings": _warnings(intervals["tau"], conversation_totals(steps)["accepted"], turns),
+        "variance": variance(steps),
+        "warnings": [
+            *_warnings(intervals["tau"], conversation_totals(steps)["accepted"], turns),
+            *_position_warnings(steps, k),
+        ],
     }
 
 
@@ -160,8 +164,7 @@ def compare(
     if not shared_a.any():
         raise UserError(f"the two runs share no ({', '.join(key)}): run both on the same conversations and seeds")
     steps_a, steps_b = _steps_of(turns_a[shared_a], steps_a, key), _steps_of(turns_b[shared_b], steps_b, key)
-    totals_a, totals_b = conversation_totals(steps_a).align(conversation_totals(steps_b), join="inner")
-    lengths = compare_lengths(*_tau_terms(totals_a), *_tau_terms(totals_b), confidence=confidence)
+    lengths = compare_lengths(*_shared_terms(steps_a, steps_b), confidence=confidence)
     shared = turns_a[shared_a]
     return {
         **lengths,
@@ -175,6 +178,29 @@ def compare(
         "confidence": confidence,
         "warnings": _compare_warnings(lengths, shared["conversation"].nunique()),
     }
+
+
+def compare_scaled(
+    steps_a: pd.DataFrame,
+    turns_a: pd.DataFrame,
+    steps_b: pd.DataFrame,
+    turns_b: pd.DataFrame,
+    scale: float,
+) -> dict[str, float | None]:
+    """tau of run b minus `scale` times that of run a, paired as `compare` does by request: value, low, high, se."""
+    requests_a, requests_b = _codes(REQUEST, turns_a, turns_b)
+    steps_a = _steps_of(turns_a[np.isin(requests_a, requests_b)], steps_a, REQUEST)
+    steps_b = _steps_of(turns_b[np.isin(requests_b, requests_a)], steps_b, REQUEST)
+    x_a, y_a, x_b, y_b = _shared_terms(steps_a, steps_b)
+    return paired_ratio_difference(scale * x_a, y_a, x_b, y_b).difference.as_dict()
+
+
+def _shared_terms(
+    steps_a: pd.DataFrame, steps_b: pd.DataFrame
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Numerators and denominators of both runs' tau, per conversation that has drafted steps in both."""
+    totals_a, totals_b = conversation_totals(steps_a).align(conversation_totals(steps_b), join="inner")
+    return (*_tau_terms(totals_a), *_tau_terms(totals_b))
 
 
 def compare_lengths(
@@ -252,8 +278,11 @@ def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence:
     }
 
 
-def _variance(steps: pd.DataFrame) -> dict[str, float] | None:
-    """Where the variance of tau comes from (`statistics.variance_components`); None unless there are several seeds."""
+def variance(steps: pd.DataFrame, k: int | None = None) -> dict[str, float] | None:
+    """Where the variance of tau comes from (`statistics.variance_components`); None unless there are several seeds.
+
+    `k`: of tau paper at this K instead.
+    """
     if steps["seed"].nunique() < 2:
         return None
     rows = drafted_steps(steps)
@@ -262,7 +291,9 @@ def _variance(steps: pd.DataFrame) -> dict[str, float] | None:
     sample = conversation * len(seeds) + seed
     count = np.bincount(sample, minlength=len(names) * len(seeds))
     accepted = np.bincount(sample, rows["accepted"], minlength=len(count))
-    found = variance_components(count + accepted, count, np.repeat(np.arange(len(names)), len(seeds)))
+    drafted = count if k is None else np.bincount(sample, rows["drafted"], minlength=len(count))
+    numerator = drafted + (1 if k is None else k) * accepted
+    found = variance_components(numerator, drafted, np.repeat(np.arange(len(names)), len(seeds)))
     return asdict(found) if found else None
 
 
@@ -311,6 +342,26 @@ def _warnings(pooled: Interval, accepted: ArrayLike, turns: pd.DataFrame) -> lis
     if without and pooled.clusters:
         found.append(f"{without} of {len(turns)} requests have no drafted step and no tau of their own")
     return found
+
+
+def _position_warnings(steps: pd.DataFrame, k: int) -> list[str]:
+    """Which positions fewer conversations carry than an interval needs, where all together are enough."""
+    cluster, ids = pd.factorize(steps["conversation"])
+    least = float(effective_clusters(np.bincount(cluster, steps["accepted"], minlength=len(ids)))) if len(ids) else 0.0
+    if least < LEAST_EFFECTIVE:
+        return []
+    few = {}
+    for j in range(1, k + 1):
+        accepted = np.bincount(cluster[_position_masks(steps, j)[0]], minlength=len(ids))
+        if (effective := float(effective_clusters(accepted))) < LEAST_EFFECTIVE:
+            few[j] = effective
+    if not few:
+        return []
+    which = f"position{'s' if len(few) > 1 else ''} {', '.join(map(str, few))}"
+    return [
+        f"{which}: what is accepted there lies in conversations that count as {min(few.values()):.0f} "
+        f"(fewer than {LEAST_EFFECTIVE}): these intervals can be too narrow"
+    ]
 
 
 def _compare_rb(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from speceval.estimate.acceptance import (
 )
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.estimate.statistics import paired_ratio_difference
+from speceval.store import REQUEST
 
 K = 3
 
@@ -236,6 +237,20 @@ class TestSummarise:
         assert any("only 19 conv" in line for line in summarise(*simulated_run(5, conversations=19), 4)["warnings"])
         many = summarise(*simulated_run(5, conversations=164), 4)["warnings"]
         assert not any("only" in line for line in many)
+
+    def test_a_position_that_few_conversations_carry_is_named_where_all_together_are_enough(self) -> None:
+        """Position 3 is accepted in 10 of 80 conversations, 4 in none: that is no chance of theirs to be few."""
+        steps, turns = simulated_run(5, conversations=80)
+        accepted = steps["accepted"].clip(upper=2).to_numpy().copy()
+        few = steps["conversation"].isin(steps["conversation"].unique()[:10]).to_numpy()
+        accepted[few] = 3
+        steps = steps.assign(accepted=accepted, committed=accepted + 1)
+        sums = steps.groupby(REQUEST)["accepted"].sum()
+        turns = turns.assign(accepted=sums.reindex(pd.MultiIndex.from_frame(turns[REQUEST])).fillna(0).to_numpy())
+        [line] = [line for line in summarise(steps, turns, 4)["warnings"] if "position" in line]
+        assert line.startswith("position 3: what is accepted there lies in conversations that count as ")
+        many = summarise(*simulated_run(5, conversations=164), 4)["warnings"]
+        assert not any("position" in line for line in many)
 
     def test_several_seeds_say_where_the_variance_comes_from_and_one_does_not(self) -> None:
         """Conversations differ in their rate: with 2 seeds of 60 prompts most of the variance lies between prompts."""

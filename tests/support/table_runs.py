@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,22 @@ def write_run(
     drafted: int | None = None,
     categories: tuple[str | None, ...] = (None,),
     turns: int = 1,
+    seeds: int = 1,
     fingerprint: dict[str, Any] | None = None,
     spec: dict[str, Any] | None = None,
     meta: dict[str, Any] | None = None,
 ) -> Path:
     """A finished run; accepted[suite][conversation, step] is the accepted count of each step.
 
-    Steps are dealt to the turns one after another; conversation i is of category `categories[i % len]`.
+    Steps are dealt to the seeds and turns one after another; conversation i is of category `categories[i % len]`.
     """
     drafting = drafting or ("probabilistic" if temperature > 0 else "greedy")
     steps, rows = [], []
     for suite, counts in accepted.items():
         for conversation, own in enumerate(counts):
-            for turn in range(1, turns + 1):
-                mine = own[turn - 1 :: turns]
-                key = {"suite": suite, "conversation": f"c{conversation}", "seed": 0, "turn": turn}
+            for seed, turn in itertools.product(range(seeds), range(1, turns + 1)):
+                mine = own[seed::seeds][turn - 1 :: turns]
+                key = {"suite": suite, "conversation": f"c{conversation}", "seed": seed, "turn": turn}
                 steps += [
                     {**key, "step": n, "drafted": drafted or k, "accepted": int(a), "committed": int(a) + 1}
                     for n, a in enumerate(mine, start=1)
@@ -73,8 +75,9 @@ def write_run(
         spec__temperature=temperature,
         spec__drafting=drafting,
         spec__suites=tuple(accepted),
+        spec__seeds=tuple(range(seeds)),
         **{f"spec__{name}": value for name, value in (spec or {}).items()},
-        **{"segments": [], "conversations": sum(map(len, accepted.values()))} | (meta or {}),
+        **{"segments": [], "conversations": seeds * sum(map(len, accepted.values()))} | (meta or {}),
     )
     made["fingerprint"] |= fingerprint or {}
     (directory / RUN).write_text(json.dumps(made))

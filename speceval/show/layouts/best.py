@@ -67,6 +67,12 @@ def compare(a: Entry, b: Entry) -> dict[str, Any]:
     return acceptance.compare(*a.run.suite(a.name), *b.run.suite(a.name))
 
 
+def compare_scaled(a: Entry, b: Entry, scale: float) -> dict[str, float | None]:
+    """`acceptance.compare_scaled` of two entries that `compare` takes."""
+    assert a.run is not None and b.run is not None
+    return acceptance.compare_scaled(*a.run.suite(a.name), *b.run.suite(b.name), scale)
+
+
 def mean_tau(entries: Sequence[Entry], definition: str) -> dict[str, float | None]:
     """Unweighted mean over suites of one drafter's tau: value, low, high (`combine`)."""
     return combine([entry.tau(definition) for entry in entries], [1 / len(entries)] * len(entries))
@@ -75,23 +81,23 @@ def mean_tau(entries: Sequence[Entry], definition: str) -> dict[str, float | Non
 def mean_change(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, float | None]:
     """100 (mean of b's tau / mean of a's - 1) over suites, for pairs (a, b) of one suite each: value, low, high.
 
-    It is the mean of the suites' own changes weighted by a's tau; the weights' own error is left out, which is of
-    second order. Measured: tau over the requests that both runs have, paired by conversation; for one suite it is
-    `acceptance.compare`'s `relative_percent`. Published: the value alone. Raises `UserError` when the runs cannot be
-    compared.
+    With R the ratio of the two means, its error to first order is Σ (δb_i - R δa_i) / Σ a_i: the interval combines
+    those of the suites' b_i - R a_i. Measured: tau over the requests that both runs have, paired by conversation; for
+    one suite it is `acceptance.compare`'s `relative_percent`. Published: the value alone. Raises `UserError` when the
+    runs cannot be compared.
     """
-    if pairs[0][0].measured:
-        compared = [compare(a, b) for a, b in pairs]
-        changes = [found["relative_percent"] for found in compared]
-        base = [found["tau_a"]["value"] for found in compared]
-    else:
-        base = [_value(a, "tau") for a, _ in pairs]
-        changes = [
-            {"value": 100 * (_value(b, "tau") / _value(a, "tau") - 1), "low": None, "high": None} for a, b in pairs
-        ]
-    if any(value is None for value in base):
+    if not pairs[0][0].measured:
+        ratio = sum(_value(b, "tau") for _, b in pairs) / sum(_value(a, "tau") for a, _ in pairs)
+        return {"value": 100 * (ratio - 1), "low": None, "high": None}
+    compared = [compare(a, b) for a, b in pairs]
+    if len(pairs) == 1:
+        return {name: compared[0]["relative_percent"][name] for name in ("value", "low", "high")}
+    base, changed = ([found[name]["value"] for found in compared] for name in ("tau_a", "tau_b"))
+    if None in (*base, *changed):
         return combine([], [])
-    return combine(changes, [value / sum(base) for value in base])
+    ratio, total = sum(changed) / sum(base), sum(base)
+    rests = combine([compare_scaled(a, b, ratio) for a, b in pairs], [1 / total] * len(pairs))  # around 0
+    return {name: None if rest is None else 100 * (ratio - 1 + rest) for name, rest in rests.items()}
 
 
 def combine(intervals: Sequence[Mapping[str, float | None]], weights: Sequence[float]) -> dict[str, float | None]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
 from typing import Any
 
+from scipy.special import stdtrit
+
+from speceval.estimate.acceptance import variance
 from speceval.show import published
 from speceval.show.layouts.best import Best
 from speceval.show.layouts.entries import Entry
@@ -15,6 +19,10 @@ PAPER = "tau_paper"
 """The acceptance length that the published figures are: 1 + K · accepted / drafted."""
 
 NONE = Cell()
+
+OUTSIDE = "Differs from the published figure by more than sampling and rounding do on the same prompts."
+ONE_SEED = "Whether this repeats the published figure cannot be judged with one seed: it needs --seeds 0-3, say."
+ON_A_PART = "Whether this repeats the published figure cannot be judged on a part of the prompts."
 
 INTERVALS = (
     "± and brackets are 95 % intervals over new prompts like these and new samples; the unit is the conversation."
@@ -35,7 +43,7 @@ def tau_cell(entry: Entry, definition: str, best: Best | None, decimals: int) ->
     """An acceptance length with its interval and, in its facts, what was published for it."""
     interval = entry.tau(definition)
     figure = entry.published if entry.measured else None
-    inside = contains(entry) if figure and definition == PAPER else None
+    inside = repeats(entry) if figure and definition == PAPER else None
     notes = published.load().notes(entry.figure) if entry.figure else ()
     return Cell(
         text=plus_minus(dict(interval), decimals),
@@ -60,17 +68,35 @@ def number(
     return {**facts, "definition": definition, **bounds, "n": n, **more}
 
 
-def contains(entry: Entry) -> bool | None:
-    """Whether a measured entry's interval holds the published figure; None where there is no interval or no figure.
+def repeats(entry: Entry) -> bool | None:
+    """Whether a measured entry repeats the published figure, on the same prompts; None where that cannot be judged.
 
-    A printed figure stands for all values that round to it.
+    Both are of the same conversations, so that what differs is sampling: ours, of the mean over S seeds, by the
+    standard error for new seeds of these prompts, and the figure's, taken for one sample of each prompt, by √S times
+    that; at 95 %, two-sided. A printed figure stands for all values that round to it. Where several seeds gave one
+    value (temperature 0), only rounding is left.
     """
-    interval, figure = entry.tau(PAPER), entry.published
-    low, high = interval["low"], interval["high"]
-    if figure is None or low is None or high is None:
+    figure, value = entry.published, entry.tau(PAPER)["value"]
+    if figure is None or value is None or not_judged(entry):
         return None
-    rounding = 0.5 * 10.0 ** -published.load().decimals
-    return low - rounding <= figure.tau <= high + rounding
+    assert entry.run is not None
+    seeds = len(entry.run.meta.spec.seeds)
+    rounding, reach = 0.5 * 10.0 ** -published.load().decimals, 0.0
+    if (parts := variance(entry.run.suite(entry.name)[0], entry.k)) is not None:
+        reach = float(stdtrit(max(parts["df_samples"], 1), 0.975)) * parts["se_samples"] * sqrt(1 + seeds)
+    return bool(abs(value - figure.tau) <= rounding + reach)
+
+
+def not_judged(entry: Entry) -> str | None:
+    """Why it cannot be judged whether a measured entry repeats the published figure; None where it can."""
+    if entry.run is None or entry.published is None:
+        return None
+    spec = entry.run.meta.spec
+    if spec.limit is not None or spec.shard is not None or not entry.run.complete:
+        return ON_A_PART
+    if entry.temperature > 0 and len(spec.seeds) < 2:
+        return ONE_SEED
+    return None
 
 
 def row_notes(entry: Entry) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ FIELDS = (
 
 `definition` names the estimator (docs/trust/how-sure.md) or says what was counted; `low` and `high` bound the 95 %
 interval; `n` is the number of conversations, or of steps for a position; `best`: shown in bold; `published`: the figure
-that a run repeats, and whether the interval contains it; `source`: "measured", or where it was published.
+that a run repeats, and whether it does, within sampling and rounding (`cells.repeats`); `source`: "measured", or where
+it was published.
 """
 
 

@@ -8,15 +8,25 @@ from dataclasses import replace
 from speceval.errors import UserError
 from speceval.show import published
 from speceval.show.layouts.best import Best, column_group, find_best, mean_change, mean_tau, reason
-from speceval.show.layouts.cells import GROUP, NONE, PAPER, contains, drafter_cell, explain, number, tau_cell, unique
+from speceval.show.layouts.cells import (
+    GROUP,
+    NONE,
+    OUTSIDE,
+    PAPER,
+    drafter_cell,
+    explain,
+    not_judged,
+    number,
+    repeats,
+    tau_cell,
+    unique,
+)
 from speceval.show.layouts.entries import KL, Entry, refuse_twice, row_key, with_published
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.tables import plus_minus
 
 DECIMALS = 2
 """Of every acceptance length and speed-up, as the paper prints them."""
-
-OUTSIDE = "The interval does not contain the published figure."
 
 Cells = Callable[[float, Sequence[Entry]], list[Cell]]
 """The cells of one temperature in one row, from the row's entries at that temperature."""
@@ -181,9 +191,8 @@ def _labels(row: Sequence[Entry]) -> dict[str, Cell]:
 
 def _tau(entry: Entry, best: Best) -> Cell:
     cell = tau_cell(entry, PAPER, best, DECIMALS)
-    if entry.measured and contains(entry) is False:
-        return Cell(cell.text, cell.facts, cell.bold, (*cell.notes, OUTSIDE))
-    return cell
+    note = not_judged(entry) or (OUTSIDE if entry.measured and repeats(entry) is False else None)
+    return cell if note is None else Cell(cell.text, cell.facts, cell.bold, (*cell.notes, note))
 
 
 def _speedup(entry: Entry) -> Cell:

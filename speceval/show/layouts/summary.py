@@ -9,10 +9,11 @@ from speceval.show.layouts.best import find_best
 from speceval.show.layouts.cells import (
     NONE,
     PAPER,
-    contains,
     drafter_cell,
     explain,
+    not_judged,
     number,
+    repeats,
     source_line,
     tau_cell,
     unique,
@@ -81,8 +82,8 @@ def _figure(entry: Entry) -> list[Cell]:
         return [NONE, NONE]
     if entry.figure is not None:
         return [tau_cell(entry, PAPER, None, published.load().decimals), NONE]
-    inside = contains(entry)
-    answer = "no interval" if inside is None else "yes" if inside else "no"
+    inside, why = repeats(entry), not_judged(entry)
+    answer = "n/a" if inside is None else "yes" if inside else "no"
     publication = published.load()
     notes = (*publication.row_notes(entry.published), *publication.notes(entry.published))
-    return [Cell(f"{entry.published.tau:.2f}", notes=notes), Cell(answer)]
+    return [Cell(f"{entry.published.tau:.2f}", notes=notes), Cell(answer, notes=(why,) if why else ())]
