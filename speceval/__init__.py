@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from speceval.api.measuring import merge, run, train_zoo, verify
+    from speceval.api.probing import probe
     from speceval.api.reading import (
         check,
         check_counts,
@@ -56,6 +57,7 @@ __all__ = [
     "holm",
     "merge",
     "plot",
+    "probe",
     "ratio",
     "ratio_difference",
     "read_run",
@@ -73,6 +75,7 @@ __all__ = [
 
 _HOMES = {
     "speceval.api.measuring": ("merge", "run", "train_zoo", "verify"),
+    "speceval.api.probing": ("probe",),
     "speceval.api.reading": (
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
     ),

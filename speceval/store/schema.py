@@ -46,6 +46,7 @@ OUTPUTS = {
     "ls": 1,
     "sweep": 1,
     "tune": 1,
+    "probe": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
