@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from speceval.api.capturing import Evaluation, capture, evaluate, read_capture, replay
     from speceval.api.measuring import merge, run, train_zoo, verify
+    from speceval.api.probing import probe
     from speceval.api.reading import (
         check,
         check_counts,
@@ -60,6 +61,7 @@ __all__ = [
     "holm",
     "merge",
     "plot",
+    "probe",
     "ratio",
     "ratio_difference",
     "read_capture",
@@ -80,6 +82,7 @@ __all__ = [
 _HOMES = {
     "speceval.api.capturing": ("Evaluation", "capture", "evaluate", "read_capture", "replay"),
     "speceval.api.measuring": ("merge", "run", "train_zoo", "verify"),
+    "speceval.api.probing": ("probe",),
     "speceval.api.reading": (
         *("check", "check_counts", "compare", "explain", "holm", "ratio", "ratio_difference", "read_run", "validate"),
     ),

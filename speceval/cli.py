@@ -22,6 +22,7 @@ from speceval.commands.export import export
 from speceval.commands.merge import merge
 from speceval.commands.options import build
 from speceval.commands.plot import plot
+from speceval.commands.probe import probe
 from speceval.commands.report import report
 from speceval.commands.run import run
 from speceval.commands.selftest import selftest
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "selftest": selftest,
     "serve": serve,
+    "probe": probe,
     "show": show,
     "validate": validate,
     "compare": compare,

@@ -36,7 +36,7 @@ FLAGS = {
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
         "--engine",
         *("--stratified", "--no-stratified", "--shard"),
-        *("--url", "--api-key-env", "--through-server"),
+        *("--url", "--api-key-env", "--dialect", "--through-server"),
     },
     "verify": SHARED
     | ENGINE

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "measure",
         "estimate",
         "engines",
+        "engines.server",
         "suites",
         "catalog",
         "store",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speceval.commands import options
+from speceval.commands.probe import KINDS
 from speceval.errors import UserError
 from speceval.private import secret_in
 
@@ -26,6 +27,12 @@ def run(
     ] = None,
     api_key_env: Annotated[
         str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="With --url: kind of server, in place of what it seems to be.", **options.choices(lambda: KINDS)
+        ),
     ] = None,
     through_server: Annotated[
         bool, typer.Option("--through-server", help="Start vLLM's own server, measure it over HTTP, stop it.")
@@ -47,8 +54,8 @@ def run(
     from speceval.measure.job import prepare
 
     on = cluster(ray, replicas, gpus_per_replica, speedup)
-    if url is not None or api_key_env is not None:
-        request |= _of_server(ctx, url, api_key_env, request)
+    if url is not None or api_key_env is not None or dialect is not None:
+        request |= _of_server(ctx, url, {"api_key_env": api_key_env, "dialect": dialect}, request)
     if through_server:
         request["engine"] = _own_server(ctx, url, request["engine"])
     replayed = request.pop("replay")
@@ -68,17 +75,19 @@ def run(
     print_run(finished, as_json)
 
 
-def _of_server(ctx: typer.Context, url: str | None, key: str | None, request: dict[str, Any]) -> dict[str, Any]:
+def _of_server(ctx: typer.Context, url: str | None, more: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """The engine that --url asks for: the same as `--engine server --engine-arg url=…`."""
     if url is None:
-        raise UserError("--api-key-env: has no meaning without --url")
+        name = next(name for name, value in more.items() if value is not None)
+        raise UserError(f"--{name.replace('_', '-')}: has no meaning without --url")
     if secret_in(url) is not None:
         raise UserError("--url: holds a secret, which would be stored with the run: leave it out, see --api-key-env")
     if options.given(ctx, "engine") and request["engine"] != "server":
         raise UserError(f"--engine {request['engine']}: is not what answers at --url: leave it out")
     if options.given(ctx, "speedup"):
         raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
-    arguments = {**(request["engine_args"] or {}), "url": url, **({} if key is None else {"api_key_env": key})}
+    arguments = {**(request["engine_args"] or {}), "url": url}
+    arguments |= {name: value for name, value in more.items() if value is not None}
     return {"engine": "server", "engine_args": arguments}
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from speceval.errors import UserError
 from speceval.estimate import acceptance
+from speceval.estimate.books import require_order
 from speceval.estimate.replay import is_replay
 from speceval.store import REQUEST
 
@@ -88,6 +89,7 @@ def explain_run(run: StoredRun) -> dict[str, Any]:
     """
     if is_replay(run):
         raise UserError(f"{run.directory}: a replay has no accepted tokens to count: name the run that it replays")
+    require_order(run, "explain")
     spec = run.meta.spec
     suites = {}
     for name in run.suites:

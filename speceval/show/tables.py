@@ -56,6 +56,23 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": _summaries(run, problems),
         "speedup": speedup.summarise(meta.speedup) if meta.speedup else {},
+        "totals": totals(run),
+    }
+
+
+def totals(run: StoredRun) -> dict[str, Any] | None:
+    """tau and positions of a run whose server told its totals alone: no interval can be had. None for any other run."""
+    counted = [segment.counters for segment in run.meta.segments if segment.counters is not None]
+    if run.meta.evidence != "totals" or not counted:
+        return None
+    whole = counted[0]
+    for other in counted[1:]:
+        whole = whole.plus(other)
+    steps = whole.num_drafts
+    return {
+        "steps": steps,
+        "tau": 1 + whole.num_accepted_tokens / steps if steps else None,
+        "positions": [count / steps if steps else None for count in whole.num_accepted_tokens_per_pos],
     }
 
 
@@ -84,6 +101,8 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     shown = shown or run_json(run)
     if replay.is_replay(run):
         return _replay_tables(run, shown)
+    if shown["evidence"] in books.NO_STEPS:
+        return _coarse_tables(run, shown)
     suites = shown["suites"]
     table = Table("")
     for name in suites:
@@ -94,6 +113,8 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
         table.add_row(label, *(plus_minus(suite[tau]) for suite in suites.values()))
     table.add_section()
     for index in range(shown["k"]):
+        if shown["evidence"] == "requests":
+            break  # sums say nothing of positions
         rates = (rate_cell(suite["positions"][index]) for suite in suites.values())
         table.add_row(f"position {index + 1}", *rates)
     for batch in dict.fromkeys(batch for timed in shown["speedup"].values() for batch in timed):
@@ -107,6 +128,33 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     return Group(
         Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in _notes(run, shown))
     )
+
+
+def _coarse_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
+    """The same where no request tells of its drafts: the server's totals, if there are any, and what was generated."""
+    table = Table("")
+    for name in (*shown["suites"], "server's totals") if shown["totals"] else shown["suites"]:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    suites, found = shown["suites"].values(), shown["totals"]
+
+    def row(label: str, cells: list[str], total: str = "") -> None:
+        table.add_row(label, *cells, *([total] if found else []))
+
+    if found:
+        row("tau", ["not told"] * len(suites), "n/a" if found["tau"] is None else f"{found['tau']:.3f}")
+        for index, rate in enumerate(found["positions"], start=1):
+            row(f"position {index}", [""] * len(suites), "n/a" if rate is None else f"{rate:.3f}")
+        row("steps", [""] * len(suites), f"{found['steps']:,}")
+    else:
+        row("tau", ["not reported by this server"] * len(suites))
+    row("conversations", [f"{suite['conversations']}" for suite in suites])
+    row("tokens", [f"{suite['committed']:,}" for suite in suites])
+    seconds, tokens = (sum(getattr(part, name) for part in run.meta.segments) for name in ("seconds", "tokens"))
+    notes = [f"{tokens / seconds:,.0f} tokens a second, {run.meta.spec.batch} requests at once"] if seconds else []
+    if found:
+        notes.append("the server's totals have no interval: it told no request's steps, and others' are in them")
+    notes += [*_skipped(run.meta.skipped), *run.meta.notes, *_problems(shown["problems"]), f"run: {run.directory}"]
+    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
 
 
 def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:

@@ -48,6 +48,7 @@ OUTPUTS = {
     "tune": 1,
     "capture": 1,
     "replay": 1,
+    "probe": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""

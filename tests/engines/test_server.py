@@ -77,7 +77,8 @@ def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: P
         return respond(body)
 
     server._generate = shared  # type: ignore[method-assign]
-    run(server, tmp_path / "run")
+    done = run(server, tmp_path / "run")
+    assert done.exit_code == 0, (done.output, done.exception)
     meta = read_run(tmp_path / "run").meta
     assert meta.problems == [] and meta.segments[-1].counters is None
     assert any("others used the server meanwhile" in note for note in meta.notes)

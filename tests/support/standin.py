@@ -26,6 +26,11 @@ SETTINGS: dict[str, Any] = {
 Reply = tuple[int, dict[str, str], bytes]
 
 
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 256
+    """Of connections that come at once; more than that would be reset."""
+
+
 class StandIn:
     """`faults`: what is answered in place of the next calls of a path, in order; `calls`: what was asked."""
 
@@ -42,7 +47,7 @@ class StandIn:
         self.recorded: list[tuple[str, np.ndarray]] = []
         self.tokens, self.answered = 0, 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = Listener(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 

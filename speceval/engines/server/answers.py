@@ -144,10 +144,15 @@ def of_histogram(tokens: int, histogram: Sequence[int], drafted: int) -> list[St
 
 
 def of_sums(tokens: int, steps: int, accepted: int, drafted: int) -> list[Step]:
-    """So many steps with these sums: which of them accepted how many is not told, and is made as even as can be."""
-    each, more = divmod(accepted, steps)
-    kept = [each] * (steps - more) + [each + 1] * more
-    return steps_of(tokens, spread(drafted, kept, -(-drafted // steps)), kept)
+    """So many steps with these sums: which of them accepted how many is not told, and is made as even as can be.
+
+    The last one accepted at least what the end of the text has cut.
+    """
+    cut = max(steps + accepted - max(tokens - 1, 0), 0)
+    last = min(max(-(-accepted // steps), cut), accepted)
+    each, more = divmod(accepted - last, max(steps - 1, 1))
+    kept = [*[each] * (steps - 1 - more), *[each + 1] * more, last]
+    return steps_of(tokens, spread(drafted, kept, max(-(-drafted // steps), last)), kept)
 
 
 def of_nothing(tokens: int) -> list[Step]:

@@ -20,6 +20,8 @@ LONGEST_PAUSE = 30.0
 """Seconds between two of them, whatever the server asks for."""
 SECONDS = 600.0
 """Without a byte, after which a server has stalled."""
+SECONDS_IDLE = 1.0
+"""After which a connection is not used again: servers drop idle ones after five, some of them without a word."""
 BUSY = (429, 503)
 """Status of a request that was turned away before any work on it."""
 RESUMES = "what was finished is stored, the same command resumes"
@@ -65,7 +67,7 @@ class Client:
             base_url=address,
             headers=_authorization(key_variable),
             timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None),
-            limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=connections + 1),
+            limits=httpx.Limits(max_connections=connections + 1, keepalive_expiry=SECONDS_IDLE),
             follow_redirects=False,
         )
         self._loop = asyncio.new_event_loop()
@@ -96,7 +98,8 @@ class Client:
         """POST: the events of what it will answer, parsed."""
 
         async def answer() -> list[Any]:
-            whole = (await self._call("POST", path, body)).text
+            # llama.cpp drops the connection after a stream without saying so.
+            whole = (await self._call("POST", path, body, {"Connection": "close"})).text
             lines = [line[5:].strip() for line in whole.splitlines() if line.startswith("data:")]
             try:
                 return [json.loads(line) for line in lines if line != "[DONE]"]
@@ -125,12 +128,14 @@ class Client:
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+    async def _call(
+        self, verb: str, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
         for number in range(1, TRIES + 1):
             last = number == TRIES
             try:
-                answer = await self._http.request(verb, path, json=body)
+                answer = await self._http.request(verb, path, json=body, headers=headers)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
                     raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error

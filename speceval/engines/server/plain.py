@@ -61,7 +61,7 @@ class PlainServerEngine(Engine):
     def notes(self) -> list[str]:
         """What a reader must know of this evidence."""
         seen = self._seen
-        lines = [f"evidence: {seen.evidence} ({GIVES[seen.evidence]})"]
+        lines = [f"evidence: {seen.evidence} ({probe.GIVES[seen.evidence]})"]
         lines.append(
             f"{seen.dialect.name} server: drafter, drafting and settings are as asked for, it does not tell them"
         )
@@ -126,16 +126,6 @@ class PlainServerEngine(Engine):
         self._closed = True
         self._client.close()
         self._calls.clear()
-
-
-GIVES: dict[Evidence, str] = {
-    "steps": "each verify step",
-    "histogram": "how many steps of each request accepted 0, 1 … K drafts; not in which order",
-    "requests": "each request's number of steps and accepted drafts; no positions",
-    "totals": "the server's totals alone: tau and positions without an interval",
-    "nothing": "speed and texts only; tau is not reported by this server",
-}
-"""What each grade gives."""
 
 
 def _check(order: Order, seen: probe.Seen) -> None:

@@ -23,6 +23,16 @@ UNLIMITED = 1 << 20
 """Context of a server that does not tell."""
 
 
+GIVES: dict[Evidence, str] = {
+    "steps": "each verify step",
+    "histogram": "how many steps of each request accepted 0, 1 … K drafts; not in which order",
+    "requests": "each request's number of steps and accepted drafts; no positions",
+    "totals": "the server's totals alone: tau and positions without an interval",
+    "nothing": "speed and texts only; tau is not reported by this server",
+}
+"""What each grade gives."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What was found at an address."""
@@ -54,6 +64,7 @@ class Seen:
             "model": self.model,
             "models": self.models,
             "evidence": self.evidence,
+            "gives": GIVES[self.evidence],
             "workers": self.workers,
             "totals": self.totals,
             "context": self.context,

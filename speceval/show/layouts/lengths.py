@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.estimate import books
 from speceval.estimate.lengths import by_length, contexts, starts, truncated
 from speceval.show.layouts.cells import INTERVALS, number
 from speceval.show.layouts.entries import Entry
@@ -40,6 +41,7 @@ def lengths(entries: Sequence[Entry]) -> Table:
 
 def _rows(entry: Entry) -> list[Row]:
     assert entry.run is not None
+    books.require_order(entry.run, "--layout lengths")
     steps, turns = entry.run.suite(entry.name)
     rows = []
     for kind, of in (("output", starts(steps)), ("context", contexts(steps, turns))):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speceval.estimate import acceptance
+from speceval.estimate import acceptance, books
 from speceval.estimate.lengths import starts
 from speceval.estimate.statistics import ratio_interval
 from speceval.show.plots import style
@@ -46,6 +46,8 @@ def binned(steps: pd.DataFrame, width: int, k: int) -> list[dict[str, Any]]:
 
 def draw(runs: Sequence[StoredRun]) -> style.Drawn:
     """Mean accepted draft tokens per step against the place in the output, with 95 % bands; a panel per suite."""
+    for run in runs:
+        books.require_order(run, "--kind along")
     suites = style.common_suites(runs)
     figure, axes = style.panels(suites, sharey=True)
     widths = []
