@@ -18,7 +18,7 @@ from speceval.commands import options
 from speceval.engines.simulated import SimulatedEngine
 from speceval.engines.vllm import start
 from speceval.errors import UserError
-from speceval.measure import fingerprint, launch
+from speceval.measure import fingerprint, record
 from speceval.protocol import RunSpec
 from speceval.store import schema
 from speceval.store.schema import Facts, Fingerprint, RunMeta
@@ -225,7 +225,7 @@ def later(monkeypatch: pytest.MonkeyPatch, nodes: int = 1) -> None:
     monkeypatch.setattr(protocol, "RunSpec", LaterSpec)
     for module in (fingerprint, schema):
         monkeypatch.setattr(module, "Fingerprint", LaterFingerprint)
-    for module in (launch, schema):
+    for module in (record, schema):
         monkeypatch.setattr(module, "RunMeta", LaterMeta)
     monkeypatch.setattr(
         SimulatedEngine, "facts", lambda self: LaterFacts(**{**facts(self).model_dump(), "nodes": nodes})
