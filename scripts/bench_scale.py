@@ -4,7 +4,7 @@ Two synthetic runs of 1,319 conversations, K = 7, with the recorder's columns ar
 command is started as its own process, several times. Time is the least wall-clock time, memory the largest peak.
 
     python scripts/bench_scale.py [--rounds 3] [--out results/bench/scale.json]
-    python scripts/bench_scale.py --conversations 100000 --steps 10000000 --rounds 1 --out results/bench/scale-large.json
+    python scripts/bench_scale.py --conversations 100000 --steps 10000000 --rounds 1 --out large.json
 """
 
 from __future__ import annotations

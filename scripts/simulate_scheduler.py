@@ -180,9 +180,8 @@ def main() -> None:
     prepared = sweeps.prepare_sweep(sweeps.read_sweep_file(arguments.sweep), load=suites.load_or_count)
     jobs = [cell.job for cell in prepared.cells]
     rows = [simulate(jobs, int(gpus)) for gpus in arguments.gpus.split(",")]
-    print(
-        "| GPUs | runs | engine starts | swaps | hours | GPU-hours | starting | generating |\n|---|---|---|---|---|---|---|---|"
-    )
+    heads = ("GPUs", "runs", "engine starts", "swaps", "hours", "GPU-hours", "starting", "generating")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for row in rows:
         print(
             f"| {row['gpus']} | {row['runs']} of {len(jobs)} | {row['starts']} | {row['swaps']} | {row['hours']:.1f} | "
