@@ -1,9 +1,10 @@
-"""Time and memory of the commands that read stored runs, for 10^4, 10^5 and 10^6 verify steps.
+"""Time and memory of the commands that read stored runs, for 10^4, 10^5 and 10^6 verify steps, or as many as asked for.
 
 Two synthetic runs of 1,319 conversations, K = 7, with the recorder's columns are written to a temporary folder; each
 command is started as its own process, several times. Time is the least wall-clock time, memory the largest peak.
 
     python scripts/bench_scale.py [--rounds 3] [--out results/bench/scale.json]
+    python scripts/bench_scale.py --conversations 100000 --steps 10000000 --rounds 1 --out large.json
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +45,20 @@ INCONCLUSIVE = 2
 SIZES = (10_000, 100_000, 1_000_000)
 
 
-def hardness() -> NDArray[np.float64]:
+def hardness(conversations: int) -> NDArray[np.float64]:
     """Chance of each conversation that a draft is accepted, the same in every run."""
-    return np.random.default_rng(0).beta(6, 4, CONVERSATIONS)
+    return np.random.default_rng(0).beta(6, 4, conversations)
 
 
-def write_run(directory: Path, steps: int, drafter: str, seed: int) -> Path:
+def write_run(directory: Path, conversations: int, steps: int, drafter: str, seed: int) -> Path:
     """A finished run with one turn per conversation; drafts are accepted with their recorded ratios."""
     rng = np.random.default_rng(seed)
-    owner = np.arange(steps) * CONVERSATIONS // steps
-    alpha = np.repeat(hardness(), np.bincount(owner))[:, None].repeat(K, axis=1)
+    owner = np.arange(steps) * conversations // steps
+    alpha = np.repeat(hardness(conversations), np.bincount(owner))[:, None].repeat(K, axis=1)
     ratio = alpha + np.minimum(alpha, 1 - alpha) * rng.uniform(-1, 1, (steps, K))
     accepted = (rng.random((steps, K)) < ratio).cumprod(axis=1).sum(axis=1)
-    names = pd.Series([f"question-{i:04}" for i in range(CONVERSATIONS)])
-    first = np.searchsorted(owner, np.arange(CONVERSATIONS))
+    names = pd.Series([f"question-{i:06}" for i in range(conversations)])
+    first = np.searchsorted(owner, np.arange(conversations))
     table = pd.DataFrame({"suite": SUITE, "conversation": names[owner].to_numpy(), "seed": 0, "turn": 1})
     table = table.assign(step=np.arange(steps) - first[owner] + 1, drafted=K, accepted=accepted, committed=accepted + 1)
     table = table.astype(STEP_COLUMNS)
@@ -79,12 +81,12 @@ def write_run(directory: Path, steps: int, drafter: str, seed: int) -> Path:
     }
     meta.name, meta.fingerprint = directory.name, fingerprint.model_copy(update=changed)
     meta.spec = meta.spec.model_copy(update={"draft": drafter, "k": K, "suites": (SUITE,), "seeds": (0,)})
-    meta.conversations, meta.segments = CONVERSATIONS, [segment(accepted)]
+    meta.conversations, meta.segments = conversations, [segment(accepted, conversations)]
     write_meta(directory, meta)
     return directory
 
 
-def segment(accepted: NDArray[np.int64]) -> Segment:
+def segment(accepted: NDArray[np.int64], conversations: int) -> Segment:
     """What an engine would have counted."""
     counters = Counters(
         num_drafts=len(accepted),
@@ -92,8 +94,8 @@ def segment(accepted: NDArray[np.int64]) -> Segment:
         num_accepted_tokens=int(accepted.sum()),
         num_accepted_tokens_per_pos=[int((accepted >= j).sum()) for j in range(1, K + 1)],
     )
-    tokens = CONVERSATIONS + len(accepted) + counters.num_accepted_tokens
-    return Segment(conversations=CONVERSATIONS, tokens=tokens, seconds=1.0, counters=counters)
+    tokens = conversations + len(accepted) + counters.num_accepted_tokens
+    return Segment(conversations=conversations, tokens=tokens, seconds=1.0, counters=counters)
 
 
 def measure(arguments: list[str], rounds: int) -> dict[str, float]:
@@ -111,13 +113,13 @@ def measure(arguments: list[str], rounds: int) -> dict[str, float]:
     return {"seconds": min(wall), "processor_seconds": min(processor), "peak_mib": max(memory)}
 
 
-def bench(rounds: int) -> list[dict[str, Any]]:
+def bench(rounds: int, conversations: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """One entry for each size and command."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for steps in SIZES:
+        for steps in sizes:
             a, b = (
-                str(write_run(Path(folder) / f"{name}-{steps}", steps, name, seed))
+                str(write_run(Path(folder) / f"{name}-{steps}", conversations, steps, name, seed))
                 for seed, name in enumerate("ab", start=1)
             )
             for arguments in (["show", a], ["compare", a, b], ["check", b, "--baseline", a]):
@@ -130,16 +132,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "scale.json")
+    parser.add_argument("--conversations", type=int, default=CONVERSATIONS)
+    parser.add_argument("--steps", type=int, nargs="+", default=SIZES)
     args = parser.parse_args()
     found = {
         "command": "python scripts/bench_scale.py",
         "rounds": args.rounds,
-        "conversations": CONVERSATIONS,
+        "conversations": args.conversations,
         "k": K,
         "environment": environment().model_dump(),
         "load": round(os.getloadavg()[0], 1),
         "rows": [
-            {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in bench(args.rounds)
+            {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}
+            for row in bench(args.rounds, args.conversations, args.steps)
         ],
     }
     write_whole(args.out, json.dumps(found, indent=2) + "\n")

@@ -38,7 +38,7 @@ def main() -> int:
     fingerprint = _fingerprint(extra)
     if STAMP.exists() and STAMP.read_text() == fingerprint:
         return 0
-    print(f"setting up .venv with the extras {extra},dev,docs (once, about half a minute) ...", flush=True)
+    print(f"setting up .venv with the extras {extra},ray,dev,docs (once, about half a minute) ...", flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
     if _run([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.6"]):
@@ -60,7 +60,7 @@ def _install(extra: str) -> int:
         "--python",
         PYTHON,
         "-e",
-        f".[{extra},dev,docs]",
+        f".[{extra},ray,dev,docs]",
     ]
     attempts = [[*install, *pip_options(PYTHON)]]
     if extra == "cpu":

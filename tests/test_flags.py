@@ -37,6 +37,7 @@ FLAGS = {
         "--engine",
         *("--stratified", "--no-stratified", "--shard"),
         *("--url", "--api-key-env", "--dialect", "--through-server"),
+        *("--ray", "--replicas", "--gpus-per-replica"),
     },
     "verify": SHARED
     | ENGINE

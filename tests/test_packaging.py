@@ -27,6 +27,8 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 COME_WITH_AN_EXTRA = {"torch", "transformers", "vllm"}
 ON_A_CPU = {"triton"}
 """What the extra `cpu` adds: on a GPU torch brings it."""
+ON_A_CLUSTER = {"ray"}
+"""An extra of its own."""
 
 STORED = ROOT / "results" / "reference" / "demo" / "lk-eagle3-T1-probabilistic"
 UV = {"UV_NO_PROGRESS": "1", "UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}
@@ -68,9 +70,12 @@ def test_every_module_that_the_packages_import_is_declared() -> None:
     assert {"numpy", "yaml", "torch"} <= modules.keys(), "the walk sees imports"
     base = distributions(PROJECT["dependencies"])
     missing = {
-        name: users for name, users in modules.items() if required(name) not in base | COME_WITH_AN_EXTRA | ON_A_CPU
+        name: users
+        for name, users in modules.items()
+        if required(name) not in base | COME_WITH_AN_EXTRA | ON_A_CPU | ON_A_CLUSTER
     }
     assert missing == {}
+    assert distributions(PROJECT["optional-dependencies"]["ray"]) == ON_A_CLUSTER
     for extra in ("cpu", "gpu"):
         names = {name.removesuffix("-cpu") for name in distributions(PROJECT["optional-dependencies"][extra])}
         assert names == COME_WITH_AN_EXTRA | (ON_A_CPU if extra == "cpu" else set()), extra

@@ -62,7 +62,7 @@ def run(
     speedup: Sequence[int] = (),
     ray: str | None = None,
     replicas: int | None = None,
-    gpus_per_replica: int = 1,
+    gpus_per_replica: int | None = None,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -103,7 +103,7 @@ def run(
             asks for it needs `if __name__ == "__main__":`).
         ray: measure on the engines of a Ray cluster: "auto", "local" or its address, "host:port".
         replicas: with `ray`, engines; None: as many as have room.
-        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU.
+        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU; None: what `engine_args` share the target among.
         data_dir: folder with the suites' data files.
         out: the run's directory; None: `results/` and a name made of the request.
         progress: whether to show progress on standard error. Otherwise nothing is printed.
@@ -285,11 +285,14 @@ def train_zoo(drafters: Collection[str]) -> dict[str, Path]:
     return zoo.ensure(tuple(drafters))
 
 
-def cluster(ray: str | None, replicas: int | None, gpus_per_replica: int, speedup: bool = False) -> Cluster | None:
+def cluster(
+    ray: str | None, replicas: int | None, gpus_per_replica: int | None, speedup: bool = False
+) -> Cluster | None:
     """The cluster that is asked for; None: none is. Raises `UserError`."""
     if ray is None:
-        if replicas is not None:
-            raise UserError("--replicas: has no meaning without --ray")
+        for name, value in (("--replicas", replicas), ("--gpus-per-replica", gpus_per_replica)):
+            if value is not None:
+                raise UserError(f"{name}: has no meaning without --ray")
         return None
     if speedup:
         raise UserError("--speedup: is timed on one engine, without --ray: leave one out")

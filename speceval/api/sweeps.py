@@ -46,7 +46,7 @@ def sweep(
     changes: Mapping[str, Any] | None = None,
     ray: str | None = None,
     replicas: int | None = None,
-    gpus_per_replica: int = 1,
+    gpus_per_replica: int | None = None,
     progress: bool = False,
 ) -> Sweep:
     """Measure every run of a sweep, as `speceval sweep` does: the same call goes on where an interrupted one was.
@@ -62,7 +62,7 @@ def sweep(
         changes: fields of a run that are the same in all of them, whatever the file says, such as {"limit": 10}.
         ray: measure on the engines of a Ray cluster: "auto", "local" or its address, "host:port".
         replicas: with `ray`, engines; None: as many as have room.
-        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU.
+        gpus_per_replica: with `ray`, accelerators of each; 0: a CPU; None: what `engine_args` share the target among.
         progress: whether to show progress on standard error. Otherwise nothing is printed.
 
     Raises:
@@ -77,7 +77,7 @@ def sweep(
         asked,
     )
     named = {"out": out, "data_dir": data_dir, "until": until, "changes": changes, "ray": ray, "replicas": replicas}
-    named |= {"gpus_per_replica": None if gpus_per_replica == 1 else gpus_per_replica}
+    named |= {"gpus_per_replica": gpus_per_replica}
     words = [repr(str(file)), *(f"{name}={_plain(value)!r}" for name, value in named.items() if value is not None)]
     command = ("python", "-c", f"import speceval; speceval.sweep({', '.join(words)})")
     return collected(list(measure(prepared, progress, command, cluster(ray, replicas, gpus_per_replica))))

@@ -41,7 +41,10 @@ def run(
         str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")
     ] = None,
     replicas: Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")] = None,
-    gpus_per_replica: Annotated[int, typer.Option(help="With --ray: accelerators of each; 0 is a CPU.")] = 1,
+    gpus_per_replica: Annotated[
+        int | None,
+        typer.Option(help="With --ray: accelerators of each; 0 is a CPU [default: the engine's tensor_parallel_size]."),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: options.OutDirectory = None,
     as_json: options.AsJson = False,

@@ -56,7 +56,9 @@ def test_every_public_name_is_documented_and_typed() -> None:
 
 def test_run_has_every_field_of_a_request_with_its_default() -> None:
     parameters = inspect.signature(speceval.run).parameters
-    assert parameters.keys() - RunSpec.model_fields.keys() == {"speedup", "data_dir", "out", "progress"}
+    assert parameters.keys() - RunSpec.model_fields.keys() == {
+        *("speedup", "ray", "replicas", "gpus_per_replica", "data_dir", "out", "progress")
+    }
     assert RunSpec.model_fields.keys() <= parameters.keys()
     chosen_later = {"k", "drafting", "suites", "chat_template_kwargs", "draft_args", "engine_args"}
     for name, field in RunSpec.model_fields.items():

@@ -188,11 +188,12 @@ class HandOut:
 
 
 def choose(engine: Order | None, works: Sequence[Work]) -> Work | None:
-    """Where a replica with this engine (None: without one) goes; None: there is nothing to do for it.
+    """Where a replica with this engine (None: without one) goes; None: nowhere, nothing there is worth a start.
 
-    Where it need not start another engine: to a run that nobody is at, or to one where more waits than those at it
-    take at once. Else to a run that nobody is at, of the target with most to do for each replica at it; else to where
-    most is left for each replica.
+    First to a run that nobody is at and that its engine serves, as it is or with other weights; then where more waits
+    than those at it take at once; then, with a new engine, to a run that nobody is at, of the target with most to do
+    for each replica at it; then where some is left that its engine serves. It joins others with a new engine where more
+    waits than they take at once, or where there is no other run.
     """
     waiting, crew = Counter[str](), Counter[str]()
     for work in works:
@@ -200,14 +201,16 @@ def choose(engine: Order | None, works: Sequence[Work]) -> Work | None:
             waiting[work.job.target.name] += len(work.pending)
             crew[work.job.target.name] += len(work.in_hand)
 
-    def rank(work: Work) -> tuple[float, ...]:
+    def rank(work: Work) -> tuple[float, float, float] | None:
         how = "start" if engine is None else expected(engine, work.order)
         at, target = len(work.in_hand), work.job.target.name
-        left = len(work.pending) / max(at, 1)
-        if how != "start" and (not at or left > work.job.spec.batch):
-            return (0, at > 0, how == "swap", -left if at else 0)
         if not at:
-            return (1, -waiting[target] / (1 + crew[target]))
-        return (2, how == "start", -left)
+            return (1, 0, -waiting[target] / (1 + crew[target])) if how == "start" else (0, how == "swap", 0)
+        left = len(work.pending) / at
+        much = left > work.job.spec.batch
+        if how != "start":
+            return (0, 2, -left) if much else (2, 0, -left)
+        return (3, 0, -left) if much or len(works) == 1 else None
 
-    return min((work for work in works if work.wants()), key=rank, default=None)
+    ranked = [(key, number) for number, work in enumerate(works) if work.wants() and (key := rank(work)) is not None]
+    return works[min(ranked)[1]] if ranked else None

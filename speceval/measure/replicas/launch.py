@@ -31,18 +31,26 @@ def run(job: Job, cluster: Cluster, watch: Watch, log: Log) -> StoredRun:
 def run_all(jobs: Sequence[Job], cluster: Cluster, watch: Watch, log: Log, log_file: Path) -> Iterator[Work]:
     """Measure runs that are not measured yet, and tell of each when it is finished or given up.
 
+    Those that need most accelerators for a replica come first, then the others: a pool has replicas of one size.
     log_file: where the output of all replicas goes. Raises `UserError` before anything has started.
     """
+    groups: dict[int, list[Job]] = {}
     for job in jobs:
         check(job)
-    with connected(cluster, jobs[0].spec.engine_args) as pool:
+        groups.setdefault(cluster.gpus_of(job), []).append(job)
+    with connected(cluster) as ray:
+        for gpus in groups:
+            ray.room(gpus)  # of all of them, before the first begins
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log(log_file):
-            hand_out = HandOut(jobs, pool)
-            with watch(hand_out.progress, jobs[0].spec) as changed:
-                hand_out.changed = changed
-                yield from hand_out.run()
-            pool.close()
+            for gpus, group in sorted(groups.items(), reverse=True):
+                # vLLM's own executor on Ray takes its accelerators itself, from several machines if need be.
+                apart = group[0].spec.engine_args.get("distributed_executor_backend") == "ray"
+                with ray.pool(gpus, apart) as pool:
+                    hand_out = HandOut(group, pool)
+                    with watch(hand_out.progress, group[0].spec) as changed:
+                        hand_out.changed = changed
+                        yield from hand_out.run()
 
 
 def check(job: Job) -> None:

@@ -7,6 +7,7 @@ With `distributed_executor_backend=ray` vLLM asks the cluster for them itself, o
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,15 @@ LOCAL = ("auto", "local")
 """Addresses: the cluster of this machine if there is one, else a new one; always a new one."""
 SECONDS = 5.0
 """An address that does not answer within is wrong."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of gRPC, which Ray speaks, begins with; the answer begins with such a frame too (RFC 9113, 3.4).
+Ray itself asks another service for minutes."""
 CARRIED = ("CUDA_", "HF_", "MKL_", "NCCL_", "OMP_", "SPECEVAL_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
 """What the names of variables begin with that a replica gets as they are here. Ray carries none by itself."""
 PLACES = ("PYTHONPATH",)
 """Further ones."""
+SHARED_BY = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Arguments of vLLM that say among how many accelerators an engine is shared."""
 DEVICES = "CUDA_VISIBLE_DEVICES"
 """Which accelerators a replica has is Ray's to say."""
 
@@ -40,24 +46,30 @@ class Cluster:
     address: str
     replicas: int | None = None
     """None: as many as have room."""
-    gpus: int = 1
-    """Of each replica; 0: a CPU."""
+    gpus: int | None = None
+    """Of each replica; 0: a CPU. None: as many as its engine's arguments share the target among."""
 
     def __post_init__(self) -> None:
         if self.replicas is not None and self.replicas < 1:
             raise UserError(f"--replicas {self.replicas}: at least 1")
-        if self.gpus < 0:
+        if self.gpus is not None and self.gpus < 0:
             raise UserError(f"--gpus-per-replica {self.gpus}: 0 (a CPU) or more")
         if self.gpus == 0 and self.replicas is None:
             raise UserError("--replicas is needed with --gpus-per-replica 0")
 
+    def gpus_of(self, job: Job) -> int:
+        """Accelerators of each replica that measures `job`."""
+        if self.gpus is not None:
+            return self.gpus
+        sizes = (job.spec.engine_args.get(name, 1) for name in SHARED_BY)
+        return math.prod(size for size in sizes if isinstance(size, int))
+
 
 class RayPool:
-    """The `hand_out.Pool` of actors."""
+    """The `hand_out.Pool` of actors, each with so many accelerators."""
 
-    def __init__(self, ray: Any, size: int, gpus: int, ours: bool) -> None:
-        """ours: whether the connection is."""
-        self.size, self._ours = size, ours
+    def __init__(self, ray: Any, size: int, gpus: int) -> None:
+        self.size = size
         self._ray, self._gpus = ray, gpus
         self._actors = [self._new() for _ in range(size)]
         self._calls: dict[Any, int] = {}
@@ -90,12 +102,10 @@ class RayPool:
             return replica, Lost(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
     def close(self) -> None:
-        """End every replica, and the connection."""
+        """End every replica."""
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
-        if self._ours and self._ray.is_initialized():
-            self._ray.shutdown()
 
     def pids(self) -> list[int]:
         """Process of each replica."""
@@ -109,9 +119,29 @@ class RayPool:
         return actor.remote()
 
 
+class Connection:
+    """A cluster that answers."""
+
+    def __init__(self, ray: Any, cluster: Cluster) -> None:
+        self._ray, self._cluster = ray, cluster
+
+    def room(self, gpus: int) -> int:
+        """Replicas with so many accelerators that are to run. Raises `UserError` if there is no room for them."""
+        return room(self._cluster, gpus, self._ray.nodes())
+
+    @contextmanager
+    def pool(self, gpus: int, apart: bool = False) -> Iterator[RayPool]:
+        """Replicas with so many accelerators; `apart`: which their engines take for themselves."""
+        pool = RayPool(self._ray, self.room(gpus), 0 if apart else gpus)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
 @contextmanager
-def connected(cluster: Cluster, engine_args: dict[str, Any] | None = None) -> Iterator[RayPool]:
-    """A pool on a cluster that has room for it. Raises `UserError` in one line; nothing has been started then."""
+def connected(cluster: Cluster) -> Iterator[Connection]:
+    """A connection to a cluster. Raises `UserError` in one line; nothing has been started then."""
     try:
         import ray
     except ImportError:
@@ -120,33 +150,26 @@ def connected(cluster: Cluster, engine_args: dict[str, Any] | None = None) -> It
     if ours:
         _initialise(ray, cluster.address)
     try:
-        # vLLM's own executor on Ray takes its accelerators itself.
-        apart = (engine_args or {}).get("distributed_executor_backend") == "ray"
-        size = room(cluster, ray.nodes())
-        pool = RayPool(ray, size, 0 if apart else cluster.gpus, ours)
-        try:
-            yield pool
-        finally:
-            pool.close()
+        yield Connection(ray, cluster)
     finally:
-        if ours and ray.is_initialized():
+        if ours:
             ray.shutdown()
 
 
-def room(cluster: Cluster, nodes: Sequence[dict[str, Any]]) -> int:
-    """Replicas that the cluster is to run. Raises `UserError` if it has no room for them.
+def room(cluster: Cluster, gpus: int, nodes: Sequence[dict[str, Any]]) -> int:
+    """Replicas with so many accelerators that the cluster is to run. Raises `UserError` if it has no room for them.
 
     nodes: as `ray.nodes` lists them.
     """
-    name, each = ("GPU", cluster.gpus) if cluster.gpus else ("CPU", 1)
+    name, each = ("GPU", gpus) if gpus else ("CPU", 1)
     has = [int(node["Resources"].get(name, 0)) for node in nodes if node["Alive"]]
     most = sum(count // each for count in has)
     asked = cluster.replicas if cluster.replicas is not None else max(most, 1)
     if asked > most:
+        wanted = f"{asked} replica{'' if asked == 1 else 's'} of {each} {name}{'' if each == 1 else 's'}"
         raise UserError(
-            f"--ray {cluster.address}: {asked} replicas of {each} {name}{'s' if each > 1 else ''} are asked for, and "
-            f"the cluster has room for {most} ({sum(has)} {name}s on {len(has)} machines): --replicas, "
-            "--gpus-per-replica"
+            f"--ray {cluster.address}: {wanted} asked for, the cluster has room for {most} "
+            f"({name}s of its machines: {', '.join(map(str, has))}): see --replicas, --gpus-per-replica"
         )
     return asked
 
@@ -181,9 +204,13 @@ def _require_answer(address: str) -> None:
     if not (colon and host and port.isdecimal() and int(port) < 1 << 16):
         raise UserError(f"--ray {address[:80]}: must be auto, local or the address of a cluster, host:port")
     try:
-        socket.create_connection((host, int(port)), SECONDS).close()
+        with socket.create_connection((host, int(port)), SECONDS) as connection:
+            connection.sendall(HELLO)
+            answer = connection.recv(9)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = error.strerror or str(error) or type(error).__name__
         raise UserError(
             f"--ray {address}: nothing answers there ({reason}): is it the address of the cluster?"
         ) from None
+    if answer[3:4] != b"\x04" and not os.environ.get("RAY_USE_TLS"):
+        raise UserError(f"--ray {address}: what answers there is no Ray cluster")
