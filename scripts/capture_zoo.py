@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--work", type=Path, help="Keep the runs here, and go on from those that are there.")
     arguments = parser.parse_args()
+    sys.path.remove(str(Path(__file__).parent))  # numba, for n-grams, would take coverage.py there for the package
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measured(arguments.work or Path(folder), arguments.data_dir, arguments.questions))
     lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]

@@ -55,7 +55,7 @@ def capture(
         return
     print(
         f"{facts['texts']:,} texts, {facts['rows']:,} tokens, {manifest.bytes:,} bytes in {out}, read in "
-        f"{manifest.seconds:.1f} s"
+        f"{manifest.seconds:.2g} s"
     )
     if manifest.storage is not None:
         lost = manifest.storage
