@@ -56,6 +56,7 @@ def blocks() -> dict[Path, dict[str, str]]:
             "recorder": recorder_table(),
         },
         ROOT / "docs" / "measure" / "same-text.md": {"replay": replay_table()},
+        ROOT / "docs" / "measure" / "without-the-target.md": {"capture": capture_table()},
         ROOT / "docs" / "measure" / "make-tables.md": {
             "table-arch": layout_table("paper-arch", DEMO_ALL),
             "table-mean": layout_table("paper-mean", PUBLISHED),
@@ -427,6 +428,31 @@ def replay_table() -> str:
             ]
         )
     return _markdown(rows)
+
+
+def capture_table() -> str:
+    """Drafters on a capture, beside live replays and free runs: the same numbers, and what they cost."""
+    found = pd.read_csv(STATISTICS / "capture.csv")
+    head = ["drafter", "tau live", "captured", "in bfloat16", "kept differs", "largest", "tau free", "z"]
+    rows = [[*head, "half-width free", "captured", "seconds free", "live", "captured", "time"]]
+    for row in found.to_dict("records"):
+        rows.append(
+            [
+                f"`{row['drafter']}`",
+                *(f"{row[name]:.4f}" for name in ("tau_live", "tau_captured", "tau_bf16")),
+                *(f"{row['differ']} of {row['places']:,}", f"{row['largest']:.0e}"),
+                *(f"{row['tau_free']:.3f}", f"{row['z']:+.1f}"),
+                *(f"{row[name]:.3f}" for name in ("half_width_free", "half_width_captured")),
+                *(f"{row[name]:.1f}" for name in ("seconds_free", "seconds_live", "seconds_captured")),
+                f"{row['ratio']:.0f}×",
+            ]
+        )
+    first = found.iloc[0]
+    cost = (
+        f"The capture: {first['tokens_capture']:,} tokens with their prompts, {first['bytes_capture'] / 1e6:.0f} MB, "
+        f"{first['seconds_capture']:.0f} seconds (by the clock, other work beside)."
+    )
+    return f"{_markdown(rows)}\n\n{cost}"
 
 
 def gate_table() -> str:

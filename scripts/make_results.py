@@ -55,6 +55,8 @@ ENTRIES = (
     ),
     Entry("rao-blackwell", ("scripts/rao_blackwell.py",), ("results/statistics/rao_blackwell.csv",), 2),
     Entry("replay", ("scripts/replay_gain.py", *data_dir()), ("results/statistics/replay.csv",), 6),
+    Entry("capture", ("scripts/capture_zoo.py", *data_dir()), ("results/statistics/capture.csv",), 6),
+    Entry("loss-steps", ("scripts/loss_steps.py",), ("results/statistics/loss_steps.csv",), 1),
     Entry("coverage", ("scripts/coverage.py",), ("results/statistics/coverage.csv",), 3),
     Entry("gate", ("scripts/gate_power.py",), ("results/statistics/gate.csv",), 3),
     Entry("gate-zoo", ("scripts/gate_zoo.py",), ("results/statistics/gate_zoo.csv",), 10),

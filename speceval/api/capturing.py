@@ -183,7 +183,7 @@ def evaluate(
         drafter: called with `tokens` [batch, time] (int64), `states` (`final` and `layers[n]`, each [batch, time,
             hidden], `embedding` and `output` [vocabulary, hidden], float32) and `places` [batch, n]; gives logits
             [K, batch, n, D], or an iterator of [batch, n, D]: entry j - 1 predicts token `places + j + 1` and may read
-            the tokens up to `places + j` and the states up to `places`.
+            the tokens up to `places + j` and the states up to `places`. K tokens and more follow every place.
         capture: folder, or what `read_capture` returns.
         k: draft positions.
         temperature: None: that of the texts, which is the only one that they have the law of.

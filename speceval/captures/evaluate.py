@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from speceval.captures.folder import FINAL, Capture, Text, name_of
 from speceval.captures.law import log_law
@@ -91,7 +92,7 @@ def along(
     inside = None if ids is None else _inside(ids, capture, question.device)
     target = _Target(capture, question.device)
     for texts in batches(capture.texts, capture.manifest.vocab_size):
-        batch = _Batch(capture, texts, target)
+        batch = _Batch(capture, texts, target, question.k)
         yield from batch.kept(drafter, question, inside, overlap)
 
 
@@ -155,11 +156,11 @@ class _Target:
 
 
 class _Batch:
-    """Some texts side by side, filled up at the end."""
+    """Some texts side by side, filled up at the end: K tokens and more follow every place."""
 
-    def __init__(self, capture: Capture, texts: list[Text], target: _Target) -> None:
+    def __init__(self, capture: Capture, texts: list[Text], target: _Target, k: int) -> None:
         self.texts, self.capture, device = texts, capture, target.device
-        time, most = max(text.rows for text in texts), max(text.places for text in texts)
+        time, most = max(text.rows for text in texts) + k, max(text.places for text in texts)
         stored = [capture.states(text) for text in texts]
         self.tokens = torch.zeros(len(texts), time + 1, dtype=torch.long)
         self.log_p = torch.full((len(texts), time), torch.nan)
@@ -168,7 +169,7 @@ class _Batch:
             self.log_p[row, : text.rows] = states["log_p"]
         self.tokens, self.log_p = self.tokens.to(device), self.log_p.to(device)
         joined = {
-            name: torch.nn.utils.rnn.pad_sequence([states[name].float() for states in stored], batch_first=True)
+            name: torch.stack([F.pad(states[name].float(), (0, 0, 0, time - len(states[name]))) for states in stored])
             for name in stored[0]
             if name != "log_p"
         }

@@ -85,6 +85,8 @@ class Manifest(Strict):
     """At temperature 0: tokens of the texts that are not what this pass finds likeliest, near ties."""
     shards: tuple[Shard, ...] = ()
     head_bytes: int = 0
+    seconds: float = 0.0
+    """That the pass took, without the engine's start."""
     head_check: float
     """Mean absolute difference of log p of some tokens between the engine and last state times output map."""
 

@@ -6,6 +6,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,26 +139,34 @@ def _require_target(capture: Capture) -> None:
 
 
 def _kept(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str) -> Iterator[Kept]:
-    question = Question(spec.k, spec.drafting, capture.sampling, spec.draft_truncation, device)
-    if draft.method == "ngram":
-        least, most = ngram.lengths(spec.draft_args.get("prompt_lookup_min"), spec.draft_args.get("prompt_lookup_max"))
-        yield from evaluate.certain(
-            lambda tokens, start: ngram.drafts(tokens, start, spec.k, least, most), capture, spec.k
-        )
-        return
+    """What the drafter keeps of each text. Raises `UserError` that names it."""
+    try:
+        if draft.method == "ngram":
+            arguments = spec.draft_args
+            least, most = ngram.lengths(arguments.get("prompt_lookup_min"), arguments.get("prompt_lookup_max"))
+            drafts = partial(ngram.drafts, k=spec.k, least=least, most=most)
+            yield from evaluate.certain(drafts, capture, spec.k)
+        else:
+            question = Question(spec.k, spec.drafting, capture.sampling, spec.draft_truncation, device)
+            yield from evaluate.along(_load(capture, draft, spec.k, device), capture, question)
+    except UserError as error:
+        raise UserError(f"--draft {draft.name}: {error}") from None
+
+
+def _load(capture: Capture, draft: catalog.Draft, k: int, device: str) -> Any:
     directory = files_of(str(draft.model), draft.revision)
     if directory is None:
-        raise UserError(f"--draft {draft.name}: its files are not here: download {draft.model} first")
-    drafter = load(draft.method, draft.name, directory, spec.k, capture.manifest.target.sizes.num_hidden_layers, device)
-    if drafter.most is not None and spec.k > drafter.most:
-        raise UserError(f"--k {spec.k}: {draft.name} has {drafter.most} heads")
+        raise UserError(f"its files are not here: download {draft.model} first")
+    drafter = load(draft.method, directory, k, capture.manifest.target.sizes.num_hidden_layers, device)
+    if drafter.most is not None and k > drafter.most:
+        raise UserError(f"has {drafter.most} heads, --k is {k}")
     if missing := [layer for layer in drafter.layers if layer not in capture.manifest.layers]:
         kept = ", ".join(map(str, capture.manifest.layers)) or "none"
         raise UserError(
-            f"--draft {draft.name}: reads layer {missing[0]}, {capture.directory} has {kept}: capture again with "
+            f"reads layer {missing[0]}, {capture.directory} has {kept}: capture again with "
             f"--layers {','.join(map(str, drafter.layers))}"
         )
-    yield from evaluate.along(drafter, capture, question)
+    return drafter
 
 
 def _line(line: dict[str, Any], kept: dict[tuple[str, str, int, int], Kept], k: int) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def _meta(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str, co
         update={
             "method": draft.method,
             "k": spec.k,
-            "draft_sample_method": None if spec.drafting == "deterministic" else spec.drafting,
+            "draft_sample_method": "greedy" if spec.drafting == "deterministic" else spec.drafting,  # vLLM's word
             "draft_truncation": spec.draft_truncation,
         }
     )

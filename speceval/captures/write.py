@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -191,12 +192,13 @@ def capture(
         )
         writer = Writer(plan, manifest, reading, head)
         engine.warm_up()
+        begin = time.perf_counter()
         progress = runner.Progress(len(runner.plan(plan.suites, spec)), done=len(writer.done), counts=writer.counts)
         with watch(progress, spec) as changed:
             try:
                 runner.measure(reading, spec, plan.suites, template, writer, progress, changed, plan.texts, ahead=1)
             finally:
-                writer.flush()
+                writer.flush(time.perf_counter() - begin)
         writer.finish()
     return Capture(directory)
 
@@ -315,19 +317,19 @@ class Writer:
         )
         self._manifest = self._manifest.model_copy(update={"storage": total})
 
-    def flush(self) -> None:
-        """Write the shard that is in memory, if there is one."""
+    def flush(self, seconds: float = 0.0) -> None:
+        """Write the shard that is in memory, if there is one. `seconds`: that the pass took, at its end."""
+        self._manifest = self._manifest.model_copy(update={"seconds": self._manifest.seconds + seconds})
         if not self._lines:
             return
         import torch
-        from safetensors.torch import save_file
 
         name = f"states-{len(self._manifest.shards) + 1:05d}.safetensors"
         path = self._plan.directory / name
         whole = {which: torch.cat(parts).contiguous() for which, parts in self._states.items()}
         shards = list(self._manifest.shards)
         if whole:  # not of skipped conversations alone
-            write_whole(path, lambda place: save_file(whole, place))
+            write_whole(path, lambda place: _save(whole, place))
             shards.append(Shard(file=name, bytes=path.stat().st_size, rows=self._rows))
         with (self._plan.directory / TEXTS).open("ab") as file:
             file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in self._lines)
@@ -378,14 +380,22 @@ def along(final: torch.Tensor, head: torch.Tensor, tokens: Sequence[int], sampli
 
 def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     """Write embeddings and output map, as the checkpoint has them; the output map, and the file's size."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     path = plan.directory / HEAD
     if not path.exists():
         tensors = _of_checkpoint(plan)
-        write_whole(path, lambda place: save_file(tensors, place))
+        write_whole(path, lambda place: _save(tensors, place))
     tensors = load_file(path)
     return tensors.get(OUTPUT, tensors[EMBEDDING]), path.stat().st_size
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read too."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
+    path.chmod(0o644)
 
 
 def _of_checkpoint(plan: Plan) -> dict[str, torch.Tensor]:

@@ -45,6 +45,7 @@ def capture(
         "bytes": manifest.bytes,
         "layers": list(manifest.layers),
         "dtype": manifest.dtype,
+        "seconds": manifest.seconds,
         "storage": None if manifest.storage is None else manifest.storage.model_dump(),
         "not_likeliest": manifest.not_likeliest,
         "head_check": manifest.head_check,
@@ -52,7 +53,10 @@ def capture(
     if as_json:
         options.print_json("capture", facts)
         return
-    print(f"{facts['texts']:,} texts, {facts['rows']:,} tokens, {manifest.bytes:,} bytes in {out}")
+    print(
+        f"{facts['texts']:,} texts, {facts['rows']:,} tokens, {manifest.bytes:,} bytes in {out}, read in "
+        f"{manifest.seconds:.2g} s"
+    )
     if manifest.storage is not None:
         lost = manifest.storage
         print(f"stored as {manifest.dtype}: log p of a token moves by {lost.mean:.2g} nats, {lost.largest:.2g} at most")

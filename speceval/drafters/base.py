@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from speceval.errors import UserError
+
 
 @dataclass(frozen=True)
 class States:
@@ -30,6 +32,13 @@ class Drafter(Protocol):
         """Logits [batch, n, D] of draft positions 1, 2, …: a tensor with the positions first, or one by one."""
 
 
+class Tensors(dict[str, Tensor]):
+    """A checkpoint's tensors by name; the first that is missing is a `UserError`."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(f"no tensor {name} in its files: the checkpoint is not complete")
+
+
 class Loaded:
     """A drafter of a checkpoint: `config` is its config.json, `weights` its tensors by name."""
 
@@ -41,10 +50,10 @@ class Loaded:
     """Draft positions that it has; None: any number."""
 
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
-        self.config, self.weights, self.k = config, weights, k
+        self.config, self.weights, self.k = config, Tensors(weights), k
 
     def weight(self, name: str) -> Tensor:
-        """A matrix or vector of the checkpoint, float32. Raises KeyError."""
+        """A matrix or vector of the checkpoint, float32. Raises `UserError` where it is missing."""
         return self.weights[f"{name}.weight"]
 
 

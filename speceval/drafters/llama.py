@@ -124,11 +124,12 @@ class Chain:
         if position > 1:  # the first one's own key is among those of all places
             self._later.append((k, v))
         q = q * (q.shape[-1] ** -0.5 if self._scale is None else self._scale)
-        scores = [(q @ self._keys.mT).masked_fill(self._hidden, -torch.inf)]
-        scores += [(q * key).sum(-1, keepdim=True) for key, _ in self._later]
-        shares = torch.cat(scores, dim=-1).softmax(-1)
-        time = self._keys.shape[2]
-        out = shares[..., :time] @ self._values
-        for number, (_, value) in enumerate(self._later):
-            out = out + shares[..., time + number, None] * value
-        return out
+        scores = (q @ self._keys.mT).masked_fill_(self._hidden, -torch.inf)
+        later = [(q * key).sum(-1, keepdim=True) for key, _ in self._later]
+        top = torch.cat([scores.amax(-1, keepdim=True), *later], dim=-1).amax(-1, keepdim=True)
+        shares = scores.sub_(top).exp_()
+        total, out = shares.sum(-1, keepdim=True), shares @ self._values
+        for score, (_, value) in zip(later, self._later, strict=True):
+            share = (score - top).exp()
+            total, out = total + share, out + share * value
+        return out / total

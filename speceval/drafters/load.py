@@ -33,26 +33,23 @@ def require(method: str, name: str) -> None:
     """Raises `UserError` for a method that is not computed here."""
     if method not in SUPPORTED:
         raise UserError(
-            f"--draft {name}: {method} is not computed without vLLM, which are {', '.join(SUPPORTED)}: "
-            "measure it with `speceval run --replay`"
+            f"--draft {name}: {method} is not computed without vLLM, {', '.join(SUPPORTED)} are: measure it with "
+            "`speceval run --replay`"
         )
 
 
-def load(method: str, name: str, directory: Path, k: int, layers: int | None, device: str = "cpu") -> Any:
+def load(method: str, directory: Path, k: int, layers: int | None, device: str = "cpu") -> Any:
     """The drafter in `directory`, computing in float32. `layers`: how many its target has.
 
     Raises `UserError` for a checkpoint that is damaged or asks for what is not computed here.
     """
-    require(method, name)
     if method == "draft_model":
         return LanguageModel(directory, k, device)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     try:
         loaded = KINDS[method](config, _tensors(directory, device), k)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--draft {name}: no {error} in its files: the checkpoint is not complete") from None
-    except UserError as error:
-        raise UserError(f"--draft {name}: {error}") from None
+        raise UserError(f"no {error} in its config.json: the checkpoint is not complete") from None
     if isinstance(loaded, Eagle3) and not loaded.layers:
         loaded.layers = loaded.default_layers(layers or 0)
     return loaded

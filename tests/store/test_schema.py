@@ -184,10 +184,13 @@ COMMANDS = {
         *("--bursts", "3", "--max-tokens", "4", "--no-confirm", "--json"),
     ),
 }
-"""A command that prints each kind of output; of `verify` see its own tests."""
+"""A command that prints each kind of output; of `ELSEWHERE` see their own tests."""
+
+ELSEWHERE = {"verify", "capture", "replay"}
+"""Kinds of output for which an engine, or a capture, is needed."""
 
 
-@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - {"verify"}))
+@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - ELSEWHERE))
 def test_every_json_output_says_its_schema(
     output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,213 @@
+"""`speceval capture`: what it keeps, how it goes on, and what it and `replay` refuse in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import tiny
+from support.tiny_engine import TinyEngine
+
+import speceval
+from speceval.captures import write
+from speceval.store import read_run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def test_states_and_log_p_are_those_of_the_target_at_each_token(captured: Path) -> None:
+    capture, target = speceval.read_capture(captured), tiny.load(Path("target"))
+    assert len(capture.texts) == 4 and capture.manifest.layers == (1, 2, 3)
+    for text in capture.texts:
+        tokens = torch.tensor([text.tokens])
+        streams, found = tiny._streams(target, tokens[:, :-1]), capture.states(text)
+        torch.testing.assert_close(found["final"], tiny._target_hidden(target, streams)[0])
+        torch.testing.assert_close(found["layer.2"], streams[2][0])
+        law = tiny.target_forward(target, tokens)[0][0].log_softmax(-1)
+        wanted = law[:-1].gather(1, tokens[0, 1:, None])[:, 0]
+        assert found["log_p"][: text.prompt - 1].isnan().all()
+        torch.testing.assert_close(found["log_p"][text.prompt - 1 :], wanted[text.prompt - 1 :], atol=1e-5, rtol=0)
+
+
+def test_it_says_how_large_it_will_be_before_it_starts(call, free) -> None:
+    _, out, err = call("capture", free(), "-o", "cap", "--layers", "2", "--json")
+    facts = json.loads(out)
+    assert facts["schema"] == 1 and facts["texts"] == 4
+    assert err.startswith("capture: 4 texts, ") and "last state and of layers 2, 64 float32s each: about" in err
+    said = float(err.split("about ")[1].split(" kB")[0]) * 1000
+    assert facts["bytes"] == sum(path.stat().st_size for path in Path("cap").glob("*.safetensors"))
+    assert said == pytest.approx(facts["bytes"], rel=0.05)
+
+
+def test_an_interrupted_capture_goes_on_and_ends_the_same(call, free, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = free()
+    monkeypatch.setattr(write, "SHARD_BYTES", 1)
+    monkeypatch.setattr(write.Plan, "shard_bytes", 1, raising=False)
+    assert call("capture", run, "-o", "whole")[0] == 0
+    monkeypatch.setattr(TinyEngine, "fails_after", 3)  # one to check the output map, two texts
+    assert call("capture", run, "-o", "cap")[0] == 130
+    with (Path("cap") / "texts.jsonl").open("ab") as file:
+        file.write(b'{"suite": "torn')
+    held = len((Path("cap") / "texts.jsonl").read_bytes().splitlines()) - 1
+    assert 0 < held < 3
+    code, _, err = call("replay", "cap", "--draft", "ngram", "--k", "2", "--out", "x")
+    assert code == 4 and "the capture is unfinished" in err
+    monkeypatch.setattr(TinyEngine, "fails_after", None)
+    assert call("capture", run, "-o", "cap")[0] == 0
+    whole, resumed = (speceval.read_capture(name) for name in ("whole", "cap"))
+    assert {text.key for text in whole.texts} == {text.key for text in resumed.texts}
+    for text in whole.texts:
+        [same] = [other for other in resumed.texts if other.key == text.key]
+        for name, state in whole.states(text).items():
+            assert resumed.states(same)[name].equal(state) or name == "log_p"
+    before = tree(Path("cap"))
+    assert call("capture", run, "-o", "cap")[0] == 0 and tree(Path("cap")) == before  # nothing to do
+
+
+def test_fewer_bits_are_said_with_their_error(call, free) -> None:
+    run = free()
+    assert call("capture", run, "-o", "cap")[0] == 0
+    code, out, err = call("capture", run, "-o", "half", "--dtype", "bfloat16")
+    assert code == 0 and "stored as bfloat16: log p of a token moves by" in out, err
+    whole, half = (speceval.read_capture(name) for name in ("cap", "half"))
+    changes = []
+    for text in whole.texts:
+        a, b = whole.states(text), half.states(text)
+        assert b["final"].dtype == torch.bfloat16
+        rounded = b["final"].float() @ whole.output.T
+        due = torch.tensor(text.tokens[text.prompt :])
+        after = rounded.log_softmax(-1)[text.prompt - 1 :].gather(1, due[:, None])[:, 0]
+        changes += (after - a["log_p"][text.prompt - 1 :]).abs().tolist()
+    assert half.manifest.storage is not None and half.manifest.storage.tokens == len(changes)
+    assert half.manifest.storage.mean == pytest.approx(np.mean(changes), rel=1e-3)
+    assert half.manifest.storage.largest == pytest.approx(max(changes), rel=1e-3)
+
+
+def test_at_temperature_0_near_ties_are_counted(call, free) -> None:
+    code, out, _ = call("capture", free("--temp", "0"), "-o", "cap", "--json")
+    assert code == 0 and json.loads(out)["not_likeliest"] > 0  # the texts are letters of chance
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def edit(**fields: object) -> None:
+    path = Path("cap/manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def other_target() -> None:
+    content = json.loads(Path("cap/manifest.json").read_text())
+    content["run"]["fingerprint"]["target"]["weights"] = "sha256:0"
+    Path("cap/manifest.json").write_text(json.dumps(content))
+
+
+EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "says"),
+    [
+        (lambda: None, ("nowhere", *EAGLE), "nowhere: no manifest.json: not a capture"),
+        (lambda: None, ("free", *EAGLE), "free: no manifest.json: not a capture"),
+        (lambda: shorten(Path("cap/states-00001.safetensors")), ("cap", *EAGLE), "states-00001.safetensors: has "),
+        (lambda: Path("cap/states-00001.safetensors").unlink(), ("cap", *EAGLE), "00001.safetensors: is missing"),
+        (lambda: shorten(Path("cap/head.safetensors")), ("cap", *EAGLE), "head.safetensors: has "),
+        (lambda: shorten(Path("cap/texts.jsonl")), ("cap", *EAGLE), "texts.jsonl: line 3 is damaged"),
+        (lambda: Path("cap/manifest.json").write_text("{"), ("cap", *EAGLE), "no JSON: the file is damaged"),
+        (lambda: edit(version=2), ("cap", *EAGLE), "version 2, this speceval reads 1: update speceval"),
+        (lambda: edit(layers="x"), ("cap", *EAGLE), "field 'layers'"),
+        (lambda: edit(layers=[1, 2]), ("cap", *EAGLE), "./eagle3: reads layer 3, cap has 1, 2: capture again with"),
+        (other_target, ("cap", *EAGLE), "captured of a target with weights sha256:0, ./target has sha256:"),
+        (lambda: tiny.write_medusa(Path("medusa"), tiny.write_target(Path("wide"), vocab=30)),
+         ("cap", "--draft", "./medusa", "--k", "3"), "its vocab_size is 30, the target's vocab_size is 24"),
+        (lambda: None, ("cap", "--draft", "./medusa", "--k", "4"), "drafts at most K=3"),
+        (lambda: None, ("cap", "--draft", "suffix", "--k", "4"), "suffix is not computed without vLLM"),
+        (lambda: None, ("cap", "--draft", "./eagle3", "--method", "eagle3"), "--k is needed"),
+        (lambda: None, ("cap", *EAGLE, "--draft-arg", "prompt_lookup_max=3"), "prompt_lookup_max: has no meaning"),
+        (lambda: None, ("cap", *EAGLE, "--drafting", "deterministic"), "--drafting"),
+        (lambda: None, ("cap", *EAGLE, "--out", "free"), "--out free holds another run"),
+    ],
+)  # fmt: skip
+def test_a_replay_that_cannot_be_is_one_line_and_leaves_nothing(
+    call, captured: Path, damage: Callable[[], object], arguments: tuple[str, ...], says: str
+) -> None:
+    damage()
+    out = () if "--out" in arguments else ("--out", "again")
+    code, printed, err = call("replay", *arguments, *out)
+    lines = [line for line in err.splitlines() if not line.endswith(" texts")]
+    assert code == 4 and printed == "" and len(lines) == 1 and says in lines[0], err
+    assert not Path("again").exists()
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_named(call, captured: Path) -> None:
+    weights = load_file("eagle3/model.safetensors")
+    del weights["fc.weight"]
+    save_file(weights, "eagle3/model.safetensors")
+    code, _, err = call("replay", "cap", *EAGLE, "--out", "again")
+    assert code == 4 and "./eagle3: no tensor fc.weight in its files" in err and not Path("again").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--layers", "4"), "--layers 4: ./target has layers 1 to 3"),
+        (("--dtype", "int8"), "--dtype"),
+        (("--layers", "two"), "--layers two: not a list of whole numbers"),
+    ],
+)
+def test_a_capture_that_cannot_be_is_one_line(call, free, arguments: tuple[str, ...], says: str) -> None:
+    code, out, err = call("capture", free(), "-o", "cap", *arguments)
+    assert code == 4 and out == "" and err.count("\n") == 1 and says in err
+    assert not Path("cap").exists()
+
+
+def test_another_target_or_another_s_folder_or_a_replay_is_not_captured(call, free, captured: Path) -> None:
+    def refused(*arguments: str | Path) -> str:
+        code, _, err = call("capture", *arguments)
+        assert code == 4, err
+        return str(err)
+
+    free("--temp", "1", "--seeds", "1", name="other")
+    assert "--out cap holds another capture (the texts:" in refused("other", "-o", "cap")
+    assert "--out cap holds another capture (the layers:" in refused("free", "-o", "cap", "--layers", "1")
+    assert call("replay", "cap", *EAGLE, "--out", "again")[0] == 0
+    assert "again: is a replay itself" in refused("again", "-o", "new")
+    Path("own.jsonl").write_text('{"turns": ["changed", "and two"]}\n{"turns": ["other"]}\n{"turns": ["last one"]}\n')
+    assert "its prompts are not those of today's" in refused("free", "-o", "new")
+    shutil.rmtree("target")
+    tiny.write_target(Path("target"), seed=9)
+    assert "free: its target had weights sha256:" in refused("free", "-o", "new2")
+    assert not Path("new2").exists()
+
+
+def test_an_evaluation_refuses_what_does_not_fit(captured: Path) -> None:
+    def drafts(positions: int, size: int):
+        return lambda tokens, states, places: torch.zeros(positions, *places.shape, size)
+
+    for drafter, options, says in (
+        (drafts(3, 24), {"temperature": 0.7}, "temperature=0.7: the texts were sampled at 1"),
+        (drafts(3, 23), {}, "the drafter has 23 tokens, the captured target 24: another vocabulary"),
+        (drafts(2, 24), {}, "k=3: the drafter gives 2 positions"),
+        (drafts(3, 2), {"draft_ids": [1, 24]}, "drafts token 24, the captured target has 24"),
+        (lambda tokens, states, places: torch.zeros(3, 5, 24), {}, "logits have shape"),
+    ):
+        with pytest.raises(speceval.UserError, match=says):
+            speceval.evaluate(drafter, captured, 3, **options)
+
+
+def test_a_replay_counts_the_texts_of_every_turn(call, captured: Path) -> None:
+    assert call("replay", "cap", *EAGLE, "--out", "again")[0] == 0
+    again, source = read_run(Path("again")), read_run(Path("free"))
+    assert again.turns["output_tokens"].equals(source.turns["output_tokens"])
+    assert len(again.steps) == (source.turns["output_tokens"] - 1).sum()
+    assert again.meta.spec.replay is not None and again.meta.fingerprint.prompts == source.meta.fingerprint.prompts

@@ -1,0 +1,180 @@
+"""`speceval replay DIR`: kept_j of every place is what p and q say there, computed token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support import tiny
+
+import speceval
+from speceval.captures.folder import Text
+from speceval.store import REQUEST, read_run, recorded_columns
+
+K = 3
+LOGITS: dict[str, tiny.DraftLogits] = {
+    "eagle3": tiny.eagle3_logits,
+    "narrow": tiny.eagle3_logits,
+    "medusa": tiny.medusa_logits,
+    "mlp_speculator": tiny.mlp_logits,
+    "mtp": tiny.mtp_logits,
+    "draft_model": tiny.draft_model_logits,
+}
+METHOD = {"narrow": "eagle3"}
+
+
+def expected(
+    draft: str, text: Text, heat: float, top_k: int, top_p: float, greedy: bool, truncated: bool
+) -> np.ndarray:
+    """kept [places, K] of a text, each place by itself and each draft from the checkpoints' own forward passes."""
+    target, drafter = tiny.load(Path("target")), tiny.load(Path(draft))
+    tokens = torch.tensor([text.tokens])
+    kept = np.full((text.places, K), np.nan)
+    for place in range(text.places):
+        start = text.prompt + 1 + place  # tokens that are out
+        for j in range(min(K, len(text.tokens) - start)):
+            due = text.tokens[start + j]
+            q_logits = LOGITS[draft](target, drafter, tokens[:, :start], tokens[:, start : start + j])[0]
+            if greedy:
+                kept[place, j] = float(int(q_logits.argmax()) == due)
+                continue
+            q = tiny.distribution(q_logits, heat, *((top_k, top_p) if truncated else ()))
+            p = tiny.distribution(tiny.target_forward(target, tokens[:, : start + j])[0][0, -1], heat, top_k, top_p)
+            kept[place, j] = min(1.0, float(q[due] / p[due])) if p[due] > 0 else (1.0 if q[due] > 0 else 0.0)
+    return kept
+
+
+def kept(run: Path, text: Text) -> np.ndarray:
+    steps = read_run(run).steps
+    rows = np.logical_and.reduce([steps[name] == value for name, value in zip(REQUEST, text.key, strict=True)])
+    return steps[rows][recorded_columns(K, ("kept",))].to_numpy()
+
+
+def same_as_token_by_token(draft: str, heat: float, top_k: int = 0, top_p: float = 1.0, *options: str) -> None:
+    greedy, truncated = "greedy" in options or heat == 0, "--no-draft-truncation" not in options
+    for text in speceval.read_capture("cap").texts:
+        wanted = expected(draft, text, heat, top_k, top_p, greedy, truncated)
+        np.testing.assert_allclose(kept(Path("again"), text), wanted, atol=2e-5, err_msg=str(text.key))
+
+
+def replayed(call, draft: str, *options: str) -> None:
+    code, _, err = call(
+        "replay",
+        "cap",
+        "--draft",
+        f"./{draft}",
+        "--method",
+        METHOD.get(draft, draft),
+        "--k",
+        str(K),
+        "--out",
+        "again",
+        *options,
+    )
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("draft", LOGITS)
+def test_every_place_keeps_what_p_and_q_say_there(call, captured: Path, draft: str) -> None:
+    replayed(call, draft)
+    same_as_token_by_token(draft, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "options"),
+    [
+        ((0.7, 6, 0.8), ()),
+        ((0.7, 6, 0.8), ("--no-draft-truncation",)),
+        ((1.0, 0, 1.0), ("--drafting", "greedy")),
+        ((0.0, 0, 1.0), ()),
+    ],
+    ids=["truncated", "q not truncated", "greedy drafts", "temperature 0"],
+)
+def test_temperature_and_truncation_are_those_of_the_texts(
+    call, free: Callable[..., Path], sampling: tuple[float, int, float], options: tuple[str, ...]
+) -> None:
+    heat, top_k, top_p = sampling
+    run = free("--temp", str(heat), "--top-k", str(top_k), "--top-p", str(top_p))
+    assert call("capture", run, "-o", "cap")[0] == 0
+    replayed(call, "narrow", *options)
+    same_as_token_by_token("narrow", *sampling, *options)
+
+
+def test_ngram_drafts_what_followed_the_first_such_n_gram(call, captured: Path) -> None:
+    code, _, err = call(
+        "replay", "cap", "--draft", "ngram", "--k", "3", "--out", "again", "--draft-arg", "prompt_lookup_min=1",
+        "--draft-arg", "prompt_lookup_max=2"
+    )  # fmt: skip
+    assert code == 0, err
+    steps = read_run(Path("again")).steps
+    assert set(steps["drafted"]) > {0} and (steps["committed"] == 1).all()
+    for text in speceval.read_capture("cap").texts:
+        for place, row in enumerate(kept(Path("again"), text)):
+            known = text.tokens[: text.prompt + 1 + place]
+            drafts = looked_up(known)
+            due = text.tokens[len(known) :][:K]
+            wanted = [float(a == b) for a, b in zip(drafts, due, strict=False)]
+            assert row[: len(wanted)].tolist() == wanted and np.isnan(row[len(wanted) :]).all()
+
+
+def looked_up(tokens: list[int]) -> list[int]:
+    for length in (2, 1):
+        end = tokens[-length:]
+        for start in range(len(tokens) - length):
+            if tokens[start : start + length] == end:
+                return tokens[start + length :][:K]
+    return []
+
+
+def test_it_is_a_replay_that_compare_and_check_take(call, captured: Path) -> None:
+    both = ("--draft", "./eagle3,./narrow", "--method", "eagle3", "--k", "3", "--out", "runs", "--json")
+    code, out, err = call("replay", "cap", *both)
+    assert code == 0, err
+    printed = json.loads(out)
+    [first, second] = printed["runs"]
+    assert printed["schema"] == 1
+    assert first["problems"] == [] == second["problems"]
+    assert "tau_committed" in first["suites"]["own"]
+    assert call("compare", "runs/eagle3", "runs/narrow")[0] == 0
+    assert call("validate", "runs")[0] == 0
+    assert call("baseline", "runs/eagle3", "--texts", "-o", "base.json")[0] == 0
+    code, out, err = call("check", "runs/eagle3", "--baseline", "base.json", "--json")
+    assert code == 0 and json.loads(out)["on_these_texts"]["suites"][0]["change_percent"] == 0, err
+    code, out, _ = call("replay", "cap", *both)
+    assert code == 0 and json.loads(out)["runs"][0] == first  # a finished one is read back
+
+
+def test_any_callable_is_evaluated_and_gives_the_numbers_of_the_replay(call, captured: Path) -> None:
+    replayed(call, "medusa")
+    weights = tiny.load(Path("medusa"))
+
+    def heads(tokens: torch.Tensor, states, places: torch.Tensor) -> torch.Tensor:
+        state = states.final.gather(1, places[..., None].expand(-1, -1, states.final.shape[-1]))
+        x = [state + torch.nn.functional.silu(state @ weights[f"blocks.{j}.layers.0.weight"].T) for j in range(K)]
+        return torch.stack([x[j] @ weights[f"lm_heads.{j}.weight"].T for j in range(K)])
+
+    found = speceval.evaluate(heads, "cap", K, 1.0, overlap=True)
+    run = read_run(Path("again"))
+    names = [*REQUEST, "step", *recorded_columns(K, ("kept",))]
+    pd.testing.assert_frame_equal(found.steps[names], run.steps[names], check_dtype=False, atol=1e-6)
+    assert found.tau().value == pytest.approx(speceval.Run.of(run).tau(definition="tau_committed").value, rel=1e-6)
+    alpha = np.zeros(K)
+    divergence, count = np.zeros(K), np.zeros(K)
+    target = tiny.load(Path("target"))
+    for text in speceval.read_capture("cap").texts:
+        tokens = torch.tensor([text.tokens])
+        for start in range(text.prompt + 1, len(text.tokens)):
+            for j in range(min(K, len(text.tokens) - start)):
+                p = tiny.distribution(tiny.target_forward(target, tokens[:, : start + j])[0][0, -1], 1.0)
+                logits = tiny.medusa_logits(target, weights, tokens[:, :start], tokens[:, start : start + j])[0]
+                q = tiny.distribution(logits, 1.0)
+                alpha[j] += float(torch.minimum(p, q).sum())
+                divergence[j] += float((p * (p / q).log()).sum())
+                count[j] += 1
+    assert found.alpha == pytest.approx(alpha / count, abs=1e-5)
+    assert found.kl == pytest.approx(divergence / count, abs=1e-5)

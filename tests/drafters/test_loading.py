@@ -1,0 +1,149 @@
+"""Drafters of published checkpoints: what their files say in other words, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import tiny
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from speceval.drafters import ngram
+from speceval.drafters.base import States
+from speceval.drafters.llama import Attention, Rotary
+from speceval.drafters.load import load
+from speceval.errors import UserError
+
+K = 3
+
+
+@pytest.fixture
+def eagle3(tmp_path: Path) -> Path:
+    return tiny.write_eagle3(tmp_path / "eagle3", tiny.write_target(tmp_path / "target"), draft_vocab=16)
+
+
+def drafts(place: Path, method: str = "eagle3") -> torch.Tensor:
+    """Logits [K, batch, places, D] on random states."""
+    draw = torch.Generator().manual_seed(0)
+    batch, time = 2, 9
+    layers = {layer: torch.randn(batch, time, tiny.HIDDEN, generator=draw) for layer in (1, 2, 3)}
+    states = States(layers[3], layers, *torch.randn(2, tiny.VOCAB, tiny.HIDDEN, generator=draw))
+    tokens = torch.randint(tiny.VOCAB, (batch, time), generator=draw)
+    return torch.stack(list(load(method, place, K, layers=3)(tokens, states, torch.tensor([[1, 2, 4], [0, 3, 4]]))))
+
+
+def rewritten(place: Path, rename: dict[str, str] | None = None, **fields: Any) -> Path:
+    """The checkpoint with other names of tensors, and fields of its config.json."""
+    weights = tiny.load(place)
+    for old, new in (rename or {}).items():
+        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
+    save_file(weights, place / "model.safetensors")
+    config = json.loads((place / "config.json").read_text()) | fields
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+def test_a_speculators_checkpoint_is_read_like_one_of_the_first(eagle3: Path) -> None:
+    before = drafts(eagle3)
+    config = json.loads((eagle3 / "config.json").read_text())
+    layers = config.pop("eagle_aux_hidden_state_layer_ids")
+    (eagle3 / "config.json").write_text(json.dumps({"transformer_layer_config": config, "draft_vocab_size": 16}))
+    rewritten(eagle3, {"midlayer.": "layers.0."}, eagle_aux_hidden_state_layer_ids=layers)
+    torch.testing.assert_close(drafts(eagle3), before)
+
+
+def test_norm_before_residual_is_obeyed(eagle3: Path) -> None:
+    before = drafts(eagle3)
+    assert not torch.allclose(drafts(rewritten(eagle3, norm_before_residual=True)), before)
+
+
+def test_fewer_key_heads_are_shared_by_query_heads(eagle3: Path) -> None:
+    """Two heads with equal keys and values are one that both read."""
+    weights, size = tiny.load(eagle3), tiny.HEAD_DIM
+    for name in ("midlayer.self_attn.k_proj.weight", "midlayer.self_attn.v_proj.weight"):
+        weights[name][size:] = weights[name][:size]
+    save_file(weights, eagle3 / "model.safetensors")
+    before = drafts(eagle3)
+    for name in ("midlayer.self_attn.k_proj.weight", "midlayer.self_attn.v_proj.weight"):
+        weights[name] = weights[name][:size].clone()
+    save_file(weights, eagle3 / "model.safetensors")
+    torch.testing.assert_close(drafts(rewritten(eagle3, num_key_value_heads=1)), before)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 256},
+    ],
+)  # fmt: skip
+def test_rotary_embeddings_are_those_of_transformers(scaling: dict[str, Any]) -> None:
+    theirs = LlamaRotaryEmbedding(
+        LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters=scaling | {"rope_theta": 5e5})
+    )
+    ours = Rotary.of({"rope_scaling": scaling, "rope_theta": 5e5}, 32)
+    torch.testing.assert_close(ours.rates, theirs.inv_freq)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rename", "says"),
+    [
+        ({"parallel_drafting": True}, {}, "its config.json has parallel_drafting"),
+        ({"eagle_config": {"norm_before_fc": True}}, {}, "its config.json has norm_before_fc"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, {}, "rotary embedding of kind 'yarn'"),
+        ({}, {"midlayer.mlp.up_proj": "layers.1.mlp.up_proj"}, "more than one layer"),
+        ({}, {"hidden_norm": "other_norm"}, "no tensor layers.0.hidden_norm.weight in its files"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_by_name(eagle3: Path, fields, rename, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        drafts(rewritten(eagle3, rename, **fields))
+
+
+def test_a_config_that_lacks_a_field_is_named(eagle3: Path) -> None:
+    config = json.loads((eagle3 / "config.json").read_text())
+    del config["num_attention_heads"]
+    (eagle3 / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no 'num_attention_heads' in its config\.json"):
+        drafts(eagle3)
+
+
+def test_the_first_medusa_checkpoints_say_what_they_need(tmp_path: Path) -> None:
+    place = tiny.write_medusa(tmp_path / "medusa", tiny.write_target(tmp_path / "target"))
+    with pytest.raises(UserError, match="the names of the first MEDUSA checkpoints: convert it"):
+        drafts(rewritten(place, {"blocks.0.": "0.0."}), "medusa")
+
+
+def test_attention_biases_are_added() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"{name}_proj.weight": torch.randn(8, 8, generator=draw) for name in "qkvo"}
+    x, turn = torch.randn(1, 3, 8, generator=draw), Rotary.of({}, 4).at(torch.arange(3))
+    plain = Attention(weights, "", 2, 2).split(x, turn)[2]
+    biased = Attention(weights | {"v_proj.bias": torch.ones(8)}, "", 2, 2).split(x, turn)[2]
+    torch.testing.assert_close(biased, plain + 1)
+
+
+def test_ngram_lookup_agrees_with_a_search_of_all_places() -> None:
+    chance = random.Random(3)
+    for _ in range(30):
+        tokens = [chance.randrange(3) for _ in range(40)]
+        least, most, start = chance.randint(1, 3), chance.randint(3, 5), chance.randint(1, 5)
+        found = list(ngram.drafts(tokens, start, 4, least, most))
+        assert found == [searched(tokens[:end], 4, least, most) for end in range(start, len(tokens))]
+    assert ngram.lengths(None, None) == (5, 5) and ngram.lengths(2, None) == (2, 2) and ngram.lengths(None, 3) == (3, 3)
+
+
+def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
+    for length in range(min(most, len(tokens) - 1), least - 1, -1):
+        for start in range(len(tokens) - length):
+            if tokens[start : start + length] == tokens[-length:]:
+                return tokens[start + length :][:k]
+    return []
