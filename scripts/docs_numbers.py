@@ -204,13 +204,14 @@ def explain_table() -> str:
     """What other tools would have printed for the demo's sampled run of `lk-eagle3`."""
     run = demo_runs()["lk-eagle3", "T=1"]
     shown = explain.explain_run(run)["suites"][demo.SUITE]
-    rows = [["tool", "prints", "− tau", "why"]]
+    rows = [["tool", "prints", "− tau", "read in", "why"]]
     for row in shown["tools"]:
         reason = row["reason"]
         if row["positions_are"]:
             rates = " ".join("–" if rate is None else f"{rate:.3f}" for rate in row["positions"])
             reason += f"; positions {rates} ({row['positions_are']})"
-        rows.append([f"{row['tool']}: {row['quantity']}", f"{row['value']:.4f}", f"{row['difference']:+.4f}", reason])
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
+        rows.append([f"{row['tool']}: {row['quantity']}", f"{row['value']:.4f}", difference, row["read_in"], reason])
     spec = run.meta.spec
     provenance = (
         f"tau {shown['tau']:.4f} from {shown['counts']['steps']:,} steps of {shown['counts']['requests']:,} requests, "

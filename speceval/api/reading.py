@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from speceval.api.results import Comparison, Estimate, Explanation, Run
 from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
+from speceval.estimate import acceptance, books, comparison, gate, statistics, texts
 from speceval.estimate import baseline as baselines
-from speceval.estimate import books, comparison, gate, statistics, texts
 from speceval.estimate import explain as explaining
 from speceval.show.gate import Report
 from speceval.store import OUTPUTS, StoredRun, read_lines
@@ -124,7 +124,8 @@ def judge(
     ignore = ("seeds", *(ROUNDING if exact else ()))
     allowed = comparison.require_comparable([base.fingerprint, new.fingerprint], allow, ignore=ignore)
     if not (isinstance(base, baselines.TextBaseline) and isinstance(new, baselines.TextBaseline)):
-        return Report(gate.check(base.counts(), new.counts(), margin, position_margin), base, new, allowed)
+        counted = gate.check(base.counts(), new.counts(), margin, position_margin)
+        return Report(counted, base, new, allowed, notes=_undrafted("baseline", baseline) + _undrafted("run", run))
     on_texts = texts.check(base.steps(), new.steps(), margin, base.spread)
     rounding = max((base.spread or {}).values(), default=0.0)  # is no loss in the other part either
     statistical = gate.check(base.counts(), new.counts(), margin + rounding, position_margin)
@@ -210,6 +211,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     None for a difference that was not tested.
     """
     return statistics.holm(p_values)
+
+
+def _undrafted(name: str, source: Source) -> list[str]:
+    """What must be said of steps without drafts, where the steps are at hand: a baseline's file has none."""
+    if not isinstance(source, StoredRun):
+        if not Path(source).is_dir():
+            return []
+        source = books.read(Path(source))
+    lines = [(suite, acceptance.undrafted_note(source.suite(suite)[0])) for suite in source.suites]
+    return [f"{suite}, {name}: {line}." for suite, line in lines if line is not None]
 
 
 def _counted(source: Source) -> baselines.Baseline | baselines.TextBaseline:

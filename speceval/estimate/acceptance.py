@@ -41,6 +41,8 @@ STEP_COLUMNS = list(store.STEP_COLUMNS)
 TURN_COLUMNS = [name for name in store.TURN_COLUMNS if name not in ("category", "prompt_tokens", "cached_tokens")]
 """What the estimators need."""
 FINISH_REASONS = ("stop", "length")
+FEW_UNDRAFTED = 0.01
+"""Share of decode steps without drafts that needs no word."""
 PER_POSITION = "num_accepted_tokens_per_pos"
 """The counter that is a list, by position."""
 
@@ -66,6 +68,18 @@ def tau_committed(steps: pd.DataFrame) -> float | None:
     """Committed tokens of drafted steps per drafted step. None without drafted steps."""
     rows = drafted_steps(steps)
     return _divide(rows["committed"].sum(), len(rows))
+
+
+def undrafted_note(steps: pd.DataFrame) -> str | None:
+    """What every view of tau must say where more than `FEW_UNDRAFTED` of the decode steps had no drafts; else None."""
+    undrafted, rows = int((steps["drafted"] == 0).sum()), len(steps)
+    if undrafted <= FEW_UNDRAFTED * rows:
+        return None
+    clock = _divide(steps["committed"].sum(), rows)
+    return (
+        f"{undrafted:,} of {rows:,} decode steps had no drafts and are in no tau but that over all steps, which is "
+        f"what a user's clock sees: {clock:.3f} tokens a step"
+    )
 
 
 def tau_request_mean(turns: pd.DataFrame) -> float | None:
@@ -164,7 +178,8 @@ def compare(
     if not shared_a.any():
         raise UserError(f"the two runs share no ({', '.join(key)}): run both on the same conversations and seeds")
     steps_a, steps_b = _steps_of(turns_a[shared_a], steps_a, key), _steps_of(turns_b[shared_b], steps_b, key)
-    lengths = compare_lengths(*_shared_terms(steps_a, steps_b), confidence=confidence)
+    most = tuple(1 + float(steps["drafted"].max()) if len(steps) else np.inf for steps in (steps_a, steps_b))
+    lengths = compare_lengths(*_shared_terms(steps_a, steps_b), confidence=confidence, most=most)
     shared = turns_a[shared_a]
     return {
         **lengths,
@@ -209,15 +224,17 @@ def compare_lengths(
     numerator_b: ArrayLike,
     denominator_b: ArrayLike,
     confidence: float = 0.95,
+    most: tuple[float, ...] = (np.inf, np.inf),
 ) -> dict[str, Any]:
     """An acceptance length Σ numerator / Σ denominator of run b against run a, from paired sums per conversation.
 
-    All arrays have shape (conversations,). Returns `conversations`, `tau_a`, `tau_b`, `difference`,
-    `relative_percent`, `p_value`, `detectable_percent` and `warnings` as `compare` does.
+    All arrays have shape (conversations,); `most`: tokens that a step of each run can emit. Returns `conversations`,
+    `tau_a`, `tau_b`, `difference`, `relative_percent`, `p_value`, `detectable_percent` and `warnings` as `compare`
+    does.
     """
     paired = paired_ratio_difference(numerator_a, denominator_a, numerator_b, denominator_b, confidence)
     pairs = (numerator_a, denominator_a), (numerator_b, denominator_b)
-    tau_a, tau_b = (ratio_interval(x, y, confidence, bounds=(1, np.inf)) for x, y in pairs)
+    tau_a, tau_b = (ratio_interval(*pair, confidence, bounds=(1, top)) for pair, top in zip(pairs, most, strict=True))
     return {
         "conversations": paired.difference.clusters,
         "tau_a": tau_a.as_dict(),
@@ -262,7 +279,7 @@ def _tau_terms(totals: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float) -> dict[str, Interval]:
-    """The four acceptance lengths; a step emits 1 … K+1 tokens, which bounds them all."""
+    """The acceptance lengths; a step emits 1 … K+1 tokens, which bounds them all."""
     totals = conversation_totals(steps)
     requests = turns[turns["steps"] > 0]
     own_tau = (1 + requests["accepted"] / requests["steps"]).groupby(requests["conversation"], sort=False)
@@ -272,6 +289,8 @@ def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence:
         "tau_committed": (totals["committed"], totals["steps"]),
         "tau_request_mean": (own_tau.sum(), own_tau.size()),
     }
+    every = steps.groupby("conversation", sort=False)["committed"]
+    terms["tau_all_steps"] = (every.sum(), every.size())
     return {
         name: ratio_interval(x, y, confidence, bounds=(1, k + 1))  # type: ignore[arg-type]
         for name, (x, y) in terms.items()

@@ -150,9 +150,11 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
     seeds_a, seeds_b = set(turns_a["seed"]), set(turns_b["seed"])
     pair_by: Literal["request", "conversation"] = "conversation" if seeds_a.isdisjoint(seeds_b) else "request"
     try:
-        return acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
+        found = acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
+    lines = [acceptance.undrafted_note(steps) for steps in (steps_a, steps_b)]
+    return found | {"undrafted": dict(zip("ab", lines, strict=True))}
 
 
 def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Row:
     positions: Rates | None = None
     positions_are: str | None = None
     """Definition of `positions`; None for tools that print no rate per position."""
+    read_in: str = ""
+    """Version of the tool in which the definition was read."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def explain(steps: pd.DataFrame, turns: pd.DataFrame, k: int, temperature: float
         _vllm(steps, counts),
         _paper(steps, counts),
         *_sglang(counts, sampled),
-        _specforge(counts, sampled),
-        _specdec_bench(steps, turns, counts, sampled and drafting == "probabilistic"),
+        *_specforge(turns, counts, sampled),
+        *_specdec_bench(steps, turns, counts, sampled and drafting == "probabilistic"),
         *_eagle(counts, sampled),
         _deepspec(steps, turns, counts, sampled and drafting != "probabilistic"),
         *_aiperf(turns, counts),
@@ -143,6 +145,25 @@ def count(steps: pd.DataFrame, turns: pd.DataFrame, k: int) -> Counts:
     )
 
 
+READ_IN = {
+    "vLLM log, vllm bench serve": "vLLM 0.32",
+    "LK Losses paper": "arXiv 2602.23881",
+    "SGLang server": "version not noted",
+    "SGLang server, overlap scheduler": "version not noted",
+    "SGLang requests": "SGLang 0.5.23",
+    "SpecForge benchmarks": "main of 2026-08-08",
+    "SpecForge benchmarks/sglang.py": "main of 2026-08-08",
+    "Model-Optimizer specdec_bench": "main of 2026-08-21",
+    "Model-Optimizer specdec_bench, its July branch": "branch of 2026-07-07",
+    "EAGLE": "issue 195 of the authors' repository",
+    "EAGLE answer files": "version not noted",
+    "DeepSpec": "main of 2026-06-30",
+    "aiperf": "aiperf 0.13.0",
+}
+"""Tool -> where its definition was read: another version may define it otherwise."""
+RATES = ("Draft Acceptance Rate, mean", "Accepted per Verified, mean")
+"""Quantities that are no lengths: their difference from tau says nothing."""
+
 _Found = tuple[str, str, float | None, str, Rates | None, str | None]
 """tool, quantity, value, reason, positions, definition of the positions."""
 
@@ -150,8 +171,8 @@ _Found = tuple[str, str, float | None, str, Rates | None, str | None]
 def _against(
     tau: float | None, tool: str, quantity: str, value: float | None, reason: str, positions: Any, definition: Any
 ) -> Row:
-    difference = None if tau is None or value is None else value - tau
-    return Row(tool, quantity, value, difference, reason, positions, definition)
+    difference = None if tau is None or value is None or quantity in RATES else value - tau
+    return Row(tool, quantity, value, difference, reason, positions, definition, READ_IN[tool])
 
 
 def _vllm(steps: pd.DataFrame, counts: Counts) -> _Found:
@@ -195,11 +216,18 @@ def _sglang(counts: Counts, sampled: bool) -> tuple[_Found, ...]:
     )
 
 
-def _specforge(counts: Counts, sampled: bool) -> _Found:
+def _specforge(turns: pd.DataFrame, counts: Counts, sampled: bool) -> tuple[_Found, ...]:
     own = "its own runs: top_k = 1 unless set, greedy at any temperature" if sampled else ""
     reason = _join(*_output_over_steps(counts), own)
     value = _rate(counts.output, counts.decode_steps)
-    return "SpecForge benchmarks", "accept length", 1.0 if value is None else value, reason, None, None
+    verified = turns["steps"] + turns["undrafted_steps"]
+    each = turns["output_tokens"][verified > 0] / verified[verified > 0]
+    unweighted = _join(f"every request weighs the same: {len(each):,}", *_output_over_steps(counts), own)
+    mean = float(each.mean()) if len(each) else None
+    return (
+        ("SpecForge benchmarks", "accept length", 1.0 if value is None else value, reason, None, None),
+        ("SpecForge benchmarks/sglang.py", "mean of spec_accept_length", mean, unweighted, None, None),
+    )
 
 
 def _output_over_steps(counts: Counts) -> tuple[str, ...]:
@@ -210,7 +238,7 @@ def _output_over_steps(counts: Counts) -> tuple[str, ...]:
     )
 
 
-def _specdec_bench(steps: pd.DataFrame, turns: pd.DataFrame, counts: Counts, other: bool) -> _Found:
+def _specdec_bench(steps: pd.DataFrame, turns: pd.DataFrame, counts: Counts, other: bool) -> tuple[_Found, ...]:
     chunks = stream_chunks(steps, turns)
     own = chunks.groupby(REQUEST, sort=False)["tokens"].mean()
     shortened = int((turns["finish_reason"] == "stop").sum())
@@ -222,14 +250,42 @@ def _specdec_bench(steps: pd.DataFrame, turns: pd.DataFrame, counts: Counts, oth
         f"requests left without a chunk: {counts.requests - len(own):,}" if len(own) < counts.requests else "",
         "its own runs: vLLM's default drafts, greedy" if other else "",
     )
-    return (
-        "Model-Optimizer specdec_bench",
-        "Average AL",
-        float(own.mean()) if len(own) else None,
-        reason,
-        conditional_by_length(chunks["tokens"], counts.k),
-        "chunks of more than j tokens / chunks of at least the next shorter length that occurs; prefills are chunks",
+    trimmed = trimmed_means(steps, turns)
+    bare = int((turns["steps"] + turns["undrafted_steps"] <= 1).sum())
+    july = _join(
+        f"every request weighs the same: {len(trimmed):,}",
+        "the prefill's chunk and the last one of every request dropped",
+        f"requests with nothing left, which count as 1: {bare:,}",
+        "its own runs: vLLM's default drafts, greedy" if other else "",
     )
+    return (
+        (
+            "Model-Optimizer specdec_bench",
+            "Average AL",
+            float(own.mean()) if len(own) else None,
+            reason,
+            conditional_by_length(chunks["tokens"], counts.k),
+            "chunks of more than j tokens / chunks of at least the next shorter length that occurs; prefills count",
+        ),
+        (
+            "Model-Optimizer specdec_bench, its July branch",
+            "Average AL",
+            float(trimmed.mean()) if len(trimmed) else None,
+            july,
+            None,
+            None,
+        ),
+    )
+
+
+def trimmed_means(steps: pd.DataFrame, turns: pd.DataFrame) -> pd.Series:
+    """Of each request the mean length of its chunks without the prefill's and the last; 1 where none is left.
+
+    An EOS stays in its chunk (specdec_bench/metrics/base.py, `trim_beam_lengths`).
+    """
+    inner = steps[steps.duplicated(REQUEST, keep="last")]
+    means = inner.groupby(REQUEST, sort=False)["committed"].mean()
+    return means.reindex(pd.MultiIndex.from_frame(turns[REQUEST])).fillna(1.0)
 
 
 def stream_chunks(steps: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
@@ -335,11 +391,26 @@ def _aiperf(turns: pd.DataFrame, counts: Counts) -> tuple[_Found, ...]:
         padded,
     )
     pooled = _join("from vLLM's own records of each request, pooled over steps: as tau", padded)
+    k = counts.k
+    drafted = turns["drafted"][verified > 0] + k * turns["padded_steps"][verified > 0]
+    accepted, there = turns["accepted"][verified > 0], verified[verified > 0]
+    rate = _join("accepted / drafted tokens of a request, mean over requests: a rate, no length", padded)
+    each = _join("(accepted + steps) / (drafted + steps) of a request, mean over requests: a rate, no length", padded)
+    with_bonus = (accepted + there) / (drafted + there)
     drafts = counts.steps + counts.padded
     value = None if drafts == 0 else 1 + counts.accepted / drafts
     return (
         ("aiperf", "Acceptance Length, mean", float(own.mean()) if len(own) else None, mean, None, None),
         ("aiperf", "Token-Weighted Acceptance Length", value, pooled, None, None),
+        (
+            "aiperf",
+            "Draft Acceptance Rate, mean",
+            float((accepted / drafted).mean()) if len(own) else None,
+            rate,
+            None,
+            None,
+        ),
+        ("aiperf", "Accepted per Verified, mean", float(with_bonus.mean()) if len(own) else None, each, None, None),
     )
 
 

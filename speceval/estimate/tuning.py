@@ -51,7 +51,7 @@ class Rate:
     df: int
     """Degrees of freedom of that."""
     tau: float
-    """Committed tokens a step."""
+    """Committed tokens a decode step, those without drafts too: what the step time is of."""
     step_ms: float
     """Milliseconds of the engine's time for a step of a request: at batch b an engine step takes b times as long."""
     best: bool = False
@@ -76,9 +76,9 @@ class Rate:
 def rates(measured: dict[Setting, Bursts], confidence: float = 0.95) -> list[Rate]:
     """Tokens per second of every setting at every batch size: tokens a step / seconds a step, by the delta method.
 
-    Tokens a step are tau_committed and the requests' first tokens. The unit of tau is the conversation, of the step
-    time the burst; the two are taken as independent, and quantiles are Student's for the bursts. At each batch size
-    the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons together (Holm).
+    Tokens a step are those of all decode steps and the requests' first tokens. The unit of tau is the conversation, of
+    the step time the burst; the two are taken as independent, and quantiles are Student's for the bursts. At each batch
+    size the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons together (Holm).
     """
     found = [_rate(setting, one, batch, confidence) for setting, one in measured.items() for batch in one.seconds]
     return [marked for batch in sorted({rate.batch for rate in found}) for marked in _marked(found, batch)]
@@ -89,7 +89,7 @@ def _rate(setting: Setting, bursts: Bursts, batch: int, confidence: float) -> Ra
     steps, turns = pd.concat(bursts.tables, ignore_index=True), pd.concat(bursts.turns, ignore_index=True)
     tau, tau_se = 1.0, 0.0
     if setting.k:
-        whole = acceptance.summarise(steps, turns, setting.k)["tau_committed"]
+        whole = acceptance.summarise(steps, turns, setting.k)["tau_all_steps"]
         tau, tau_se = whole["value"], whole["se"] or 0.0
     tokens = tau + len(turns) / len(steps)  # each request's first token comes without a step
     assert time.value is not None

@@ -142,4 +142,7 @@ def _row_notes(row: dict[str, Any], where: str) -> list[str]:
     missing = [line for line, side in zip(left, "ab", strict=True) if row[f"only_{side}"]]
     if missing:
         notes.append(f"{where}: left out: {', '.join(missing)}.")
+    for side, number in (("a", 1), ("b", row["run"])):
+        if line := row.get("undrafted", {}).get(side):
+            notes.append(f"{row['suite']}, run {number}: {line}.")
     return notes

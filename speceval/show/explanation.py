@@ -34,7 +34,7 @@ def _table(suite: str, shown: dict[str, Any]) -> Table:
             rates = " ".join("-" if rate is None else f"{rate:.3f}" for rate in row["positions"])
             lines.append(f"positions: {rates} ({row['positions_are']})")
         table.add_row(
-            Text(f"{row['tool']}: {row['quantity']}"),
+            Text(f"{row['tool']}: {row['quantity']} ({row['read_in']})"),
             "n/a" if value is None else f"{value:.4f}",
             "n/a" if difference is None else f"{difference:+.4f}",
             Text("\n".join(lines)),

@@ -44,6 +44,8 @@ class Report:
     """Of two replays of the same texts: the answer on these, which is exact. `check` is then on prompts like these."""
     around: dict[tuple[str, Place], str] = field(default_factory=dict)
     """The text near each place that `texts` names."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know of the run beside."""
 
     @property
     def same_weights(self) -> bool:
@@ -268,6 +270,7 @@ def _notes(report: Report) -> list[str]:
             )
         lines += [f"{suite.suite}: {warning}." for warning in suite.warnings]
     lines += [f"allowed difference: {line}" for line in report.allowed]
+    lines += report.notes
     return [clean(line, WHOLE) for line in lines]
 
 

@@ -111,6 +111,8 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
         if tau == "tau_rb" and all(suite[tau]["value"] is None for suite in suites.values()):
             continue  # nothing was recorded
         table.add_row(label, *(plus_minus(suite[tau]) for suite in suites.values()))
+    if any(suite["undrafted_steps"] for suite in suites.values()):
+        table.add_row("tau all steps", *(plus_minus(suite["tau_all_steps"]) for suite in suites.values()))
     table.add_section()
     for index in range(shown["k"]):
         if shown["evidence"] == "requests":
@@ -175,6 +177,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
+        *_without_drafts(run),
         *_fallbacks(run.meta.segments),
         *_unchecked(run),
         *run.meta.notes,
@@ -182,6 +185,14 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         f"run: {run.directory}",
     ]
     return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
+
+
+def _without_drafts(run: StoredRun) -> list[str]:
+    """Of a replay: places of the texts where nothing was drafted."""
+    undrafted, places = int((run.steps["drafted"] == 0).sum()), len(run.steps)
+    if undrafted <= acceptance.FEW_UNDRAFTED * places:
+        return []
+    return [f"{undrafted:,} of {places:,} places had no drafts: each is a step of one token, in no number here."]
 
 
 def _law(law: dict[str, Any]) -> str:
@@ -239,6 +250,8 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
         if suite["excess"]:
             parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
         notes.append(f"{name}: {'; '.join(parts)}.")
+        if (line := acceptance.undrafted_note(run.suite(name)[0])) is not None:
+            notes.append(f"{name}: {line}.")
     if shown["speedup"]:
         notes.append(
             "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from speceval.errors import UserError
 from speceval.show.layouts.categories import categories
-from speceval.show.layouts.entries import collect
+from speceval.show.layouts.entries import collect, undrafted
 from speceval.show.layouts.form import Table
 from speceval.show.layouts.lengths import lengths
 from speceval.show.layouts.paper import paper_arch, paper_main, paper_mean
@@ -33,8 +34,8 @@ def build(layout: str, paths: Iterable[Path], over: str | None = None) -> Table:
 
     over: the drafter, or the setup, that Δ% is over; None: the one of the same architecture trained with KL.
     """
-    if layout in CHANGES:
-        return LAYOUTS[layout](collect(paths), over)
-    if over is not None:
+    if over is not None and layout not in CHANGES:
         raise UserError(f"--over: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
-    return LAYOUTS[layout](collect(paths))
+    entries = collect(paths)
+    table = LAYOUTS[layout](entries, over) if layout in CHANGES else LAYOUTS[layout](entries)
+    return replace(table, notes=(*table.notes, *undrafted(entries)))

@@ -11,7 +11,7 @@ from typing import Any
 from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
-from speceval.estimate import books, replay, speedup
+from speceval.estimate import acceptance, books, replay, speedup
 from speceval.show import published
 from speceval.show.published import Figure
 from speceval.show.tables import suite_summary
@@ -126,6 +126,13 @@ class Entry:
         if meta.spec.shard is not None:
             notes.append(f"A shard ({meta.spec.shard}) of a run: `speceval merge` joins them.")
         return tuple(notes)
+
+
+def undrafted(entries: Iterable[Entry]) -> list[str]:
+    """A line for each measured entry that has many steps without drafts."""
+    measured = [entry for entry in entries if entry.run is not None]
+    lines = [(entry, acceptance.undrafted_note(entry.run.suite(entry.name)[0])) for entry in measured if entry.run]
+    return [f"{one.drafter}, {one.suite}, T={one.temperature:g}: {line}." for one, line in lines if line is not None]
 
 
 def collect(paths: Iterable[Path]) -> list[Entry]:

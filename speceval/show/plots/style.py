@@ -20,6 +20,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from speceval.errors import UserError
+from speceval.estimate.acceptance import undrafted_note
+from speceval.estimate.replay import is_replay
 from speceval.estimate.statistics import cluster_warnings
 from speceval.files import write_whole
 from speceval.show.labels import labels as run_labels
@@ -207,6 +209,9 @@ def notes(runs: Sequence[StoredRun]) -> list[str]:
     fewest = min(turns(run, suite)["conversation"].nunique() for run in runs for suite in shared_suites(runs))
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in cluster_warnings(fewest)]
     for run in runs:
+        for suite in shared_suites(runs):
+            if not is_replay(run) and (line := undrafted_note(run.suite(suite)[0])) is not None:
+                found.append(f"Run {run.directory.name}, {suite}: {line}.")
         if not run.complete:
             found.append(f"Run {run.directory.name} is unfinished.")
         if run.meta.problems:

@@ -1,0 +1,112 @@
+"""A drafter that does not draft at every step: every view says how many steps its tau is of, and what a clock sees."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.table_runs import constant, write_run
+
+from speceval import cli
+from speceval.show.layouts import LAYOUTS, build
+from speceval.store import REQUEST, STEPS, TURNS, read_run
+
+NOTE = "decode steps had no drafts and are in no tau but that over all steps"
+CONVERSATIONS = 40
+
+
+def rarely_drafting(directory: Path, undrafted: int, draft: str = "ngram") -> Path:
+    """A run whose every conversation has 5 steps that emit 3 tokens each, and as many of one token as asked for."""
+    run = write_run(directory, {"demo": constant(2, CONVERSATIONS)}, draft=draft, k=5, drafting="deterministic")
+    steps, turns = pd.read_parquet(run / STEPS), pd.read_parquet(run / TURNS)
+    first = steps.groupby(REQUEST).head(1)
+    plain = [first.assign(step=6 + n, drafted=0, accepted=0, committed=1) for n in range(undrafted)]
+    steps = pd.concat([steps, *plain]).sort_values([*REQUEST, "step"]).astype(steps.dtypes.to_dict())
+    steps.to_parquet(run / STEPS, index=False)
+    turns = turns.assign(undrafted_steps=undrafted, output_tokens=turns["output_tokens"] + undrafted)
+    turns.to_parquet(run / TURNS, index=False)
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    """Of 100 decode steps a conversation 95 without drafts: (5 * 3 + 95) / 100 tokens a step; and the usual kind."""
+    return rarely_drafting(tmp_path / "rare", 95), rarely_drafting(tmp_path / "usual", 0, "other")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a command prints, in one line."""
+    monkeypatch.setattr(sys, "argv", ["speceval", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as exit:
+        assert exit.code in (0, 1, 2), capfd.readouterr().err
+    return " ".join(capfd.readouterr().out.split())
+
+
+def test_show_has_the_length_over_all_steps_beside_tau(runs, monkeypatch, capfd) -> None:
+    shown = call(monkeypatch, capfd, "show", runs[0])
+    assert "tau │ 3.000" in shown and "tau all steps │ 1.100" in shown and "tau committed │ 3.000" in shown
+    assert f"3,800 of 4,000 {NOTE}" in shown and "1.100 tokens a step" in shown
+    usual = call(monkeypatch, capfd, "show", runs[1])
+    assert "all steps" not in usual
+
+
+@pytest.mark.parametrize(
+    "arguments", ["compare {usual} {rare}", "check {rare} --baseline {usual}", "plot {rare} --kind positions -o x.png"]
+)
+def test_compare_check_and_plot_say_it(arguments: str, runs, monkeypatch, capfd, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = arguments.format(rare=runs[0], usual=runs[1]).split()
+    shown = call(monkeypatch, capfd, *words)
+    assert f"3,800 of 4,000 {NOTE}" in shown
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_table_says_it(layout: str, runs) -> None:
+    table = build(layout, [runs[0]])
+    assert any(NOTE in line for line in (*table.footnotes, *table.notes)), layout
+    assert not any(NOTE in line for line in build(layout, [runs[1]]).notes)
+
+
+def test_one_percent_of_steps_needs_no_word(tmp_path: Path) -> None:
+    from speceval.estimate.acceptance import summarise, undrafted_note
+
+    run = read_run(rarely_drafting(tmp_path / "run", 1))
+    steps, turns = run.suite("demo")
+    one = steps[~((steps["drafted"] == 0) & (steps["conversation"] != "c0"))]
+    assert undrafted_note(one) is None and undrafted_note(steps) is not None  # 1 of 201, 40 of 240
+    found = summarise(steps, turns, 5)
+    assert found["tau_all_steps"]["value"] == pytest.approx((5 * 3 + 1) / 6) and found["tau"]["value"] == 3
+
+
+def test_an_interval_of_a_comparison_ends_at_k_plus_1(tmp_path: Path) -> None:
+    """Two conversations of one drafted step each: no step emits more than K + 1 tokens."""
+    from speceval.estimate import acceptance
+
+    parts = []
+    for number, accepted in enumerate((2, 3)):
+        counts = np.array([[accepted], [5 - accepted]])
+        run = read_run(write_run(tmp_path / str(number), {"demo": counts}, k=5))
+        parts += run.suite("demo")
+    found = acceptance.compare(*parts)
+    assert found["tau_a"]["high"] <= 6 and found["tau_b"]["high"] <= 6
+
+
+def test_tokens_a_second_are_of_all_steps(tmp_path: Path) -> None:
+    """100 steps in a second, of which 5 emit 3 tokens and 95 one: 110 tokens, and the first of the request."""
+    from speceval.estimate import tuning
+
+    steps, turns = read_run(write_run(tmp_path / "run", {"demo": constant(2, 1)}, k=4)).suite("demo")
+    first = steps.head(1)
+    rows = [
+        first.assign(step=n + 1, drafted=4 * (n < 5), accepted=2 * (n < 5), committed=3 if n < 5 else 1)
+        for n in range(100)
+    ]
+    steps, turns = pd.concat(rows, ignore_index=True), turns.head(1).assign(steps=5, undrafted_steps=95, excess=0)
+    bursts = tuning.Bursts(seconds={1: [1.0, 1.0]}, steps={1: [100, 100]}, turns=[turns], tables=[steps])
+    [rate] = tuning.rates({tuning.Setting("ngram", 4): bursts})
+    assert rate.value == pytest.approx(110 + 1)
