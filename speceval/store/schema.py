@@ -47,6 +47,7 @@ OUTPUTS = {
     "sweep": 1,
     "tune": 1,
     "probe": 1,
+    "watch": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
