@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from speceval.api.showing import export, plot, report, table
     from speceval.api.sweeps import Sweep, sweep
     from speceval.api.tuning import Tuning, tune
+    from speceval.api.watching import Watched, watch
     from speceval.errors import NotComparable, UserError
     from speceval.protocol import RunSpec
     from speceval.show.plots import style
@@ -51,6 +52,7 @@ __all__ = [
     "Sweep",
     "Tuning",
     "UserError",
+    "Watched",
     "capture",
     "check",
     "check_counts",
@@ -77,6 +79,7 @@ __all__ = [
     "tune",
     "validate",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -91,6 +94,7 @@ _HOMES = {
     "speceval.api.showing": ("export", "plot", "report", "table"),
     "speceval.api.sweeps": ("Sweep", "sweep"),
     "speceval.api.tuning": ("Tuning", "tune"),
+    "speceval.api.watching": ("Watched", "watch"),
     "speceval.errors": ("NotComparable", "UserError"),
     "speceval.protocol": ("RunSpec",),
     "speceval.show.plots": ("style",),

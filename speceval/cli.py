@@ -33,6 +33,7 @@ from speceval.commands.table import table
 from speceval.commands.tune import tune
 from speceval.commands.validate import validate
 from speceval.commands.verify import verify
+from speceval.commands.watch import watch
 from speceval.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "selftest": selftest,
     "serve": serve,
     "probe": probe,
+    "watch": watch,
     "show": show,
     "validate": validate,
     "compare": compare,

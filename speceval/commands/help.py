@@ -81,6 +81,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "speceval serve --target ./model --draft ./head --k 5 --temp 0 --port 8100",
     ),
     "probe": ("speceval probe http://127.0.0.1:8000",),
+    "watch": (
+        "speceval watch http://127.0.0.1:8000 --learn 60 --baseline normal.json",
+        "speceval watch http://127.0.0.1:8000 --baseline normal.json --prometheus watch.prom -o slices.parquet",
+    ),
     "show": ("speceval show results/RUN",),
     "validate": ("speceval validate results",),
     "compare": ("speceval compare results/OLD results/NEW",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +24,10 @@ def probe(
 
     A few tokens are generated on it.
     """
-    from speceval.api.probing import probe as look
+    from speceval.api import probing
     from speceval.show.servers import table
 
-    seen = look(url, dialect=dialect, model=model, api_key_env=api_key_env)
+    seen = inspect.unwrap(probing.probe)(url, dialect=dialect, model=model, api_key_env=api_key_env)
     content: dict[str, Any] = seen.as_json()
     if as_json:
         options.print_json("probe", content)

@@ -49,6 +49,7 @@ OUTPUTS = {
     "capture": 1,
     "replay": 1,
     "probe": 1,
+    "watch": 1,
 }
 """Schema of each command's JSON output (`show` prints that of `run`). Raised when a field goes or changes its meaning,
 not when one is added."""
