@@ -26,12 +26,11 @@ from vllm_patches import ledger, unpatched
 
 sys.path.append(str(Path(__file__).parent))
 import demo_tables as demo
+import study_tables as study
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
 DEMO_ALL = ROOT / "results" / "reference" / "demo-all"
-STUDY = ROOT / "results" / "smollm2"
-CURVE = ROOT / "results" / "drafters" / "smollm2-135m-q4" / "curve.csv"
 PUBLISHED = ROOT / "results" / "published"
 BENCH = ROOT / "results" / "bench" / "harness.json"
 PATCHES = ROOT / "results" / "bench" / "patches.json"
@@ -47,10 +46,10 @@ FOREST = ("eagle3", demo.SAMPLED)
 def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
-        ROOT / "README.md": {"demo": demo_table()},
+        ROOT / "README.md": {"real": study.same_text_table(ks=(study.K,)), "demo": demo_table()},
         ROOT / "docs" / "trust" / "what-is-patched.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
         ROOT / "docs" / "build" / "zoo.md": {"demo-all": demo_all_table()},
-        ROOT / "docs" / "study.md": {"study": study_table(), "curve": curve_table()},
+        ROOT / "docs" / "study.md": study.blocks(),
         ROOT / "docs" / "trust" / "tau-from-p-and-q.md": {
             "rao-blackwell": rao_blackwell_table(),
             "recorder": recorder_table(),
@@ -136,35 +135,6 @@ def demo_all_table() -> str:
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
     return f"{_markdown(demo.lengths(runs))}\n\n{provenance}"
-
-
-def study_table() -> str:
-    """The two stored drafters of a real target, suite by suite, and what their difference is worth."""
-    conditions = {"T=0": "T0", "T=1": "T1"}
-    rows = [["condition", "suite", "`kl-eagle3`", "`lk-eagle3`", "Δ% of lk over kl", "p (Holm)"]]
-    for condition, name in conditions.items():
-        runs = [read_run(STUDY / f"{draft}-{name}") for draft in demo.DRAFTERS]
-        for row in compare(*runs):
-            taus = [f"{tau.value:.3f} [{tau.low:.3f}, {tau.high:.3f}]" for tau in (row.tau_a, row.tau_b)]
-            worth = "–" if row.p_adjusted is None else f"{row.p_adjusted:.2f}"
-            rows.append([condition, row.suite, *taus, demo.change(row.relative_percent), worth])
-    spec = runs[0].meta.spec
-    engine = runs[0].meta.fingerprint.engine
-    provenance = (
-        f"Acceptance length tau of {spec.limit} conversations a suite, answers of at most {spec.max_tokens} tokens, "
-        f"K={spec.k}, sampling seed {spec.seeds[0]}, one training seed. vLLM {engine.vllm} on a CPU, "
-        "`python scripts/real.py`; the runs are in `results/smollm2`."
-    )
-    return f"{_markdown(rows)}\n\n{provenance}"
-
-
-def curve_table() -> str:
-    """Held-out acceptance of the stored drafters while they were trained."""
-    rows = [["training", "step", "tau", "alpha of position 1", "kept up to position 2", "3"]]
-    for row in pd.read_csv(CURVE).to_dict("records"):
-        numbers = [f"{row[name]:.3f}" for name in ("tau", "alpha_1", "kept_2", "kept_3")]
-        rows.append([str(row["run"]), str(row["step"]), *numbers])
-    return _markdown(rows)
 
 
 def until_table() -> str:
