@@ -44,6 +44,8 @@ class Report:
     """Of two replays of the same texts: the answer on these, which is exact. `check` is then on prompts like these."""
     around: dict[tuple[str, Place], str] = field(default_factory=dict)
     """The text near each place that `texts` names."""
+    only: str | None = None
+    """The part of the answers that counted; None: all."""
 
     @property
     def same_weights(self) -> bool:
@@ -86,6 +88,7 @@ class Report:
             **self.check.as_json(),
             "verdict": str(self.verdict),
             **({} if self.texts is None else {"on_these_texts": self.texts.as_json()}),
+            **({} if self.only is None else {"only": self.only}),
             "exit_code": self.exit_code,
             "run": _source(self.new),
             "baseline": _source(self.base),
@@ -258,6 +261,7 @@ def _notes(report: Report) -> list[str]:
     same = "the same" if report.same_weights else "other"
     lines = [
         NOTE,
+        *([] if report.only is None else [f"Only the steps of {report.only} count."]),
         f"run {report.new.run}, baseline {report.base.run} of {report.base.created}: {same} drafter weights.",
     ]
     for suite in report.check.suites:
