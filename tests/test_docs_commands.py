@@ -49,7 +49,19 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 EACH = {tuple(arguments): page.name for page in PAGES for arguments in commands(page) if arguments[0] in cli.COMMANDS}
 SHOWN = [pytest.param([*words], id=f"{name}: {' '.join(words)[:70]}") for words, name in EACH.items()]
-NEED_AN_ENGINE = ("verify", "selftest", "tune", "sweep", "demo", "merge", "capture", "replay", "serve", "probe", "watch")
+NEED_AN_ENGINE = (
+    "verify",
+    "selftest",
+    "tune",
+    "sweep",
+    "demo",
+    "merge",
+    "capture",
+    "replay",
+    "serve",
+    "probe",
+    "watch",
+)
 """Commands that a simulated engine cannot stand in for, or that need what a page made before; they are parsed alone."""
 
 
@@ -97,7 +109,17 @@ def runnable(arguments: list[str]) -> bool:
     """Whether it needs no engine of its own, no server, no hub and nothing that a page made before."""
     text = " ".join(arguments)
     if arguments[0] == "run":
-        others = ("--suite mine", "--url", "--engine", "--against", "--shard", "--replay baseline", "--runner", "--ray", "-server")
+        others = (
+            "--suite mine",
+            "--url",
+            "--engine",
+            "--against",
+            "--shard",
+            "--replay baseline",
+            "--runner",
+            "--ray",
+            "-server",
+        )
         return "--target zoo" in text and not any(other in text for other in others)
     others = ("results/losses", "results/mine", "results/whole", "baseline.json.gz", "-replay", " FIELD", "plot", "ls")
     return arguments[0] not in NEED_AN_ENGINE and not any(other in text for other in others)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from speceval.api.results import Comparison, Estimate, Explanation, Run
 from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
-from speceval.estimate import acceptance, books, comparison, gate, statistics, texts
+from speceval.estimate import acceptance, books, comparison, gate, parts, statistics, texts
 from speceval.estimate import baseline as baselines
 from speceval.estimate import explain as explaining
 from speceval.show.gate import Report
-from speceval.store import OUTPUTS, StoredRun, read_lines
+from speceval.store import OUTPUTS, StoredRun, read_lines, thoughts
 from speceval.store import read_run as read
 from speceval.store.tables import OutputLine
 
@@ -85,6 +85,7 @@ def check(
     margin: float = 0.02,
     position_margin: float | None = None,
     allow: Collection[str] = (),
+    only: str | None = None,
 ) -> Report:
     """Has the drafter lost more acceptance than a margin (docs/measure/may-it-be-released.md)?
 
@@ -94,6 +95,8 @@ def check(
         margin: largest share of tau that may be lost, in (0, 0.5].
         position_margin: largest share of a draft position's rate that may be lost; None: what costs `margin` of tau.
         allow: fields of the protocol that may differ all the same.
+        only: the part of the answers that counts: "thought", "answer", "output:256-1023", "context:8192-"; both must be
+            runs then.
 
     Returns:
         `verdict` ("pass", "inconclusive" or "fail"), the command's `exit_code`, `suites` with bounds and reasons,
@@ -106,14 +109,20 @@ def check(
     for name, share in (("margin", margin), ("position_margin", position_margin)):
         if share is not None and not 0 < share <= LARGEST_MARGIN:
             raise UserError(f"{name} {share:g}: not above 0 and at most {LARGEST_MARGIN:g}: write 2 % as 0.02")
-    return judge(run, baseline, margin, position_margin, allow)
+    return judge(run, baseline, margin, position_margin, allow, only)
 
 
 def judge(
-    run: Source, baseline: Source, margin: float, position_margin: float | None, allow: Collection[str]
+    run: Source,
+    baseline: Source,
+    margin: float,
+    position_margin: float | None,
+    allow: Collection[str],
+    only: str | None = None,
 ) -> Report:
     """`check` with margins that are known to be shares, for the command."""
-    base, new = _counted(baseline), _counted(run)
+    part = None if only is None else parts.parse(only, "--only")
+    base, new = (_counted(each) if part is None else _counted_in(part, each) for each in (baseline, run))
     exact = isinstance(base, baselines.TextBaseline)
     if exact != isinstance(new, baselines.TextBaseline):
         sampled, replayed = (new, base) if exact else (base, new)
@@ -125,7 +134,8 @@ def judge(
     allowed = comparison.require_comparable([base.fingerprint, new.fingerprint], allow, ignore=ignore)
     if not (isinstance(base, baselines.TextBaseline) and isinstance(new, baselines.TextBaseline)):
         counted = gate.check(base.counts(), new.counts(), margin, position_margin)
-        return Report(counted, base, new, allowed, notes=_undrafted("baseline", baseline) + _undrafted("run", run))
+        notes = _undrafted("baseline", baseline) + _undrafted("run", run)
+        return Report(counted, base, new, allowed, notes=notes, only=only)
     on_texts = texts.check(base.steps(), new.steps(), margin, base.spread)
     rounding = max((base.spread or {}).values(), default=0.0)  # is no loss in the other part either
     statistical = gate.check(base.counts(), new.counts(), margin + rounding, position_margin)
@@ -221,6 +231,24 @@ def _undrafted(name: str, source: Source) -> list[str]:
         source = books.read(Path(source))
     lines = [(suite, acceptance.undrafted_note(source.suite(suite)[0])) for suite in source.suites]
     return [f"{suite}, {name}: {line}." for suite, line in lines if line is not None]
+
+
+def _counted_in(part: parts.Part, source: Source) -> baselines.Baseline:
+    """A run as the gate sees the steps of a part of its answers. Raises `UserError`."""
+    run = sound(source) if isinstance(source, StoredRun) or Path(source).is_dir() else None
+    if run is None:
+        raise UserError(f"{source}: a file has no single steps, which --only {part} needs: name the run")
+    books.require_order(run, f"--only {part}")
+    whole = baselines.Baseline.of(run)
+    told = thoughts(run.directory) if part.kind in ("thought", "answer") else {}
+    suites = {}
+    for name in run.suites:
+        steps, turns = run.suite(name)
+        chosen = parts.of_part(part, steps, turns, told)
+        if not len(acceptance.drafted_steps(chosen)):
+            raise UserError(f"{run.directory}: {name} has no steps in --only {part}")
+        suites[name] = baselines.SuiteCounts.of(gate.count(chosen, turns, run.meta.spec.k))
+    return whole.model_copy(update={"suites": suites})
 
 
 def _counted(source: Source) -> baselines.Baseline | baselines.TextBaseline:

@@ -24,7 +24,7 @@ Sources = Source | Iterable[Source]
 
 Layout = Literal["summary", "paper-main", "paper-arch", "paper-mean", "positions", "categories", "lengths"]
 Format = Literal["md", "csv", "latex", "html", "json"]
-Kind = Literal["positions", "tau-k", "forest", "along", "conversations"]
+Kind = Literal["positions", "tau-k", "forest", "along", "context", "conversations"]
 Shape = Literal["model-card", "speculation-profile", "lm-eval-style-json"]
 
 

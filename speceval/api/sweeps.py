@@ -43,6 +43,7 @@ def sweep(
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     until: float | None = None,
+    over: str | None = None,
     changes: Mapping[str, Any] | None = None,
     ray: str | None = None,
     replicas: int | None = None,
@@ -59,6 +60,7 @@ def sweep(
         out: folder of the runs; None: `results/` and the sweep's name.
         data_dir: folder with the suites' data files.
         until: relative half-width of tau's interval at which a run stops, such as 0.01.
+        over: drafter whose runs are measured whole; `until` is about the difference of each other run to them.
         changes: fields of a run that are the same in all of them, whatever the file says, such as {"limit": 10}.
         ray: measure on the engines of a Ray cluster: "auto", "local" or its address, "host:port".
         replicas: with `ray`, engines; None: as many as have room.
@@ -75,8 +77,17 @@ def sweep(
         None if out is None else Path(out),
         None if data_dir is None else Path(data_dir),
         asked,
+        over=over,
     )
-    named = {"out": out, "data_dir": data_dir, "until": until, "changes": changes, "ray": ray, "replicas": replicas}
+    named = {
+        "out": out,
+        "data_dir": data_dir,
+        "until": until,
+        "over": over,
+        "changes": changes,
+        "ray": ray,
+        "replicas": replicas,
+    }
     named |= {"gpus_per_replica": gpus_per_replica}
     words = [repr(str(file)), *(f"{name}={_plain(value)!r}" for name, value in named.items() if value is not None)]
     command = ("python", "-c", f"import speceval; speceval.sweep({', '.join(words)})")

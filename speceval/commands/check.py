@@ -25,6 +25,10 @@ def check(
     allow: Annotated[
         list[str] | None, typer.Option(help="Field of the protocol that may differ; may be repeated.")
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Part of the answers that counts: thought, answer, output:256-1023, context:8192-."),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary to this file.")] = None,
     as_json: options.AsJson = False,
@@ -40,7 +44,7 @@ def check(
 
     share = _share(margin, "--margin")
     position_share = None if position_margin is None else _share(position_margin, "--position-margin")
-    report = reading.judge(run, baseline, share, position_share, allow or ())
+    report = reading.judge(run, baseline, share, position_share, allow or (), only)
     for path, content in ((junit, junit_xml(report)), (markdown, report.markdown().encode())):
         if path is not None:
             write_whole(path, content)

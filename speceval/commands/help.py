@@ -23,7 +23,7 @@ GROUPS = {
         *("suites", "suite", "data_dir", "limit", "stratified", "shuffle_seed", "max_tokens", "seeds", "shard"),
         *("chat_template_kwargs", "samples", "n_tokens", "prompt", "seeded", "greedy_share"),
     ),
-    "When to stop": ("until", "against"),
+    "When to stop": ("until", "against", "over"),
     "Engine": (
         "engine",
         "runner",

@@ -20,6 +20,9 @@ def sweep(
         False
     ),
     until: Annotated[str, typer.Option(help="Stop each run when tau is known to this half-width, such as 1%.")] = "",
+    over: Annotated[
+        str | None, typer.Option(help="--until is about the difference to the runs of this drafter, which are whole.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Field of all runs, whatever the file says, key=value; may be repeated."),
@@ -46,7 +49,7 @@ def sweep(
     from speceval.api.measuring import cluster
 
     on = cluster(ray, replicas, gpus_per_replica)
-    _sweep(file, dry_run, until, options.pairs(set_, "--set"), data_dir, out, as_json, on)
+    _sweep(file, dry_run, until, options.pairs(set_, "--set"), data_dir, out, as_json, on, over)
 
 
 def demo(
@@ -69,6 +72,7 @@ def _sweep(
     out: Path | None,
     as_json: bool,
     on: Cluster | None = None,
+    over: str | None = None,
 ) -> None:
     from speceval import suites
     from speceval.api import sweeps as api
@@ -77,7 +81,7 @@ def _sweep(
     if (half_width := options.percent(until, "--until")) is not None:
         changes = changes | {"until": half_width}
     load = suites.load_or_count if dry_run else suites.load
-    prepared = prepare_sweep(read_sweep_file(file), out, data_dir, changes, load)
+    prepared = prepare_sweep(read_sweep_file(file), out, data_dir, changes, load, over)
     if dry_run:
         _print_plan(prepared, as_json)
         return

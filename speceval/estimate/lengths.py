@@ -49,6 +49,14 @@ def by_length(steps: pd.DataFrame, lengths: pd.Series, k: int) -> list[dict[str,
     ]
 
 
+def whole(steps: pd.DataFrame, k: int) -> dict[str, Any]:
+    """tau of all these steps of one suite at K = k, as a row of `by_length` without lengths."""
+    rows = drafted_steps(steps)
+    sums = rows["accepted"].groupby(rows["conversation"]).agg(["sum", "size"])
+    tau = ratio_interval(sums["sum"] + sums["size"], sums["size"], bounds=(1, k + 1)).as_dict()
+    return {"steps": int(sums["size"].sum()), "conversations": len(sums), **tau}
+
+
 def truncated(turns: pd.DataFrame) -> float | None:
     """Share of answers that `max_tokens` cut; None without answers."""
     return float((turns["finish_reason"] == "length").mean()) if len(turns) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,18 @@ def prepare(
         loaded = until.restrict(loaded, reference)
     directory = out or run_directory(Path("results"), spec)
     return Job(spec, pair.target, pair.draft, loaded, directory, texts, source, against=reference)
+
+
+def against(job: Job, directory: Path) -> Job:
+    """The same run, which stops when its difference to the run in `directory` is known as well as `until` says.
+
+    Raises `UserError` when that run is not finished.
+    """
+    asked = {"until": job.spec.until, "shuffle_seed": job.spec.shuffle_seed}
+    fields, reference = until.ask(asked, directory, replayed=False)
+    assert reference is not None
+    spec = job.spec.model_copy(update=fields)
+    return replace(job, spec=spec, suites=until.restrict(job.suites, reference), against=reference)
 
 
 def _choose_k(draft: catalog.Draft, k: int | None) -> int:

@@ -17,7 +17,7 @@ from speceval.engines.base import Engine, Finished, Sampling
 from speceval.measure import chat, thoughts
 from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, Counts, Key, Texts, pack
+from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, THOUGHT, Counts, Key, Texts, pack
 from speceval.store.schema import Segment
 from speceval.suites import Conversation, Suite
 
@@ -109,8 +109,8 @@ class Live:
         self, result: Finished, tokenizer: Any, answer_marker: str | None, marks: thoughts.Marks, kind: str
     ) -> None:
         """Take a finished turn; its visible answer becomes part of the conversation. `kind`: of what is recorded."""
-        answer, cut = chat.visible_answer(tokenizer, result.token_ids, answer_marker, marks, self._prompt)
-        whole = answer_marker is None and not cut and not marks.end.intersection(result.token_ids)
+        answer, cut, thought = chat.visible_answer(tokenizer, result.token_ids, answer_marker, marks, self._prompt)
+        whole = answer_marker is None and not cut and not thought
         self.turns.append(
             {
                 "turn": self.turn,
@@ -124,6 +124,7 @@ class Live:
                 "stop_reason": result.stop_reason,
                 "steps": [(step.drafted, step.accepted, step.committed) for step in result.steps],
                 **({CUT_THOUGHT: True} if cut else {}),
+                **({THOUGHT: thought} if thought else {}),
                 **_packed(result, kind),
             }
         )

@@ -46,6 +46,8 @@ class Report:
     """The text near each place that `texts` names."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know of the run beside."""
+    only: str | None = None
+    """The part of the answers that counted; None: all."""
 
     @property
     def same_weights(self) -> bool:
@@ -88,6 +90,7 @@ class Report:
             **self.check.as_json(),
             "verdict": str(self.verdict),
             **({} if self.texts is None else {"on_these_texts": self.texts.as_json()}),
+            **({} if self.only is None else {"only": self.only}),
             "exit_code": self.exit_code,
             "run": _source(self.new),
             "baseline": _source(self.base),
@@ -260,6 +263,7 @@ def _notes(report: Report) -> list[str]:
     same = "the same" if report.same_weights else "other"
     lines = [
         NOTE,
+        *([] if report.only is None else [f"Only the steps of {report.only} count."]),
         f"run {report.new.run}, baseline {report.base.run} of {report.base.created}: {same} drafter weights.",
     ]
     for suite in report.check.suites:

@@ -12,6 +12,7 @@ from speceval.store.layout import (
     STEP_COLUMNS,
     STEPS,
     STRETCH,
+    THOUGHT,
     TURN_COLUMNS,
     TURNS,
     Counts,
@@ -21,7 +22,16 @@ from speceval.store.layout import (
     recorded_columns,
     write_meta,
 )
-from speceval.store.read import StoredRun, directories, list_runs, migrate_turns, read_meta, read_run, run_directory
+from speceval.store.read import (
+    StoredRun,
+    directories,
+    list_runs,
+    migrate_turns,
+    read_meta,
+    read_run,
+    run_directory,
+    thoughts,
+)
 from speceval.store.tables import SUMS, Tables, frames, pack, read_lines, unpack
 
 __all__ = [
@@ -37,6 +47,7 @@ __all__ = [
     "STRETCH",
     "SUMS",
     "SYNC_SECONDS",
+    "THOUGHT",
     "TURNS",
     "TURN_COLUMNS",
     "Counts",
@@ -56,6 +67,7 @@ __all__ = [
     "read_run",
     "recorded_columns",
     "run_directory",
+    "thoughts",
     "unpack",
     "write_meta",
 ]

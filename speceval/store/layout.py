@@ -29,6 +29,9 @@ Counts = tuple[int, int]
 CUT_THOUGHT = "cut_thought"
 """Key of a turn whose thought never ended: the next turn sees nothing of it."""
 
+THOUGHT = "thought_tokens"
+"""Key of a turn that begins with a thought: its output tokens up to the end of that."""
+
 STRETCH = "stretch"
 """Key of a conversation that one of several replicas measured: the number of its stretch, from 0."""
 

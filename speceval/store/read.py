@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,18 @@ from speceval.store.schema import RunMeta, parse
 
 if TYPE_CHECKING:
     import pandas as pd
-from speceval.store.layout import JOURNAL, REQUEST, RUN, STEP_COLUMNS, STEPS, TURN_COLUMNS, TURNS, is_recorded
+from speceval.store.layout import (
+    JOURNAL,
+    OUTPUTS,
+    REQUEST,
+    RUN,
+    STEP_COLUMNS,
+    STEPS,
+    THOUGHT,
+    TURN_COLUMNS,
+    TURNS,
+    is_recorded,
+)
 from speceval.store.tables import frames, read_lines
 
 RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 53), 1 << 53)}
@@ -165,3 +177,13 @@ def runs_below(root: Path) -> tuple[list[tuple[Path, RunMeta]], dict[Path, str]]
 def directories(path: Path) -> list[Path]:
     """The directories of runs that a path stands for: itself, or all below it."""
     return [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))
+
+
+def thoughts(directory: Path) -> dict[tuple[str, str, int, int], int]:
+    """Tokens of the thought of each request of a run that has one, from outputs.jsonl; runs from before have none."""
+    path, name = directory / OUTPUTS, f'"{THOUGHT}": '.encode()
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        lines = (json.loads(line) for line in file if name in line)
+        return {tuple(line[column] for column in REQUEST): int(line[THOUGHT]) for line in lines if THOUGHT in line}

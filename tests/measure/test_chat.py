@@ -28,6 +28,14 @@ def test_an_answer_cut_while_thinking_shows_nothing() -> None:
     assert visible("<|channel|>analysis<|message|>2+2 is", FINAL) == ""
 
 
+def test_a_thought_ends_behind_the_last_marker_of_the_answer() -> None:
+    def tokens(text: str) -> int:
+        return chat.visible_answer(Characters(), [ord(c) for c in text], FINAL, NONE, []).thought
+
+    assert tokens(f"{FINAL}draft<|end|>hm{FINAL}four") == len(f"{FINAL}draft<|end|>hm{FINAL}")
+    assert tokens("<|channel|>analysis<|message|>2+2 is") == len("<|channel|>analysis<|message|>2+2 is")
+
+
 def test_template_arguments_reach_the_template() -> None:
     class Recorder(Characters):
         def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:

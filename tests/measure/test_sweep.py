@@ -211,3 +211,64 @@ def test_a_plan_tells_what_is_measured_and_estimates_the_rest_by_it(tmp_path: Pa
 
 def test_every_built_in_sweep_can_be_planned() -> None:
     assert names() == ["demo", "demo-all", "paper"]
+
+
+BY_DIFFERENCE = {"limit": None, "seeds": "0-3", "max_tokens": 40}
+
+
+def test_until_by_difference_measures_the_others_against_the_whole_runs_of_one_drafter(tmp_path: Path) -> None:
+    path = written(tmp_path, common=COMMON | BY_DIFFERENCE)
+    prepared = prepare_sweep(read_sweep_file(path), tmp_path / "plan", changes={"until": 0.3}, over="lk-eagle3")
+    order = [(cell.job.spec.draft, cell.job.spec.until, cell.against is None) for cell in prepared.cells]
+    assert sorted(order) == sorted([("lk-eagle3", None, True), ("kl-eagle3", 0.3, False)] * 2)
+    assert all(
+        cell.against is None or cell.against in {before.job.directory for before in prepared.cells[:number]}
+        for number, cell in enumerate(prepared.cells)
+    )
+    done = speceval.sweep(path, out=tmp_path / "out", until=0.3, over="lk-eagle3")
+    stopped = {run.meta.spec.draft: run.meta.stopping for run in done}
+    assert done.failed == {} and len(done.runs) == 4 and stopped["lk-eagle3"] is None
+    assert stopped["kl-eagle3"].quantity == "relative difference of tau"
+    assert stopped["kl-eagle3"].against in {run.meta.name for run in done}
+    again = speceval.sweep(path, out=tmp_path / "out", until=0.3, over="lk-eagle3")
+    assert again.engines == {"start": 0, "swap": 0, "same": 0} and len(again.runs) == 4
+
+
+@pytest.mark.parametrize(
+    ("over", "until", "says"),
+    [
+        ("nobody", 0.1, "over nobody: no run of sweep s has this drafter"),
+        ("kl-eagle3", None, "over kl-eagle3: says what until is about"),
+    ],
+)
+def test_a_difference_to_what_is_not_there_is_refused(
+    tmp_path: Path, over: str, until: float | None, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        speceval.sweep(written(tmp_path), out=tmp_path / "out", until=until, over=over)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_has_no_match_among_those_it_is_compared_with_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, exclude=[{"draft": "kl-eagle3", "temperature": 1}])
+    with pytest.raises(UserError, match=r"over kl-eagle3: no run of it is like .* in all but the drafter"):
+        speceval.sweep(path, out=tmp_path / "out", until=0.1, over="kl-eagle3")
+
+
+def test_without_the_run_that_it_is_compared_with_a_run_fails_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = SimulatedEngine.step
+
+    def failing(self: SimulatedEngine) -> Any:
+        if self.settings["draft_sample_method"] == "greedy":
+            raise RuntimeError("no luck")
+        return honest(self)
+
+    monkeypatch.setattr(SimulatedEngine, "step", failing)
+    path = written(tmp_path, common=COMMON | BY_DIFFERENCE)
+    done = speceval.sweep(path, out=tmp_path / "out", until=0.3, over="lk-eagle3")
+    assert len(done.runs) == 2 and sorted(line.partition(":")[0] for line in done.failed.values()) == [
+        "--against " + str(next(name for name in done.failed if "lk" in name and "T0" in name)),
+        "RuntimeError",
+    ]

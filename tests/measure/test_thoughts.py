@@ -94,11 +94,11 @@ class Thinking(SimulatedEngine):
 
 
 @pytest.mark.parametrize(
-    ("said", "seen", "cut"),
-    [((1000, 97, 1001, 98, 99, 100), "bcd", 0), ((1000, 97, 98, 99), "", 2), ((97, 98), "ababab", 0)],
+    ("said", "seen", "cut", "thought"),
+    [((1000, 97, 1001, 98, 99, 100), "bcd", 0, 3), ((1000, 97, 98, 99), "", 2, 6), ((97, 98), "ababab", 0, None)],
 )
 def test_the_next_prompt_holds_the_answer_alone_and_cut_thoughts_are_counted(
-    tmp_path: Path, said: tuple[int, ...], seen: str, cut: int
+    tmp_path: Path, said: tuple[int, ...], seen: str, cut: int, thought: int | None
 ) -> None:
     engine = Thinking((0.0,), batch=2)
     engine.said, engine.tokenizer = said, words("<think>", "</think>")
@@ -118,5 +118,6 @@ def test_the_next_prompt_holds_the_answer_alone_and_cut_thoughts_are_counted(
     assert f"assistant: {seen}\nuser: two" in prompts[1]
     line = json.loads((tmp_path / "run" / "journal.jsonl").read_text())
     assert [turn.get("cut_thought", False) for turn in line["turns"]] == [bool(cut)] * 3
+    assert [turn.get("thought_tokens") for turn in line["turns"]] == [thought] * 3
     with Store(tmp_path / "run") as again:
         assert again.cut_thoughts == cut

@@ -26,6 +26,9 @@ class Cell:
     how: How
     """How it gets its engine when all cells before it are measured, as far as can be told."""
 
+    against: Path | None = None
+    """The run whose difference `--until` is about: to be measured before."""
+
     @property
     def label(self) -> str:
         """What a reader tells it by."""
@@ -51,22 +54,51 @@ def prepare_sweep(
     data_dir: Path | None = None,
     changes: Mapping[str, Any] | None = None,
     load: Any = suites.load,
+    over: str | None = None,
 ) -> Sweep:
     """Check every run of a sweep. Raises `UserError` with one line, which names the run.
 
     out: where the runs go, by default `results/<name of the sweep>`. changes: fields that are the same in all runs,
-    whatever the file says. load: what loads a suite.
+    whatever the file says. load: what loads a suite. over: a drafter: with `until` its runs are measured
+    whole, and others until their difference to the run of it that is like them is known.
     """
     directory = out or Path("results") / file.name
     fitting, left_out = _fitting(file, requests(file, dict(changes or {})))
     load = functools.lru_cache(maxsize=None)(load)
     jobs: dict[Path, Job] = {}
+    if over is not None and not any(request["draft"] == over for request in fitting):
+        raise UserError(f"--over {over}: no run of sweep {file.name} has this drafter")
     for request in fitting:
+        if over is not None and "until" not in request:
+            raise UserError(f"--over {over}: says what --until is about: give --until too, or leave it out")
+        if request["draft"] == over:
+            request = {name: value for name, value in request.items() if name != "until"}
         job = _job(file, request, directory, data_dir, load)
         other = jobs.setdefault(job.directory, job)
         if other is not job and other.spec != job.spec:
             raise UserError(f"sweep {file.name}: two runs are called {job.directory.name}: 'runs' must tell them apart")
-    return Sweep(file, directory, _ordered(list(jobs.values())), left_out)
+    bases = {} if over is None else _bases(list(jobs.values()), over)
+    return Sweep(file, directory, _ordered(list(jobs.values()), bases), left_out)
+
+
+OF_THE_DRAFTER = frozenset({"draft", "method", "drafting", "draft_args", "until", "shuffle_seed"})
+"""Fields in which a run may differ from the one that it is compared with."""
+
+
+def _bases(jobs: list[Job], over: str) -> dict[Path, Path]:
+    """Directory of each run that does not have this drafter -> that of the run that does and is like it otherwise."""
+    alike = {_rest(job): job.directory for job in jobs if job.spec.draft == over}
+    bases = {}
+    for job in jobs:
+        if job.spec.draft != over:
+            if _rest(job) not in alike:
+                raise UserError(f"--over {over}: no run of it is like {job.directory.name} in all but the drafter")
+            bases[job.directory] = alike[_rest(job)]
+    return bases
+
+
+def _rest(job: Job) -> str:
+    return job.spec.model_dump_json(exclude=set(OF_THE_DRAFTER))
 
 
 def _fitting(file: SweepFile, asked: list[Request]) -> tuple[list[Request], list[str]]:
@@ -125,14 +157,19 @@ def _name(file: SweepFile, job: Job) -> str:
     return name
 
 
-def _ordered(jobs: list[Job]) -> list[Cell]:
-    """The jobs such that a target is loaded once where that can be, in the file's order otherwise."""
+def _ordered(jobs: list[Job], bases: Mapping[Path, Path]) -> list[Cell]:
+    """The jobs such that a target is loaded once where that can be, in the file's order otherwise.
+
+    bases: directory of a run -> of the one that has to come before it.
+    """
     orders = {id(job): order(job) for job in jobs}
     waiting, cells = list(jobs), list[Cell]()
     while waiting:
         last = cells[-1].job if cells else None
         ways: list[tuple[How, Job]] = [
-            ("start" if last is None else expected(orders[id(last)], orders[id(job)]), job) for job in waiting
+            ("start" if last is None else expected(orders[id(last)], orders[id(job)]), job)
+            for job in waiting
+            if bases.get(job.directory) in (None, *(cell.job.directory for cell in cells))
         ]
 
         def rank(way: tuple[How, Job], last: Job | None = last) -> tuple[int, bool]:
@@ -141,5 +178,5 @@ def _ordered(jobs: list[Job]) -> list[Cell]:
 
         how, job = min(ways, key=rank)  # the first of those that are equally good
         waiting.remove(job)
-        cells.append(Cell(job, how))
+        cells.append(Cell(job, how, bases.get(job.directory)))
     return cells

@@ -11,7 +11,7 @@ from pathlib import Path
 from speceval import engines, zoo
 from speceval.errors import UserError
 from speceval.measure import launch
-from speceval.measure.job import stored
+from speceval.measure.job import Job, against, stored
 from speceval.measure.kept import How, Kept
 from speceval.measure.output import Watch
 from speceval.measure.replicas.launch import Log, run_all
@@ -53,9 +53,10 @@ def execute(
         for number, cell in enumerate(sweep.cells):
             before = dict(kept.how)
             try:
-                known = stored(cell.job)
+                job = _due(cell)
+                known = stored(job)
                 if known is None or not known.complete:
-                    job = replace(cell.job, command=command)
+                    job = replace(job, command=command)
                     known = launch.run(job, watch(number, cell), log, kept.use)
                 how = next((name for name, count in kept.how.items() if count > before[name]), None)
                 yield Outcome(cell, known, how=how)
@@ -70,27 +71,40 @@ def execute_on(
     cluster: Cluster, sweep: Sweep, watch: Watch, log: Log, command: tuple[str, ...] = ()
 ) -> Iterator[Outcome]:
     """`execute` on replicas: whoever is free measures the next cell, or joins another in one. `watch`: of all cells."""
+    _get_ready(sweep)
+    # Those that others are compared with come first.
+    for cells in ([c for c in sweep.cells if c.against is None], [c for c in sweep.cells if c.against is not None]):
+        yield from _execute_on(cluster, cells, sweep.directory / "replicas.log", watch, log, command)
+
+
+def _execute_on(
+    cluster: Cluster, cells: list[Cell], log_file: Path, watch: Watch, log: Log, command: tuple[str, ...]
+) -> Iterator[Outcome]:
     waiting: dict[Path, Cell] = {}
-    for cell in sweep.cells:
+    jobs: list[Job] = []
+    for cell in cells:
         try:
-            known = stored(cell.job)
+            job = _due(cell)
+            known = stored(job)
         except UserError as error:
             yield Outcome(cell, None, str(error))
             continue
         if known is not None and known.complete:
             yield Outcome(cell, known)
         else:
-            waiting[cell.job.directory] = cell
-    if not waiting:
-        return
-    _get_ready(sweep)
-    jobs = [replace(cell.job, command=command) for cell in waiting.values()]
-    for work in run_all(jobs, cluster, watch, log, sweep.directory / "replicas.log"):
+            waiting[job.directory] = cell
+            jobs.append(replace(job, command=command))
+    for work in run_all(jobs, cluster, watch, log, log_file) if jobs else ():
         cell = waiting[work.job.directory]
         if work.error is None:
             yield Outcome(cell, read_run(cell.job.directory), how=work.how)
         else:
             yield Outcome(cell, None, work.error)
+
+
+def _due(cell: Cell) -> Job:
+    """The job of a cell whose turn it is. Raises `UserError` where the run that it is compared with has failed."""
+    return cell.job if cell.against is None else against(cell.job, cell.against)
 
 
 def _get_ready(sweep: Sweep) -> None:

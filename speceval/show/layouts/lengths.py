@@ -7,12 +7,14 @@ from typing import Any
 
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.estimate.lengths import by_length, contexts, starts, truncated
+from speceval.estimate.lengths import by_length, contexts, starts, truncated, whole
+from speceval.estimate.parts import Part, of_part
 from speceval.show.layouts.cells import INTERVALS, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.layouts.positions import run_heading
 from speceval.show.tables import plus_minus
+from speceval.store import thoughts
 
 DECIMALS = 3
 
@@ -32,6 +34,7 @@ def lengths(entries: Sequence[Entry]) -> Table:
         rows=tuple(row for entry in measured for row in _rows(entry)),
         section_heading="run",
         notes=(
+            "Thought and answer: of requests that begin with a thought, the steps that start before its end and after. "
             "Output: tokens of the answer so far. Context: those and the prompt's. Long answers are of other prompts "
             "than short ones: a row is not the row before with more tokens.",
             INTERVALS,
@@ -44,6 +47,12 @@ def _rows(entry: Entry) -> list[Row]:
     books.require_order(entry.run, "--layout lengths")
     steps, turns = entry.run.suite(entry.name)
     rows = []
+    told = thoughts(entry.run.directory)
+    told = {key: count for key, count in told.items() if key[0] == entry.name}
+    for kind in ("thought", "answer") if told else ():
+        part = of_part(Part(kind), steps, turns, told)
+        if len(part):
+            rows.append(Row(_part_cells(entry, kind, whole(part, entry.k)), run_heading(entry)))
     for kind, of in (("output", starts(steps)), ("context", contexts(steps, turns))):
         rows += [Row(_cells(entry, kind, row), run_heading(entry)) for row in by_length(steps, of, entry.k)]
     share = truncated(turns)
@@ -52,6 +61,17 @@ def _rows(entry: Entry) -> list[Row]:
         cells = (Cell("answers cut by max_tokens"), Cell(), Cell(f"{100 * share:.1f} %", facts), Cell(), Cell())
         rows.append(Row(cells, run_heading(entry)))
     return rows
+
+
+def _part_cells(entry: Entry, kind: str, row: dict[str, Any]) -> tuple[Cell, ...]:
+    facts = entry.facts | {"category": kind}
+    return (
+        Cell(kind),
+        Cell(),
+        Cell(plus_minus(row, DECIMALS), number(facts, "tau", row, row["conversations"])),
+        Cell(f"{row['conversations']:,}"),
+        Cell(f"{row['steps']:,}"),
+    )
 
 
 def _cells(entry: Entry, kind: str, row: dict[str, Any]) -> tuple[Cell, ...]:

@@ -20,6 +20,7 @@ OF_RUNS: dict[str, Callable[[Sequence[StoredRun]], Drawn]] = {
     "tau-k": tau_k.draw,
     "forest": forest.draw,
     "along": along.draw,
+    "context": along.draw_context,
     "conversations": conversation.draw,
 }
 __all__ = ["OF_RUNS", "Drawn", "draw", "positions", "save"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from speceval.estimate import acceptance, books
-from speceval.estimate.lengths import starts
+from speceval.estimate.lengths import contexts, starts
 from speceval.estimate.statistics import ratio_interval
 from speceval.show.plots import style
 from speceval.store import StoredRun
+
+Lengths = Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
+"""A suite's steps and turns -> the length of each step."""
 
 BINS = 12
 """At most."""
@@ -23,13 +26,14 @@ def bin_width(longest: int) -> int:
     return 1 << max(0, int(np.ceil(np.log2(max(longest, 1) / BINS))))
 
 
-def binned(steps: pd.DataFrame, width: int, k: int) -> list[dict[str, Any]]:
+def binned(steps: pd.DataFrame, width: int, k: int, lengths: pd.Series | None = None) -> list[dict[str, Any]]:
     """Mean accepted draft tokens per step by place, for one suite's steps at K = k; only bins that have steps.
 
+    lengths: of each step; None: output tokens that are there when it starts.
     Rows: start (first token of the bin; it holds starts in start … start + width - 1), steps, conversations, and value,
     low, high, se (95 %, clustered by conversation).
     """
-    place = starts(steps) // width * width
+    place = (starts(steps) if lengths is None else lengths) // width * width
     rows = acceptance.drafted_steps(steps)
     keys = [place[rows.index].rename("start"), rows["conversation"]]
     sums = rows["accepted"].groupby(keys).agg(["sum", "size"]).reset_index()
@@ -46,25 +50,46 @@ def binned(steps: pd.DataFrame, width: int, k: int) -> list[dict[str, Any]]:
 
 def draw(runs: Sequence[StoredRun]) -> style.Drawn:
     """Mean accepted draft tokens per step against the place in the output, with 95 % bands; a panel per suite."""
+    return _draw(
+        runs,
+        lambda steps, turns: starts(steps),
+        "output tokens before the step",
+        "Acceptance along the output: mean accepted draft tokens per verify step, by the number of output tokens "
+        "before the step, in bins of {} tokens ({}). Bands: {}, for each bin "
+        "alone. Late bins hold only the requests whose output is that long: a slope can come from which these are.",
+    )
+
+
+def draw_context(runs: Sequence[StoredRun]) -> style.Drawn:
+    """The same against the length of the context."""
+    return _draw(
+        runs,
+        contexts,
+        "tokens of context before the step",
+        "Acceptance against the context: mean accepted draft tokens per verify step, by the tokens of prompt and "
+        "output before the step, in bins of {} tokens ({}). Bands: {}, for each bin "
+        "alone. Bins hold other prompts than the ones before: a slope can come from which these are.",
+    )
+
+
+def _draw(runs: Sequence[StoredRun], lengths: Lengths, axis_label: str, caption: str) -> style.Drawn:
+    """`caption` has places for widths of bins, settings and kind of interval."""
     for run in runs:
-        books.require_order(run, "--kind along")
+        books.require_order(run, "a plot by length")
     suites = style.common_suites(runs)
     figure, axes = style.panels(suites, sharey=True)
     widths = []
     for suite, axis in zip(suites, axes, strict=True):
-        width = bin_width(max(int(style.turns(run, suite)["output_tokens"].max()) for run in runs))
+        steps = [style.steps(run, suite) for run in runs]
+        of_steps = [lengths(rows, style.turns(run, suite)) for run, rows in zip(runs, steps, strict=True)]
+        width = bin_width(max(int(each.max()) for each in of_steps))
         widths.append(width)
         for index, (run, label) in enumerate(zip(runs, style.labels(runs), strict=True)):
-            rows = binned(style.steps(run, suite), width, run.meta.spec.k)
+            rows = binned(steps[index], width, run.meta.spec.k, of_steps[index])
             centres = [row["start"] + width / 2 for row in rows]
             style.estimates(axis, centres, rows, band=True, label=label, **style.series(index))
-        axis.set(xlabel="output tokens before the step", xlim=(0, None))
+        axis.set(xlabel=axis_label, xlim=(0, None))
     axes[0].set(ylabel="accepted tokens per step", ylim=(0, None))
     style.legend(figure, axes[0])
     shown = ", ".join(map(str, dict.fromkeys(widths)))
-    return style.Drawn(
-        figure,
-        "Acceptance along the output: mean accepted draft tokens per verify step, by the number of output tokens "
-        f"before the step, in bins of {shown} tokens ({style.settings(runs)}). Bands: {style.INTERVAL}, for each bin "
-        "alone. Late bins hold only the requests whose output is that long: a slope can come from which these are.",
-    )
+    return style.Drawn(figure, caption.format(shown, style.settings(runs), style.INTERVAL))
