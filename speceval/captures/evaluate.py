@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +149,18 @@ def batches(texts: Sequence[Text], vocabulary: int) -> Iterator[list[Text]]:
 
 
 class _Target:
-    """What does not change from text to text, on the device."""
+    """What does not change from text to text, on the device: `drafters.base.Maps`."""
 
     def __init__(self, capture: Capture, device: str) -> None:
-        self.embedding, self.output = capture.embedding.to(device).float(), capture.output.to(device).float()
-        self.device = device
+        self._capture, self.device = capture, device
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        return self._capture.embedding.to(self.device).float()
+
+    @cached_property
+    def output(self) -> Tensor:
+        return self._capture.output.to(self.device).float()
 
 
 class _Batch:
@@ -176,8 +184,7 @@ class _Batch:
         self.states = States(
             final=joined[FINAL].to(device),
             layers={layer: joined[name_of(layer)].to(device) for layer in capture.manifest.layers},
-            embedding=target.embedding,
-            output=target.output,
+            maps=target,
         )
         first = torch.tensor([text.prompt - 1 for text in texts])
         count = torch.tensor([text.places for text in texts])

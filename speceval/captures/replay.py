@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,8 @@ def replay(
     device: str = "cpu",
     out: Path | None = None,
     command: Iterable[str] = (),
-    changed: Callable[[int, int], None] = lambda done, of: None,
 ) -> StoredRun:
-    """Measure a drafter on a capture; a finished one is read back. Raises `UserError`, and leaves nothing then.
-
-    `changed` is told how many texts are done, and of how many.
-    """
+    """Measure a drafter on a capture; a finished one is read back. Raises `UserError`, and leaves nothing then."""
     found = catalog.resolve_draft(capture.manifest.target, draft, method)
     require(found.method, draft)
     spec = _spec(capture, found, k, drafting, method, draft_args or {}, draft_truncation)
@@ -65,10 +61,7 @@ def replay(
     catalog.check_k(found, spec.k)
     begin = time.perf_counter()
     with torch.inference_mode():
-        kept = {}
-        for done, one in enumerate(_kept(capture, found, spec, device), start=1):
-            kept[one.text.key] = one
-            changed(done, len(capture.texts))
+        kept = {one.text.key: one for one in _kept(capture, found, spec, device)}
     meta = _meta(capture, found, spec, device, command)
     with Store(directory) as store:
         store.write_meta(meta)

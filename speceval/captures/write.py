@@ -75,7 +75,6 @@ class Plan:
     dtype: Dtype
     directory: Path
     vocab_size: int
-    shard_bytes: int = SHARD_BYTES
 
     @property
     def tokens(self) -> int:
@@ -271,7 +270,7 @@ class Writer:
         ]
         self.counts[key] = []
         self._lines.append(conversation | {"shard": len(self._manifest.shards), "turns": turns})
-        if self._bytes >= self._plan.shard_bytes:
+        if self._bytes >= SHARD_BYTES:
             self.flush()
 
     def _take(self, read: Read) -> dict[str, Any]:

@@ -11,6 +11,18 @@ from torch import Tensor
 from speceval.errors import UserError
 
 
+class Maps(Protocol):
+    """The target's maps between tokens and states, each [vocabulary, hidden size], float32; made when they are used."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """Token embeddings."""
+
+    @property
+    def output(self) -> Tensor:
+        """The output map: logits are a last state times this."""
+
+
 @dataclass(frozen=True)
 class States:
     """What the target said at each token of a batch; each [batch, time, hidden size], float32."""
@@ -19,10 +31,18 @@ class States:
     """The normed last state."""
     layers: dict[int, Tensor]
     """The residual stream after so many layers."""
-    embedding: Tensor
-    """The target's token embeddings [vocabulary, hidden size]."""
-    output: Tensor
-    """The target's output map [vocabulary, hidden size]."""
+    maps: Maps
+    """Of the target."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """The target's token embeddings [vocabulary, hidden size]."""
+        return self.maps.embedding
+
+    @property
+    def output(self) -> Tensor:
+        """The target's output map [vocabulary, hidden size]."""
+        return self.maps.output
 
 
 class Drafter(Protocol):

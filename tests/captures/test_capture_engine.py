@@ -17,7 +17,7 @@ from speceval.store import read_run, recorded_columns
 pytestmark = pytest.mark.engine
 
 K = 3
-DRAFTERS = {"lk-eagle3": {}, "lk-mtp": {}, "ngram": {"draft_args": {"prompt_lookup_min": 1, "prompt_lookup_max": 3}}}
+DRAFTERS = {"lk-eagle3": {}, "lk-medusa": {}, "ngram": {"draft_args": {"prompt_lookup_min": 1, "prompt_lookup_max": 3}}}
 WORK = """
 import json, sys
 import speceval
@@ -26,10 +26,8 @@ drafters, k = json.loads(sys.argv[1]), int(sys.argv[2])
 asked = {"temperature": 1, "suites": ["demo"], "limit": 6, "max_tokens": 24}
 free = speceval.run("zoo", "lk-eagle3", k=k, out="free", **asked)
 speceval.capture(free, "capture", layers=[1, 2, 3])
-speceval.capture(free, "half", layers=[1, 2, 3], dtype="bfloat16")
 for name, options in drafters.items():
     speceval.replay("capture", name, k=k, out=f"captured/{name}", **options)
-    speceval.replay("half", name, k=k, out=f"half-captured/{name}", **options)
     speceval.run("zoo", name, temperature=1, replay=free, k=k, batch=8, out=f"live/{name}", **options)
 """
 
@@ -52,7 +50,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("draft", DRAFTERS)
 def test_what_a_capture_keeps_is_what_a_live_replay_sees(measured: Path, draft: str) -> None:
     """Rounding differs, as batches do; n-gram drafts are the same to the last."""
-    live, found, half = (read_run(measured / way / draft) for way in ("live", "captured", "half-captured"))
+    live, found = (read_run(measured / way / draft) for way in ("live", "captured"))
     names = recorded_columns(K, ("kept",))
     rows = [*replay.REQUEST, "step", "drafted", "accepted", "committed"]
     assert live.meta.problems == found.meta.problems == [] and live.steps[rows].equals(found.steps[rows])
@@ -60,9 +58,9 @@ def test_what_a_capture_keeps_is_what_a_live_replay_sees(measured: Path, draft: 
     assert (np.isnan(a) == np.isnan(b)).all()
     differ = np.abs(a - b)[~np.isnan(a)]
     assert (differ <= 1e-4).mean() >= 0.9999 and len(differ) > (100 if draft == "ngram" else 300)
-    totals = [replay.conversation_totals(run.steps).sum() for run in (live, found, half)]
+    totals = [replay.conversation_totals(run.steps).sum() for run in (live, found)]
     taus = [each["committed"] / each["steps"] for each in totals]
-    assert taus[1] == pytest.approx(taus[0], abs=1e-3) and taus[2] == pytest.approx(taus[0], rel=0.01)
+    assert taus[1] == pytest.approx(taus[0], abs=1e-3)
     differing = {
         name for name, value in live.meta.fingerprint.flat().items() if found.meta.fingerprint.flat().get(name) != value
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ def drafts(place: Path, method: str = "eagle3") -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
     batch, time = 2, 9
     layers = {layer: torch.randn(batch, time, tiny.HIDDEN, generator=draw) for layer in (1, 2, 3)}
-    states = States(layers[3], layers, *torch.randn(2, tiny.VOCAB, tiny.HIDDEN, generator=draw))
+    embedding, output = torch.randn(2, tiny.VOCAB, tiny.HIDDEN, generator=draw)
+    states = States(layers[3], layers, SimpleNamespace(embedding=embedding, output=output))
     tokens = torch.randint(tiny.VOCAB, (batch, time), generator=draw)
     return torch.stack(list(load(method, place, K, layers=3)(tokens, states, torch.tensor([[1, 2, 4], [0, 3, 4]]))))
 
