@@ -186,8 +186,8 @@ COMMANDS = {
 }
 """A command that prints each kind of output; of `ELSEWHERE` see their own tests."""
 
-ELSEWHERE = {"verify", "capture", "replay"}
-"""Kinds of output for which an engine, or a capture, is needed."""
+ELSEWHERE = {"verify", "capture", "replay", "probe", "watch"}
+"""Kinds of output for which an engine, a server or a capture is needed."""
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - ELSEWHERE))

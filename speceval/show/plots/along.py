@@ -52,6 +52,7 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
     """Mean accepted draft tokens per step against the place in the output, with 95 % bands; a panel per suite."""
     return _draw(
         runs,
+        "along",
         lambda steps, turns: starts(steps),
         "output tokens before the step",
         "Acceptance along the output: mean accepted draft tokens per verify step, by the number of output tokens "
@@ -64,6 +65,7 @@ def draw_context(runs: Sequence[StoredRun]) -> style.Drawn:
     """The same against the length of the context."""
     return _draw(
         runs,
+        "context",
         contexts,
         "tokens of context before the step",
         "Acceptance against the context: mean accepted draft tokens per verify step, by the tokens of prompt and "
@@ -72,10 +74,10 @@ def draw_context(runs: Sequence[StoredRun]) -> style.Drawn:
     )
 
 
-def _draw(runs: Sequence[StoredRun], lengths: Lengths, axis_label: str, caption: str) -> style.Drawn:
+def _draw(runs: Sequence[StoredRun], kind: str, lengths: Lengths, axis_label: str, caption: str) -> style.Drawn:
     """`caption` has places for widths of bins, settings and kind of interval."""
     for run in runs:
-        books.require_order(run, "a plot by length")
+        books.require_order(run, f"--kind {kind}")
     suites = style.common_suites(runs)
     figure, axes = style.panels(suites, sharey=True)
     widths = []
