@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from speceval.exactness import law
 from speceval.exactness.draw import BONUS, FIRST, Continuations, Plan
-from speceval.exactness.reference import Filter, Floats, Reference, Tokens
+from speceval.exactness.reference import Filter, Floats, Reference, Tokens, boundary
 
 CELLS = 64
 """Most cells of a token test: larger vocabularies are folded into so many groups at random (`law.fold`)."""
@@ -19,8 +19,6 @@ FEWEST, LEAST_DRAFTS = 200, 30
 """Draws that a test of tokens needs, and one of acceptance."""
 NODES = 200
 """Most prefixes of one length whose next tokens are cells of their own in the joint test."""
-TIE = 1e-3
-"""Logits closer than this may swap places between two exact implementations."""
 
 JOINT, TOKENS, RANKS = "joint law", "tokens", "ranks"
 SUPPORT, GREEDY, BROKEN = "support", "greedy", "broken p"
@@ -55,9 +53,15 @@ def planned(k: int, tokens: int) -> int:
     return 4 + 2 * (max(k + 2, tokens) + 1) + 4 * (k + 1)
 
 
-def exact_checks(plan: Plan, found: Continuations, reference: Reference, k: int, alpha: float) -> list[Check]:
-    """All tests against the target's own probabilities, each at level `alpha`."""
-    filter_ = Filter(plan.temperature, plan.top_k, plan.top_p)
+def exact_checks(
+    plan: Plan, found: Continuations, reference: Reference, k: int, alpha: float, difference: float = 0.0
+) -> list[Check]:
+    """All tests against the target's own probabilities, each at level `alpha`.
+
+    `difference`: the largest one seen between the engine's log-probabilities and the reference's.
+    """
+    edge = boundary(difference)
+    filter_ = Filter(plan.temperature, plan.top_k, plan.top_p, edge)
     pool = Pool(labels_of(plan, found, k), reference.vocabulary, plan.seed)
     joint: list[tuple[Floats, Floats]] = []
     wrong = 0
@@ -66,7 +70,7 @@ def exact_checks(plan: Plan, found: Continuations, reference: Reference, k: int,
         sampled = [i for i in mine if not plan.greedy(i)]
         pool.add(plan, found, sampled, prompt, reference, filter_)
         joint.append(tree(plan, [found.tokens[i] for i in sampled], prompt, reference, filter_))
-        wrong += _not_greedy(reference, plan.prompts[prompt], [found.tokens[i] for i in mine if plan.greedy(i)])
+        wrong += _not_greedy(reference, plan.prompts[prompt], [found.tokens[i] for i in mine if plan.greedy(i)], edge)
     expected, observed = (np.concatenate(cells) for cells in zip(*joint, strict=True))
     checks = [_of_fit(JOINT, "first tokens", round(expected.sum()), law.pearson(expected, observed, alpha, len(joint)))]
     checks += pool.checks(alpha)
@@ -335,8 +339,8 @@ def _of_drafts(where: str, rows: dict[str, NDArray], here: NDArray[np.bool_], al
     return checks
 
 
-def _not_greedy(reference: Reference, prompt: Sequence[int], continuations: Sequence[Tokens]) -> int:
-    """How many continuations hold a token that is not the target's most probable one."""
+def _not_greedy(reference: Reference, prompt: Sequence[int], continuations: Sequence[Tokens], edge: float) -> int:
+    """How many continuations hold a token that is not the target's likeliest one; logits within `edge` are equal."""
     copies = Counter(continuations)
     different, wrong = list(copies), 0
     if not different:
@@ -345,7 +349,7 @@ def _not_greedy(reference: Reference, prompt: Sequence[int], continuations: Sequ
         for row, logit in enumerate(logits):
             tokens = different[start + row]
             chosen = logit[np.arange(len(tokens)), tokens]
-            wrong += copies[tokens] * bool((chosen < logit[: len(tokens)].max(1) - TIE).any())
+            wrong += copies[tokens] * bool((chosen < logit[: len(tokens)].max(1) - edge).any())
     return wrong
 
 

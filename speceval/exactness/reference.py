@@ -15,8 +15,9 @@ CHUNK = 1 << 22
 """Most logits held at once."""
 ROWS = 2048
 """Most continuations of one forward pass."""
-BOUNDARY = 1e-3
-"""Two logits, or a nucleus and top_p, this close may be told apart otherwise by the engine's arithmetic."""
+BOUNDARY, OF_MANY = 1e-3, 8
+"""Two logits, or a nucleus and top_p, this close may be told apart otherwise by the engine's arithmetic, or as close as
+so many times the largest difference seen in a few sequences: a GPU's attention rounds float32 to ten bits (TF32)."""
 
 Floats = NDArray[np.float64]
 Tokens = tuple[int, ...]
@@ -29,6 +30,8 @@ class Filter:
     temperature: float
     top_k: int
     top_p: float
+    boundary: float = BOUNDARY
+    """How close two logits, or a nucleus and top_p, must be for a doubt (`boundary`)."""
 
     def laws(self, logits: NDArray) -> tuple[Floats, NDArray[np.bool_]]:
         """Probabilities [R, V] of logits [R, V], and whether each row's support is beyond doubt [R].
@@ -41,7 +44,7 @@ class Filter:
         if 0 < self.top_k < scaled.shape[1]:
             ranked = -np.sort(-scaled, axis=1)
             kth, after = ranked[:, self.top_k - 1], ranked[:, self.top_k]
-            certain &= kth - after > BOUNDARY
+            certain &= kth - after > self.boundary
             scaled = np.where(scaled < kth[:, None], -np.inf, scaled)
         laws = np.exp(scaled - scaled.max(1, keepdims=True))
         laws /= laws.sum(1, keepdims=True)
@@ -49,10 +52,16 @@ class Filter:
             order = np.argsort(-laws, axis=1, kind="stable")
             ranked = np.take_along_axis(laws, order, 1)
             before = ranked.cumsum(1) - ranked
-            certain &= (np.abs(before - self.top_p) > BOUNDARY).all(1)
+            # Errors of the logits move a sum of probabilities by less than a quarter of what they move a gap.
+            certain &= (np.abs(before - self.top_p) > max(BOUNDARY, self.boundary / 4)).all(1)
             np.put_along_axis(laws, order, np.where(before < self.top_p, ranked, 0), 1)
             laws /= laws.sum(1, keepdims=True)
         return laws, certain
+
+
+def boundary(difference: float) -> float:
+    """Of an engine whose log-probabilities of a few sequences differ from the reference's by up to `difference`."""
+    return max(BOUNDARY, OF_MANY * difference)
 
 
 class Reference:

@@ -129,8 +129,8 @@ def examine(
     if baseline is None:
         tell("computing the target's probabilities", 0, 1)
         reference = Reference(job.target.model, job.target.revision)
-        _check_reference(engine, reference, plan, found)
-        checks = exact_checks(plan, found, reference, k, alpha)
+        difference = _check_reference(engine, reference, plan, found)
+        checks = exact_checks(plan, found, reference, k, alpha, difference)
         kind = "exact probabilities"
     else:
         checks = two_sample_checks(plan, found, baseline, alpha)
@@ -226,8 +226,8 @@ def _draw_alone(job: Job, plan: Plan, log: Path) -> list[Tokens]:
     return alone.draw(replace(order(job), seed=plan.seed + 1), requests, log)
 
 
-def _check_reference(engine: Engine, reference: Reference, plan: Plan, found: Continuations) -> None:
-    """The reference must be the engine's own target: log-probabilities of a few sequences agree."""
+def _check_reference(engine: Engine, reference: Reference, plan: Plan, found: Continuations) -> float:
+    """Largest difference of log-probabilities in a few sequences: the reference must be the engine's own target."""
     import numpy as np
 
     few = {plan.prompt(i): i for i in range(min(plan.samples, 4 * len(plan.prompts)))}
@@ -247,3 +247,4 @@ def _check_reference(engine: Engine, reference: Reference, plan: Plan, found: Co
             f"transformers and vLLM disagree by {worst:.3g} about a log-probability (limit {AGREEMENT:g}): "
             "no exact test is possible; use --reference two-sample, or --engine-arg dtype=float32"
         )
+    return worst

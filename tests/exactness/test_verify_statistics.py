@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from scipy import stats
+from support import simulated
 from support.mutants import MUTANTS, Mutant, mutated
 from support.simulated import Chain, plan, simulate, softmax
 
@@ -18,6 +19,7 @@ from speceval.exactness.checks import (
     FAVOURED,
     JOINT,
     RANKS,
+    SUPPORT,
     TOKENS,
     VERIFIED,
     exact_checks,
@@ -238,6 +240,27 @@ def test_a_support_that_hangs_on_rounding_is_not_certain() -> None:
     half = np.log(np.array([[0.5, 0.3, 0.2]]))
     assert not Filter(1.0, 0, 0.5).laws(half)[1][0]
     assert Filter(1.0, 0, 0.6).laws(half)[1][0]
+
+
+def test_a_token_at_the_edge_of_the_support_may_be_an_engines_that_rounds_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a GPU's does: its log-probabilities differ by a few thousandths, and with them which token is the second."""
+    theirs = simulated.TARGET.copy()
+    second, third = np.argsort(-theirs[3])[1:3]
+    theirs[3, third] = theirs[3, second] - 0.004
+    ours = theirs.copy()
+    ours[3, [second, third]] = theirs[3, [third, second]]
+    asked = replace(plan(2000), top_k=2)
+    kept = np.where(theirs < -np.sort(-theirs, 1)[:, 1:2], -np.inf, theirs)
+    monkeypatch.setattr(simulated, "TARGET", kept)
+    drawn = simulate(asked, K, 0)
+    monkeypatch.setattr(simulated, "TARGET", ours)
+    failed = []
+    for difference in (0.0, 0.002):
+        checks = exact_checks(asked, drawn, Chain(), K, LEVEL, difference)  # type: ignore[arg-type]
+        failed.append([check.kind for check in checks if check.p is not None and check.p < LEVEL])
+    assert SUPPORT in failed[0] and failed[1] == []
 
 
 def test_greedy_requests_are_spread_over_prompts_and_make_up_their_share() -> None:
