@@ -108,8 +108,9 @@ class Finished:
     padded_steps: int = 0
     """Steps that were filled up with drafts nobody made; not among `steps`."""
     recorded: NDArray[np.float32] | None = None
-    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j; of a replayed text [steps, 5, K]: kept_j, the
-    step's place, and p, rank and spread of the text's token at j = 1 (`store.recorded_columns`).
+    """What the verifier saw, [steps with drafts, 2, K]: r_j and alpha_j; of a replayed text [steps, 2 or 5, K]: kept_j,
+    the step's place and, of engines that know them, p, rank and spread of the text's token at j = 1
+    (`store.recorded_columns`).
 
     NaN where nothing was drafted or recorded.
     """

@@ -147,7 +147,9 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
     if result.recorded is None:
         return {}
     own = {kind: pack(result.recorded[:, : len(RECORDED_COLUMNS[kind])])}
-    return own if kind != "kept" else own | {"law": pack(result.recorded[:, -len(RECORDED_COLUMNS["law"]) :, :1])}
+    law = result.recorded[:, 2:, :1]
+    told = kind == "kept" and law.shape[1] == len(RECORDED_COLUMNS["law"])  # an engine need not know the text's law
+    return own | {"law": pack(law)} if told else own
 
 
 def plan(
