@@ -44,6 +44,7 @@ FLAGS = {
     | {
         *("--samples", "--n-tokens", "--prompt", "--seeded", "--no-seeded", "--greedy-share", "--reference", "--bias"),
         *("--kernels", "--no-kernels", "--vllm"),
+        *("--url", "--api-key-env", "--dialect"),
     },
     "selftest": SHARED | {"--rates", "--tau", "--steps", "--samples", "--runs"},
 }

@@ -82,8 +82,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "probe": ("speceval probe http://127.0.0.1:8000",),
     "watch": (
-        "speceval watch http://127.0.0.1:8000 --learn 60 --baseline normal.json",
-        "speceval watch http://127.0.0.1:8000 --baseline normal.json --prometheus watch.prom -o slices.parquet",
+        "speceval watch http://127.0.0.1:8000 --prometheus watch.prom",
+        "speceval watch http://127.0.0.1:8000 --baseline normal.json -o slices.parquet",
     ),
     "show": ("speceval show results/RUN",),
     "validate": ("speceval validate results",),

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from speceval.commands import options
+from speceval.commands import options, server_flags
 
 
 def probe(
     url: Annotated[str, typer.Argument(help="Address of a server, such as http://127.0.0.1:8000.")],
     dialect: Annotated[
         str | None,
-        typer.Option(help="Kind of server, in place of what it seems to be.", **options.choices(lambda: KINDS)),
+        typer.Option(
+            help="Kind of server, in place of what it seems to be.", **options.choices(lambda: server_flags.KINDS)
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the served model, if there are several.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
@@ -33,6 +35,3 @@ def probe(
         options.print_json("probe", content)
     else:
         options.output().print(table(content))
-
-
-KINDS = ("vllm", "sglang", "llamacpp", "openai")

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speceval.commands import options
-from speceval.commands.probe import KINDS
+from speceval.commands import options, server_flags
 from speceval.errors import UserError
-from speceval.private import secret_in
 
 if TYPE_CHECKING:
     from speceval.store import StoredRun
@@ -31,7 +29,8 @@ def run(
     dialect: Annotated[
         str | None,
         typer.Option(
-            help="With --url: kind of server, in place of what it seems to be.", **options.choices(lambda: KINDS)
+            help="With --url: kind of server, in place of what it seems to be.",
+            **options.choices(lambda: server_flags.KINDS),
         ),
     ] = None,
     through_server: Annotated[
@@ -57,8 +56,9 @@ def run(
     from speceval.measure.job import prepare
 
     on = cluster(ray, replicas, gpus_per_replica, speedup)
-    if url is not None or api_key_env is not None or dialect is not None:
-        request |= _of_server(ctx, url, {"api_key_env": api_key_env, "dialect": dialect}, request)
+    if url is not None and options.given(ctx, "speedup"):
+        raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
+    request |= server_flags.engine(ctx, url, {"api_key_env": api_key_env, "dialect": dialect}, request)
     if through_server:
         request["engine"] = _own_server(ctx, url, request["engine"])
     replayed = request.pop("replay")
@@ -76,22 +76,6 @@ def run(
     if speedup:
         finished = with_speedup(job, finished, batches, progress=True)
     print_run(finished, as_json)
-
-
-def _of_server(ctx: typer.Context, url: str | None, more: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The engine that --url asks for: the same as `--engine server --engine-arg url=…`."""
-    if url is None:
-        name = next(name for name, value in more.items() if value is not None)
-        raise UserError(f"--{name.replace('_', '-')}: has no meaning without --url")
-    if secret_in(url) is not None:
-        raise UserError("--url: holds a secret, which would be stored with the run: leave it out, see --api-key-env")
-    if options.given(ctx, "engine") and request["engine"] != "server":
-        raise UserError(f"--engine {request['engine']}: is not what answers at --url: leave it out")
-    if options.given(ctx, "speedup"):
-        raise UserError("--speedup: a running server cannot be timed without its drafter: leave it out")
-    arguments = {**(request["engine_args"] or {}), "url": url}
-    arguments |= {name: value for name, value in more.items() if value is not None}
-    return {"engine": "server", "engine_args": arguments}
 
 
 def _own_server(ctx: typer.Context, url: str | None, engine: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from speceval.commands import options
+from speceval.commands import options, server_flags
 from speceval.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,19 @@ def verify(
         ),
     ] = "auto",
     bias: Annotated[float, typer.Option(help="Bias (total variation) that must be seen to call it exact.")] = 0.02,
+    url: Annotated[
+        str | None, typer.Option(help="Verify the server that runs here; the target's own law is computed here.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="With --url: kind of server, in place of what it seems to be.",
+            **options.choices(lambda: server_flags.KINDS),
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory of the report [default: results/verify/<name>].")
     ] = None,
@@ -73,6 +86,7 @@ def verify(
             raise UserError(f"--{name} is needed (or --kernels, which needs neither)")
     if vllm:
         raise UserError("--vllm: goes with --kernels; an engine is the installed vLLM")
+    request |= server_flags.engine(ctx, url, {"api_key_env": api_key_env, "dialect": dialect}, request)
     from speceval.exactness import EXIT_CODES, run
     from speceval.exactness.command import execute
 

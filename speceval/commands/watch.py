@@ -42,7 +42,13 @@ def watch(
     from speceval.measure.starting import OneLine
 
     with terminal() as console:
-        live = OneLine(console, seconds=0.0)
+        live, said = OneLine(console, seconds=0.0), [""]
+
+        def tell(seen: Watched) -> None:
+            if (text := _line(seen, learn)) != said[0]:
+                said[0] = text
+                live.say(text)
+
         found = inspect.unwrap(watching.watch)(  # its errors name flags
             url,
             interval=interval,
@@ -54,7 +60,7 @@ def watch(
             out=out,
             prometheus=prometheus,
             api_key_env=api_key_env,
-            tell=lambda seen: live.say(_line(seen, learn)),
+            tell=tell,
         )
         live.clear()
     if found.alarm is not None:

@@ -72,6 +72,10 @@ class Continuations:
     """`padded`, `broken` and `without_q` of `evidence`, and the engine's `preemptions`."""
 
 
+SEVERAL = 16
+"""Requests at once of a server that does not tell how many it runs."""
+
+
 def _preemptions(engine: Engine) -> int:
     counted = engine.counters()
     return 0 if counted is None else counted.preemptions
@@ -82,7 +86,7 @@ def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
     _check_context(engine, plan)
     recording = isinstance(engine, Verifiable) and engine.start_evidence()
     before = _preemptions(engine)
-    batch = AHEAD * (engine.facts().max_num_seqs or 1)
+    batch = AHEAD * (engine.facts().max_num_seqs or SEVERAL)
     finished: dict[str, Finished] = {}
     sent = 0
     while len(finished) < plan.samples:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from speceval import catalog, engines
 from speceval.engines import alone
 from speceval.engines.base import Engine, Verifiable
 from speceval.errors import UserError
@@ -33,6 +34,8 @@ PROMPTS = ("The capital of", "Once upon a time there was a", "def add(a, b):\n  
 LEAST_TOKENS = 8
 SAMPLES: dict[Mode, int] = {"exact": 20_000, "two-sample": 60_000}
 """Continuations by default: enough to see a bias of 0.02 and say *exact*, of two samples with both their noises."""
+LOCAL = "vllm"
+"""The engine that draws from the target alone where the one that is verified is a server."""
 EXACT_VOCABULARY = 4096
 """Largest vocabulary whose probabilities are computed by default."""
 AGREEMENT = 0.01
@@ -92,6 +95,8 @@ def verify(
     if job.spec.temperature <= 0:
         raise UserError("--temp 0: greedy decoding samples nothing; verify it at a temperature above 0")
     job = launch.fetch(job)
+    if remote(job):  # its law is computed from the checkpoint that is here
+        job = replace(job, target=catalog.fetch(catalog.Pair(target=job.target, draft=None)).target)
     tell(cost(job, settings), 0, 0)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / LOG
@@ -120,7 +125,8 @@ def examine(
     """Draw from a running engine and test; may be called again and again on one engine."""
     seconds = seconds or Stopwatch()
     facts, k = engine.facts(), job.spec.k
-    check_settings(facts, job.spec)
+    if engine.knows_settings:
+        check_settings(facts, job.spec)
     prompts = [engine.tokenizer.encode(text) for text in settings.prompts]
     plan = plan_for(job, settings, prompts, "exact" if baseline is None else "two-sample")
     found = draw(engine, plan, lambda done, total: tell("drawing", done, total))
@@ -129,7 +135,9 @@ def examine(
     if baseline is None:
         tell("computing the target's probabilities", 0, 1)
         reference = Reference(job.target.model, job.target.revision)
-        difference = _check_reference(engine, reference, plan, found)
+        difference = 0.0
+        if isinstance(engine, Verifiable) or not remote(job):
+            difference = _check_reference(engine, reference, plan, found)
         checks = exact_checks(plan, found, reference, k, alpha, difference)
         kind = "exact probabilities"
     else:
@@ -202,12 +210,16 @@ class Stopwatch:
 def _mode(job: Job, settings: Settings) -> Mode:
     if settings.reference != "auto":
         return settings.reference
-    exact = (
-        job.spec.engine_args.get("dtype") == "float32" and 0 < (job.target.sizes.vocab_size or 0) <= EXACT_VOCABULARY
-    )
+    float32 = remote(job) or job.spec.engine_args.get("dtype") == "float32"
+    exact = float32 and 0 < (job.target.sizes.vocab_size or 0) <= EXACT_VOCABULARY
     if settings.greedy_share and not exact:
         raise UserError("--greedy-share needs exact probabilities: --reference exact and --engine-arg dtype=float32")
     return "exact" if exact else "two-sample"
+
+
+def remote(job: Job) -> bool:
+    """Whether the engine runs elsewhere: a server."""
+    return job.spec.engine == "server"
 
 
 def _encode(job: Job, texts: Sequence[str]) -> list[list[int]]:
@@ -223,7 +235,10 @@ def _encode(job: Job, texts: Sequence[str]) -> list[list[int]]:
 def _draw_alone(job: Job, plan: Plan, log: Path) -> list[Tokens]:
     """As many continuations of the same prompts as `plan` draws, by the target alone and with other randomness."""
     requests = [(plan.prompts[plan.prompt(i)], replace(plan.sampling(i), seed=None)) for i in range(plan.samples)]
-    return alone.draw(replace(order(job), seed=plan.seed + 1), requests, log)
+    asked = replace(order(job), seed=plan.seed + 1)
+    if remote(job):
+        asked = replace(asked, engine=LOCAL, engine_args=engines.find(LOCAL).defaults(job.target))
+    return alone.draw(asked, requests, log)
 
 
 def _check_reference(engine: Engine, reference: Reference, plan: Plan, found: Continuations) -> float:
