@@ -44,6 +44,8 @@ REPLAYED = {
 }
 """Drafters along one text: architecture, whose first is what the others are held against, and loss."""
 K = 5
+SECOND = " seed 1"
+"""Ends the name of a run of the second training seed in the curve."""
 
 
 def blocks() -> dict[str, str]:
@@ -54,6 +56,7 @@ def blocks() -> dict[str, str]:
         "study": free_table(),
         "verify": verify_table(),
         "curve": curve_table(),
+        "seeds": seeds_table(),
     }
 
 
@@ -147,8 +150,27 @@ def curve_table() -> str:
     """Held-out acceptance of the stored drafters while they were trained."""
     rows = [["training", "step", "tau", "alpha of position 1", "kept up to position 2", "3"]]
     for row in pd.read_csv(CURVE).to_dict("records"):
+        if SECOND in str(row["run"]):
+            continue
         numbers = [f"{row[name]:.3f}" for name in ("tau", "alpha_1", "kept_2", "kept_3")]
         rows.append([str(row["run"]), str(row["step"]), *numbers])
+    return markdown(rows)
+
+
+def seeds_table() -> str:
+    """Held-out tau at the end of training with each loss, of both training seeds, and its change over KL."""
+    curve = pd.read_csv(CURVE)
+    last = curve[curve["run"].str.contains("-eagle3") & ~curve["run"].str.contains("stored")]
+    tau = last[last["step"] == last["step"].max()].set_index("run")["tau"].to_dict()
+    rows = [["loss", *(f"seed {seed}: tau, Δ% over KL" for seed in (0, 1))]]
+    for loss, file in (("KL", "kl"), ("TV", "tv"), ("LK-α", "lk-alpha"), ("LK-λ", "lk-lambda")):
+        cells = []
+        for suffix in ("", SECOND):
+            own, kl = tau.get(f"{file}-eagle3{suffix}"), tau[f"kl-eagle3{suffix}"]
+            cells.append(
+                "–" if own is None else f"{own:.3f}" + ("" if loss == "KL" else f", {100 * (own / kl - 1):+.1f} %")
+            )
+        rows.append([loss, *cells])
     return markdown(rows)
 
 

@@ -117,16 +117,19 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
     ids = packed["draft_ids"].long()
     with safe_open(target / "model.safetensors", framework="pt") as file:
         embeddings = file.get_tensor("model.embed_tokens.weight")
-    tensors["lm_head.weight"] = embeddings[ids]
     facts = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    vocabulary_map = {}
     if "aux_layers" in packed:
+        tensors["lm_head.weight"] = embeddings[ids]
         tensors["fc.weight"] /= packed["stream_scale"]
         inside = torch.zeros(len(embeddings), dtype=torch.bool)
         inside[ids] = True
         vocabulary_map = {"d2t": ids - torch.arange(len(ids)), "t2d": inside}
         config = _eagle3(facts, tensors, packed["aux_layers"].tolist())
     else:
-        vocabulary_map = {"token_map": ids}
+        # vLLM 0.32 refuses a checkpoint with a token_map. A logit of 0 is as good as none: the log of the sum is 26.
+        tensors["lm_head.weight"] = torch.zeros_like(embeddings)
+        tensors["lm_head.weight"][ids] = embeddings[ids]
         config = _medusa(facts, tensors)
     weights = {name: values.bfloat16().contiguous() for name, values in tensors.items()}
     save_file(weights | vocabulary_map, directory / "model.safetensors", {"format": "pt"})
