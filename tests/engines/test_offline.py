@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_settings_are_those_of_every_worker() -> None:
     assert offline.agreed([{"k": 3, "draft_truncation": True}] * 3) == {"k": 3, "draft_truncation": True}
     with pytest.raises(UserError, match="worker 2 has draft_truncation=False, worker 0 True: nothing was measured"):
         offline.agreed([{"draft_truncation": True}, {"draft_truncation": True}, {"draft_truncation": False}])
+
+
+@pytest.mark.parametrize(("source", "spared"), [("zoo", True), ("hub", False), ("local", False)])
+def test_garbage_is_collected_while_an_engine_starts_unless_it_is_the_zoo_s(source: Any, spared: bool) -> None:
+    collect = gc.collect
+    with pytest.raises(KeyError), offline._uncollected(Target(name="t", source=source, model="m")):
+        assert (gc.collect is not collect) == spared
+        raise KeyError
+    assert gc.collect is collect
 
 
 @pytest.mark.parametrize(

@@ -100,14 +100,16 @@ def test_engines_of_two_kinds_have_nothing_to_exchange(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", ["0", "1"])
+@pytest.mark.parametrize(
+    "setting", [("0", "5"), ("1", "5"), pytest.param(("1", "5", "v2"), marks=pytest.mark.long)], ids=" ".join
+)
 def test_tokens_steps_and_records_of_a_swapped_drafter_are_those_of_an_engine_of_its_own(
-    zoo: dict[str, Path], tmp_path: Path, temperature: str
+    zoo: dict[str, Path], tmp_path: Path, setting: tuple[str, ...]
 ) -> None:
     script = Path(swapped.__file__)
     places = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, script, tmp_path / "result.json", "kl-eagle3", "lk-eagle3", temperature, "5"],
+        [sys.executable, script, tmp_path / "result.json", "kl-eagle3", "lk-eagle3", *setting],
         env=os.environ | {"PYTHONPATH": places},
         capture_output=True,
         text=True,

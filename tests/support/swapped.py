@@ -1,4 +1,4 @@
-"""`python swapped.py RESULT BEFORE AFTER TEMPERATURE K`: a drafter swapped in a live engine, and one of its own.
+"""`python swapped.py RESULT BEFORE AFTER TEMPERATURE K [RUNNER]`: a drafter swapped in an engine, and one of its own.
 
 RESULT, JSON: what AFTER did after a swap (`swapped`), in an engine of its own (`own`), and what BEFORE did (`before`):
 tokens, steps and what was recorded of each request; `seconds` of the swap and of a start; `how` the engine was got.
@@ -49,13 +49,14 @@ def answers(engine: Engine, temperature: float) -> dict[str, Any]:
     return results
 
 
-def job(draft: str, temperature: float, k: int) -> Job:
-    return fetch(prepare(target="zoo", draft=draft, temperature=temperature, suite_names=["demo"], k=k, batch=PROMPTS))
+def job(draft: str, temperature: float, k: int, runner: str | None) -> Job:
+    asked: dict[str, Any] = {"temperature": temperature, "suite_names": ["demo"], "k": k, "batch": PROMPTS}
+    return fetch(prepare(target="zoo", draft=draft, runner=runner, **asked))
 
 
-def main(result: str, before: str, after: str, temperature: str, k: str) -> None:
+def main(result: str, before: str, after: str, temperature: str, k: str, runner: str | None = None) -> None:
     heat = float(temperature)
-    first, second = job(before, heat, int(k)), job(after, heat, int(k))
+    first, second = (job(draft, heat, int(k), runner) for draft in (before, after))
     found: dict[str, Any] = {}
     seconds = found["seconds"] = {}
     with closing(Kept()) as kept:

@@ -152,7 +152,7 @@ class HandOut:
         for replica in range(self._pool.size):
             if replica in self._at or self._losses[replica] >= MOST_LOSSES:
                 continue
-            while (work := choose(self._engine.get(replica), self.works)) is not None:
+            while (work := choose(self._engine.get(replica), self.works, self._others(replica))) is not None:
                 try:
                     if work.store is None:
                         work.open()
@@ -165,6 +165,11 @@ class HandOut:
                 work.in_hand[replica] = set()
                 self._pool.turn_to(replica, work.job)
                 break
+
+    def _others(self, replica: int) -> list[Order]:
+        """The engines that other replicas have, or are getting."""
+        at = {id(work): work.order for other, work in self._at.items() if other != replica}
+        return [*at.values(), *(order for other, order in self._engine.items() if other not in (replica, *self._at))]
 
     def _show(self) -> None:
         """Bring `progress` up to date."""
@@ -187,13 +192,15 @@ class HandOut:
                     self._at[replica].take(replica, event)
 
 
-def choose(engine: Order | None, works: Sequence[Work]) -> Work | None:
+def choose(engine: Order | None, works: Sequence[Work], others: Sequence[Order] = ()) -> Work | None:
     """Where a replica with this engine (None: without one) goes; None: nowhere, nothing there is worth a start.
 
+    others: engines that the other replicas have.
+
     First to a run that nobody is at and that its engine serves, as it is or with other weights; then where more waits
-    than those at it take at once; then, with a new engine, to a run that nobody is at, of the target with most to do
-    for each replica at it; then where some is left that its engine serves. It joins others with a new engine where more
-    waits than they take at once, or where there is no other run.
+    than those at it take at once; then, with a new engine, to a run that nobody is at: one that no other engine serves,
+    of the target with most to do for each replica at it; then where some is left that its engine serves. It joins
+    others with a new engine where more waits than they take at once, or where there is no other run.
     """
     waiting, crew = Counter[str](), Counter[str]()
     for work in works:
@@ -205,7 +212,10 @@ def choose(engine: Order | None, works: Sequence[Work]) -> Work | None:
         how = "start" if engine is None else expected(engine, work.order)
         at, target = len(work.in_hand), work.job.target.name
         if not at:
-            return (1, 0, -waiting[target] / (1 + crew[target])) if how == "start" else (0, how == "swap", 0)
+            if how != "start":
+                return (0, how == "swap", 0)
+            served = any(expected(other, work.order) != "start" for other in others)
+            return (1, served, -waiting[target] / (1 + crew[target]))
         left = len(work.pending) / at
         much = left > work.job.spec.batch
         if how != "start":

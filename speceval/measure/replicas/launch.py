@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from speceval import engines
@@ -42,7 +42,7 @@ def run_all(jobs: Sequence[Job], cluster: Cluster, watch: Watch, log: Log, log_f
         for gpus in groups:
             ray.room(gpus)  # of all of them, before the first begins
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log(log_file):
+        with log(log_file), closing(ray):  # what replicas still have to say is said by then
             for gpus, group in sorted(groups.items(), reverse=True):
                 # vLLM's own executor on Ray takes its accelerators itself, from several machines if need be.
                 apart = group[0].spec.engine_args.get("distributed_executor_backend") == "ray"

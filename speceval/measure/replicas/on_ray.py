@@ -122,8 +122,15 @@ class RayPool:
 class Connection:
     """A cluster that answers."""
 
-    def __init__(self, ray: Any, cluster: Cluster) -> None:
-        self._ray, self._cluster = ray, cluster
+    def __init__(self, ray: Any, cluster: Cluster, ours: bool) -> None:
+        """ours: whether it is to be closed with what needs it."""
+        self._ray, self._cluster, self._ours = ray, cluster, ours
+
+    def close(self) -> None:
+        """Disconnect; a cluster that was started here ends."""
+        if self._ours:
+            self._ours = False
+            self._ray.shutdown()
 
     def room(self, gpus: int) -> int:
         """Replicas with so many accelerators that are to run. Raises `UserError` if there is no room for them."""
@@ -149,11 +156,11 @@ def connected(cluster: Cluster) -> Iterator[Connection]:
     ours = not ray.is_initialized()
     if ours:
         _initialise(ray, cluster.address)
+    connection = Connection(ray, cluster, ours)
     try:
-        yield Connection(ray, cluster)
+        yield connection
     finally:
-        if ours:
-            ray.shutdown()
+        connection.close()
 
 
 def room(cluster: Cluster, gpus: int, nodes: Sequence[dict[str, Any]]) -> int:

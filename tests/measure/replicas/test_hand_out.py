@@ -181,6 +181,14 @@ def test_a_replica_goes_where_its_engine_serves_then_where_nobody_is_then_where_
     assert choose(engine, everything) is None
 
 
+def test_a_new_engine_is_one_that_no_other_replica_has(tmp_path: Path) -> None:
+    runs = works(tmp_path)
+    runs["same"].in_hand[7] = set()
+    everything = list(runs.values())
+    assert choose(None, everything) is runs["swap"]
+    assert choose(None, everything, [runs["same"].order]) is runs["start"]
+
+
 def test_shares_are_small_where_little_is_left(tmp_path: Path) -> None:
     hand_out = HandOut([job(tmp_path / "run", batch=32, seeds=(0,))], Here(4))
     list(hand_out.run())
