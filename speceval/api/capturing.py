@@ -201,6 +201,7 @@ def evaluate(
     from speceval.catalog.methods import default_drafting
 
     found = capture if isinstance(capture, Capture) else Capture(Path(capture))
+    evaluating.require(k, device)
     if temperature is not None and temperature != found.sampling.temperature:
         raise UserError(
             f"temperature={temperature:g}: the texts were sampled at {found.sampling.temperature:g}: capture a run at "

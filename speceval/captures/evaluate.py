@@ -77,6 +77,16 @@ class Question:
     device: str = "cpu"
 
 
+def require(k: int, device: str) -> None:
+    """Raises `UserError` for a K that drafts nothing, and for a device that is not here."""
+    if k < 1:
+        raise UserError(f"k={k}: at least one draft position")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {device}: torch has no such device here") from None
+
+
 def along(
     drafter: Drafter,
     capture: Capture,

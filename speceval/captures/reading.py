@@ -51,8 +51,7 @@ class Reading(Engine):
     """`engine`, without a drafter, as one that replays texts by reading them."""
 
     def __init__(self, engine: Engine, layers: tuple[int, ...]) -> None:
-        if not isinstance(engine, Readable):
-            raise UserError(f"{type(engine).__name__} keeps no hidden states: capture with vLLM")
+        assert isinstance(engine, Readable)  # `write.prepare`
         self._engine, self._readable = engine, engine
         self.tokenizer, self.max_model_len = engine.tokenizer, engine.max_model_len
         self.shortest_prompt = engine.shortest_prompt  # type: ignore[misc]

@@ -56,6 +56,7 @@ def replay(
             raise UserError(f"--out {directory} holds another run ({'; '.join(other)}): name another directory")
         if (known := read_run(directory)).complete:
             return known
+    evaluate.require(spec.k, device)
     _require_target(capture)
     found = catalog.fetch_draft(capture.manifest.target, found)
     catalog.check_k(found, spec.k)

@@ -34,7 +34,7 @@ from speceval.captures.folder import (
 )
 from speceval.captures.law import log_p
 from speceval.captures.reading import Read, Reading
-from speceval.engines.base import Engine, Order, Verifiable
+from speceval.engines.base import Engine, Order, Readable, Verifiable
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.files import write_whole
@@ -114,7 +114,10 @@ def prepare(
     stored = books.read(run)
     spec, fingerprint = stored.meta.spec, stored.meta.fingerprint
     found = source(stored)
-    engines.find(spec.engine).require()
+    engine = engines.find(spec.engine)
+    if not issubclass(engine, Readable):
+        raise UserError(f"{run}: was measured by {spec.engine}, which keeps no hidden states: capture a run of vLLM's")
+    engine.require()
     pair = catalog.fetch(catalog.resolve(spec.target, spec.draft, spec.method))
     now = target_facts(pair.target, spec).weights
     if now != fingerprint.target.weights:

@@ -42,7 +42,7 @@ class Eagle3(Loaded):
         self._head_dim = len(self.weight("layers.0.self_attn.q_proj")) // heads
         self._rotary = Rotary.of(self.config, self._head_dim)
         if "d2t" in weights:
-            self.draft_ids = weights["d2t"].long() + torch.arange(len(weights["d2t"]))
+            self.draft_ids = weights["d2t"].long() + torch.arange(len(weights["d2t"]), device=weights["d2t"].device)
 
     def default_layers(self, count: int) -> tuple[int, ...]:
         """What vLLM reads of a target with so many layers where the checkpoint does not say."""

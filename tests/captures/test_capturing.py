@@ -137,6 +137,7 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: None, ("cap", "--draft", "./eagle3", "--method", "eagle3"), "--k is needed"),
         (lambda: None, ("cap", *EAGLE, "--draft-arg", "prompt_lookup_max=3"), "prompt_lookup_max: has no meaning"),
         (lambda: None, ("cap", *EAGLE, "--drafting", "deterministic"), "--drafting"),
+        (lambda: None, ("cap", *EAGLE, "--device", "abacus"), "--device abacus: torch has no such device here"),
         (lambda: None, ("cap", *EAGLE, "--out", "free"), "--out free holds another run"),
     ],
 )  # fmt: skip
@@ -184,6 +185,9 @@ def test_another_target_or_another_s_folder_or_a_replay_is_not_captured(call, fr
     assert "--out cap holds another capture (the layers:" in refused("free", "-o", "cap", "--layers", "1")
     assert call("replay", "cap", *EAGLE, "--out", "again")[0] == 0
     assert "again: is a replay itself" in refused("again", "-o", "new")
+    simulated = ("run", "--target", "./target", "--draft", "./medusa", "--k", "3", "--engine", "simulated")
+    assert call(*simulated, "--suite", "own.jsonl", "--temp", "1", "--out", "simulated")[0] == 0
+    assert "was measured by simulated, which keeps no hidden states" in refused("simulated", "-o", "new")
     Path("own.jsonl").write_text('{"turns": ["changed", "and two"]}\n{"turns": ["other"]}\n{"turns": ["last one"]}\n')
     assert "its prompts are not those of today's" in refused("free", "-o", "new")
     shutil.rmtree("target")
@@ -199,6 +203,7 @@ def test_an_evaluation_refuses_what_does_not_fit(captured: Path) -> None:
     for drafter, options, says in (
         (drafts(3, 24), {"temperature": 0.7}, "temperature=0.7: the texts were sampled at 1"),
         (drafts(3, 23), {}, "the drafter has 23 tokens, the captured target 24: another vocabulary"),
+        (drafts(3, 24), {"device": "abacus"}, "device abacus: torch has no such device"),
         (drafts(2, 24), {}, "k=3: the drafter gives 2 positions"),
         (drafts(3, 2), {"draft_ids": [1, 24]}, "drafts token 24, the captured target has 24"),
         (lambda tokens, states, places: torch.zeros(3, 5, 24), {}, "logits have shape"),

@@ -149,32 +149,44 @@ def test_it_is_a_replay_that_compare_and_check_take(call, captured: Path) -> Non
     assert code == 0 and json.loads(out)["runs"][0] == first  # a finished one is read back
 
 
-def test_any_callable_is_evaluated_and_gives_the_numbers_of_the_replay(call, captured: Path) -> None:
-    replayed(call, "medusa")
+def heads(ids: slice):
+    """MEDUSA as a trainer would write it, of some tokens alone."""
     weights = tiny.load(Path("medusa"))
 
-    def heads(tokens: torch.Tensor, states, places: torch.Tensor) -> torch.Tensor:
+    def draft(tokens: torch.Tensor, states, places: torch.Tensor) -> torch.Tensor:
         state = states.final.gather(1, places[..., None].expand(-1, -1, states.final.shape[-1]))
         x = [state + torch.nn.functional.silu(state @ weights[f"blocks.{j}.layers.0.weight"].T) for j in range(K)]
-        return torch.stack([x[j] @ weights[f"lm_heads.{j}.weight"].T for j in range(K)])
+        return torch.stack([x[j] @ weights[f"lm_heads.{j}.weight"][ids].T for j in range(K)])
 
-    found = speceval.evaluate(heads, "cap", K, 1.0, overlap=True)
+    return draft
+
+
+def test_any_callable_is_evaluated_and_gives_the_numbers_of_the_replay(call, captured: Path) -> None:
+    replayed(call, "medusa")
+    found = speceval.evaluate(heads(slice(None)), "cap", K, 1.0)
     run = read_run(Path("again"))
     names = [*REQUEST, "step", *recorded_columns(K, ("kept",))]
     pd.testing.assert_frame_equal(found.steps[names], run.steps[names], check_dtype=False, atol=1e-6)
     assert found.tau().value == pytest.approx(speceval.Run.of(run).tau(definition="tau_committed").value, rel=1e-6)
-    alpha = np.zeros(K)
-    divergence, count = np.zeros(K), np.zeros(K)
-    target = tiny.load(Path("target"))
+    assert found.alpha is None and f"tau_committed {found.tau()}" in repr(found)
+
+
+@pytest.mark.parametrize("ids", [slice(None), slice(3, 17)], ids=["all tokens", "some tokens"])
+def test_overlap_and_divergence_are_those_of_every_place(captured: Path, ids: slice) -> None:
+    chosen = range(tiny.VOCAB)[ids]
+    found = speceval.evaluate(heads(ids), "cap", K, draft_ids=chosen, overlap=True)
+    target, weights = tiny.load(Path("target")), tiny.load(Path("medusa"))
+    alpha, divergence, count = np.zeros((3, K))
     for text in speceval.read_capture("cap").texts:
         tokens = torch.tensor([text.tokens])
         for start in range(text.prompt + 1, len(text.tokens)):
             for j in range(min(K, len(text.tokens) - start)):
-                p = tiny.distribution(tiny.target_forward(target, tokens[:, : start + j])[0][0, -1], 1.0)
+                p = tiny.distribution(tiny.target_forward(target, tokens[:, : start + j])[0][0, -1], 1.0)[ids]
                 logits = tiny.medusa_logits(target, weights, tokens[:, :start], tokens[:, start : start + j])[0]
-                q = tiny.distribution(logits, 1.0)
+                q = tiny.distribution(logits[ids], 1.0)
+                share = p / p.sum()
                 alpha[j] += float(torch.minimum(p, q).sum())
-                divergence[j] += float((p * (p / q).log()).sum())
+                divergence[j] += float((share * (share / q).log()).sum())
                 count[j] += 1
     assert found.alpha == pytest.approx(alpha / count, abs=1e-5)
     assert found.kl == pytest.approx(divergence / count, abs=1e-5)
