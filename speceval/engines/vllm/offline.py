@@ -68,7 +68,7 @@ class OfflineEngine(Listening, Engine):
         from vllm.sampling_params import RequestOutputKind
 
         try:
-            with start.measured(), _uncollected(order.target):
+            with start.measured(), set_aside():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
             self._restore_environment()
@@ -319,7 +319,7 @@ class OfflineEngine(Listening, Engine):
         except Exception:  # workers that are gone have no taps
             traceback.print_exc()
         try:
-            with _uncollected(self._order.target):
+            with set_aside():
                 shut_down(self._engine.engine_core)
         except Exception:
             traceback.print_exc()  # into the engine's log: whatever made it fail is being reported already
@@ -329,19 +329,17 @@ class OfflineEngine(Listening, Engine):
 
 
 @contextmanager
-def _uncollected(target: Target) -> Iterator[None]:
-    """Have vLLM not collect garbage meanwhile if the target is the zoo's.
+def set_aside() -> Iterator[None]:
+    """Have collections of garbage meanwhile look at new objects alone.
 
-    It does ten times between an engine and the next, and each time all that torch and vLLM have imported is walked:
-    three quarters of the time where the models are that small.
+    vLLM makes ten between an engine and the next, and each walks all that torch and vLLM have imported: three quarters
+    of the time where the models are as small as the zoo's.
     """
-    collect = gc.collect
-    if target.source == "zoo":
-        gc.collect = lambda *_: 0
+    gc.freeze()
     try:
         yield
     finally:
-        gc.collect = collect
+        gc.unfreeze()
 
 
 def shut_down(core: Any) -> None:
