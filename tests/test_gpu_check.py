@@ -27,6 +27,16 @@ def test_the_recorders_part_runs_in_small(script: ModuleType) -> None:
     assert row["recorder_ms"] > 0 and row["softmax_ms"] > 0 and row["k"] == script.K
 
 
+def test_runs_that_did_the_same_steps_or_have_one_law_are_told_so(script: ModuleType) -> None:
+    rows = {name: {"digest": "a", "tau_rb": {"value": 2.4, "se": 0.03}} for name in ("run", "again", "v1")}
+    rows["eager"] = {"digest": "b"}
+    rows["v1"]["tau_rb"] = {"value": 2.0, "se": 0.04}
+    told = script.agreement(rows)
+    assert (told["run and again: the same steps"], told["run and eager: the same steps"]) == (True, False)
+    assert told["run and v1: z, as if they were independent"] == 8.0
+    assert script.agreement({"run": rows["run"]}) == {}
+
+
 def test_without_a_gpu_every_part_is_named_as_not_done(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +51,7 @@ def test_without_a_gpu_every_part_is_named_as_not_done(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("part", ["recorder", "kernels", "selftest", "law", "run"])
+@pytest.mark.parametrize("part", ["recorder", "patches", "live", "kernels", "selftest", "law", "run", "eager", "v1"])
 def test_on_a_gpu_every_part_is_done(script: ModuleType, part: str) -> None:
     row = script.attempt(part, dry=False)
     print(json.dumps(row, indent=1))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 COMPARED = ("draft", "draft_args", "drafter", "engine.method", "engine.max_model_len", "method_patches")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
-FOLLOWERS = {"drafting": ("engine.draft_sample_method",)}
-"""Fields that say the same as another one: allowed together with it."""
+FOLLOWERS = {"drafting": ("engine.draft_sample_method",), "engine.runner": ("patches",)}
+"""Fields that say the same as another one, or follow from it: allowed together with it."""
 
 
 def require_comparable(
@@ -41,12 +41,15 @@ def require_comparable(
     flat = [_fields(fingerprint, common, whole=not left_out) for fingerprint in fingerprints]
     _require_known(allow, {name for fingerprint in fingerprints for name in fingerprint.flat()})
     allow = (*allow, *(follower for name in allow for follower in FOLLOWERS.get(name, ())))
+    free = [*COMPARED, *ignore]
+    if all((fingerprint.sampling.top_k, fingerprint.sampling.top_p) == (0, 1) for fingerprint in fingerprints):
+        free.append("engine.draft_truncation")  # there is nothing to truncate
     refused: dict[str, list[str]] = {}
     lines = left_out
     for number, other in enumerate(flat[1:], start=2):
         for name in sorted(flat[0].keys() | other.keys()):
             a, b = flat[0].get(name, ABSENT), other.get(name, ABSENT)
-            if not differ(name, a, b) or under(name, (*COMPARED, *ignore)):
+            if not differ(name, a, b) or under(name, free):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
             if under(name, allow):

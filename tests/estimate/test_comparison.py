@@ -54,6 +54,24 @@ def test_runs_that_differ_in_the_drafter_alone_are_comparable() -> None:
     assert require_comparable([meta(), other]) == []
 
 
+def test_a_run_on_another_model_runner_is_let_through_by_one_flag_and_its_patches_with_it() -> None:
+    v1 = meta(engine__runner="V1", engine__draft_truncation=True)
+    v2 = meta(engine__runner="V2", engine__draft_truncation=False, patches=["v2-draft-truncation"])
+    with pytest.raises(NotComparable) as caught:
+        require_comparable([v1, v2])
+    assert str(caught.value).endswith("let it through with --allow engine.runner")
+    lines = require_comparable([v1, v2], ["engine.runner"])
+    assert [line.partition(":")[0] for line in lines] == ["engine.runner", "patches"]
+
+
+def test_whether_drafts_are_truncated_matters_where_something_truncates_and_nowhere_else() -> None:
+    plain = [meta(engine__draft_truncation=truncated) for truncated in (True, False)]
+    assert require_comparable(plain) == []
+    cut = [meta(sampling__top_k=8, engine__draft_truncation=truncated) for truncated in (True, False)]
+    with pytest.raises(NotComparable, match=r"engine\.draft_truncation"):
+        require_comparable(cut)
+
+
 def test_every_other_field_is_refused_and_all_are_named_with_both_values_and_the_flag() -> None:
     other = meta(sampling__temperature=0.7, seeds=[0, 1, 2, 5], target__weights="sha256:9", prompts="c" * 64)
     with pytest.raises(NotComparable) as caught:

@@ -14,8 +14,9 @@ from support import live, v2_mutants
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 SAMPLES = 400
-SMALL = {"none": "not enough samples", "q of another slot": "biased", "token one off, q not": "biased"}
+SMALL = {"none": "not enough samples", "q of another slot": "biased"}
 """What so few continuations tell. False alarms of a run: below 1e-6."""
+MORE = {"token one off, q not": "biased"}
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
@@ -26,8 +27,9 @@ def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=os.environ | live.V2 | one_process, stdout=log, stderr=subprocess.STDOUT)
 
 
-def test_what_is_broken_in_v2_is_found_and_what_is_right_is_not(tmp_path: Path) -> None:
-    started = {name: start(tmp_path, name) for name in SMALL}
+@pytest.mark.parametrize("expected", [SMALL, pytest.param(MORE, marks=pytest.mark.long)], ids=["small", "more"])
+def test_what_is_broken_in_v2_is_found_and_what_is_right_is_not(tmp_path: Path, expected: dict[str, str]) -> None:
+    started = {name: start(tmp_path, name) for name in expected}
     verdicts = {}
     for name, process in started.items():
         assert process.wait(timeout=600) == 0, (tmp_path / f"{name}.log").read_text()[-4000:]
@@ -35,4 +37,4 @@ def test_what_is_broken_in_v2_is_found_and_what_is_right_is_not(tmp_path: Path) 
         print(name, report["line"])
         assert report["engine"]["runner"] == "V2" and report["rows_tested"]
         verdicts[name] = report["verdict"]
-    assert verdicts == SMALL
+    assert verdicts == expected
