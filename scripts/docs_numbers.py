@@ -27,6 +27,7 @@ from vllm_patches import ledger, unpatched
 sys.path.append(str(Path(__file__).parent))
 import demo_tables as demo
 import study_tables as study
+import upstream_tests
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -47,7 +48,11 @@ def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
         ROOT / "README.md": {"real": study.same_text_table(ks=(study.K,)), "demo": demo_table()},
-        ROOT / "docs" / "trust" / "what-is-patched.md": {"ledger": ledger.table(), "unpatched": unpatched.table()},
+        ROOT / "docs" / "trust" / "what-is-patched.md": {
+            "ledger": ledger.table(),
+            "unpatched": unpatched.table(),
+            "upstream": upstream_tests.table(),
+        },
         ROOT / "docs" / "build" / "zoo.md": {"demo-all": demo_all_table()},
         ROOT / "docs" / "study.md": study.blocks(),
         ROOT / "docs" / "trust" / "tau-from-p-and-q.md": {
