@@ -149,6 +149,22 @@ def test_probe_names_the_flag_that_is_missing() -> None:
     assert (told["server"], told["version"], told["workers"], told["missing"]) == ("vllm", "0.32.0", True, [])
 
 
+@pytest.mark.parametrize(
+    "information", ["VllmConfig(…)", {"speculative_config": "…"}, {"speculative_config": None}, None]
+)
+def test_whatever_a_server_says_of_itself_it_can_be_probed(information: Any) -> None:
+    with StandIn(active()) as server:
+        server.information = information
+        assert speceval.probe(server.url).evidence == "steps"
+
+
+def test_what_vllm_s_developer_mode_says_is_read() -> None:
+    with StandIn(active(), closed=WORKERLESS) as server:
+        server.information = {"speculative_config": {"method": "eagle3", "num_speculative_tokens": 2}}
+        with pytest.raises(UserError, match="--k 4: the server drafts 2 tokens a step"):
+            engines.open(order(server))
+
+
 def test_sglang_s_own_rule_of_acceptance_is_named() -> None:
     with SGLang(NEW) as server:
         assert any("another quantity" in note for note in speceval.probe(server.url).notes)

@@ -31,7 +31,7 @@ class Other(StandIn):
     def _content(self, path: str, body: Any) -> Any:
         if path == "/v1/models":
             return {"data": [{"id": "served", "owned_by": self.owner}]}
-        return self.pages(path, body)
+        return self.pages(path.partition("?")[0], body)
 
     def pages(self, path: str, body: Any) -> Any:
         """What is at a path; None if nothing is."""

@@ -35,7 +35,12 @@ class StandIn:
     """`faults`: what is answered in place of the next calls of a path, in order; `calls`: what was asked."""
 
     def __init__(
-        self, patches: list[dict[str, str]], detailed: bool | str = True, closed: tuple[str, ...] = (), **settings: Any
+        self,
+        patches: list[dict[str, str]],
+        detailed: bool | str = True,
+        closed: tuple[str, ...] = (),
+        port: int = 0,
+        **settings: Any,
     ) -> None:
         """`detailed`: whether each request tells its steps, or "summary"; `closed`: paths that are not there."""
         self.settings, self.patches, self.detailed, self.closed = SETTINGS | settings, patches, detailed, closed
@@ -46,10 +51,14 @@ class StandIn:
         self.listening: set[str] = set()
         self.recorded: list[tuple[str, np.ndarray]] = []
         self.tokens, self.answered = 0, 0
+        self.information: Any = "VllmConfig(model='served')"
         self._lock = threading.Lock()
-        self._http = Listener(("127.0.0.1", 0), _handler(self))
+        self._http = Listener(("127.0.0.1", port), _handler(self))
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self.port = self._http.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.stall = threading.Event()
+        self.stall.set()
 
     def __enter__(self) -> StandIn:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -61,6 +70,7 @@ class StandIn:
 
     def answer(self, path: str, headers: dict[str, str], body: Any) -> Reply:
         """Status, headers and content."""
+        self.stall.wait(60)
         with self._lock:
             self.calls.append((path, headers, body))
             if self.faults.get(path):
@@ -71,7 +81,9 @@ class StandIn:
         return 200, {}, content.encode() if isinstance(content, str) else json.dumps(content).encode()
 
     def _content(self, path: str, body: Any) -> Any:
+        path = path.partition("?")[0]
         of_path: dict[str, Callable[[], Any]] = {
+            "/server_info": lambda: {"vllm_config": self.information} if self.information else None,
             "/health": lambda: "",
             "/version": lambda: {"version": "0.32.0"},
             "/v1/models": lambda: {"data": [{"id": "served"}]},

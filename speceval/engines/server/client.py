@@ -22,6 +22,8 @@ SECONDS = 600.0
 """Without a byte, after which a server has stalled."""
 SECONDS_IDLE = 1.0
 """After which a connection is not used again: servers drop idle ones after five, some of them without a word."""
+SECONDS_OF_A_FAREWELL = 3.0
+"""For what a server is asked on the way out, which it may be too broken to do."""
 BUSY = (429, 503)
 """Status of a request that was turned away before any work on it."""
 RESUMES = "what was finished is stored, the same command resumes"
@@ -62,11 +64,10 @@ class Client:
             raise UserError(f"--url {url}: an address such as http://127.0.0.1:8000 is needed")
         if address.userinfo:
             raise UserError("--url: holds a password, which would be stored: use --api-key-env NAME")
-        self.url = str(address)
+        self.url, self._timeout, self._tries = str(address), httpx.Timeout(seconds, connect=10.0, pool=None), TRIES
         self._http = httpx.AsyncClient(
             base_url=address,
             headers=_authorization(key_variable),
-            timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None),
             limits=httpx.Limits(max_connections=connections + 1, keepalive_expiry=SECONDS_IDLE),
             follow_redirects=False,
         )
@@ -108,6 +109,10 @@ class Client:
 
         return self._start(answer())
 
+    def hurry(self) -> None:
+        """Nobody waits long any more: calls from now on are made once, and end within seconds."""
+        self._timeout, self._tries = httpx.Timeout(SECONDS_OF_A_FAREWELL), 1
+
     def close(self) -> None:
         """Drop every connection, which ends what still runs on the server; again: nothing."""
         if self._loop.is_closed():
@@ -132,10 +137,10 @@ class Client:
         self, verb: str, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None
     ) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
-        for number in range(1, TRIES + 1):
-            last = number == TRIES
+        for number in range(1, self._tries + 1):
+            last = number == self._tries
             try:
-                answer = await self._http.request(verb, path, json=body, headers=headers)
+                answer = await self._http.request(verb, path, json=body, headers=headers, timeout=self._timeout)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
                     raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error

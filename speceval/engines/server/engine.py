@@ -269,6 +269,7 @@ class ServerEngine(Listening, Engine):
         if self._closed:
             return
         self._closed = True
+        self._client.hurry()
         with suppress(Exception):  # a server that is gone listens to nobody
             self.unlisten_all()
         self._client.close()

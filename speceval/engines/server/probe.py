@@ -19,6 +19,8 @@ ORDER: tuple[Evidence, ...] = ("steps", "histogram", "requests", "totals", "noth
 TRIAL = Sampling(0.0, 1.0, 0, 24, None)
 TRIAL_PROMPT = [3, 4, 5, 6] * 4
 """Repeats itself, so that drafters that look for repetitions draft."""
+INFORMATION = "/server_info?config_format=json"
+"""vLLM's, in developer mode, and SGLang's; vLLM's is a text unless it is asked for otherwise."""
 UNLIMITED = 1 << 20
 """Context of a server that does not tell."""
 
@@ -104,13 +106,13 @@ def look(client: Client, model: str | None = None, dialect: str | None = None) -
 
 def recognise(client: Client, listed: Any) -> tuple[str, dict[str, Any]]:
     """The dialect of a server, and the pages that it tells of itself on."""
-    pages = {path: _json(client, path) for path in ("/version", "/props", "/server_info", "/get_server_info")}
+    pages = {path: _json(client, path) for path in ("/version", "/props", INFORMATION, "/get_server_info")}
     owner = str((listed["data"] or [{}])[0].get("owned_by", ""))
     if isinstance(pages["/version"], dict) and "version" in pages["/version"] and owner in ("vllm", ""):
         return "vllm", pages
     if isinstance(pages["/props"], dict) and "default_generation_settings" in pages["/props"]:
         return "llamacpp", pages
-    info = pages["/server_info"] or pages["/get_server_info"]
+    info = pages[INFORMATION] or pages["/get_server_info"]
     if owner == "sglang" or (isinstance(info, dict) and "speculative_algorithm" in info):
         return "sglang", pages
     return {"vllm": "vllm", "llamacpp": "llamacpp"}.get(owner, "openai"), pages
@@ -118,7 +120,7 @@ def recognise(client: Client, listed: Any) -> tuple[str, dict[str, Any]]:
 
 def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
     """What a server says of its speculation, without our extension."""
-    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    info = pages[INFORMATION] or pages["/get_server_info"] or {}
     if row.name == "sglang":
         tokens = info.get("speculative_num_draft_tokens")
         found = {
@@ -128,7 +130,9 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
             "rejection_sampling": info.get("speculative_use_rejection_sampling"),
         }
     elif row.name == "vllm":
-        speculative = (info.get("vllm_config") or {}).get("speculative_config") or {}
+        whole = info.get("vllm_config")
+        speculative = (whole.get("speculative_config") or {}) if isinstance(whole, dict) else {}
+        speculative = speculative if isinstance(speculative, dict) else {}
         found = {"method": speculative.get("method"), "k": speculative.get("num_speculative_tokens")}
     else:
         found = {}
@@ -182,7 +186,7 @@ def _workers(client: Client) -> bool:
 
 
 def _version(row: Dialect, pages: dict[str, Any], listed: Any) -> str | None:
-    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    info = pages[INFORMATION] or pages["/get_server_info"] or {}
     found = {
         "vllm": (pages["/version"] or {}).get("version"),
         "sglang": info.get("version"),
@@ -192,7 +196,7 @@ def _version(row: Dialect, pages: dict[str, Any], listed: Any) -> str | None:
 
 
 def _context(row: Dialect, pages: dict[str, Any], listed: Any) -> int:
-    info = pages["/server_info"] or pages["/get_server_info"] or {}
+    info = pages[INFORMATION] or pages["/get_server_info"] or {}
     settings = (pages["/props"] or {}).get("default_generation_settings") or {}
     model = (listed["data"] or [{}])[0]
     found = [model.get("max_model_len"), info.get("context_length"), settings.get("n_ctx")]
@@ -237,9 +241,11 @@ def _text(client: Client, path: str) -> str:
     return ""
 
 
-def _json(client: Client, path: str) -> Any:
+def _json(client: Client, path: str) -> dict[str, Any] | None:
+    """What is at a path, if it is an object; servers have other things at each other's paths."""
     with suppress(UserError):
-        return client.get(path)
+        found = client.get(path)
+        return found if isinstance(found, dict) else None
     return None
 
 

@@ -1,0 +1,120 @@
+"""What goes wrong with a server in the middle of a run costs no conversation and counts none twice."""
+
+from __future__ import annotations
+
+import gc
+import ssl
+import subprocess
+import sys
+import threading
+import tracemalloc
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import contract
+from support.standin import StandIn, order
+from test_docs import script
+from test_server import GENERATE, active, characters, run  # noqa: F401
+
+from speceval import engines
+from speceval.engines.server import client as http
+from speceval.engines.server.client import Client
+from speceval.errors import UserError
+from speceval.store import read_run
+
+
+def test_a_server_that_is_killed_and_restarted_costs_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
+    """Its totals begin anew with it: each stretch is held against its own."""
+    out = tmp_path / "run"
+    with StandIn(active()) as first:
+        respond, left = first._generate, [12]
+
+        def dying(body: dict[str, Any]) -> dict[str, Any]:
+            left[0] -= 1
+            if left[0] < 0:
+                raise ConnectionError("killed")
+            return respond(body)
+
+        first._generate = dying  # type: ignore[method-assign]
+        died = run(first, out, "--batch", "2")
+        port = first.port
+    assert isinstance(died.exception, UserError) and "\n" not in str(died.exception)
+    assert "the same command resumes" in str(died.exception)
+    kept = read_run(out)
+    assert 0 < kept.conversations < 24 and kept.meta.status == "running"
+    with StandIn(active(), port=port) as second:
+        assert second.url == f"http://127.0.0.1:{port}"
+        done = run(second, out, "--batch", "2")
+        assert done.exit_code == 0, (done.output, done.exception)
+        asked = second.answered - 1  # the trial
+    whole = read_run(out)
+    assert whole.meta.problems == [] and whole.conversations == 24
+    assert asked == 24 - kept.conversations + 1  # what was finished is not asked again; the warm-up is
+
+
+def test_a_certificate_that_is_not_trusted_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_pause", lambda *_: pytest.fail("it was tried again"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        with closing(Client(f"https://localhost:{server.server_port}")) as client:
+            with pytest.raises(UserError, match=r"cannot be reached.*CERTIFICATE") as caught:
+                client.text("/version")
+            assert "\n" not in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key."""
+    files = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made = subprocess.run([*command, "-out", files[0], "-keyout", files[1]], capture_output=True)
+    if made.returncode:
+        pytest.skip("openssl made no certificate")
+    return files
+
+
+def test_calls_that_are_out_end_at_once_when_the_engine_is_closed() -> None:
+    """A server that has stalled keeps nobody: neither Ctrl-C nor the end of the process."""
+    with StandIn(active()) as server:
+        engine = engines.open(order(server))
+        server.stall.clear()
+        engine.submit("r", [97, 98], contract.sampling())
+        closing_ = threading.Thread(target=engine.close)
+        closing_.start()
+        closing_.join(10)
+        hangs = closing_.is_alive()
+        server.stall.set()
+    assert not hangs
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_ten_thousand_requests_at_256_leave_no_memory_behind() -> None:
+    """The second five thousand hold no memory beyond the first: nothing of a finished request is kept."""
+    bench = script("bench_server")
+    with subprocess.Popen([sys.executable, bench.__file__, "stub"], stdout=subprocess.PIPE, text=True) as stub:
+        try:
+            assert stub.stdout is not None
+            url = f"http://127.0.0.1:{int(stub.stdout.readline())}"
+            with closing(Client(url, connections=256)) as client:
+                tracemalloc.start()
+                held = []
+                for _ in range(2):
+                    calls = [client.begin(GENERATE, bench.BODY) for _ in range(5000)]
+                    while calls:
+                        assert calls.pop().result()["choices"]
+                    gc.collect()
+                    held.append(tracemalloc.get_traced_memory()[0])
+                tracemalloc.stop()
+        finally:
+            stub.kill()
+    assert held[1] - held[0] < 1_000_000, held
