@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from speceval import Run, compare, read_run
-from speceval.estimate import replay, speedup
+from speceval.estimate import replay
 from speceval.estimate.statistics import Interval, PairedDifference, holm, paired_ratio_difference, ratio_interval
 
 sys.path.append(str(Path(__file__).parent))
@@ -191,21 +191,6 @@ def verify_table() -> str:
                 *(_accepted(report), f"{sum(report['seconds'].values()):.0f}"),
             ]
         )
-    return markdown(rows)
-
-
-def speedup_table(folder: Path = STUDY) -> str:
-    """Tokens a second with drafts over those of the target alone, timed in turns."""
-    rows = [["drafter", "T", "K", "tau", "speed-up at batch 1"]]
-    for path in sorted(folder.glob("speedup-*")):
-        run = read_run(path)
-        timed, spec = run.meta.speedup, run.meta.spec
-        if timed is None:
-            continue
-        (of_batch,) = speedup.summarise(timed).values()
-        ratio = of_batch["1"]
-        value = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        rows.append([f"`{spec.draft}`", f"{spec.temperature:g}", str(spec.k), str(run.tau()), value])
     return markdown(rows)
 
 
