@@ -21,7 +21,8 @@ real: setup
 # Hours on a busy machine, about a quarter of an hour on two idle cores; interrupted, the same command goes on.
 real-train: setup
 	@$(RUN) scripts/smollm2/collect.py results/smollm2-own
-	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained
+	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained --losses kl
+	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained --losses lk_lambda --base kl-eagle3
 
 test: setup lint docs
 	@$(RUN) -m pytest -m "not gpu and not long" -n 2 --dist loadfile
