@@ -11,13 +11,19 @@ from speceval.store import Key
 
 
 class Here:
-    """The replicas take turns. `dies`: whether a replica is killed in the call that it is in, by its number."""
+    """The replicas take turns.
 
-    def __init__(self, size: int, dies: Callable[[int, list[Key]], bool] = lambda replica, keys: False) -> None:
+    `dies`: whether a replica is killed in the call that it is in, by its number. `late`: calls of others that come
+    before the second replica is ready.
+    """
+
+    def __init__(
+        self, size: int, dies: Callable[[int, list[Key]], bool] = lambda replica, keys: False, late: int = 0
+    ) -> None:
         self.size = size
         self.dealt: list[tuple[int, Key]] = []
         """Which replica was given which conversation, in order."""
-        self._dies = dies
+        self._dies, self._late = dies, late
         self._replicas = [Replica() for _ in range(size)]
         self._calls: list[tuple[int, Job | list[Key]]] = []
 
@@ -29,7 +35,9 @@ class Here:
         self._calls.append((replica, list(keys)))
 
     def next(self, seconds: float) -> tuple[int, Event] | None:
-        replica, asked = self._calls.pop(0)
+        self._late -= 1
+        waits = self._late >= 0 and len(self._calls) > 1 and self._calls[0][0] == 1
+        replica, asked = self._calls.pop(int(waits))
         if isinstance(asked, Job):
             return replica, self._replicas[replica].turn_to(asked)
         event = self._replicas[replica].advance(asked)

@@ -22,6 +22,9 @@ AHEAD = 1
 MOST_LOSSES = 5
 """Times that a conversation may be lost with its replica, or a replica in a row."""
 
+BEGUN = Segment(conversations=0, tokens=0, seconds=0.0, counters=None, interrupted=True)
+"""A stretch of which nothing is known yet."""
+
 
 class Work:
     """One run. Every time that a replica is turned to it is a stretch of its own, with that engine's own counters."""
@@ -101,7 +104,7 @@ class Work:
         self.how = self.how or ready.how
         self._niceness = max(self._niceness, ready.niceness)
         self._stretch[replica] = len(self._segments)
-        self._segments.append(Segment(conversations=0, tokens=0, seconds=0.0, counters=None, interrupted=True))
+        self._segments.append(BEGUN)
         self._write()
 
     def deal(self, replica: int) -> list[Key]:
@@ -163,14 +166,16 @@ class Work:
     def close(self) -> None:
         """Leave the run as it is: the same call goes on."""
         if self.store is not None and self._meta is not None and self._meta.status == "running":
-            self._write()
+            self._write(goes_on=False)
         self.store, self.done = None, True
         self._stack.close()
 
-    def _write(self) -> None:
-        """Keep the stretches so far; of one that goes on, that it does: a kill leaves its counters unknown."""
+    def _write(self, goes_on: bool = True) -> None:
+        """Keep the stretches so far; of one that goes on, only that it does: a kill leaves its counters unknown."""
         assert self.store is not None and self._meta is not None
-        self._meta.segments = in_place([*self._earlier, *self._segments])
+        current = set(self._stretch.values()) if goes_on else set()
+        known = [BEGUN if number in current else segment for number, segment in enumerate(self._segments)]
+        self._meta.segments = in_place([*self._earlier, *known])
         self.store.write_meta(self._meta)
 
     def _drop_closed(self) -> None:

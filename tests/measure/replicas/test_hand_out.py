@@ -95,7 +95,7 @@ def test_replicas_that_are_not_alike_are_refused(tmp_path: Path, monkeypatch: py
 
 def interrupted(asked: Job, at: int, copy: Path | None = None) -> None:
     """Ctrl-C once so many conversations are in; `copy`: its directory as it is then, as a kill would leave it."""
-    hand_out = HandOut([asked], Here(2))
+    hand_out = HandOut([asked], Here(2, late=12))
 
     def changed() -> None:
         if hand_out.progress.done >= at:
@@ -117,7 +117,7 @@ def test_one_engine_finishes_what_replicas_began_and_the_other_way_round(tmp_pat
     interrupted(job(tmp_path / "again"), 10)
     interrupted(job(tmp_path / "again"), 30)
     run = measured(job(tmp_path / "again"), Here(2))
-    assert same(run, whole) and speceval.validate(run) == [] and len(run.meta.segments) == 6
+    assert same(run, whole) and speceval.validate(run) == [] and len(run.meta.segments) == 5
 
 
 def test_what_a_kill_left_is_finished_and_only_what_was_not_counted_is_unchecked(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_a_kill_left_is_finished_and_only_what_was_not_counted_is_unchecked
         shutil.copytree(tmp_path / "killed", tmp_path / "copy")
         run = finish(job(tmp_path / "copy"))
         assert same(run, one_engine(tmp_path / "one")) and speceval.validate(run) == []
-        assert [one.conversations for one in run.meta.segments][:2] != [0, 0]
+        assert all(one.conversations for one in run.meta.segments[:2])
         stored = sum(one.conversations for one in run.meta.segments[:2])
         assert stored >= 20 and run.checked == (48 - stored, 48)
         shutil.rmtree(tmp_path / "copy")
