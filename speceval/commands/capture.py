@@ -26,6 +26,9 @@ def capture(
             help="How states are stored [default: what the target computes in].", **options.choices(lambda: DTYPES)
         ),
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Requests that the engine reads at once [default: the run's].")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -36,7 +39,7 @@ def capture(
     from speceval.api.capturing import captured
 
     numbers = None if not layers else options.seeds(layers, "--layers")
-    found = captured(run, out, numbers, dtype, data_dir, progress=True)
+    found = captured(run, out, numbers, dtype, data_dir, batch, progress=True)
     manifest = found.manifest
     facts = {
         "directory": str(out),

@@ -165,6 +165,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_named(call, captured: Path) -> None
     [
         (("--layers", "4"), "--layers 4: ./target has layers 1 to 3"),
         (("--dtype", "int8"), "--dtype"),
+        (("--batch", "0"), "--batch 0: at least one request"),
         (("--layers", "two"), "--layers two: not a list of whole numbers"),
     ],
 )
