@@ -18,7 +18,7 @@ def capture(
     run: options.RunDirectory,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     layers: Annotated[
-        str, typer.Option(help="Inner layers to keep, as 2,16,29 [default: what the run's drafter reads].")
+        str, typer.Option(help="Inner layers to keep, as 2,16,29, or none [default: what the run's drafter reads].")
     ] = "",
     dtype: Annotated[
         str | None,
@@ -38,7 +38,7 @@ def capture(
     """
     from speceval.api.capturing import captured
 
-    numbers = None if not layers else options.seeds(layers, "--layers")
+    numbers = None if not layers else () if layers == "none" else options.seeds(layers, "--layers")
     found = captured(run, out, numbers, dtype, data_dir, batch, progress=True)
     manifest = found.manifest
     facts = {
