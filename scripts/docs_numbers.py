@@ -74,6 +74,7 @@ def blocks() -> dict[Path, dict[str, str]]:
             "gate": gate_table(),
             "gate-hard": gate_hard_table(),
             "gate-zoo": gate_zoo_table(),
+            "gate-texts": gate_texts_table(),
         },
         ROOT / "docs" / "trust" / "how-sure.md": {
             "coverage-lengths": coverage_table(LENGTHS, {"cautious": "in use", "skew": "in use", "student": "plain t"}),
@@ -429,6 +430,25 @@ def capture_table() -> str:
         f"{first['seconds_capture']:.0f} seconds (by the clock, other work beside)."
     )
     return f"{_markdown(rows)}\n\n{cost}"
+
+
+def gate_texts_table() -> str:
+    """The gate on replays on real vLLM: the same weights again and again, and damaged copies."""
+    found = pd.read_csv(STATISTICS / "gate_texts.csv")
+    rows = [
+        ["drafter", "engines", "replays", "change of tau on these texts, %", "rounding r, %", "margin, %", "failed"]
+    ]
+    for row in found.to_dict("records"):
+        low, high = row["least_change_percent"], row["largest_change_percent"]
+        rows.append(
+            [
+                *(str(row["drafter"]), str(row["engines"]), str(row["replays"])),
+                f"{low:+.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:+.3f} to {high:+.3f}",
+                *(f"{row['rounding_percent']:.2g}", f"{row['margin_percent']:g}"),
+                f"{row['failed']} of {row['replays']}",
+            ]
+        )
+    return _markdown(rows)
 
 
 def gate_table() -> str:

@@ -36,6 +36,7 @@ def capture(
     layers: Sequence[int] | None = None,
     dtype: Dtype | None = None,
     data_dir: str | Path | None = None,
+    batch: int | None = None,
     progress: bool = False,
 ) -> Capture:
     """Read a run's texts once with its target and keep what drafters need to know, as `speceval capture` does.
@@ -46,13 +47,14 @@ def capture(
         layers: inner layers whose residual streams are kept; None: those that the run's drafter reads.
         dtype: how states are stored; None: what the target computes in.
         data_dir: folder with the suites' data files.
+        batch: requests that the engine reads at once; None: the run's.
         progress: whether to show progress on standard error.
 
     Raises:
         UserError: the run, its target or its prompts are not what they were, or the engine keeps no states.
     """
     directory = run.directory if isinstance(run, StoredRun) else Path(run)
-    return captured(directory, Path(out), layers, dtype, None if data_dir is None else Path(data_dir), progress)
+    return captured(directory, Path(out), layers, dtype, None if data_dir is None else Path(data_dir), batch, progress)
 
 
 @errors_by_parameter()
@@ -227,12 +229,13 @@ def captured(
     layers: Sequence[int] | None,
     dtype: str | None,
     data_dir: Path | None,
+    batch: int | None,
     progress: bool,
 ) -> Capture:
     """Capture a run; `progress`: on standard error."""
     from speceval.captures import write
 
-    plan = write.prepare(run, out, layers, cast("Dtype | None", dtype), data_dir)
+    plan = write.prepare(run, out, layers, cast("Dtype | None", dtype), data_dir, batch)
     if not progress:
         return write.capture(plan, unwatched, output_to)
     with terminal() as console:

@@ -75,6 +75,7 @@ class Plan:
     dtype: Dtype
     directory: Path
     vocab_size: int
+    batch: int
 
     @property
     def tokens(self) -> int:
@@ -104,13 +105,17 @@ def prepare(
     layers: Sequence[int] | None = None,
     dtype: Dtype | None = None,
     data_dir: Path | None = None,
+    batch: int | None = None,
     load: Callable[..., Suite] = suites.load,
 ) -> Plan:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
     layers: whose residual streams are kept; None: those that the run's own drafter reads, or else those that EAGLE-3
-    drafters read by default. dtype: of the states; None: what the target computes in.
+    drafters read by default. dtype: of the states; None: what the target computes in. batch: requests that the engine
+    reads at once; None: the run's.
     """
+    if batch is not None and batch < 1:
+        raise UserError(f"--batch {batch}: at least one request")
     stored = books.read(run)
     spec, fingerprint = stored.meta.spec, stored.meta.fingerprint
     found = source(stored)
@@ -141,6 +146,7 @@ def prepare(
         dtype=dtype or _dtype(fingerprint.engine.dtype),
         directory=out,
         vocab_size=vocab,
+        batch=batch or spec.batch,
     )
 
 
@@ -234,7 +240,7 @@ def _order(plan: Plan) -> Order:
         k=0,
         drafting=spec.drafting,
         temperature=spec.temperature,
-        batch=spec.batch,
+        batch=plan.batch,
         runner="v1",
         trust_remote_code=spec.trust_remote_code,
         engine_args={**spec.engine_args, "enforce_eager": True},

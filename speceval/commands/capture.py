@@ -18,13 +18,16 @@ def capture(
     run: options.RunDirectory,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     layers: Annotated[
-        str, typer.Option(help="Inner layers to keep, as 2,16,29 [default: what the run's drafter reads].")
+        str, typer.Option(help="Inner layers to keep, as 2,16,29, or none [default: what the run's drafter reads].")
     ] = "",
     dtype: Annotated[
         str | None,
         typer.Option(
             help="How states are stored [default: what the target computes in].", **options.choices(lambda: DTYPES)
         ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Requests that the engine reads at once [default: the run's].")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     as_json: options.AsJson = False,
@@ -35,8 +38,8 @@ def capture(
     """
     from speceval.api.capturing import captured
 
-    numbers = None if not layers else options.seeds(layers, "--layers")
-    found = captured(run, out, numbers, dtype, data_dir, progress=True)
+    numbers = None if not layers else () if layers == "none" else options.seeds(layers, "--layers")
+    found = captured(run, out, numbers, dtype, data_dir, batch, progress=True)
     manifest = found.manifest
     facts = {
         "directory": str(out),

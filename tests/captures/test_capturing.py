@@ -47,6 +47,14 @@ def test_it_says_how_large_it_will_be_before_it_starts(call, free) -> None:
     assert said == pytest.approx(facts["bytes"], rel=0.05)
 
 
+def test_drafters_of_the_last_state_need_no_inner_layer(call, free) -> None:
+    assert call("capture", free(), "-o", "cap", "--layers", "none")[0] == 0
+    assert speceval.read_capture("cap").manifest.layers == ()
+    assert call("replay", "cap", "--draft", "./medusa", "--k", "3", "--out", "again")[0] == 0
+    code, _, err = call("replay", "cap", *EAGLE, "--out", "x")
+    assert code == 4 and "reads layer 1, cap has none: capture again with --layers 1,2,3" in err
+
+
 def test_an_interrupted_capture_goes_on_and_ends_the_same(call, free, monkeypatch: pytest.MonkeyPatch) -> None:
     run = free()
     monkeypatch.setattr(write, "SHARD_BYTES", 1)
@@ -165,6 +173,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_named(call, captured: Path) -> None
     [
         (("--layers", "4"), "--layers 4: ./target has layers 1 to 3"),
         (("--dtype", "int8"), "--dtype"),
+        (("--batch", "0"), "--batch 0: at least one request"),
         (("--layers", "two"), "--layers two: not a list of whole numbers"),
     ],
 )
