@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter, deque
 from contextlib import ExitStack
 
@@ -158,7 +159,7 @@ class Work:
             meta.notes.append(f"{len(self._segments)} stretches were measured by replicas, each with its own counters")
             if self._lost:
                 meta.notes.append(f"{self._lost} times a replica was lost; what it had in hand was measured again")
-            if self._niceness > 0:
+            if self._niceness > os.nice(0):
                 meta.notes.append(f"replicas ran at niceness {self._niceness}: others came first, times say little")
             record.closed(self.store, self.job, meta, self._goal)
         self.close()
