@@ -90,7 +90,7 @@ RUN = (*ON_VLLM, "--engine", "simulated")
         (("--seeds", "1-x"), "--seeds 1-x: not a list"),
         (("--seeds", "1,1"), "--seeds.*twice"),
         (("--speedup", "--speedup-batch", "0"), "--speedup-batch: batch sizes are whole numbers from 1"),
-        (("--speedup", "--speedup-batch", "64"), "too few for 8 blocks at batch 64: ask for a smaller"),
+        (("--speedup", "--speedup-batch", "64"), "at batch 64 at least 64 are needed: ask for a smaller"),
         (("--drafting", "lucky"), "--drafting"),
         (("--draft", "ngram", "--k", "3", "--drafting", "greedy"), "ngram.*drafts deterministic"),
         (("--engine-arg", "dtype"), "not of the form key=value"),
