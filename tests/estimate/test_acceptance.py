@@ -148,7 +148,16 @@ class TestSummarise:
         assert json.loads(json.dumps(found)) == found  # no numpy types, no NaN
         assert list(found) == [
             *("conversations", "samples", "turns", "steps", "undrafted_steps", "padded_steps", "drafted", "accepted"),
-            *("committed", "excess", "finish", "tau", "tau_paper", "tau_committed", "tau_request_mean"),
+            *(
+                "committed",
+                "excess",
+                "finish",
+                "tau",
+                "tau_paper",
+                "tau_committed",
+                "tau_request_mean",
+                "tau_all_steps",
+            ),
             *("tau_rb", "agreement", "positions", "variance", "warnings"),
         ]
         assert list(found["tau"]) == ["value", "low", "high", "se"]
