@@ -86,3 +86,20 @@ def _rates(steps: pd.DataFrame) -> list[float]:
     """Share of the steps that accept position 1, 2, …, and tau."""
     accepted = steps.loc[steps["drafted"] > 0, "accepted"]
     return [*(float((accepted >= j).mean()) for j in range(1, 6)), 1 + float(accepted.mean())]
+
+
+def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(runs: dict[str, StoredRun], tmp_path: Path) -> None:
+    """Given the text p and q are numbers, and no coin is thrown: the two agree step by step, up to rounding."""
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--replay", str(runs["first"].directory))
+    started = {
+        name: speceval(tmp_path / f"{name}.log", *request, "--runner", name, "--out", str(tmp_path / name))
+        for name in ("v1", "v2")
+    }
+    for name, process in started.items():
+        assert process.wait(timeout=600) == 0, (tmp_path / f"{name}.log").read_text()[-4000:]
+    v1, v2 = (read_run(tmp_path / name) for name in started)
+    assert v2.meta.fingerprint.engine.runner == "V2" and books.problems(v2) == []
+    key = ["suite", "conversation", "seed", "turn", "step"]
+    pd.testing.assert_frame_equal(
+        v1.steps.sort_values(key, ignore_index=True), v2.steps.sort_values(key, ignore_index=True), atol=1e-4, rtol=0
+    )

@@ -145,7 +145,7 @@ def test_listeners_start_by_name_and_a_worker_says_who_hears() -> None:
     try:
         assert worker.start_tap(workers, worker.OVERLAP) == worker.start_tap(workers, worker.EVIDENCE) == ""
         assert worker.ask_taps(workers) == [["evidence", "overlap"]]
-        assert "without async scheduling" in worker.start_tap(workers, worker.REPLAY)
+        assert "async_scheduling=false" in worker.start_tap(workers, worker.REPLAY)
         worker.stop_tap(workers, worker.OVERLAP)
         assert worker.ask_taps(workers) == [["evidence"]]
         rejection_sampler.rejection_sample = plain  # whatever undid it: nobody hears now

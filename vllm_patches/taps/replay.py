@@ -14,11 +14,13 @@ docs/measure/same-text.md. Beside it, of each start's next token, what tells whe
 At temperature 0 all drafts are certain. A place where nothing was drafted has no record: each record says which place
 of the text it is of, so that such steps can be told apart though none accepts anything.
 
-V1 runner, synchronous scheduling. Needs the patches that draft and keep q (`ledger`).
+Both runners; V1 with synchronous scheduling and the patches that draft and keep q (`ledger`), V2 with eager steps: in a
+CUDA graph of the drafter no draft could be set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -32,10 +34,12 @@ from vllm_patches.taps.recorder import Recorder
 from vllm_patches.taps.tap import Step
 
 NO_TOKEN = -1
+Standing = tuple[list[int], int]
+"""A request's text, and how many tokens are out."""
 
 
 class Replay:
-    """Where each request of the running step stands in its text, and what was kept."""
+    """Where each request of the running step stands in its text, and what was kept. On the V1 runner."""
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
@@ -60,10 +64,10 @@ class Replay:
         self._runner._sample = self._sample
         v1_draft_sampling.choose = None
 
-    def texts(self) -> list[tuple[list[int], int]]:
-        """For each request of the batch its text ([] for a request without one) and how many tokens are out."""
+    def texts(self, names: Sequence[str]) -> list[Standing]:
+        """For each of the requests `names` its text ([] for a request without one) and how many tokens are out."""
         found = []
-        for name in self._runner.input_batch.req_ids:
+        for name in names:
             request = self._runner.requests[name]
             text = (request.sampling_params.extra_args or {}).get(TEXT, [])
             found.append((text, len(request.output_token_ids)))
@@ -74,7 +78,7 @@ class Replay:
 
         place: tokens that are out when the step begins, the same for all its drafts.
         """
-        standing = list(zip(self.texts(), step.counts, strict=False))
+        standing = list(zip(self.texts(step.names), step.counts, strict=False))
         due = [
             text[out + j] if out + j < len(text) else NO_TOKEN for (text, out), count in standing for j in range(count)
         ]
@@ -93,7 +97,7 @@ class Replay:
 
     def emit(self, sampled: Tensor) -> None:
         """Put each text's next token in place of what was sampled, in place: [B, 1 or K + 1], -1 for nothing."""
-        self._texts, self._drafted = self.texts(), 0
+        self._texts, self._drafted = self.texts(self._runner.input_batch.req_ids), 0
         for row, (text, out) in enumerate(self._texts[: len(sampled)]):
             if out < len(text):
                 sampled[row] = NO_TOKEN
@@ -110,6 +114,62 @@ class Replay:
         ]
         forced = torch.tensor(due, device=drafts.device, dtype=drafts.dtype)
         return torch.where(forced == NO_TOKEN, drafts, forced)
+
+
+class ReplayV2(Replay):
+    """The same on the V2 runner, whose batch and counts of tokens are on the device: they are read back each step."""
+
+    def open(self) -> None:
+        """Stand where requests come in, where tokens are chosen and where drafts are drawn."""
+        runner, self._given, self._out = self._runner, dict[str, list[int]](), dict[str, int]()
+        add, sample = runner.add_requests, runner.sample
+
+        @wraps(add)
+        def add_requests(scheduler_output: Any) -> None:
+            for new in scheduler_output.scheduled_new_reqs:
+                self._given[new.req_id] = (new.sampling_params.extra_args or {}).get(TEXT, [])
+                self._out.setdefault(new.req_id, 0)  # one that was preempted comes again
+            add(scheduler_output)
+
+        @wraps(sample)
+        def sampled(hidden_states: Tensor, input_batch: Any, *args: Any) -> Any:
+            output, number, rejected = sample(hidden_states, input_batch, *args)
+            self.emit_v2(input_batch, output.sampled_token_ids, number, rejected)
+            return output, number, rejected
+
+        runner.add_requests, runner.sample = add_requests, sampled
+        if hasattr(runner.speculator, "sample_draft"):
+            draw = runner.speculator.sample_draft
+
+            @wraps(draw)
+            def sample_draft(*args: Any, **kwargs: Any) -> Tensor:
+                drafts: Tensor = draw(*args, **kwargs)
+                return drafts if runner.speculator.draft_logits is None else self.draft(drafts)
+
+            runner.speculator.sample_draft = sample_draft
+
+    def close(self) -> None:
+        """Put vLLM's own methods back."""
+        for owner, name in ((self._runner, "add_requests"), (self._runner, "sample")):
+            delattr(owner, name)
+        vars(self._runner.speculator).pop("sample_draft", None)
+
+    def texts(self, names: Sequence[str]) -> list[Standing]:
+        return [(self._given.get(name, []), self._out.get(name, 0)) for name in names]
+
+    def emit_v2(self, batch: Any, sampled: Tensor, number: Tensor, rejected: Tensor) -> None:
+        """Put each text's next token in place of what was sampled, in place.
+
+        `sampled` [B, 1 or K + 1], of which `number` [B] count (0: a chunk of a prompt) and after which `rejected` [B]
+        drafts are taken back.
+        """
+        self._texts, self._drafted = self.texts(batch.req_ids), 0
+        tokens, drafts = number.tolist(), (batch.cu_num_logits_np[1:] - batch.cu_num_logits_np[:-1] - 1).tolist()
+        for row, (text, out) in enumerate(self._texts):
+            if tokens[row] and out < len(text):
+                sampled[row, 0], number[row], rejected[row] = text[out], 1, drafts[row]
+                tokens[row] = 1
+            self._out[batch.req_ids[row]] = out + tokens[row]
 
 
 def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
@@ -152,10 +212,13 @@ def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) 
 def start(runner: Any) -> Replay:
     """A listener that replays every request which names a text from now on, until it is closed.
 
-    Raises `NotImplementedError` for V2 and async scheduling.
+    Raises `NotImplementedError` for a V1 runner with async scheduling and a V2 runner with CUDA graphs.
     """
-    if runner.vllm_config.use_v2_model_runner or runner.use_async_scheduling:
-        raise NotImplementedError("replay needs the V1 runner without async scheduling: --runner v1")
-    replay = Replay(runner)
+    config = runner.vllm_config
+    if config.use_v2_model_runner and not config.model_config.enforce_eager:
+        raise NotImplementedError("replay on the V2 runner needs --engine-arg enforce_eager=true; or --runner v1")
+    if not config.use_v2_model_runner and runner.use_async_scheduling:
+        raise NotImplementedError("replay on the V1 runner needs --engine-arg async_scheduling=false")
+    replay = ReplayV2(runner) if config.use_v2_model_runner else Replay(runner)
     replay.open()
     return replay

@@ -153,11 +153,73 @@ class TestVerify:
         assert (np.isnan(found[3:]) == np.isnan(at_start)).all()
 
 
-@pytest.mark.parametrize(("v2", "asynchronous"), [(True, False), (False, True)])
-def test_runners_that_cannot_replay_are_refused(v2: bool, asynchronous: bool) -> None:
-    config = SimpleNamespace(use_v2_model_runner=v2)
-    with pytest.raises(NotImplementedError, match="V1 runner without async"):
+@pytest.mark.parametrize(
+    ("v2", "eager", "asynchronous", "mend"),
+    [(True, False, True, "V2 runner needs .*enforce_eager=true"), (False, True, True, "async_scheduling=false")],
+)
+def test_runners_that_cannot_replay_are_refused_with_the_mend(
+    v2: bool, eager: bool, asynchronous: bool, mend: str
+) -> None:
+    config = SimpleNamespace(use_v2_model_runner=v2, model_config=SimpleNamespace(enforce_eager=eager))
+    with pytest.raises(NotImplementedError, match=mend):
         replay.start(runner(vllm_config=config, use_async_scheduling=asynchronous))
+
+
+class Speculator:
+    """It drafts 7."""
+
+    draft_logits = torch.zeros(1)
+
+    def sample_draft(self) -> torch.Tensor:
+        return torch.tensor([7, 7, 7])
+
+
+class RunnerV2:
+    """As much of vLLM's V2 runner as replay touches: it samples 9 and 8 everywhere."""
+
+    def __init__(self) -> None:
+        model = SimpleNamespace(enforce_eager=True)
+        self.vllm_config = SimpleNamespace(use_v2_model_runner=True, model_config=model)
+        self.speculator = Speculator()
+        self.added: list[str] = []
+
+    def add_requests(self, scheduled: Any) -> None:
+        self.added += [new.req_id for new in scheduled.scheduled_new_reqs]
+
+    def sample(self, hidden_states: Any, batch: Any, grammar: Any) -> Any:
+        number = torch.tensor(batch.numbers)
+        rejected = torch.from_numpy(np.diff(batch.cu_num_logits_np)) - number
+        return SimpleNamespace(sampled_token_ids=torch.tensor([[9, 8, 8]] * len(number))), number, rejected
+
+
+def test_on_the_v2_runner_each_step_emits_the_texts_next_token_and_takes_all_drafts_back() -> None:
+    live = RunnerV2()
+    given = {"a": [10, 11, 12, 13], "b": None, "c": [20, 21]}
+    new = [
+        SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=text and {TEXT: text}))
+        for name, text in given.items()
+    ]
+    replaying = replay.start(live)
+    live.add_requests(SimpleNamespace(scheduled_new_reqs=new))
+
+    def step(drafts: int, *numbers: int) -> tuple[list[Any], list[list[int]]]:
+        starts = np.arange(4) * (drafts + 1)
+        batch = SimpleNamespace(req_ids=list(given), cu_num_logits_np=starts, numbers=list(numbers))
+        output, number, rejected = live.sample(None, batch, None)
+        kept_tokens = [row[:n] for row, n in zip(output.sampled_token_ids.tolist(), number.tolist(), strict=True)]
+        return [kept_tokens, rejected.tolist()], [live.speculator.sample_draft().tolist() for _ in range(2)]
+
+    # The prompt of c is not done: it emits nothing, and stands where it stood.
+    assert step(0, 1, 1, 0) == ([[[10], [9], []], [0, 0, 1]], [[11, 7, 21], [12, 7, 7]])
+    assert replaying.texts(list(given)) == [(given["a"], 1), ([], 1), (given["c"], 0)]
+    assert step(2, 3, 2, 1)[0] == [[[11], [9, 8], [20]], [2, 1, 2]]
+    live.add_requests(SimpleNamespace(scheduled_new_reqs=new[:1]))  # preempted, and there again
+    emitted, drafts = step(2, 3, 1, 3)
+    assert emitted == [[[12], [9], [21]], [2, 2, 2]] and drafts == [[13, 7, 7], [7, 7, 7]]
+    assert step(2, 3, 1, 3)[0][0] == [[13], [9], [9, 8, 8]]  # the text of c is over
+    replaying.close()
+    assert step(2, 3, 1, 3) == ([[[9, 8, 8], [9], [9, 8, 8]], [0, 2, 0]], [[7, 7, 7]] * 2)
+    assert live.added == ["a", "b", "c", "a"]
 
 
 def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
