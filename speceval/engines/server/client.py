@@ -20,8 +20,6 @@ LONGEST_PAUSE = 30.0
 """Seconds between two of them, whatever the server asks for."""
 SECONDS = 600.0
 """Without a byte, after which a server has stalled."""
-SECONDS_IDLE = 1.0
-"""After which a connection is not used again: servers drop idle ones after five, some of them without a word."""
 SECONDS_OF_A_FAREWELL = 3.0
 """For what a server is asked on the way out, which it may be too broken to do."""
 BUSY = (429, 503)
@@ -68,7 +66,8 @@ class Client:
         self._http = httpx.AsyncClient(
             base_url=address,
             headers=_authorization(key_variable),
-            limits=httpx.Limits(max_connections=connections + 1, keepalive_expiry=SECONDS_IDLE),
+            # One connection a call: an idle one may be dropped, by the server or here, just as it is used again.
+            limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=0),
             follow_redirects=False,
         )
         self._loop = asyncio.new_event_loop()
@@ -99,8 +98,7 @@ class Client:
         """POST: the events of what it will answer, parsed."""
 
         async def answer() -> list[Any]:
-            # llama.cpp drops the connection after a stream without saying so.
-            whole = (await self._call("POST", path, body, {"Connection": "close"})).text
+            whole = (await self._call("POST", path, body)).text
             lines = [line[5:].strip() for line in whole.splitlines() if line.startswith("data:")]
             try:
                 return [json.loads(line) for line in lines if line != "[DONE]"]
@@ -133,14 +131,12 @@ class Client:
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    async def _call(
-        self, verb: str, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None
-    ) -> httpx.Response:
+    async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
         for number in range(1, self._tries + 1):
             last = number == self._tries
             try:
-                answer = await self._http.request(verb, path, json=body, headers=headers, timeout=self._timeout)
+                answer = await self._http.request(verb, path, json=body, timeout=self._timeout)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
                     raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error

@@ -34,8 +34,6 @@ ALWAYS = ("--enable-scale-out", "--enable-prompt-tokens-details")
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-    # On a busy machine a client can find a connection idle that the server is about to drop.
-    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
     MEASURED_SWITCH: "1",
 }
 _TELLING = re.compile(r"\b(?:\w+Error|\w+Exception): .+|^\S*(?:api_server|entry)\S*: error: .+")
