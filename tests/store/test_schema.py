@@ -184,10 +184,11 @@ COMMANDS = {
         *("--bursts", "3", "--max-tokens", "4", "--no-confirm", "--json"),
     ),
 }
-"""A command that prints each kind of output; of `verify` see its own tests."""
+OF_THEIR_OWN = {"verify", "probe", "watch"}
+"""Kinds of output that take an engine or a server: see their own tests."""
 
 
-@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - {"verify"}))
+@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - OF_THEIR_OWN))
 def test_every_json_output_says_its_schema(
     output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
