@@ -22,7 +22,7 @@ from speceval.engines.server.client import Client
 from speceval.files import write_whole
 from speceval.measure.fingerprint import environment
 
-ROUNDS, REQUESTS, CONCURRENCY = 7, 300, 32
+ROUNDS, REQUESTS, CONCURRENCY = 5, 300, 32
 SECONDS = 0.02
 RESULT = Path("results/bench/server.json")
 TOKENS = list(range(256))
@@ -101,11 +101,12 @@ def main() -> None:
         "rounds": ROUNDS,
         "seconds": seconds,
         "processor_seconds": processor,
-        "ratio": statistics.median(a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True)),
-        "processor_ratio": statistics.median(a / b for a, b in zip(processor["ours"], processor["bare"], strict=True)),
+        # What it costs is processor time; on a machine with other load the clock tells of that load.
+        "ratio": statistics.median(a / b for a, b in zip(processor["ours"], processor["bare"], strict=True)),
+        "clock_ratio": statistics.median(a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True)),
     }
     write_whole(RESULT, json.dumps(result, indent=2) + "\n")
-    print(json.dumps({name: result[name] for name in ("ratio", "processor_ratio", "seconds")}, indent=2))
+    print(json.dumps({name: result[name] for name in ("ratio", "clock_ratio")}, indent=2))
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ def test_probe_names_the_flag_that_is_missing() -> None:
     with StandIn(active()) as server:
         done = command("probe", server.url, "--json")
     told = json.loads(done.output)
+    assert next(iter(told)) == "schema" and told["schema"] == 1
     assert (told["server"], told["version"], told["workers"], told["missing"]) == ("vllm", "0.32.0", True, [])
 
 
