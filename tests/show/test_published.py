@@ -80,6 +80,8 @@ def test_every_catalog_drafter_finds_its_figures() -> None:
     suites = published.load().suites
     for entry in load_entries().values():
         for name, drafter in entry.drafters.items():
+            if drafter.source == "stored":  # trained here: the paper has none of it
+                continue
             for suite in suites:
                 pinned = read_suite_file(SUITES_DIR / f"{suite}.yaml").pinned
                 assert pinned is not None
