@@ -488,12 +488,11 @@ def test_published_names_the_package_s_own_figures_unless_such_a_folder_exists(
     assert len(collect([Path("published")])) == 1
 
 
-def test_replays_are_left_out(tmp_path: Path) -> None:
+def test_replays_are_left_out_beside_runs_that_were_sampled(tmp_path: Path) -> None:
     replay = write_run(tmp_path / "a", {"s": constant(1)}, spec={"replay": "abc"})
-    with pytest.raises(UserError, match="replay"):
-        collect([replay])
+    assert [entry.replayed for entry in collect([replay])] == [True]
     write_run(tmp_path / "b", {"s": constant(1)})
-    assert len(collect([tmp_path])) == 1
+    assert [entry.replayed for entry in collect([tmp_path])] == [False]
 
 
 def test_what_makes_a_run_doubtful_is_a_footnote(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from speceval.show.layouts.form import Table
 from speceval.show.layouts.lengths import lengths
 from speceval.show.layouts.paper import paper_arch, paper_main, paper_mean
 from speceval.show.layouts.positions import positions
+from speceval.show.layouts.replays import replays
 from speceval.show.layouts.summary import summary
 
 LAYOUTS: dict[str, Callable[..., Table]] = {
@@ -32,10 +33,15 @@ CHANGES = ("paper-arch", "paper-mean")
 def build(layout: str, paths: Iterable[Path], over: str | None = None) -> Table:
     """The table of `layout` from run directories, folders of runs and published figures; see `entries.collect`.
 
-    over: the drafter, or the setup, that Δ% is over; None: the one of the same architecture trained with KL.
+    over: the drafter, or the setup, that Δ% is over; None: the one of the same architecture trained with KL. Where all
+    runs are replays, `summary` is the table of `replays`.
     """
+    entries = collect(paths)
+    if entries and all(entry.replayed for entry in entries):
+        if layout != "summary":
+            raise UserError(f"--layout {layout}: counts, and these are replays, which hold expectations: leave it out")
+        return replays(entries, over)
     if over is not None and layout not in CHANGES:
         raise UserError(f"--over: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
-    entries = collect(paths)
     table = LAYOUTS[layout](entries, over) if layout in CHANGES else LAYOUTS[layout](entries)
     return replace(table, notes=(*table.notes, *undrafted(entries)))

@@ -137,6 +137,15 @@ def source_line() -> str:
     )
 
 
+def percent(interval: Mapping[str, float | None]) -> str:
+    """ "+3.1 % [+1.6, +4.6]"."""
+    if interval["value"] is None:
+        return "n/a"
+    if interval["low"] is None:
+        return f"{interval['value']:+.1f} %"
+    return f"{interval['value']:+.1f} % [{interval['low']:+.1f}, {interval['high']:+.1f}]"
+
+
 def unique(names: Iterable[Any]) -> list[Any]:
     """Each once, in order of first appearance."""
     return list(dict.fromkeys(names))

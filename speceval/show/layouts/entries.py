@@ -21,8 +21,8 @@ from speceval.zoo.recipe import METHODS as ZOO_METHODS
 KL = "KL"
 """Setup that Δ% is over unless told otherwise: trained with the KL divergence."""
 
-ZOO_SETUPS = {"kl": KL, "tv": "TV", "lk-alpha": "LK-alpha", "lk": "LK-lambda eta=3"}
-"""First part of a zoo drafter's name -> its loss, as the paper's rows call it."""
+OWN_SETUPS = {"kl": KL, "tv": "TV", "lk-alpha": "LK-alpha", "lk": "LK-lambda eta=3"}
+"""First part of the name of a drafter that was trained here -> its loss, as the paper's rows call it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Entry:
     def usual_drafting(self) -> bool:
         """Whether drafts are sampled above temperature 0, or have no distribution to sample from."""
         return self.drafting in ("deterministic", default_drafting("", self.temperature))
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it comes from a run along given texts."""
+        return self.run is not None and replay.is_replay(self.run)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
 
     `published` names the package's own figures, wherever it is installed, unless there is such a path.
     In the order of the tables, whatever the order of `paths`. Replays, which hold expectations and no counts, are left
-    out. Raises `UserError` when a path holds neither runs nor figures, or replays are all there is.
+    out unless they are all there is. Raises `UserError` when a path holds neither runs nor figures.
     """
     entries: list[Entry] = []
     runs: dict[Path, Path] = {}
@@ -151,12 +156,9 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
         if not (below := directories(path)):
             raise UserError(f"{path}: no runs here and no published figures: `speceval ls runs` lists runs")
         runs |= {directory.resolve(): directory for directory in below}
-    for directory in runs.values():
-        run = books.read(directory)
-        if not replay.is_replay(run):
-            entries += from_run(run)
-    if not entries:
-        raise UserError(f"{', '.join(map(str, runs))}: a replay counts nothing: name runs that were sampled")
+    read = [books.read(directory) for directory in runs.values()]
+    sampled = [run for run in read if not replay.is_replay(run)]
+    entries += [entry for run in (sampled if sampled or entries else read) for entry in from_run(run)]
     return sorted(entries, key=_order())
 
 
@@ -227,11 +229,12 @@ def _kind(run: StoredRun) -> tuple[str, str]:
     spec, method = run.meta.spec, run.meta.fingerprint.engine.method
     target = load_entries().get(spec.target)
     listed = target.drafters.get(spec.draft) if target else None
-    if listed:
-        return find(listed.method).display, listed.paper_setup or spec.draft
     loss, _, name = spec.draft.rpartition("-")
+    if listed:
+        own = OWN_SETUPS.get(loss) if listed.source == "stored" else None
+        return find(listed.method).display, listed.paper_setup or own or spec.draft
     if spec.target == "zoo" and name in ZOO_METHODS:
-        return find(ZOO_METHODS[name]).display, ZOO_SETUPS.get(loss, spec.draft)
+        return find(ZOO_METHODS[name]).display, OWN_SETUPS.get(loss, spec.draft)
     return find(str(method)).display, spec.draft
 
 

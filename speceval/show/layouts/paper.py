@@ -17,6 +17,7 @@ from speceval.show.layouts.cells import (
     explain,
     not_judged,
     number,
+    percent,
     repeats,
     tau_cell,
     unique,
@@ -225,16 +226,7 @@ def _change(row: Sequence[Entry], entries: Sequence[Entry], name: str | None, pr
         return NONE
     drafter = next(iter(over.values())).drafter
     facts = number(row[0].facts | {"suite": "mean"}, f"percent over {drafter}", interval)
-    return Cell(_percent(interval), facts)
-
-
-def _percent(interval: dict[str, float | None]) -> str:
-    """ "+3.1 % [+1.6, +4.6]"."""
-    if interval["value"] is None:
-        return "n/a"
-    if interval["low"] is None:
-        return f"{interval['value']:+.1f} %"
-    return f"{interval['value']:+.1f} % [{interval['low']:+.1f}, {interval['high']:+.1f}]"
+    return Cell(percent(interval), facts)
 
 
 def _baseline(row: Sequence[Entry], entries: Sequence[Entry], name: str | None) -> list[Entry]:

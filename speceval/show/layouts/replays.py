@@ -1,0 +1,107 @@
+"""The table of replays: what drafters are expected to commit along the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from speceval.errors import NotComparable, UserError
+from speceval.estimate.comparison import compare_runs
+from speceval.estimate.statistics import holm
+from speceval.show.layouts.best import reason
+from speceval.show.layouts.cells import INTERVALS, NONE, number, percent, unique
+from speceval.show.layouts.entries import KL, Entry
+from speceval.show.layouts.form import Cell, Column, Row, Table
+from speceval.show.tables import plus_minus
+
+DECIMALS = 3
+DEFINITION = "tau_committed"
+COUNTS = {"expected_steps": "expected steps", "text_tokens": "tokens of the texts"}
+
+
+def replays(entries: Sequence[Entry], over: str | None = None) -> Table:
+    """A row for every drafter and suite; Δ% over the drafter `over`, else the one trained with KL, where there is one.
+
+    Raises `UserError` when no run is of a drafter called `over`.
+    """
+    drafters = unique(entry.drafter for entry in entries)
+    if over is not None and over not in drafters:
+        raise UserError(f"--over {over}: no such drafter in these runs; there are {', '.join(drafters)}")
+    changes, problems = _changes(entries, over)
+    heads = ("tau committed", *COUNTS.values(), *(["Δ%", "p (Holm)"] if changes else []))
+    rows = []
+    for entry in entries:
+        cells = [Cell(text) for text in (entry.drafter, entry.architecture, entry.suite)]
+        cells += [Cell(str(entry.k)), Cell(f"{entry.temperature:g}")]
+        interval = entry.tau(DEFINITION)
+        conversations = entry.summary["conversations"]
+        cells.append(Cell(plus_minus(interval, DECIMALS), number(entry.facts, DEFINITION, interval, conversations)))
+        cells += [_count(entry, name) for name in COUNTS]
+        if changes:
+            cells += _change(entry, changes.get((str(entry.facts["run"]), entry.name)))
+        rows.append(Row(tuple(cells), entry.target))
+    called = f"called {over}" if over is not None else f"trained with {KL}"
+    notes = [
+        "Replays: tokens that a step is expected to commit along the given texts; nothing was drawn.",
+        *(
+            [f"Δ%: over the drafter of the same target, architecture and K {called}, paired by request."]
+            * bool(changes)
+        ),
+        *(f"No Δ% of {drafter}: {why}." for drafter, why in problems.items()),
+        INTERVALS,
+    ]
+    return Table(
+        layout="replays",
+        caption="Acceptance length along given texts.",
+        columns=(
+            *(Column((name,), "left") for name in ("drafter", "architecture", "suite")),
+            *(Column((name,)) for name in ("K", "T", *heads)),
+        ),
+        rows=tuple(rows),
+        section_heading="target",
+        notes=tuple(unique(notes)),
+    )
+
+
+def _changes(
+    entries: Sequence[Entry], over: str | None
+) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, str]]:
+    """By run and suite what it is over its baseline, with Holm's p over all; by drafter why there is none."""
+    runs = {str(entry.run.directory): entry for entry in entries if entry.run is not None}
+    bases = {name for name, entry in runs.items() if (entry.drafter == over if over else entry.setup == KL)}
+    changes: dict[tuple[str, str], dict[str, Any]] = {}
+    problems: dict[str, str] = {}
+    for base, name in product(sorted(bases), runs):
+        if name in bases or _group(runs[base]) != _group(runs[name]):
+            continue
+        try:
+            compared = compare_runs([run for entry in (runs[base], runs[name]) if (run := entry.run)])["comparisons"]
+        except NotComparable as error:
+            problems[runs[name].drafter] = reason(error)
+            continue
+        changes |= {(name, row["suite"]): row for row in compared}
+    adjusted = holm([row["p_value"] for row in changes.values()])
+    for row, p in zip(changes.values(), adjusted, strict=True):
+        row["p_adjusted"] = p
+    return changes, problems
+
+
+def _group(entry: Entry) -> tuple[Any, ...]:
+    return entry.target, entry.architecture, entry.k, entry.temperature
+
+
+def _change(entry: Entry, row: dict[str, Any] | None) -> list[Cell]:
+    if row is None:
+        return [NONE, NONE]
+    change, p = row["relative_percent"], row["p_adjusted"]
+    bounds = {"value": p, "low": None, "high": None}
+    return [
+        Cell(percent(change), number(entry.facts, "percent over the baseline", change, row["conversations"])),
+        NONE if p is None else Cell(f"{p:.2g}", number(entry.facts, "p_adjusted", bounds)),
+    ]
+
+
+def _count(entry: Entry, name: str) -> Cell:
+    count = entry.summary[name]
+    return Cell(f"{count:,.0f}", number(entry.facts, name, {"value": count, "low": None, "high": None}))
