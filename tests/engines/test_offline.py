@@ -232,7 +232,7 @@ class TestAnotherProcess:
     def test_an_engine_in_another_process_is_stopped_in_order(self, done: dict[str, Any]) -> None:
         """vLLM warns of what it has to kill, and Python of memory that nobody gave back."""
         result, directory = done["obeys"]
-        assert result.stderr.splitlines() == ["starting vllm; its log: run/engine.log"]
+        assert [line for line in result.stderr.splitlines() if not line.startswith("starting vllm")] == []
         assert "WARNING" not in result.stdout
         log = (directory / "engine.log").read_text()
         assert "force killing" not in log and "leaked" not in log

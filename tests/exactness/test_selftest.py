@@ -23,7 +23,7 @@ from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.exactness import selftest
-from speceval.measure import launch
+from speceval.measure import launch, record
 from speceval.measure.job import Job, prepare
 from speceval.measure.runner import Progress, Template, measure
 from speceval.measure.start import order
@@ -243,4 +243,4 @@ def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], t
     (condition,) = report["conditions"]
     assert condition["tested_steps"] == 600 and len(condition["checks"]) == selftest.tests(3) + 4
     run = store.read_run(tmp_path / "runs" / "T1")
-    assert run.meta.problems == [launch.FORCED] and tables.run_json(run)["forced"] is True
+    assert run.meta.problems == [record.FORCED] and tables.run_json(run)["forced"] is True
