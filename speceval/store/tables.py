@@ -121,8 +121,8 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
     numbered = {"step": _ranges(np.ones(len(order), np.int64), count[order])}
     numbered |= dict(zip(("drafted", "accepted", "committed"), counts[rows_of].T, strict=True))
     steps = steps.reset_index(drop=True).assign(**numbered).astype(STEP_COLUMNS)
-    for kind, values in recorded.items():
-        table = _recorded_table(values, counts[:, 0], count)
+    for kind in (kind for kind in RECORDED_COLUMNS if kind in recorded):  # in the same order in every process
+        table = _recorded_table(recorded[kind], counts[:, 0], count)
         names = recorded_columns(table.shape[1] // len(RECORDED_COLUMNS[kind]), RECORDED_COLUMNS[kind])
         steps = steps.join(pd.DataFrame(table[rows_of], columns=names))
     return turns.reset_index(drop=True), steps
