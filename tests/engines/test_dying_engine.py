@@ -81,7 +81,10 @@ def start(root: Path, multiprocessing: str, workers: str) -> tuple[subprocess.Po
     return run, journal
 
 
-@pytest.mark.parametrize("case", CASES)
+OTHERS = "the engine's own process", "a worker behind it"
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in OTHERS)) for case in CASES])
 def test_a_process_that_dies_ends_the_run_with_one_line_and_the_same_command_resumes(tmp_path: Path, case: str) -> None:
     multiprocessing, workers, choice = CASES[case]
     run, journal = start(tmp_path, multiprocessing, workers)

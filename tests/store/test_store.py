@@ -113,6 +113,17 @@ def test_what_is_kept_of_a_replayed_text_has_columns_of_its_own(tmp_path: Path) 
     np.testing.assert_allclose(steps[["kept_1", "kept_2"]], [[0.5, 1.0], [NAN] * 2, [0.1, NAN]], rtol=1e-6)
 
 
+def test_columns_of_what_was_recorded_are_in_one_order_whatever_came_first(tmp_path: Path) -> None:
+    law = recorded("a", [[[0.5], [0.1], [0.2]]] * 2, "law")
+    both = recorded("b", [[[0.5, 1.0]], [[0.1, NAN]]], "kept")
+    both["turns"][0]["law"] = law["turns"][0]["law"]
+    with Store(tmp_path) as store:
+        store.append(law)
+        store.append(both)
+        _, steps = store.frames()
+    assert steps.columns[-5:].tolist() == ["kept_1", "kept_2", "p_1", "rank_1", "spread_1"]
+
+
 def test_a_run_without_a_record_has_no_such_columns(tmp_path: Path) -> None:
     assert not [name for name in read_run(finished(tmp_path / "run", "a")).steps if name[-1].isdigit()]
 

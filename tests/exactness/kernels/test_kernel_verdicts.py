@@ -49,6 +49,7 @@ def test_mutants_of_vllms_code_are_biased_and_the_code_itself_is_not() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_other_mutants_are_biased_and_the_code_is_exact_at_the_default_sample_size() -> None:
     found = run(["--except", *FAST], kernels.REQUESTS)
     wrong = {name: row["verdict"] for name, row in found.items() if not name.startswith("unchanged")}
