@@ -488,6 +488,17 @@ def test_published_names_the_package_s_own_figures_unless_such_a_folder_exists(
     assert len(collect([Path("published")])) == 1
 
 
+@pytest.mark.parametrize("content", ["", "null", "[1]", "<html></html>", "\ufeff", "target,tau\n"])
+def test_a_file_of_figures_without_any_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "source.yaml").write_text(
+        "{kind: published, title: t, source: s, figures: f.csv, definition: tau, "
+        "decimals: 2, suites: {}, footnotes: []}"
+    )
+    (tmp_path / "f.csv").write_text(content)
+    with pytest.raises(UserError):
+        collect([tmp_path])
+
+
 def test_replays_are_left_out_beside_runs_that_were_sampled(tmp_path: Path) -> None:
     replay = write_run(tmp_path / "a", {"s": constant(1)}, spec={"replay": "abc"})
     assert [entry.replayed for entry in collect([replay])] == [True]

@@ -145,13 +145,15 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
 
     `published` names the package's own figures, wherever it is installed, unless there is such a path.
     In the order of the tables, whatever the order of `paths`. Replays, which hold expectations and no counts, are left
-    out unless they are all there is. Raises `UserError` when a path holds neither runs nor figures.
+    out unless they are all there is. Raises `UserError` when a path holds neither runs nor figures, or a file without.
     """
     entries: list[Entry] = []
     runs: dict[Path, Path] = {}
     for path in map(published.named, paths):
         if published.is_publication(path):
-            entries += [from_figure(figure) for figure in published.load(path).rows]
+            if not (figures := published.load(path).rows):
+                raise UserError(f"{path}: its file of figures has no rows")
+            entries += [from_figure(figure) for figure in figures]
             continue
         if not (below := directories(path)):
             raise UserError(f"{path}: no runs here and no published figures: `speceval ls runs` lists runs")
