@@ -96,6 +96,15 @@ def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from leaves(value, (*path, key))
 
 
+def odd(content: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Each place of an object, each odd value, and a copy of the object that has it there."""
+    for path in leaves(content):
+        for value in ODD:
+            made = json.loads(json.dumps(content))
+            setting(path, value)(made)
+            yield path, value, made
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
@@ -743,17 +752,14 @@ def checkpoints() -> Iterator[Try]:
         for kind, config in (("eagle3", EAGLE3), ("medusa", MEDUSA), ("speculators", SPECULATORS), ("llama", CONFIG)):
             if role == "target" and kind in ("medusa", "speculators"):
                 continue
-            for path in leaves(config):
-                for value in ODD:
-                    made = json.loads(json.dumps(config))
-                    setting(path, value)(made)
-                    yield Try(
-                        "checkpoints",
-                        f"{role} {kind} {'.'.join(map(str, path))} = {json.dumps(value)[:20]}",
-                        line,
-                        None,
-                        write(f"{role}/config.json", json.dumps(made)),
-                    )
+            for path, value, made in odd(config):
+                yield Try(
+                    "checkpoints",
+                    f"{role} {kind} {'.'.join(map(str, path))} = {json.dumps(value)[:20]}",
+                    line,
+                    None,
+                    write(f"{role}/config.json", json.dumps(made)),
+                )
     line = ("run", "--temp", "1", "--suite", "own.jsonl", "--target", "target", "--draft", "drafter", "--k", "2")
     for extra in (
         {"eagle_aux_hidden_state_layer_ids": 7}, {"eagle_aux_hidden_state_layer_ids": [-1]}, {"eagle_aux_hidden_state_layer_ids": [10**12]}, {"eagle_aux_hidden_state_layer_ids": ["x"]}, {"eagle_config": 7},
@@ -880,17 +886,14 @@ def published() -> Iterator[Try]:
             True if name != "empty" else None,
             both(write("pub/source.yaml", json.dumps(source)), write("pub/f.csv", content)),
         )
-    for path in leaves(source):
-        for value in ODD:
-            made = json.loads(json.dumps(source))
-            setting(path, value)(made)
-            yield Try(
-                "foreign JSON",
-                f"source.yaml {path[-1]} = {json.dumps(value)[:20]}",
-                line,
-                None,
-                both(write("pub/source.yaml", json.dumps(made)), write("pub/f.csv", row)),
-            )
+    for path, value, made in odd(source):
+        yield Try(
+            "foreign JSON",
+            f"source.yaml {path[-1]} = {json.dumps(value)[:20]}",
+            line,
+            None,
+            both(write("pub/source.yaml", json.dumps(made)), write("pub/f.csv", row)),
+        )
     for column in range(10):
         for value in ("", "x", "nan", "1e999", HUGE, "-1", "\x1b[31m", "=1+1"):
             cells = row.splitlines()[1].split(",")

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory of a run.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write [default: standard output].")]
+Ray = Annotated[str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")]
+Replicas = Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")]
+GpusPerReplica = Annotated[
+    int | None,
+    typer.Option(help="With --ray: accelerators of each; 0 is a CPU [default: the engine's tensor_parallel_size]."),
+]
 OutDirectory = Annotated[Path | None, typer.Option("--out", "-o", help="Directory to write [default: results/<name>].")]
 
 _COMPLAINTS: list[type[Any]] = typer.BadParameter.__bases__[0].__subclasses__()

@@ -23,27 +23,14 @@ def run(
     url: Annotated[
         str | None, typer.Option(help="Measure the vLLM server that runs here; no engine is started.")
     ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
-    ] = None,
-    dialect: Annotated[
-        str | None,
-        typer.Option(
-            help="With --url: kind of server, in place of what it seems to be.",
-            **options.choices(lambda: server_flags.KINDS),
-        ),
-    ] = None,
+    api_key_env: server_flags.ApiKeyEnv = None,
+    dialect: server_flags.Dialect = None,
     through_server: Annotated[
         bool, typer.Option("--through-server", help="Start vLLM's own server, measure it over HTTP, stop it.")
     ] = False,
-    ray: Annotated[
-        str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")
-    ] = None,
-    replicas: Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")] = None,
-    gpus_per_replica: Annotated[
-        int | None,
-        typer.Option(help="With --ray: accelerators of each; 0 is a CPU [default: the engine's tensor_parallel_size]."),
-    ] = None,
+    ray: options.Ray = None,
+    replicas: options.Replicas = None,
+    gpus_per_replica: options.GpusPerReplica = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: options.OutDirectory = None,
     as_json: options.AsJson = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,11 @@ from speceval.private import secret_in
 
 KINDS = ("vllm", "sglang", "llamacpp", "openai")
 """What --dialect takes."""
+ApiKeyEnv = Annotated[str | None, typer.Option(help="With --url: environment variable that holds the server's key.")]
+Dialect = Annotated[
+    str | None,
+    typer.Option(help="With --url: kind of server, in place of what it seems to be.", **options.choices(lambda: KINDS)),
+]
 
 
 def engine(ctx: typer.Context, url: str | None, more: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:

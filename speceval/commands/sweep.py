@@ -27,14 +27,9 @@ def sweep(
         list[str] | None,
         typer.Option("--set", help="Field of all runs, whatever the file says, key=value; may be repeated."),
     ] = None,
-    ray: Annotated[
-        str | None, typer.Option(help="Measure on the engines of a Ray cluster: auto, local or host:port.")
-    ] = None,
-    replicas: Annotated[int | None, typer.Option(help="With --ray: engines [default: as many as have room].")] = None,
-    gpus_per_replica: Annotated[
-        int | None,
-        typer.Option(help="With --ray: accelerators of each; 0 is a CPU [default: the engine's tensor_parallel_size]."),
-    ] = None,
+    ray: options.Ray = None,
+    replicas: options.Replicas = None,
+    gpus_per_replica: options.GpusPerReplica = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the runs [default: results/<name>].")

@@ -50,16 +50,8 @@ def verify(
     url: Annotated[
         str | None, typer.Option(help="Verify the server that runs here; the target's own law is computed here.")
     ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="With --url: environment variable that holds the server's key.")
-    ] = None,
-    dialect: Annotated[
-        str | None,
-        typer.Option(
-            help="With --url: kind of server, in place of what it seems to be.",
-            **options.choices(lambda: server_flags.KINDS),
-        ),
-    ] = None,
+    api_key_env: server_flags.ApiKeyEnv = None,
+    dialect: server_flags.Dialect = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory of the report [default: results/verify/<name>].")
     ] = None,

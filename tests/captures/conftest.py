@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support import tiny, tiny_engine
-
-from speceval import cli
+from support import calling, tiny, tiny_engine
 
 DRAFTERS = {
     "eagle3": tiny.write_eagle3,
@@ -34,17 +31,7 @@ def _one_thread():
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line in this process: exit code, standard output, standard error."""
     tiny_engine.offered(monkeypatch)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speceval", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
+    return calling.caller(monkeypatch, capfd)
 
 
 @pytest.fixture
