@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,3 +30,21 @@ def open_locked(path: Path, mode: str, *, wait: bool) -> IO[Any]:
         file.close()
         raise
     return file
+
+
+@contextmanager
+def one_at_a_time(root: Path, what: str = "") -> Iterator[None]:
+    """One process builds `what` in the cache folder `root`; what a killed one left (.part-*) is cleared away.
+
+    Raises `UserError` for a cache that cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open_locked(root / ".lock", "w", wait=True)
+    except OSError as error:
+        thing = f"{what} to {root}" if what else f"to {root}"
+        raise UserError(f"cannot write {thing} ({error.strerror}): set SPECEVAL_CACHE elsewhere") from None
+    with handle:
+        for leftover in root.glob(".part-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield

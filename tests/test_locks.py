@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from speceval.errors import UserError
-from speceval.locks import open_locked
+from speceval.locks import one_at_a_time, open_locked
 from speceval.store import Store, list_runs
 from speceval.zoo import build
 
@@ -27,7 +27,7 @@ def test_without_posix_locks_measuring_is_refused_in_one_line_and_reading_is_not
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(UserError, match="no POSIX file locks: use Linux or WSL"), Store(tmp_path / "run"):
         pass
-    with pytest.raises(UserError, match="no POSIX file locks"), build._lock(tmp_path / "zoo"):
+    with pytest.raises(UserError, match="no POSIX file locks"), one_at_a_time(tmp_path / "zoo"):
         pass
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert list(list_runs(tmp_path)) == []

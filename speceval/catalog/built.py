@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
-from speceval.errors import UserError
-from speceval.locks import open_locked
+from speceval.locks import one_at_a_time
 from speceval.zoo.build import cache_root
 
 
@@ -31,16 +30,9 @@ def ensure(directory: Path, write: Callable[[Path], None]) -> Path:
     if directory.is_dir():
         return directory
     root = directory.parent
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open_locked(root / ".lock", "w", wait=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {root} ({error.strerror}): set SPECEVAL_CACHE elsewhere") from None
-    with lock:
+    with one_at_a_time(root):
         if directory.is_dir():
             return directory
-        for leftover in root.glob(".part-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
         try:
             write(temporary)

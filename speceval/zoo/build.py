@@ -11,9 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from speceval.errors import UserError
-from speceval.locks import open_locked
+from speceval.locks import one_at_a_time
 from speceval.zoo import text
 from speceval.zoo.recipe import PLANS, TARGET, Recipe
 
@@ -46,7 +45,7 @@ def ensure(names: Sequence[str], recipe: Recipe | None = None) -> dict[str, Path
     if not all(path.is_dir() for path in paths.values()):
         if importlib.util.find_spec("torch") is None:
             raise UserError("the zoo needs torch to be built: install speceval with the extra cpu or gpu")
-        with _lock(root):
+        with one_at_a_time(root, "the zoo"):
             _build([name for name, path in paths.items() if not path.is_dir()], recipe, root)
     return paths
 
@@ -79,20 +78,6 @@ def digest(recipe: Recipe) -> str:
     versions = [platform.machine(), platform.python_version(), version("torch"), version("tokenizers")]
     state.update(" ".join(versions).encode())
     return state.hexdigest()[:16]
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """One build at a time; the lock goes with its process. What a killed build left is cleared away."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = open_locked(root / ".lock", "w", wait=True)
-    except OSError as error:
-        raise UserError(f"cannot write the zoo to {root} ({error.strerror}): set SPECEVAL_CACHE elsewhere") from None
-    with handle:
-        for leftover in root.glob(".part-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        yield
 
 
 def _build(names: list[str], recipe: Recipe, root: Path) -> None:
