@@ -105,6 +105,25 @@ def test_a_secret_is_refused_wherever_it_is_given(field: str, name: str) -> None
         make_spec(**BASE, **{field: {name: "x"}})
 
 
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"x": [{"name": "HF_TOKEN", "value": "x"}]}, "x.0.value"),
+        ({"x": ["--api-key", "x"]}, "x.1"),
+        ({"x": [["hub_token", "x"]]}, "x.0.1"),
+        ({"x": "https://a:b@c@host/d"}, "x"),
+        ({"x": "https://host/?api%5Fkey=x"}, "x"),
+        ({"x": "https://host/?X-Amz-Signature=x"}, "x"),
+        ({"x": "-----BEGIN PRIVATE KEY-----\nx"}, "x"),
+        ({"hf_abcdefghijklmnopqrst": 1}, r"\*\*\*"),
+    ],
+    ids=["name and value", "flag", "pair", "at sign", "percents", "signature", "key file", "as a key"],
+)
+def test_a_secret_is_refused_in_whatever_shape_it_is_given(value: dict[str, object], place: str) -> None:
+    with pytest.raises(UserError, match=rf"--engine-arg {place} is a secret"):
+        make_spec(**BASE, engine_args=value)
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "num_speculative_tokens_more", "tokenizer_mode", "eos_token_id"])
 def test_what_only_sounds_like_a_secret_is_taken(name: str) -> None:
     assert make_spec(**BASE, engine_args={name: "x"}).engine_args == {name: "x"}
