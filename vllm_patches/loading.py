@@ -156,6 +156,7 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
     found["seen"] = LAST.model is not None and LAST.model() is drafter and not LAST.unseen
     found["unfilled"] = [*_unfilled(drafter)]
     found["unused"] = [] if any(name.endswith(".bias") for name, _ in drafter.named_parameters()) else LAST.biases
+    found["wrong"] = not_finite(drafter)
     settings = speculative.draft_model_config.hf_config
     target: Any = getattr(runner, "model", None)
     target = target.get_language_model() if hasattr(target, "get_language_model") else target
@@ -169,8 +170,18 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
         if decided.get("head") == "the target's" and _has_rows(_part(drafter, "lm_head")):
             found["unfilled"].append("lm_head.weight")
         if (offsets := getattr(drafter, "draft_id_to_target_id", None)) is not None and not found["unfilled"]:
-            found["wrong"] = map_fault(offsets, full, LAST.kept)
+            found["wrong"] = found["wrong"] or map_fault(offsets, full, LAST.kept)
     return found
+
+
+def not_finite(drafter: Any) -> str:
+    """The first parameter with numbers that are none: what it drafts is noise. Empty if there is none."""
+    import torch
+
+    for name, parameter in drafter.named_parameters():
+        if parameter.dtype in (torch.float32, torch.bfloat16, torch.float16) and not parameter.isfinite().all():
+            return f"its tensor {name} holds NaN or infinity"
+    return ""
 
 
 def map_fault(d2t: Any, vocabulary: int, t2d: Any = None) -> str:

@@ -19,7 +19,7 @@ from speceval.captures.evaluate import Kept, Question
 from speceval.captures.folder import Capture, key_of
 from speceval.catalog.methods import default_drafting
 from speceval.drafters import ngram
-from speceval.drafters.load import load, require
+from speceval.drafters.load import load, require, try_out
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.measure.content import checkpoint_facts
@@ -160,6 +160,7 @@ def _load(capture: Capture, draft: catalog.Draft, k: int, device: str) -> Any:
             f"reads layer {missing[0]}, {capture.directory} has {kept}: capture again with "
             f"--layers {','.join(map(str, drafter.layers))}"
         )
+    try_out(drafter, capture.manifest.hidden_size, capture.manifest.vocab_size, device)
     return drafter
 
 

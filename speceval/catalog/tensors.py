@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.foreign import json_object
 from speceval.protocol import MOST_K
 
 from .config import Config
@@ -53,18 +54,33 @@ def required(content: Mapping[str, Any], method: Method) -> list[tuple[str, str]
 def tensor_names(directory: Path) -> list[str]:
     """Names of all tensors in a directory's safetensors files, or else in its .bin and .pt files.
 
-    Raises UserError for a damaged file. Without torch the older kind is not read.
+    Raises UserError for a damaged file, and for a tensor in two of the files that count. Without torch the older kind
+    is not read.
     """
     from safetensors import SafetensorError, safe_open
 
-    names: list[str] = []
-    for path in sorted(directory.glob("*.safetensors")):
+    places: dict[str, Path] = {}
+    for path in _counted(directory):
         try:
             with safe_open(path, framework="np") as file:
-                names += file.keys()
+                names = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a safetensors file ({error})") from None
-    return names or [name for path in _pickled(directory) for name in _pickled_names(path)]
+        for name in names:
+            if name in places:
+                told = f"tensor {name} stands in {places[name].name} and in {path.name}"
+                raise UserError(f"{directory}: {told}: remove the file that is not the checkpoint's")
+            places[name] = path
+    return list(places) or [name for path in _pickled(directory) for name in _pickled_names(path)]
+
+
+def _counted(directory: Path) -> list[Path]:
+    """The safetensors files that are loaded: those of the index where there is one, as vLLM takes them."""
+    files, index = sorted(directory.glob("*.safetensors")), directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return files
+    named = Config.of(json_object(index), str(index)).part("weight_map").values()
+    return [path for path in files if path.name in named] or files
 
 
 def _pickled(directory: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -53,7 +54,19 @@ class Drafter(Protocol):
 
 
 class Tensors(dict[str, Tensor]):
-    """A checkpoint's tensors by name; the first that is missing is a `UserError`."""
+    """A checkpoint's tensors by name; the first that is missing is a `UserError`. `read`: names that were asked for."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, else `default`."""
+        return self[name] if name in self else default  # noqa: SIM401
 
     def __missing__(self, name: str) -> Tensor:
         raise UserError(f"no tensor {name} in its files: the checkpoint is not complete")
@@ -68,6 +81,8 @@ class Loaded:
     """Whose residual streams it reads."""
     most: int | None = None
     """Draft positions that it has; None: any number."""
+    spare: str = r"t2d|d2t|.*rotary_emb\.inv_freq"
+    """Names of tensors that it may leave unread (a regular expression)."""
 
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
         self.config, self.weights, self.k = config, Tensors(weights), k
@@ -75,6 +90,15 @@ class Loaded:
     def weight(self, name: str) -> Tensor:
         """A matrix or vector of the checkpoint, float32. Raises `UserError` where it is missing."""
         return self.weights[f"{name}.weight"]
+
+    def unread(self) -> list[str]:
+        """Tensors that no draft has asked for so far, but for `spare` and those of positions that are not drafted."""
+        numbers = {name: re.search(r"\.(\d+)\.", name) for name in self.weights if name not in self.weights.read}
+        return [
+            name
+            for name, number in numbers.items()
+            if not re.fullmatch(self.spare, name) and not (self.most and number and int(number[1]) >= self.k)
+        ]
 
 
 def pick(x: Tensor, places: Tensor) -> Tensor:

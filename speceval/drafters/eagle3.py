@@ -43,6 +43,10 @@ class Eagle3(Loaded):
         self._rotary = Rotary.of(self.config, self._head_dim)
         if "d2t" in weights:
             self.draft_ids = weights["d2t"].long() + torch.arange(len(weights["d2t"]), device=weights["d2t"].device)
+            ids, vocabulary, kept = self.draft_ids, int(self.config["vocab_size"]), weights.get("t2d")
+            inside = bool(((ids >= 0) & (ids < vocabulary)).all()) and len(ids.unique()) == len(ids)
+            if not inside or not (kept is None or len(kept) < vocabulary or bool(kept[ids].all())):
+                raise UserError("its d2t does not map each draft token to a target token of its own")
 
     def default_layers(self, count: int) -> tuple[int, ...]:
         """What vLLM reads of a target with so many layers where the checkpoint does not say."""

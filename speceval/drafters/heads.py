@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,16 +27,19 @@ class Medusa(Loaded):
             self.draft_ids = weights["token_map"].long()
         if not any(name.startswith("blocks.0.") for name in weights):
             raise UserError("its tensors have the names of the first MEDUSA checkpoints: convert it as for vLLM")
+        self._layers = int(config.get("num_hidden_layers") or config.get("medusa_num_layers") or 1)
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
         """Logits of each draft position."""
         state = pick(states.final, places)
         for j in range(self.k):
             x = state
-            for name in sorted(name for name in self.weights if re.match(rf"blocks\.{j}\.layers\.\d+\.weight", name)):
-                x = x + F.silu(F.linear(x, self.weights[name], self.weights.get(name.replace("weight", "bias"))))
-            head = 0 if self.config.get("original_lm_head") else j
-            yield F.linear(x, self.weights.get(f"lm_heads.{head}.weight", self.weights.get("lm_head.weight")))
+            for layer in range(self._layers):
+                name = f"blocks.{j}.layers.{layer}"
+                x = x + F.silu(F.linear(x, self.weight(name), self.weights.get(f"{name}.bias")))
+            head = f"lm_heads.{0 if self.config.get('original_lm_head') else j}"
+            shared = f"{head}.weight" not in self.weights and "lm_head.weight" in self.weights
+            yield F.linear(x, self.weight("lm_head" if shared else head))
 
 
 class MLPSpeculator(Loaded):
@@ -68,4 +70,4 @@ class MLPSpeculator(Loaded):
         """A tensor of head j; where heads are tied they share those of the first (the projections: of the second)."""
         tied = (1 if j else 0) if name == "proj" else 0
         own = f"{name}.{j}.{kind}"
-        return self.weights[own] if own in self.weights else self.weights[f"{name}.{tied}.{kind}"]
+        return self.weights[f"{name}.{tied}.{kind}" if self.config.get("tie_weights") else own]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from speceval.drafters.base import States, pick
+from speceval.errors import UserError
 
 
 class LanguageModel:
@@ -21,8 +22,14 @@ class LanguageModel:
     def __init__(self, directory: Path, k: int, device: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        logging.disable_progress_bar()
+        model: Any
+        model, told = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        for what in ("missing", "mismatched", "unexpected"):  # transformers would draw the first two at random
+            if names := sorted(map(str, told.get(f"{what}_keys", ()))):
+                raise UserError(f"{what} tensor {names[0]} in its files: the checkpoint is not the model's")
         self._model, self.k = model.to(device).eval(), k
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:

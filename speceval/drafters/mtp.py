@@ -23,6 +23,8 @@ from speceval.errors import UserError
 class MTP(Loaded):
     """One layer, whose tensors are called "model.layers.N.…" after the target's layers."""
 
+    spare = rf"{Loaded.spare}|embed_tokens\.weight|shared_head\.head\.weight"
+
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
         first = int(config["num_hidden_layers"])
         found = {int(match[1]) for name in weights if (match := re.match(r"model\.layers\.(\d+)\.", name))}

@@ -1,5 +1,6 @@
 """A checkpoint that lacks a tensor is refused before an engine starts, naming the tensor."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from speceval.catalog.tensors import check_tensors
+from speceval.catalog.tensors import check_tensors, tensor_names
 from speceval.errors import UserError
 
 EAGLE3 = {"vocab_size": 8, "draft_vocab_size": 6}
@@ -74,3 +75,16 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
         check_tensors(tmp_path, MEDUSA, "medusa")
+
+
+def test_a_tensor_in_two_files_is_refused_unless_an_index_says_which_counts(tmp_path: Path) -> None:
+    for name in ("model", "model-00001-of-00001"):
+        save_file({"fc.weight": np.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"fc\.weight stands in model-00001-of-00001\.safetensors and in model\.safe"):
+        tensor_names(tmp_path)
+    index = {"weight_map": {"fc.weight": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert tensor_names(tmp_path) == ["fc.weight"]
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"index\.json: not a JSON object"):
+        tensor_names(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from speceval.drafters import ngram
 from speceval.drafters.base import States
 from speceval.drafters.llama import Attention, Rotary
-from speceval.drafters.load import load
+from speceval.drafters.load import load, try_out
 from speceval.errors import UserError
 
 K = 3
+Damage = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @pytest.fixture
@@ -149,3 +152,79 @@ def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
             if tokens[start : start + length] == tokens[-length:]:
                 return tokens[start + length :][:k]
     return []
+
+
+# ------------------------------------------------------------------------------------- no draft is made of noise
+
+WRITERS = {"eagle3": tiny.write_eagle3, "medusa": tiny.write_medusa, "mlp_speculator": tiny.write_mlp_speculator}
+
+
+def without(*parts: str) -> Damage:
+    return lambda weights: {name: each for name, each in weights.items() if not any(part in name for part in parts)}
+
+
+def with_(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    return lambda weights: {name: change(each) if part in name else each for name, each in weights.items()}
+
+
+def not_a_number(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.arange(tensor.numel()).reshape(tensor.shape) == 1, torch.nan, tensor)
+
+
+@pytest.mark.parametrize(
+    ("method", "damage", "told"),
+    [
+        ("eagle3", lambda weights: weights, None),
+        ("medusa", lambda weights: weights, None),
+        ("mlp_speculator", lambda weights: weights, None),
+        ("eagle3", with_("fc.weight", not_a_number), "tensor fc.weight holds NaN or infinity"),
+        ("medusa", with_("lm_heads.1", lambda each: each * torch.inf), r"tensor lm_heads\.1\.weight holds NaN"),
+        ("eagle3", without("midlayer.hidden_norm"), r"no tensor layers\.0\.hidden_norm\.weight"),
+        ("eagle3", lambda weights: weights | {"midlayer.self_attn.q_norm.weight": torch.ones(16)}, "q_norm.* is none"),
+        ("eagle3", with_("fc.weight", lambda each: each[:, :-1]), "do not fit its config.json or the target"),
+        ("eagle3", with_("fc.weight", lambda each: each[:0]), "do not fit its config.json or the target"),
+        ("eagle3", with_("lm_head", lambda each: each[:-1]), "its output map has 15 rows, for 16 tokens"),
+        ("eagle3", with_("d2t", torch.zeros_like), "its d2t does not map each draft token"),
+        (
+            "eagle3",
+            with_("d2t", lambda each: each * 0 + 40 - torch.arange(16)),
+            "its d2t does not map each draft token",
+        ),
+        ("medusa", without("blocks.1"), r"no tensor blocks\.1\.layers\.0\.weight"),
+        ("medusa", without("lm_heads.2"), r"no tensor lm_heads\.2\.weight"),
+        ("medusa", with_("lm_heads.1", lambda each: each[:, :4]), "do not fit its config.json or the target"),
+        ("mlp_speculator", without("emb.1"), r"no tensor emb\.1\.weight"),
+        ("mlp_speculator", without("proj.2"), r"no tensor proj\.2\.weight"),
+        ("mlp_speculator", without("ln.0.bias"), r"no tensor ln\.0\.bias"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_tensor_or_has_another_drafts_nothing(
+    tmp_path: Path, method: str, damage: Damage, told: str | None
+) -> None:
+    more = {"draft_vocab": 16} if method == "eagle3" else {}
+    place = WRITERS[method](tmp_path / "draft", tiny.write_target(tmp_path / "target"), **more)
+    save_file({name: each.contiguous() for name, each in damage(tiny.load(place)).items()}, place / "model.safetensors")
+    with nullcontext() if told is None else pytest.raises(UserError, match=told):
+        try_out(load(method, place, K, layers=3), tiny.HIDDEN, tiny.VOCAB)
+
+
+def test_a_whole_model_without_one_of_its_tensors_drafts_nothing(tmp_path: Path) -> None:
+    place = tiny.write_draft_model(tmp_path / "draft", tiny.write_target(tmp_path / "target"))
+    try_out(load("draft_model", place, K, layers=3), tiny.HIDDEN, tiny.VOCAB)
+    save_file(without("layers.0.mlp.up_proj")(tiny.load(place)), place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"missing tensor model\.layers\.0\.mlp\.up_proj\.weight"):
+        load("draft_model", place, K, layers=3)
+
+
+def test_two_files_with_one_tensor_and_files_of_something_else_are_named(eagle3: Path) -> None:
+    save_file({"fc.weight": torch.ones(1)}, eagle3 / "other.safetensors")
+    with pytest.raises(UserError, match=r"fc\.weight stands in other\.safetensors and in a file before it"):
+        load("eagle3", eagle3, K, layers=3)
+    (eagle3 / "other.safetensors").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"other\.safetensors: no file of tensors"):
+        load("eagle3", eagle3, K, layers=3)
+    for file in eagle3.glob("*.safetensors"):
+        file.unlink()
+    (eagle3 / "pytorch_model.bin").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: no file of tensors"):
+        load("eagle3", eagle3, K, layers=3)
