@@ -42,7 +42,7 @@ class DType:
 
 
 class Value:
-    """A Triton scalar or block in every lane: shape [lanes or 1, 1 or block size]."""
+    """A Triton scalar or block in every lane: shape [lanes or 1, 1 or block size], or a block of two dimensions."""
 
     __array_ufunc__ = None  # numpy scalars leave the operators to us
 
@@ -58,6 +58,18 @@ class Value:
 
     def __invert__(self) -> Value:
         return Value(~self.data)
+
+    def __getitem__(self, index: Any) -> Value:
+        """`block[:, None]` and `block[None, :]`: as the column and the row of a block of two dimensions."""
+        if index == (slice(None), None):
+            return Value(self.data[:, :, None])
+        if index == (None, slice(None)):
+            return Value(self.data[:, None, :])
+        raise Unsupported(f"block[{index}]")
+
+    def reshape(self, size: int) -> Value:
+        """A block of one dimension again."""
+        return Value(self.data.reshape(len(self.data), size))
 
     def to(self, dtype: DType, bitcast: bool = False) -> Value:
         if bitcast:
