@@ -93,7 +93,7 @@ class TestLive:
     ) -> None:
         """Every second request has a grammar; `ahead`: asynchronous scheduling."""
         llm = live.llm_arguments(*models, "eagle3", skip_tokenizer_init=False, max_num_batched_tokens=2560)
-        params = [{"temperature": 1.0, "max_tokens": 3} | (tiny.LETTERS if i % 2 else {}) for i in range(6000)]
+        params = [{"temperature": 1.0, "max_tokens": 3} | (tiny.LETTERS if i % 2 else {}) for i in range(4000)]
         skip = {} if patched else {"SPECEVAL_PATCHES_SKIP": "v2-grammar-drafts,v2-grammar-cut"}
         job = {"llm": llm, "runs": [{"prompts": [PROMPT] * len(params), "params": params}], "ahead": ahead}
         result = live.engines(tmp_path, {"engine": job | {"env": live.V2 | skip}})["engine"]

@@ -533,6 +533,13 @@ def _choose(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> An
 BUILTINS = {"_and": _and, "_or": _or, "_not": _not, "_choose": _choose}
 
 
+def parse(source: str) -> list[ast.stmt]:
+    """The statements of a kernel, from the text of its definition."""
+    tree = ast.parse(textwrap.dedent(source))
+    body: list[ast.stmt] = ast.fix_missing_locations(Lazy().visit(tree)).body[0].body
+    return body
+
+
 class Kernel:
     """A `@triton.jit` function: callable from other kernels, launched as `kernel[grid](...)`."""
 
@@ -546,9 +553,7 @@ class Kernel:
     @property
     def body(self) -> list[ast.stmt]:
         if self._body is None:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(self.function)))
-            definition = ast.fix_missing_locations(Lazy().visit(tree)).body[0]
-            self._body = definition.body
+            self._body = parse(inspect.getsource(self.function))
         return self._body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
