@@ -34,7 +34,7 @@ from speceval.files import write_whole
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
 PAGE = ROOT / "docs" / "trust" / "is-it-exact.md"
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "verify")]
+sys.path.append(str(ROOT / "tests"))
 
 SAMPLES = 40000
 V2_SAMPLES = 20000
@@ -160,7 +160,7 @@ def stock_drafting(draft: str) -> tuple[str, ...]:
 
 def run(row: Row, samples: int | None) -> dict[str, Any] | None:
     """The row's result as one line of engine.csv; None if the engine did not run."""
-    from pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
+    from support.pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
 
     with tempfile.TemporaryDirectory() as folder:
         target, draft = write_pair(Path(folder), row.draft)
@@ -243,8 +243,8 @@ def run_rows(options: argparse.Namespace) -> None:
 def run_mutants(samples: int | None, only: str) -> None:
     """Every mutant at the command's default number of continuations, one after the other on one engine."""
     os.environ.update(ENGINE)
-    from mutants import MUTANTS, mutated  # type: ignore[import-not-found]
-    from pairs import PROMPTS, write_pair
+    from support.mutants import MUTANTS, mutated  # type: ignore[import-not-found]
+    from support.pairs import PROMPTS, write_pair
 
     from speceval.exactness import Settings
     from speceval.exactness.run import examine
