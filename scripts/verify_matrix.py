@@ -62,7 +62,7 @@ PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
 
 VERSIONS = ("eagle3 T=1", "medusa T=1")
 """Rows that are run on other versions of vLLM as well."""
-V2_VERSIONS = ("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2")
+V2_VERSIONS = ("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2", "eagle3 top-k 8, top-p 0.9, V2")
 """The same for versions from V2_FIRST on."""
 V2_FIRST = Version("0.32")
 """The first vLLM whose V2 runner starts on a CPU."""

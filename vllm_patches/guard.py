@@ -33,8 +33,6 @@ logger = logging.getLogger("vllm.vllm_patches")
 
 WARNED = "SPECEVAL_PATCHES_WARNED"
 """Environment variable that holds the last warning: processes that vLLM starts afterwards need not repeat it."""
-GRAMMAR_ROWS = ("v2-grammar-drafts", "v2-grammar-cut")
-"""Rows of the ledger without which the V2 runner's sampled drafts are biased under a grammar."""
 
 
 def hook(module: ModuleType) -> None:
@@ -151,7 +149,7 @@ def unfit(config: Any) -> dict[str, str]:
 
 def grammar_rows_doubted() -> bool:
     """Whether one of the rows that make structured outputs right on the V2 runner does not fit this vLLM's source."""
-    return any(doubt(patch) for patch in LEDGER if patch.id in GRAMMAR_ROWS)
+    return any(doubt(patch) for patch in LEDGER if patch.grammar)
 
 
 def doubt(patch: Patch) -> str:

@@ -10,8 +10,8 @@ from vllm_patches.versions import CHECKED, FIRST, RELEASES
 ANY = "any"
 """`Patch.device` of a row that every platform needs, `Patch.runner` of one that both runners need."""
 
-GRAMMAR = f">=0.32,<={RELEASES[-1]}"
-"""Versions whose V2 runner verifies drafts under a grammar with masks by position."""
+V2_CHECKED = f">=0.32,<={RELEASES[-1]}"
+"""The same for rows of the V2 runner, which was read from the version on that starts it on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Patch:
     optional: bool = False
     """Whether an engine is right without it until somebody asks for what the row is about, and the asking is checked:
     `draft_truncation` is read back, a request with a grammar stopped (`guard`)."""
+    grammar: bool = False
+    """Whether only requests with a grammar notice it: what is measured without one is measured with it as well."""
     native: str = ""
     """Versions of vLLM that do it right themselves (PEP 440); they are left alone."""
 
@@ -321,7 +323,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_draft_truncation",
         device=ANY,
         sampling_only=True,
-        versions="==0.32.*",
+        versions=V2_CHECKED,
         parameters=(
             "self",
             "hidden_states",
@@ -333,7 +335,7 @@ LEDGER: tuple[Patch, ...] = (
             "draft_logits",
             "spec_step_idx=0",
         ),
-        sources={"0.32.0": "f729e99b44320e54"},
+        sources={"0.32.0": "f729e99b44320e54", "0.33.0": "f8c982c90ba2c1f7"},
         upstream=("https://github.com/vllm-project/vllm/issues/56724",),
         tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
         until="drafts are drawn with all of the request's sampling parameters",
@@ -349,9 +351,9 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_sampling_states",
         device=ANY,
         sampling_only=True,
-        versions="==0.32.*",
+        versions=V2_CHECKED,
         parameters=("self", "max_num_reqs", "vocab_size"),
-        sources={"0.32.0": "f2ea2da2f3d8914a"},
+        sources={"0.32.0": "f2ea2da2f3d8914a", "0.33.0": "f2ea2da2f3d8914a"},
         upstream=("https://github.com/vllm-project/vllm/issues/56724",),
         tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
         until="`v2-draft-truncation` can go",
@@ -367,7 +369,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_grammar_drafts",
         device=ANY,
         sampling_only=True,
-        versions=GRAMMAR,
+        versions=V2_CHECKED,
         parameters=("self", "logits", "input_batch", "draft_logits=None", "invalid_drafts=None"),
         sources={"0.32.0": "e0a7285807218ef3", "0.33.0": "e0a7285807218ef3"},
         upstream=("docs/upstream/v1-structured-drafts.md",),
@@ -375,6 +377,7 @@ LEDGER: tuple[Patch, ...] = (
         until="`grammar_invalid_drafts` leaves a draft that its masked row excludes to the verifier",
         runner="V2",
         optional=True,
+        grammar=True,
     ),
     Patch(
         id="v2-grammar-cut",
@@ -385,7 +388,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_grammar_cut",
         device=ANY,
         sampling_only=True,
-        versions=GRAMMAR,
+        versions=V2_CHECKED,
         parameters=("self", "draft_token_ids"),
         sources={"0.32.0": "f05dcf1d78912b36", "0.33.0": "f05dcf1d78912b36"},
         upstream=("docs/upstream/v1-structured-drafts.md",),
@@ -393,6 +396,7 @@ LEDGER: tuple[Patch, ...] = (
         until="the scheduler keeps a forbidden draft for the verifier",
         runner="V2",
         optional=True,
+        grammar=True,
     ),
 )
 

@@ -147,7 +147,7 @@ ROWS: tuple[Unpatched, ...] = (
         state="refused",
         answer=(
             "A run with top-k or top-p says --no-draft-truncation, or --engine-arg enforce_eager=true, for which there "
-            "is a patch in vLLM 0.32 (v2-draft-truncation), or uses the V1 runner."
+            "is a patch from vLLM 0.32 on (v2-draft-truncation), or uses the V1 runner."
         ),
         target="vllm.v1.worker.gpu.spec_decode",
         runner="V2",

@@ -184,7 +184,7 @@ def test_hooking_twice_wraps_once_and_a_missing_method_is_left_alone(fits: None)
     guard.hook(module)
 
 
-@pytest.mark.parametrize("doubted", guard.GRAMMAR_ROWS)
+@pytest.mark.parametrize("doubted", ["v2-grammar-drafts", "v2-grammar-cut"])
 @pytest.mark.parametrize(
     ("runner", "temperature", "grammar", "stopped"),
     [("V2", 1.0, True, True), ("V2", 0.0, True, False), ("V2", 1.0, False, False), ("V1", 1.0, True, False)],
