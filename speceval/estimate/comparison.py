@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
-from speceval.estimate import acceptance, replay, speedup
+from speceval.estimate import acceptance, load, replay, speedup
 from speceval.estimate.statistics import holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
@@ -157,7 +157,8 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
     lines = [acceptance.undrafted_note(steps) for steps in (steps_a, steps_b)]
-    return found | {"undrafted": dict(zip("ab", lines, strict=True))}
+    undrafted = dict(zip("ab", lines, strict=True))
+    return found | {"undrafted": undrafted, "load": load.compare(turns_a, turns_b, confidence)}
 
 
 def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:
