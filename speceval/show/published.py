@@ -123,7 +123,7 @@ def repeated(meta: RunMeta, suite: str) -> Figure | None:
     benchmark's own.
     """
     figure = figure_of(meta.spec, suite)
-    return figure if figure is not None and _is_benchmark(meta, suite) else None
+    return figure if figure is not None and is_benchmark(meta, suite) else None
 
 
 def figure_of(spec: RunSpec, suite: str) -> Figure | None:
@@ -153,8 +153,10 @@ def figure_of(spec: RunSpec, suite: str) -> Figure | None:
     return next((figure for figure in publication.rows if figure.place == wanted), None)
 
 
-def _is_benchmark(meta: RunMeta, suite: str) -> bool:
-    """Whether the run's suite has the built-in's data: a user's file may bear the same name."""
+def is_benchmark(meta: RunMeta, suite: str) -> bool:
+    """Whether a run's suite has the data of the benchmark of that name: a user's file may bear it too."""
+    if suite not in load().suites:
+        return False
     pinned = read_suite_file(SUITES_DIR / f"{suite}.yaml").pinned
     return pinned is not None and meta.fingerprint.suites[suite].dataset == pinned.dataset_hash
 

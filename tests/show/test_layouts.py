@@ -556,3 +556,24 @@ def test_lengths_tell_output_context_and_cut_answers(tmp_path: Path) -> None:
     assert rows[-1][2] == "100.0 %" and rows[0][3:] == ("2", "2")
     with pytest.raises(UserError, match="say nothing of lengths"):
         build("lengths", [Path("results/published")])
+
+
+# ------------------------------------------------------------------------------------- names that need not be unique
+
+
+@pytest.mark.parametrize("layout", ["summary", "positions", "lengths", "categories"])
+def test_two_runs_of_one_drafter_s_name_are_told_apart_by_their_folders(tmp_path: Path, layout: str) -> None:
+    for name, accepted in (("epoch1", 1), ("epoch2", 2), ("other", 2)):
+        draft = "tv-eagle3" if name == "other" else "./checkpoint_best"
+        write_run(tmp_path / name, {"demo": constant(accepted)}, draft=draft)
+    table = build(layout, [tmp_path])
+    shown = {f"{row.section} {' '.join(cell.text for cell in row.cells)}" for row in table.rows}
+    for name in ("epoch1", "epoch2"):
+        assert any(f"./checkpoint_best ({tmp_path / name})" in text for text in shown)
+    assert not any("tv-eagle3 (" in text for text in shown)
+
+
+def test_a_file_that_is_called_like_a_benchmark_does_not_stand_in_its_column(tmp_path: Path) -> None:
+    mt_bench(tmp_path / "real", 2)
+    write_run(tmp_path / "own", {"mt_bench": constant(2)}, target="gpt-oss-120b", draft="lk-eagle3", k=7)
+    assert {record["suite"] for record in build("summary", [tmp_path]).records} == {"MT-Bench", "mt_bench"}

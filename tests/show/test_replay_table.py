@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,23 @@ def test_what_counts_is_refused_and_so_is_a_drafter_that_is_not_there() -> None:
         build("positions", RUNS)
     with pytest.raises(UserError, match=r"^--over nix: no such drafter in these runs; there are kl-eagle3"):
         build("summary", RUNS, "nix")
+
+
+def test_a_name_that_several_replays_bear_is_no_baseline(tmp_path: Path) -> None:
+    shutil.copytree(STUDY / "kl-eagle3-T1-replay", tmp_path / "again")
+    table = build("summary", [*RUNS, tmp_path / "again"])
+    assert {drafter for drafter, _ in numbers(table, "percent over the baseline")} == {"lk-medusa"}
+    (note,) = [note for note in table.notes if note.startswith("No Δ%")]
+    assert note.startswith("No Δ% of lk-eagle3: 2 replays of its architecture and K are KL (")
+    labels = [row.cells[0].text for row in table.rows if "kl-eagle3" in row.cells[0].text]
+    assert len(set(labels)) == 2 and all("(" in label for label in labels)  # told apart by their runs
+
+
+def test_a_named_baseline_is_of_the_same_architecture_or_there_is_none() -> None:
+    table = build("summary", RUNS, "kl-eagle3")
+    assert {drafter for drafter, _ in numbers(table, "percent over the baseline")} == {"lk-eagle3"}
+    told = [note for note in table.notes if note.startswith("No Δ%")]
+    assert len(told) == 2 and all(
+        "kl-eagle3 is not among the replays of smollm2-135m-q4, MEDUSA" in note for note in told
+    )
+    assert numbers(build("summary", RUNS, "KL"), "percent over the baseline") != {}  # a loss is a name as well

@@ -108,7 +108,7 @@ def drafter_cell(entries: Sequence[Entry], also: str = "") -> Cell:
     """The name of a row's drafter, with the footnotes of all its entries."""
     entry = entries[0]
     notes = dict.fromkeys(note for other in entries for note in row_notes(other))
-    return Cell(text=entry.drafter + also, notes=tuple(notes))
+    return Cell(text=entry.label + also, notes=tuple(notes))
 
 
 def explain(entries: Iterable[Entry], best: Best, group: str = GROUP) -> list[str]:

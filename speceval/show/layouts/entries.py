@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ class Entry:
     figure: Figure | None = None
     name: str = ""
     """A run's own name of the suite."""
+    apart: str = ""
+    """Its run's directory, where another run has an entry of the same names."""
+
+    @property
+    def label(self) -> str:
+        """The drafter's name, and where it bears it with others the run."""
+        return f"{self.drafter} ({self.apart})" if self.apart else self.drafter
 
     @property
     def measured(self) -> bool:
@@ -161,7 +169,17 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
     read = [books.read(directory) for directory in runs.values()]
     sampled = [run for run in read if not replay.is_replay(run)]
     entries += [entry for run in (sampled if sampled or entries else read) for entry in from_run(run)]
-    return sorted(entries, key=_order())
+    return sorted(_told_apart(entries), key=_order())
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, with the run's directory for those that no name tells from another."""
+    keys = [(*row_key(entry), entry.temperature, entry.drafting, entry.suite) for entry in entries]
+    several = {key for key, count in Counter(keys).items() if count > 1}
+    return [
+        replace(entry, apart=str(entry.run.directory)) if key in several and entry.run else entry
+        for key, entry in zip(keys, entries, strict=True)
+    ]
 
 
 def from_run(run: StoredRun) -> list[Entry]:
@@ -178,7 +196,7 @@ def from_run(run: StoredRun) -> list[Entry]:
             k=spec.k,
             temperature=spec.temperature,
             drafting=spec.drafting,
-            suite=names.get(suite, suite),
+            suite=names.get(suite, suite) if published.is_benchmark(run.meta, suite) else suite,
             run=run,
             name=suite,
         )

@@ -42,9 +42,7 @@ def positions(entries: Sequence[Entry]) -> Table:
 
 def run_heading(entry: Entry) -> str:
     """What heads the rows of one run and suite."""
-    return (
-        f"{entry.target} · {entry.drafter} · {entry.suite} · T={entry.temperature:g} · K={entry.k} · {entry.drafting}"
-    )
+    return f"{entry.target} · {entry.label} · {entry.suite} · T={entry.temperature:g} · K={entry.k} · {entry.drafting}"
 
 
 def _cells(entry: Entry, position: Mapping[str, Any]) -> tuple[Cell, ...]:

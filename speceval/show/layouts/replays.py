@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 from speceval.errors import NotComparable, UserError
@@ -25,14 +24,14 @@ def replays(entries: Sequence[Entry], over: str | None = None) -> Table:
 
     Raises `UserError` when no run is of a drafter called `over`.
     """
-    drafters = unique(entry.drafter for entry in entries)
-    if over is not None and over not in drafters:
-        raise UserError(f"--over {over}: no such drafter in these runs; there are {', '.join(drafters)}")
+    names = unique(name for entry in entries for name in (entry.drafter, entry.setup))
+    if over is not None and over not in names:
+        raise UserError(f"--over {over}: no such drafter in these runs; there are {', '.join(names)}")
     changes, problems = _changes(entries, over)
     heads = ("tau committed", *COUNTS.values(), *(["Δ%", "p (Holm)"] if changes else []))
     rows = []
     for entry in entries:
-        cells = [Cell(text) for text in (entry.drafter, entry.architecture, entry.suite)]
+        cells = [Cell(text) for text in (entry.label, entry.architecture, entry.suite)]
         cells += [Cell(str(entry.k)), Cell(f"{entry.temperature:g}")]
         interval = entry.tau(DEFINITION)
         conversations = entry.summary["conversations"]
@@ -69,15 +68,13 @@ def _changes(
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, str]]:
     """By run and suite what it is over its baseline, with Holm's p over all; by drafter why there is none."""
     runs = {str(entry.run.directory): entry for entry in entries if entry.run is not None}
-    bases = {name for name, entry in runs.items() if (entry.drafter == over if over else entry.setup == KL)}
+    bases = {name for name, entry in runs.items() if (over or KL) in (entry.setup, *([entry.drafter] if over else []))}
     changes: dict[tuple[str, str], dict[str, Any]] = {}
     problems: dict[str, str] = {}
-    for base, name in product(sorted(bases), runs):
-        if name in bases or _group(runs[base]) != _group(runs[name]):
-            continue
+    for name in runs.keys() - bases:
         try:
-            compared = compare_runs([run for entry in (runs[base], runs[name]) if (run := entry.run)])["comparisons"]
-        except NotComparable as error:
+            compared = _over_one(runs[name], [runs[base] for base in sorted(bases)], over)
+        except UserError as error:
             problems[runs[name].drafter] = reason(error)
             continue
         changes |= {(name, row["suite"]): row for row in compared}
@@ -87,8 +84,33 @@ def _changes(
     return changes, problems
 
 
+def _over_one(entry: Entry, bases: Sequence[Entry], over: str | None) -> list[dict[str, Any]]:
+    """The comparisons of a run with the one base of its kind along its texts; none where there is no KL by default.
+
+    A name need not be unique: another architecture's drafter bears it, or another training seed's. Raises `UserError`
+    when a named one is not there, when several are, and when it is not comparable.
+    """
+    fitting = [base for base in bases if _group(base) == _group(entry)]
+    if over is not None and not fitting:
+        where = f"{entry.target}, {entry.architecture}, K={entry.k} at the same temperature and drafting"
+        raise UserError(f"{over} is not among the replays of {where}")
+    found: list[list[dict[str, Any]]] = []
+    refusals: list[UserError] = []
+    for base in fitting:
+        try:
+            found.append(compare_runs([run for each in (base, entry) if (run := each.run)])["comparisons"])
+        except NotComparable as error:
+            refusals.append(error)
+    if len(found) > 1:
+        names = ", ".join(str(base.facts["run"]) for base in fitting)
+        raise UserError(f"{len(found)} replays of its architecture and K are {over or KL} ({names}): name one of them")
+    if not found and refusals:
+        raise refusals[0]
+    return found[0] if found else []
+
+
 def _group(entry: Entry) -> tuple[Any, ...]:
-    return entry.target, entry.architecture, entry.k, entry.temperature
+    return entry.target, entry.architecture, entry.k, entry.temperature, entry.drafting
 
 
 def _change(entry: Entry, row: dict[str, Any] | None) -> list[Cell]:
