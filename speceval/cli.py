@@ -42,7 +42,6 @@ from speceval.errors import (
     NotComparable,
     UserError,
 )
-from speceval.private import masked
 
 COME_WITH_VLLM = ("torch", "transformers", "vllm")
 """Packages that a plain installation lacks: commands that read stored runs do without."""
@@ -176,7 +175,7 @@ def _refuse_empty(arguments: list[str]) -> None:
 
 def _exit(code: int, line: str = "") -> None:
     if line:
-        print(masked(terminal.line(line)), file=sys.stderr, flush=True)
+        terminal.say(line)
     # A stdout that cannot be written would raise again at shutdown.
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote
 
 MASK = "***"
+UNSAID = (None, "", False, True)
+"""Values that are no secret, whatever their key."""
 
 WORDS = frozenset(
-    {"token", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "credential"}
-    | {"credentials", "creds", "apikey", "apikeys", "bearer", "authorization", "cookie", "hftoken", "authtoken"}
-    | {"accesstoken", "accesskey", "secretkey", "privatekey", "jwt", "sas"}
+    {"token", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase", "passphrases", "passcode"}
+    | {"credential", "credentials", "creds", "apikey", "apikeys", "bearer", "authorization", "cookie", "accesskey"}
+    | {"secretkey", "privatekey", "jwt", "sas", "sig", "signature"}
 )
 """Words of a key whose value is a secret. Plural "tokens" are counted, not kept."""
-KEYS = frozenset({"api", "access", "private", "secret", "signing", "encryption", "auth", "account", "ssh", "shared"})
+GLUED = re.compile(r"\b(\w+?)(token|secret|password|passwd|passphrase|credentials?|apikey)\b")
+"""Words that end like a secret: written without what would separate the last part."""
+KEYS = frozenset(
+    {"api", "access", "private", "secret", "signing", "encryption", "auth", "account", "ssh", "shared", "master"}
+)
 """Words before "key" that make it a secret."""
 VOCABULARY = frozenset(
     {"bos", "eos", "pad", "unk", "mask", "sep", "cls", "stop", "image", "video", "audio", "draft", "per", "new", "last"}
-    | {"special", "added", "placeholder", "vision", "boi", "eoi", "start", "end", "decoder"}
+    | {"special", "added", "placeholder", "vision", "boi", "eoi", "start", "end", "decoder", "think", "thinking"}
+    | {"reasoning", "tool", "pard", "ptd", "de", "sub"}
 )
 """Words before "token" that make it one of a model's vocabulary."""
 NUMBERED = frozenset({"id", "ids", "type", "index", "count", "limit", "budget", "length", "len", "size", "level"})
 """Words after "token" that do."""
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
-_USER = re.compile(r"(?<=://)(?!git@)[^\s/@?#]+(?=@)")
+_SPLITS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+"), re.compile(r"[A-Z]+|[a-z]+")
+"""Two ways to see words in letters of both cases: "HTTPServer" and "APIkey"."""
+_USER = re.compile(r"(?:(?<=://)|(?<=:/)(?!/))(?!git@)[^\s/?#]+(?=@)")
+"""Who asks, in a URL, or in one that was taken for a path and has lost a slash."""
 _KNOWN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[A-Z0-9]{12,}|xox[a-z]-[\w-]{10,}"
-    r"|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    r"|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|AIza[\w-]{30,}|nvapi-[\w-]{16,}|gsk_\w{16,}|r8_\w{16,})"
+    r"|(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=[Bb]asic )[\w+/=-]{8,}"
+    r"|(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$))"
 )
 """Secrets that their own form gives away."""
-_NAMED = re.compile(r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")\s*[=:]\s*""")
+_NAMED = re.compile(r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")\s*[=:]\s*|(?<!\S)(--[\w-]+) +(?!-)""")
 _VALUE = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[^\s,&;}\])'"]+""")
-"""A key with its sign, and what may follow it."""
+"""A key with its sign, or a flag; and what may follow it."""
 _PLACE = re.compile(
     r"(?<![\w.~/:\\-])(?:file://)?(?:~[\w.-]*(?=[/\\])|(?=/)|[A-Za-z]:(?=[/\\]))(?:[/\\]+[^\s/\\,:;='\"(){}\[\]<>]+)+[/\\]?"
 )
@@ -42,7 +55,11 @@ _URL_FILE = re.compile(r"file://(?=/)")
 
 def is_secret(key: str) -> bool:
     """Whether a key's value is a secret, by its whole words: split at `_`, `-`, case and whatever is no letter."""
-    words = [word.lower() for word in _WORD.findall(key)]
+    return any(_names_secret([word.lower() for word in split.findall(key)]) for split in _SPLITS)
+
+
+def _names_secret(words: list[str]) -> bool:
+    words = GLUED.sub(r"\1 \2", re.sub(r"\bpass (?=word|phrase|code)", "pass", " ".join(words))).split()
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if word == "token" and (before in VOCABULARY or after in NUMBERED):
             continue
@@ -60,16 +77,23 @@ def _secrets(value: Any, place: str) -> Iterator[str]:
     items: Any = ()
     if isinstance(value, dict):
         items = value.items()
+        named = value.get("name", value.get("key"))  # {name: HF_TOKEN, value: ...}
+        if isinstance(named, str) and is_secret(named) and value.get("value") not in UNSAID:
+            yield f"{place}.value"
     elif isinstance(value, list | tuple | set):
         items = ((number, item) for number, item in enumerate(value))
+        texts = [item if isinstance(item, str) else "" for item in value]
+        for number, (before, item) in enumerate(pairwise(texts), start=1):
+            if item and (before.startswith("-") or len(texts) == 2) and is_secret(before) and "=" not in before:
+                yield f"{place}.{number}"
     elif isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str) and _tells(value):
         yield place
     for key, item in items:
         at = f"{place}.{key}" if place else str(key)
-        if isinstance(key, str) and is_secret(key) and item not in (None, "", False, True):
-            yield at
+        if isinstance(key, str) and ((is_secret(key) and item not in UNSAID) or _tells(key)):
+            yield masked(at)
         else:
             yield from _secrets(item, at)
 
@@ -78,7 +102,8 @@ def _tells(text: str) -> bool:
     """Whether a value holds a secret. Prose may speak of passwords; a URL, `key=value` and JSON in a text name them."""
     if not text.lstrip().startswith(("{", "[")) and "://" not in text:
         text = text.replace(":", " ")
-    return masked(text) != text
+    plain = unquote(text) if "://" in text else text  # a URL may spell its keys in percents
+    return masked(text) != text or masked(plain) != plain
 
 
 def masked(text: str) -> str:
@@ -88,7 +113,7 @@ def masked(text: str) -> str:
     while key := _NAMED.search(text, place):
         place = key.end()
         value = _VALUE.match(text, place)
-        if value and is_secret(key[1]):
+        if value and is_secret(key[1] or key[2]):
             text = f"{text[: value.start()]}{MASK}{text[value.end() :]}"
             place = value.start() + len(MASK)
     return text

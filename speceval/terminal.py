@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from speceval.private import masked
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,8 +57,8 @@ def clean(text: str, longest: int = LONGEST) -> str:
 
 
 def line(text: str) -> str:
-    """One harmless line, whole, that no CI takes for a command: for what is written to a stream as it is."""
-    text = _CI.sub("# ", clean(text, LONGEST_LINE))
+    """One harmless line, whole, without secrets, that no CI takes for a command: for what is written as it is."""
+    text = _CI.sub("# ", masked(clean(text, LONGEST_LINE)))
     return f": :{text[2:]}" if text.startswith("::") else text
 
 
@@ -64,7 +66,12 @@ def wrote(path: Path) -> None:
     """Say on standard error that a file was written."""
     size = path.stat().st_size
     told = f"{size:,} bytes" if size < 10_000 else f"{size / 1e3:,.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
-    print(line(f"wrote {path} ({told})"), file=sys.stderr)
+    say(f"wrote {path} ({told})")
+
+
+def say(text: str) -> None:
+    """One harmless line on standard error."""
+    print(line(text), file=sys.stderr, flush=True)
 
 
 class Harmless:
@@ -138,7 +145,10 @@ def console(file: Any = None, piped: int = PIPED) -> Console:
     from rich.segment import Segment
 
     class Readable(Console):
-        """Prints what can be read; styles are ours."""
+        """Prints what can be read, of lines no secrets; styles are ours."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(masked(each) if isinstance(each, str) else each for each in objects), **options)
 
         def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
             for text, style, control in super().render(*args, **options):

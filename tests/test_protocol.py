@@ -45,7 +45,7 @@ def test_every_field_moves_the_identity() -> None:
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
         "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
         "against": "run:0123", "engine": "simulated", "runner": "v2", "method": "eagle",
-        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2",
+        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2", "rate": 2.5,
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}
@@ -103,6 +103,25 @@ def test_what_has_a_flag_of_its_own_is_not_given_to_the_drafter_as_a_further_key
 def test_a_secret_is_refused_wherever_it_is_given(field: str, name: str) -> None:
     with pytest.raises(UserError, match=rf"{flag(field).name} {name} is a secret .* in the environment"):
         make_spec(**BASE, **{field: {name: "x"}})
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"x": [{"name": "HF_TOKEN", "value": "x"}]}, "x.0.value"),
+        ({"x": ["--api-key", "x"]}, "x.1"),
+        ({"x": [["hub_token", "x"]]}, "x.0.1"),
+        ({"x": "https://a:b@c@host/d"}, "x"),
+        ({"x": "https://host/?api%5Fkey=x"}, "x"),
+        ({"x": "https://host/?X-Amz-Signature=x"}, "x"),
+        ({"x": "-----BEGIN PRIVATE KEY-----\nx"}, "x"),
+        ({"hf_abcdefghijklmnopqrst": 1}, r"\*\*\*"),
+    ],
+    ids=["name and value", "flag", "pair", "at sign", "percents", "signature", "key file", "as a key"],
+)
+def test_a_secret_is_refused_in_whatever_shape_it_is_given(value: dict[str, object], place: str) -> None:
+    with pytest.raises(UserError, match=rf"--engine-arg {place} is a secret"):
+        make_spec(**BASE, engine_args=value)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "num_speculative_tokens_more", "tokenizer_mode", "eos_token_id"])

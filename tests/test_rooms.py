@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"errors", "files", "fitting", "foreign", "interrupts", "locks", "paths", "private", "protocol", "terminal"}
+GROUND = {
+    "errors",
+    "files",
+    "fitting",
+    "folders",
+    "foreign",
+    "interrupts",
+    "locks",
+    "paths",
+    "private",
+    "protocol",
+    "terminal",
+}
 """Single files that every room may use."""
 
 FACTS = "vllm_patches.methods"

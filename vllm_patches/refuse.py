@@ -38,7 +38,7 @@ def check(
 
     `version` is vLLM's (a supported one: `versions.unsupported` tells), `runner` "V1" or "V2", `speculative_config` as
     given to vLLM (unset keys mean vLLM's defaults), `temperature` the largest of the run, `structured_outputs` whether
-    any request has a grammar.
+    any request has a grammar and the patches for it do not fit this vLLM (`guard`).
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
     `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
     rejection, and nothing else (`settings.KNOWN_ANSWER`).
@@ -149,7 +149,7 @@ def _xpress(config: Mapping[str, Any], architectures: Sequence[str]) -> str | No
 
 
 def _grammar(runner: str, config: Mapping[str, Any]) -> str | None:
-    """The V1 runner has a patch for this (`v1-draft-streams`)."""
+    """Where the patches for this do not fit; V1's (`v1-draft-streams`) is one that every sampled draft needs."""
     if runner == "V1" or not sampled_drafts(config):
         return None
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from speceval.measure.starting import Starting
 from speceval.protocol import Drafting
 from speceval.show import progress as display
 from speceval.store import StoredRun
+from speceval.terminal import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -254,7 +254,7 @@ def replayed(capture: str | Path | Capture, draft: str, progress: bool = False, 
 
     found = capture if isinstance(capture, Capture) else Capture(Path(capture))
     if progress:
-        print(f"{draft} on {found.directory}: {len(found.texts):,} texts", file=sys.stderr)
+        say(f"{draft} on {found.directory}: {len(found.texts):,} texts")
     return measure(found, draft, **options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from speceval.measure.replicas.on_ray import Cluster
 from speceval.measure.starting import Starting
 from speceval.show import progress as display
 from speceval.store import StoredRun, read_run, write_meta
+from speceval.terminal import say
 
 
 @errors_by_parameter({"--speedup-batch": "speedup"})
@@ -49,6 +49,7 @@ def run(
     rejection: Literal["standard", "block"] = "standard",
     shard: str | None = None,
     batch: int = 32,
+    rate: float | Literal["inf"] | None = None,
     record: bool = True,
     replay: str | Path | StoredRun | None = None,
     prefix_caching: bool = False,
@@ -89,6 +90,8 @@ def run(
         rejection: how vLLM verifies.
         shard: "i/n": every n-th conversation alone, as on the i-th of n machines; `merge` joins them.
         batch: requests that the engine runs at once.
+        rate: conversations that begin in a second, at random, on a server; "inf": as many at once as `batch`. Both also
+            take times to the tokens; None: no times.
         record: whether to keep what the verifier saw of every sampled draft.
         replay: run whose texts the target is made to answer, so that only the drafts are new.
         prefix_caching: whether the engine may reuse prefixes.
@@ -149,6 +152,7 @@ def run(
         rejection=rejection,
         shard=shard,
         batch=batch,
+        rate=rate,
         record=record,
         prefix_caching=prefix_caching,
         engine=engine,
@@ -309,7 +313,7 @@ def measure(job: Job, progress: bool = False, on: Cluster | None = None) -> Stor
     known = stored(job)
     if known is not None and known.complete:
         if progress:
-            print(f"finished before: nothing was measured now, {job.directory} is printed again", file=sys.stderr)
+            say(f"finished before: nothing was measured now, {job.directory} is printed again")
         return known
     if not progress:
         return launch.run(job, unwatched, output_to) if on is None else replicas_of.run(job, on, unwatched, output_to)
@@ -336,7 +340,7 @@ def with_speedup(job: Job, finished: StoredRun, batches: Sequence[int], progress
     if finished.meta.speedup is None or finished.meta.speedup.batches != list(batches):
         log = finished.directory / "speedup.log"
         if progress:
-            print(f"timing with drafts and without, two engines in turns; their log: {log}", file=sys.stderr)
+            say(f"timing with drafts and without, two engines in turns; their log: {log}")
         timed = timing.measure(job, batches, log)
         write_meta(finished.directory, finished.meta.model_copy(update={"speedup": timed}))
         finished = read_run(finished.directory)

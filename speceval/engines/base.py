@@ -58,6 +58,8 @@ class Order:
     """Requests bring the tokens that they are to emit: `Sampling.replay`."""
     forced: tuple[float, ...] | None = None
     """Unconditional acceptance rate of positions 1 … K that it is made to have."""
+    timed: bool = False
+    """Tell when each request's tokens came: `Finished.times`."""
 
     def like(self, other: Order) -> bool:
         """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
@@ -95,6 +97,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Times:
+    """When a request's tokens came, in seconds."""
+
+    sent: float
+    """Unix time; the others count from here."""
+    first: float
+    """The first token."""
+    last: float
+    """The last token."""
+    chunks: int
+    """Pieces in which they came, of one token or more."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A request that is done. `token_ids` are the committed tokens, the prefill's first one included."""
 
@@ -114,6 +130,8 @@ class Finished:
 
     NaN where nothing was drafted or recorded.
     """
+    times: Times | None = None
+    """Of an engine that was to tell them, and a request that got a token."""
 
 
 class Served(Protocol):
@@ -160,6 +178,10 @@ class Engine(Protocol):
     """Tokens that a prompt must have."""
     knows_settings: ClassVar[bool] = True
     """Whether `facts` are its own: else they are as they were asked for, and are not checked."""
+    timed: ClassVar[bool] = False
+    """Whether it can tell when tokens came."""
+    patience: float = 1.0
+    """Most seconds that a step waits for something to finish, where it waits; whoever steps it sets it."""
 
     tokenizer: Any
     """The target's."""

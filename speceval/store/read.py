@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speceval import folders
 from speceval.errors import UserError
 from speceval.foreign import read_json
 from speceval.private import without_places
@@ -24,6 +25,7 @@ from speceval.store.layout import (
     STEP_COLUMNS,
     STEPS,
     THOUGHT,
+    TIME_COLUMNS,
     TURN_COLUMNS,
     TURNS,
     is_recorded,
@@ -148,7 +150,8 @@ def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
             return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
         if kind in RANGES and len(column) and not RANGES[kind][0] <= column.min() <= column.max() <= RANGES[kind][1]:
             return f"{name} holds a number that no run has ({column.min()} to {column.max()})"
-    wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
+    floats = [name for name in table if is_recorded(str(name)) or name in TIME_COLUMNS]
+    wrong = [name for name in floats if not is_float_dtype(table[name])]
     return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
 
 
@@ -164,19 +167,29 @@ def list_runs(root: Path) -> list[tuple[Path, RunMeta]]:
 
 
 def runs_below(root: Path) -> tuple[list[tuple[Path, RunMeta]], dict[Path, str]]:
-    """The runs below `root`, and the folders whose run.json cannot be read, with the reason."""
-    found, unreadable = [], {}
-    for path in sorted(root.glob(f"**/{RUN}")):
+    """The runs below `root`, and the folders that cannot be read, with the reason.
+
+    Raises `UserError` when there is too much below it to look through.
+    """
+    found = []
+    holding, unreadable = folders.holding(root, RUN)
+    for directory in holding:
         try:
-            found.append((path.parent, read_meta(path.parent)))
+            found.append((directory, read_meta(directory)))
         except UserError as error:
-            unreadable[path.parent] = str(error).removeprefix(str(path)).lstrip(":/ ")
+            unreadable[directory] = str(error).removeprefix(str(directory / RUN)).lstrip(":/ ")
     return found, unreadable
 
 
 def directories(path: Path) -> list[Path]:
-    """The directories of runs that a path stands for: itself, or all below it."""
-    return [path] if (path / RUN).is_file() else sorted(file.parent for file in path.glob(f"**/{RUN}"))
+    """The directories of runs that a path stands for: itself, or all below it; also those that cannot be read.
+
+    Raises `UserError` when there is too much below it to look through.
+    """
+    if (path / RUN).is_file():
+        return [path]
+    holding, unreadable = folders.holding(path, RUN)
+    return sorted([*holding, *unreadable])
 
 
 def thoughts(directory: Path) -> dict[tuple[str, str, int, int], int]:

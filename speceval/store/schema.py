@@ -233,6 +233,8 @@ class Fingerprint(Grown):
     """Further keys of vLLM's speculative_config that were asked for."""
     stratified: bool = False
     """Whether `limit` was taken evenly from the categories."""
+    rate: float | None = None
+    """Conversations that began in a second, at random; None: as many at once as there is room for."""
     drafter: dict[str, Any] = Field(default_factory=dict)
     """What the engine decided while it loaded the drafter: own or shared embedding and head, auxiliary layers …"""
 

@@ -21,6 +21,8 @@ ROLES = {
 }
 """What a message's `role` or `from` may be."""
 _ROLE, _TEXT = ("role", "from"), ("content", "value", "text")
+_LISTED = ("messages", "conversations", "conversation")
+"""Columns that hold messages: a list of them as a text would be measured as one prompt."""
 
 
 class Talk(NamedTuple):
@@ -42,6 +44,8 @@ def talk(record: Mapping[str, Any], field: str, where: str) -> Talk:
     """The conversation in a row's column `field`. Raises UserError that begins with `where`."""
     value, place = record[field], f"{where}, field '{field}'"
     if isinstance(value, str):
+        if field in _LISTED and value.lstrip().startswith(("[", "{")):
+            raise UserError(f"{place}: JSON in a text instead of a list of messages: write the list itself")
         return _instruction(record, where) if field == "instruction" else Talk([text(value, place)])
     if not isinstance(value, list):
         raise UserError(f"{place}: {_kind(value)} instead of text or a list of user turns")

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from speceval.catalog.hub import online
 from speceval.errors import UserError
@@ -21,6 +21,16 @@ from .schema import Hub
 _PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open), b"\xfd7zXZ\x00": ("xz", lzma.open)}
 """First bytes of a packed file -> how it is packed, and what opens it."""
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
+
+
+LONG = 4300
+"""Digits of the longest whole number that Python reads."""
+
+
+class Long(NamedTuple):
+    """A whole number that is longer, by its digits."""
+
+    digits: str
 
 
 class Repeated(dict[str, Any]):
@@ -89,7 +99,7 @@ def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
         number += 1
         where = f"{path}: row {number}"
         with _explained(where):
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
+            row = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         yield _checked(row, where)
 
 
@@ -105,7 +115,6 @@ def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 def _of_array(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
     """The elements one by one, so that an error knows its row."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
     with _explained(f"{path}: row 1"):
         text = content.decode("utf-8-sig")
     number, place = 0, _next(text, text.index("[") + 1)
@@ -113,7 +122,7 @@ def _of_array(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
         number += 1
         where = f"{path}: row {number}"
         with _explained(where):
-            row, place = decoder.raw_decode(text, place)
+            row, place = _DECODER.raw_decode(text, place)
             place = _next(text, place)
             if text[place : place + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
@@ -141,6 +150,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=lambda digits: int(digits) if len(digits) < LONG else Long(digits)
+)
+
+
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object")
@@ -159,5 +173,3 @@ def _explained(where: str) -> Iterator[None]:
         raise UserError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise UserError(f"{where}: objects or lists too deep within each other") from None
-    except ValueError:  # Python reads no whole number of more than 4300 digits
-        raise UserError(f"{where}: a number that is too long: write it as text") from None

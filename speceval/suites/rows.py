@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from speceval.errors import UserError
 
 from .forms import Talk, talk, whole
-from .read import Repeated
+from .read import Long, Repeated
 from .schema import FORMS, Fields, SuiteFile
 
 REFUSED = (
@@ -197,6 +197,8 @@ def _unread(record: Mapping[str, Any], used: set[str], where: str) -> list[str]:
 
 
 def _identifier(value: Any, where: str) -> str:
+    if isinstance(value, Long):
+        return value.digits
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise UserError(f"{where}: {type(value).__name__} {value!r} instead of a text or whole number")
     return whole(str(value), where)

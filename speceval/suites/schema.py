@@ -83,7 +83,7 @@ class Data(Strict):
 class Fields(Strict):
     """Column names; of several the first that a row has counts (hub and local files name them differently)."""
 
-    text: tuple[str, ...] = ("turns", "prompt", *FORMS)
+    text: tuple[str, ...] = Field(default=("turns", "prompt", *FORMS), min_length=1)
     """User turns, one or a list of them; chat messages of OpenAI's or ShareGPT's form; Alpaca's instruction."""
     id: tuple[str, ...] = ("id", "question_id")
     """Without such a column the row's number, counted from 0, is its id."""
@@ -131,6 +131,8 @@ def read_suite_file(path: Path) -> SuiteFile:
         suite = SuiteFile.model_validate(_with_file_list(content))
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}") from None
+    if not suite.name.strip():
+        raise UserError(f"{path}: field 'name': empty")
     grouped = [category for categories in suite.groups.values() for category in categories]
     if twice := sorted({category for category in grouped if grouped.count(category) > 1}):
         raise UserError(f"{path}: field 'groups': category '{twice[0]}' stands there twice")

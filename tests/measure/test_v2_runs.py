@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support import live
 
 from speceval.estimate import books, rao_blackwell
 from speceval.store import StoredRun, read_run
@@ -24,6 +26,19 @@ def speceval(log: Path, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "speceval", *words]
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+def test_a_kernel_that_leaves_its_tensors_fails_the_run_that_it_was_seen_in(tmp_path: Path) -> None:
+    """Planted in vLLM's own kernel, in the engine that runs."""
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--runner", "v2", "--limit", "2")
+    script = [sys.executable, str(Path(live.__file__).with_name("stray_run.py"))]
+    environment = os.environ | live.V2 | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*script, *request, "--max-tokens", "8", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert re.search(r"kernels read or wrote \d+ times outside their tensors", done.stderr + done.stdout)
+    (segment,) = read_run(tmp_path / "run").meta.segments
+    assert segment.counters is not None and segment.counters.kernel_strays > 0
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,10 @@ def test_json_lines_and_arrays_give_the_same_suite_packed_or_not(tmp_path: Path,
         ('[{"prompt": "a"}] {"prompt": "b"}', "stands behind the end of the array"),
         ('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}', "row 2, field 'prompt': stands there twice"),
         ('{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "row 1: objects or lists too deep"),
-        ('{"prompt": "a", "id": ' + "1" * 5000 + "}", "row 1: a number that is too long"),
+        ('{"prompt": ' + "1" * 5000 + "}", "row 1, field 'prompt': Long instead of text"),
+        ('{"messages": "[{\\"role\\": \\"user\\"}]"}', "row 1, field 'messages': JSON in a text instead of a list"),
+        ('{"conversations": "[]"}', "row 1, field 'conversations': JSON in a text"),
+        ('{"conversation": " {}"}', "row 1, field 'conversation': JSON in a text"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, content: str, told: str) -> None:
@@ -122,6 +125,19 @@ def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, content:
     with pytest.raises(UserError, match=told) as caught:
         suites.load(str(tmp_path / "mine.json"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_whole_numbers_of_any_length_are_ids_or_stand_in_columns_that_nobody_reads(tmp_path: Path) -> None:
+    long = "1" * 5000
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a", "id": {long}}}\n{{"prompt": "b", "n": {long}}}\n')
+    assert [row.id for row in suites.load(str(tmp_path / "a.jsonl")).conversations] == [long, "0001"]
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_suite_has_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"name: '{name}'\nversion: 1\ndata: {{file: a.jsonl}}\n")
+    with pytest.raises(UserError, match="field 'name': empty"):
+        suites.load(str(tmp_path / "a.yaml"))
 
 
 # ---------------------------------------------------------------------------------------------------- forms

@@ -5,6 +5,7 @@ Each breaks vLLM's own code in this process, after the engine's modules are ther
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from speceval.measure import launch
 from speceval.measure.job import prepare
 from speceval.measure.start import start_engine
 from vllm_patches import interpreted
+from vllm_patches.interpreted import simt
 
 
 def modules() -> tuple[Any, Any, Any]:
@@ -60,25 +62,39 @@ def shared_noise() -> None:
     gumbel._DRAFT_NOISE_SALT = type(gumbel._DRAFT_NOISE_SALT)(0)
 
 
-def half_truncated() -> None:
-    """Drafts are drawn from the truncated distribution; q is kept as if they were not."""
-    from vllm_patches.patches import v2_draft_truncation as patch
+def half_truncated(drafts: bool) -> Callable[[], None]:
+    """Of the drafts and q, one is truncated and the other is not: the drafts, or q."""
 
-    drafter, _, _ = modules()
-    right, whole = drafter.gumbel_sample, []
-    truncated = patch.truncated
+    def plant() -> None:
+        from vllm_patches.patches import v2_draft_truncation as patch
 
-    def keep(logits: Any, *args: Any) -> Any:
-        whole.append(logits.clone())
-        return truncated(logits, *args)
+        drafter, _, _ = modules()
+        right, truncated = drafter.gumbel_sample, patch.truncated
+        kept: list[Any] = []
 
-    def gumbel_sample(logits: Any, idx: Any, *args: Any, logits_cache: Any = None, **kwargs: Any) -> Any:
-        tokens = right(logits, idx, *args, logits_cache=logits_cache, **kwargs)
-        column = kwargs["logits_cache_col"]
-        logits_cache[idx, column.expand(len(idx)) if column.dim() == 0 else column, : logits.shape[-1]] = whole.pop()
-        return tokens
+        def half(logits: Any, *args: Any) -> Any:
+            whole, cut = logits.clone(), truncated(logits, *args)
+            kept.append(whole if drafts else cut)
+            return cut if drafts else whole
 
-    patch.truncated, drafter.gumbel_sample = keep, gumbel_sample
+        def gumbel_sample(logits: Any, idx: Any, *args: Any, logits_cache: Any = None, **kwargs: Any) -> Any:
+            tokens = right(logits, idx, *args, logits_cache=logits_cache, **kwargs)
+            column = kwargs["logits_cache_col"]
+            logits_cache[idx, column.expand(len(idx)) if column.dim() == 0 else column, : logits.shape[-1]] = kept.pop()
+            return tokens
+
+        patch.truncated, drafter.gumbel_sample = half, gumbel_sample
+
+    return plant
+
+
+def stray() -> None:
+    """A kernel of the verifier reads and writes one row too many."""
+    _, verifier, _ = modules()
+    kernel, right = verifier._gather_draft_sampled_kernel, "block < num_logits"
+    source = inspect.getsource(kernel.function)
+    assert source.count(right) == 1
+    kernel._body = simt.parse(source.replace(right, "block <= num_logits"))
 
 
 def one_noise() -> None:
@@ -107,7 +123,8 @@ MUTANTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
     "noise shared by draft and recovery": (shared_noise, {}),
     "token one off, q not": (other_token, {}),
     "block verification of 0.32, as released": (nothing, {"rejection": "block"}),
-    "top-k on the drafts, not on q": (half_truncated, {"top_k": 8}),
+    "top-k on the drafts, not on q": (half_truncated(drafts=True), {"top_k": 8}),
+    "top-k on q in name only": (half_truncated(drafts=False), {"top_k": 8}),
     "MEDUSA as it is": (nothing, {"draft": "lk-medusa"}),
     "MEDUSA with one noise for all positions": (one_noise, {"draft": "lk-medusa"}),
     "MLP speculator with one noise for all positions": (one_noise, {"draft": "lk-mlp"}),

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.server import metrics, probe
-from speceval.engines.server.answers import vllm
-from speceval.engines.server.client import Client, Refused
-from speceval.engines.server.dialects import parameters
+from speceval.engines.server.answers import joined, times_of, vllm
+from speceval.engines.server.client import Client, Refused, Stream
+from speceval.engines.server.dialects import WITH_USAGE, parameters
 from speceval.engines.server.plain import PlainServerEngine
 from speceval.engines.server.settings import (
     SECONDS_OF_A_STEP,
@@ -85,6 +85,7 @@ class ServerEngine(Listening, Engine):
     loads_checkpoints = False
     shortest_prompt = SHORTEST
     replicates = False
+    timed = True
 
     def __init__(self, order: Order, client: Client, model: str) -> None:
         """`client` reaches the server, which serves `model`. Raises `UserError`."""
@@ -114,7 +115,7 @@ class ServerEngine(Listening, Engine):
         given = arguments(order)
         reached = client(order, given)
         try:
-            seen = probe.look(reached, given["model"], given["dialect"])
+            seen = probe.look(reached, given["model"], given["dialect"], order.timed)
             if seen.workers and seen.evidence == "steps" and seen.road.path == GENERATE:
                 return cls(order, reached, seen.model)
             return PlainServerEngine(order, reached, seen)
@@ -201,11 +202,14 @@ class ServerEngine(Listening, Engine):
             "token_ids": prompt_token_ids,
             "sampling_params": _parameters(sampling),
         }
-        self._calls[self._client.begin(GENERATE, body)] = call
+        timed = self._order.timed
+        self._calls[
+            self._client.begin_stream(GENERATE, body | WITH_USAGE) if timed else self._client.begin(GENERATE, body)
+        ] = call
 
     def step(self) -> tuple[int, list[Finished]]:
         """Wait until an answer is here, or for `SECONDS_OF_A_STEP`. Tokens are counted with the request they finish."""
-        done, _ = wait(self._calls, SECONDS_OF_A_STEP, FIRST_COMPLETED)
+        done, _ = wait(self._calls, min(SECONDS_OF_A_STEP, self.patience), FIRST_COMPLETED)
         if self._recorder is not None:
             self._take()
         finished = [self._finish(self._calls.pop(call), call) for call in done]
@@ -224,12 +228,13 @@ class ServerEngine(Listening, Engine):
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
             raise UserError(f"{error}{mend}") from error
         try:
-            told = vllm(answer, self._settings.k)
-        except (KeyError, IndexError, TypeError) as error:
+            times = times_of(answer) if isinstance(answer, Stream) else None
+            told = vllm(joined(answer.events) if isinstance(answer, Stream) else answer, self._settings.k)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(f"{self._client.url}{GENERATE}: an answer without {error}: is it vLLM's?") from error
         if told.evidence != "steps" and len(told.tokens) > 1 and self._settings.method != "none":
             raise UserError(f"the server tells no verify steps: it needs {START}")
-        done = told.finished(call.request_id)
+        done = replace(told.finished(call.request_id), times=times)
         if self._watch is not None:
             self._watch.tokens += len(done.token_ids)
         if self._recorder is None:

@@ -28,7 +28,8 @@ class OwnServerEngine(ServerEngine):
             self._server.log_to(sys.stdout.buffer)
             self._server.wait()
             super().__init__(order, Client(self._server.url, order.batch), self._server.name)
-            self._settings.generation_config = "vllm"  # as it was started
+            as_started = {"generation_config": "vllm"}
+            self._settings = self._settings.model_copy(update=as_started)
         except BaseException:
             self._server.stop()
             raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from speceval import folders
 from speceval.errors import UserError
 from speceval.foreign import read_json
 from speceval.store import StoredRun
@@ -55,7 +56,8 @@ class Verification(_Shown):
 
 def find(run: StoredRun, root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
     """The newest verification below `root` that holds for the run, with its file; None if there is none."""
-    files = sorted(root.glob("**/verify.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    files = [folder / "verify.json" for folder in folders.holding(root, "verify.json")[0]]
+    files = sorted(filter(Path.is_file, files), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files:
         try:
             found = read(path)

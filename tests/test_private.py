@@ -1,0 +1,79 @@
+"""What is a secret, and what of a text leaves the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speceval import terminal
+from speceval.private import is_secret, masked
+
+SECRET = [
+    "hf_token",
+    "apiKey",
+    "HF-PASSWORD",
+    "client_secret",
+    "refreshtoken",
+    "dbpassword",
+    "clientsecret",
+    "APIkey",
+    "HFtoken",
+    "AWSsecret",
+    "passWord",
+    "pass_phrase",
+    "passphrases",
+    "master_key",
+    "x-api-key",
+    "azure_storage_account_key",
+    "X-Amz-Security-Token",
+]
+HARMLESS = [
+    "max_tokens",
+    "tokenizer",
+    "eos_token_id",
+    "bos_token",
+    "think_token",
+    "pard_token",
+    "ptd_token_id",
+    "image_token",
+    "num_key_value_heads",
+    "keyword",
+    "secretary",
+    "passes",
+    "bypass",
+    "pass_config",
+    "tokens",
+    "detokenize",
+    "subtoken",
+    "api_key_env",
+    "public_key",
+]
+
+
+def test_keys_of_secrets_are_told_from_others_by_whole_and_by_glued_words() -> None:
+    assert [key for key in SECRET if not is_secret(key)] == []
+    assert [key for key in HARMLESS if is_secret(key)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://u:S3@S3@h/x",
+        "https:/u:S3@h/x",
+        "https://h/?sig=S3",
+        "--api-key S3 --x",
+        "Authorization: Basic S3S3S3S3",
+    ],
+)
+def test_secrets_in_a_text_are_masked_whole(text: str) -> None:
+    assert "S3" not in masked(text)
+
+
+def test_no_line_of_ours_repeats_a_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "token=S3"
+    path.write_text("")
+    terminal.wrote(path)
+    terminal.console().print(f"starting vllm; its log: {path}/https:/u:S3@h/x", soft_wrap=True)
+    told = "".join(capsys.readouterr())
+    assert "S3" not in told and told.count("***") == 2
