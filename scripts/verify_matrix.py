@@ -62,7 +62,10 @@ PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
 
 VERSIONS = ("eagle3 T=1", "medusa T=1")
 """Rows that are run on other versions of vLLM as well."""
-V2_VERSIONS = ("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2", "eagle3 top-k 8, top-p 0.9, V2")
+V2_VERSIONS = (
+    *("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2", "eagle3 top-k 8, top-p 0.9, V2"),
+    *("medusa T=1, V2", "mlp T=1, V2"),
+)
 """The same for versions from V2_FIRST on."""
 V2_FIRST = Version("0.32")
 """The first vLLM whose V2 runner starts on a CPU."""
@@ -135,6 +138,11 @@ def v2_rows() -> list[Row]:
         Row("eagle3 preempted, V2", "eagle3", ("--temp", "1", "--batch", "64", "--k", "4", *PREEMPTION), long=True),
         Row("eagle3 K=1, V2", "eagle3", (*one, "--k", "1")),
     ]
+    for draft in ("medusa", "mlp"):
+        rows.append(Row(f"{draft} T=1, V2", draft, (*one, *own_k(draft))))
+        rows.append(
+            Row(f"{draft} T=0.7, top-k 8, top-p 0.9, V2", draft, ("--temp", "0.7", *one[2:], *own_k(draft), *CUT))
+        )
     return [replace(row, v2=True, options=(*row.options, "--runner", "v2")) for row in rows]
 
 

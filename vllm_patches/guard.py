@@ -201,7 +201,6 @@ def symbol_source(patch: Patch) -> str | None:
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return None
-    file = Path(next(iter(spec.submodule_search_locations))).joinpath(*patch.module.split(".")[1:]).with_suffix(".py")
-    if not file.exists():
-        return None
-    return text_of(file.read_text(encoding="utf-8"), patch.symbol)
+    place = Path(next(iter(spec.submodule_search_locations))).joinpath(*patch.module.split(".")[1:])
+    file = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()), None)
+    return None if file is None else text_of(file.read_text(encoding="utf-8"), patch.symbol)

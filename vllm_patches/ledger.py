@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_patches.methods import TRANSPORT
 from vllm_patches.versions import CHECKED, FIRST, RELEASES
 
 ANY = "any"
@@ -397,6 +398,42 @@ LEDGER: tuple[Patch, ...] = (
         runner="V2",
         optional=True,
         grammar=True,
+    ),
+    Patch(
+        id="v2-heads",
+        title="The V2 runner has no drafter for MEDUSA and the MLP speculator: `vllm_patches.speculator` is one.",
+        effect="The engine does not start.",
+        module="vllm.v1.worker.gpu.spec_decode",
+        symbol="init_speculator",
+        replacement="vllm_patches.patches.v2_heads",
+        device=ANY,
+        sampling_only=False,
+        versions=V2_CHECKED,
+        parameters=("vllm_config", "device", "req_states"),
+        sources={"0.32.0": "e86cedd1d4c3e0e2", "0.33.0": "bad8b92d97584fbe"},
+        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu/spec_decode/__init__.py",),
+        tested_by="tests/vllm_patches/test_v2_heads.py",
+        until="the V2 runner drafts with them, from their own distributions",
+        runner="V2",
+        methods=(TRANSPORT,),
+    ),
+    Patch(
+        id="v2-custom-class",
+        title="vLLM's configuration refuses drafters that are classes wherever the V2 runner is asked for.",
+        effect="`v2-heads` needs them.",
+        module="vllm.config.vllm",
+        symbol="VllmConfig._get_v2_model_runner_unsupported_features",
+        replacement="vllm_patches.patches.v2_custom_class",
+        device=ANY,
+        sampling_only=False,
+        versions=V2_CHECKED,
+        parameters=("self",),
+        sources={"0.32.0": "cb1a79994bd3ad51", "0.33.0": "12959e9a858a849b"},
+        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/config/vllm.py",),
+        tested_by="tests/vllm_patches/test_v2_heads.py",
+        until="`v2-heads` can go",
+        runner="V2",
+        methods=(TRANSPORT,),
     ),
 )
 

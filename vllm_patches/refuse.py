@@ -12,7 +12,8 @@ from typing import Any
 from packaging.version import Version
 
 from vllm_patches import settings
-from vllm_patches.methods import DETERMINISTIC, V1_ONLY, XPRESS, own_name
+from vllm_patches.methods import DETERMINISTIC, HEADS, HEADS_ON_V2, TRANSPORT, V1_ONLY, XPRESS, own_name
+from vllm_patches.versions import within
 
 BLOCK_EXACT = Version("0.33")
 MEASURED_SWITCH = "SPECEVAL_MEASURED"
@@ -47,7 +48,7 @@ def check(
     exempt = known_answer and method == "synthetic"
     rules = (
         _count(config),
-        _undrafted(runner, config),
+        _undrafted(version, runner, config),
         rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
         _grammar(runner, config) if temperature > 0 and structured_outputs else None,
@@ -101,9 +102,11 @@ def _count(config: Mapping[str, Any]) -> str | None:
     return f"num_speculative_tokens={k}: nothing would be drafted: give a whole number from 1 on"
 
 
-def _undrafted(runner: str, config: Mapping[str, Any]) -> str | None:
+def _undrafted(version: str, runner: str, config: Mapping[str, Any]) -> str | None:
     method = own_name(str(config.get("method")), config.get("model"))
-    if runner == "V1" or method not in V1_ONLY:
+    if runner == "V1" or method not in (*V1_ONLY, *HEADS):
+        return None
+    if config.get("method") == TRANSPORT and within(HEADS_ON_V2, version):
         return None
     return f"the V2 runner has no drafter for {method}: use the V1 runner (--runner v1, VLLM_USE_V2_MODEL_RUNNER=0)"
 

@@ -26,8 +26,9 @@ def swap(runner: Any, config: Any, before: str, after: str) -> None:
     if drafter is None:  # an earlier stage of a pipeline
         return
     weights = read_weights(fetch(after))
-    if isinstance(drafter, Heads):
-        drafter.weights = {drafter.rename(name): tensor for name, tensor in weights.items()}
+    heads = getattr(drafter, "heads", drafter)  # the V2 runner's drafter has them
+    if isinstance(heads, Heads):
+        heads.weights = {heads.rename(name): tensor for name, tensor in weights.items()}
         return
     model = drafter.model
     if shared := _shared_layers(model, runner.get_model()):

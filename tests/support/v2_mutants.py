@@ -97,6 +97,21 @@ def stray() -> None:
     kernel._body = simt.parse(source.replace(right, "block <= num_logits"))
 
 
+def one_noise() -> None:
+    """All drafts of a step are drawn by our own speculator with the noise of its first position."""
+    interpreted.prepare()
+    from vllm_patches.speculator import Draw
+
+    right = Draw.__call__
+
+    def call(self: Any, logits: Any) -> Any:
+        drawn = right(self, logits)
+        self._source = self._source - 1
+        return drawn
+
+    Draw.__call__ = call  # type: ignore[method-assign]
+
+
 def nothing() -> None:
     """No mutant."""
 
@@ -110,14 +125,18 @@ MUTANTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
     "block verification of 0.32, as released": (nothing, {"rejection": "block"}),
     "top-k on the drafts, not on q": (half_truncated(drafts=True), {"top_k": 8}),
     "top-k on q in name only": (half_truncated(drafts=False), {"top_k": 8}),
+    "MEDUSA as it is": (nothing, {"draft": "lk-medusa"}),
+    "MEDUSA with one noise for all positions": (one_noise, {"draft": "lk-medusa"}),
+    "MLP speculator with one noise for all positions": (one_noise, {"draft": "lk-mlp"}),
+    "MLP speculator with q of another slot": (other_q(lambda q, heat: q.roll(1, 0)), {"draft": "lk-mlp"}),
 }
 """Name -> what plants it, and what is asked for so that it matters. Block verification needs SPECEVAL_PATCHES=0."""
 
 
 def run(name: str, samples: int | None) -> dict[str, Any]:
     plant, asked = MUTANTS[name]
-    fields = {"temperature": 1.0, "batch": 256, "runner": "v2"} | asked
-    job = launch.fetch(prepare(target="zoo", draft="lk-eagle3", suite_names=["demo"], **fields))
+    fields = {"draft": "lk-eagle3", "temperature": 1.0, "batch": 256, "runner": "v2"} | asked
+    job = launch.fetch(prepare(target="zoo", suite_names=["demo"], **fields))
     interpreted.prepare()
     plant()
     settings = Settings() if samples is None else Settings(samples=samples)

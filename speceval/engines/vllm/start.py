@@ -15,6 +15,7 @@ import vllm_patches
 from speceval.catalog.config import REMARKS
 from speceval.catalog.schema import Draft, Target
 from speceval.engines.base import Order
+from speceval.engines.vllm import model_runner
 from speceval.errors import UserError
 from speceval.store.schema import Facts, PatchState
 from vllm_patches import methods, settings
@@ -125,7 +126,7 @@ def llm_arguments(order: Order, version: str) -> dict[str, Any]:
 
 def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any]:
     """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
-    if methods.ours(draft.method, version):
+    if methods.ours(draft.method, version, model_runner.demanded(order.runner)):
         from vllm_patches import drafters
 
         arguments = drafters.engine_arguments(draft.method, checkpoint(draft), order.k, order.drafting)
@@ -197,7 +198,7 @@ def missing_patches(patches: list[PatchState], facts: Facts, temperature: float)
         statuses,
         device=facts.device,
         temperature=temperature,
-        method=methods.transport(facts.method, facts.vllm),
+        method=methods.transport(facts.method, facts.vllm, facts.runner),
         runner=facts.runner,
     )
 
