@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -118,3 +119,19 @@ def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(runs: dict[str, 
     pd.testing.assert_frame_equal(
         v1.steps.sort_values(key, ignore_index=True), v2.steps.sort_values(key, ignore_index=True), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.long
+def test_a_run_on_v2_stops_when_tau_is_known(tmp_path: Path) -> None:
+    rows = [{"turns": [f"Name {number} things that are red."], "category": "red"} for number in range(200)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--runner", "v2", "--batch", "64")
+    asked = ("--suite", str(tmp_path / "own.jsonl"), "--max-tokens", "24", "--until", "0.4")
+    process = speceval(tmp_path / "log", *request, *asked, "--out", str(tmp_path / "run"))
+    assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-4000:]
+    run = read_run(tmp_path / "run")
+    assert run.meta.fingerprint.engine.runner == "V2" and books.problems(run) == []
+    assert run.meta.stopping is not None
+    (suite,) = run.meta.stopping.suites.values()
+    assert suite.outcome == "target reached" and 0 < suite.conversations < len(rows)
+    assert len(run.turns) == suite.conversations

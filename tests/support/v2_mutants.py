@@ -56,6 +56,12 @@ def other_token() -> None:
     drafter.gumbel_sample = gumbel_sample
 
 
+def unwritten_q() -> None:
+    """Drafts are argmaxes, and the store of q stays as it was allocated: what XPress drafters of vLLM 0.33 do."""
+    drafter, _, _ = modules()
+    drafter.gumbel_sample = lambda logits, *args, **kwargs: logits.argmax(-1)
+
+
 def shared_noise() -> None:
     """Drafts are drawn with the noise that a rejected one is replaced with."""
     _, _, gumbel = modules()
@@ -123,6 +129,7 @@ MUTANTS: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
     "noise shared by draft and recovery": (shared_noise, {}),
     "token one off, q not": (other_token, {}),
     "block verification of 0.32, as released": (nothing, {"rejection": "block"}),
+    "argmax drafts, q never written": (unwritten_q, {}),
     "top-k on the drafts, not on q": (half_truncated(drafts=True), {"top_k": 8}),
     "top-k on q in name only": (half_truncated(drafts=False), {"top_k": 8}),
     "MEDUSA as it is": (nothing, {"draft": "lk-medusa"}),
