@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+EXCHANGED = ("draft", "drafting", "record", "replay", "temperature", "top_p", "top_k")
+"""Fields of an `Order` that a running engine may be given others for."""
+
+
 @dataclass(frozen=True)
 class Order:
     """What is asked of an engine before it starts; what comes with each request is in `Sampling`."""
@@ -62,12 +66,11 @@ class Order:
     """Tell when each request's tokens came: `Finished.times`."""
 
     def like(self, other: Order) -> bool:
-        """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
-
-        What comes with each request does not count.
+        """Whether an engine started for `other` differs from one for this in nothing that `Engine.swap` exchanges:
+        the drafter's checkpoint, how drafts are drawn, what is recorded. What comes with each request does not count.
         """
-        requests: dict[str, Any] = {"temperature": other.temperature, "top_p": other.top_p, "top_k": other.top_k}
-        return replace(self, draft=other.draft, **requests) == other
+        exchanged = {name: getattr(other, name) for name in EXCHANGED}
+        return replace(self, **exchanged) == other
 
     def alone(self) -> Order:
         """The same without speculation."""
@@ -208,8 +211,11 @@ class Engine(Protocol):
         return []
 
     @classmethod
-    def serving(cls, order: Order) -> dict[str, Any]:
-        """Arguments with which its server drafts as an order says; empty where it has none."""
+    def serving(cls, order: Order, ranges: Sequence[tuple[int, int, int]] = ()) -> dict[str, Any]:
+        """Arguments with which its server drafts as an order says; empty where it has none.
+
+        ranges: (first, last, K) of batch sizes, where K follows them; empty also where it cannot do that.
+        """
         return {}
 
     @classmethod
@@ -226,7 +232,7 @@ class Engine(Protocol):
         return False
 
     def swap(self, order: Order) -> bool:
-        """Go on as one that has just been started for `order`: the target stays, the drafter's weights are exchanged.
+        """Go on as one that has just been started for `order`: the target stays, fields in `EXCHANGED` are exchanged.
 
         False: it cannot. Then it is closed, and another one is started.
         """

@@ -99,6 +99,16 @@ def up_to(steps: pd.DataFrame, k: int) -> pd.DataFrame:
     return steps.drop(columns=[f"kept_{j}" for j in range(k + 1, depth(steps) + 1)])
 
 
+def decode_steps(steps: pd.DataFrame, k: int) -> pd.Series:
+    """Expected steps after the prefill of a free run at K = k, which may be smaller than the replay's; by conversation.
+
+    With a smaller k: of drafters whose first k drafts do not know K (`catalog.methods.DraftingMethod.nests`). Steps
+    without drafts count too. Unlike a free run's at the larger K, where these steps start follows from k.
+    """
+    v = starts(steps, survival(steps)[:, :k])
+    return steps.assign(v=v).groupby("conversation", sort=False)["v"].sum()
+
+
 def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """For j = 1 … depth: expected `accepted` and `drafted` per conversation, of drafts within the text."""
     chances = survival(steps)

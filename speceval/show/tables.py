@@ -13,7 +13,7 @@ from speceval.estimate import acceptance, books, load, replay, speedup
 from speceval.fitting import Fitting
 from speceval.measure import until
 from speceval.store import StoredRun
-from speceval.store.schema import Segment, Skipped
+from speceval.store.schema import RunMeta, Segment, Skipped
 
 TAUS = {
     "tau": "tau",
@@ -26,6 +26,9 @@ TAUS = {
 
 SCREENFUL = 20
 """Problems that are shown with a run; there can be one for every step."""
+
+SEVERAL = 1.05
+"""Engines that measured at a time, on average: from here on there was more than one."""
 
 LOPSIDED = 0.1
 """An interval is shown by its bounds when its middle is off the value by more than this share of its half."""
@@ -52,6 +55,8 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "forced": spec.rejection == "synthetic",
         "problems": problems,
         "notes": meta.notes,
+        "wall_seconds": meta.wall_seconds,
+        "engine_seconds": meta.engine_seconds,
         "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": _summaries(run, problems),
@@ -171,8 +176,7 @@ def _coarse_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
     _add_times(table, shown, [""] if found else [])
     row("conversations", [f"{suite['conversations']}" for suite in suites])
     row("tokens", [f"{suite['committed']:,}" for suite in suites])
-    seconds, tokens = (sum(getattr(part, name) for part in run.meta.segments) for name in ("seconds", "tokens"))
-    notes = [f"{tokens / seconds:,.0f} tokens a second, {run.meta.spec.batch} requests at once"] if seconds else []
+    notes = [line] if (line := _speed(run.meta)) else []
     if found:
         notes.append("the server's totals have no interval: it told no request's steps, and others' are in them")
     notes += [
@@ -220,6 +224,16 @@ def _load(found: dict[str, Any] | None) -> list[str]:
             f"flight and were sent later, {whole['waited_ms']:.0f} ms on average: the server did not keep up."
         )
     return lines
+
+
+def _speed(meta: RunMeta) -> str:
+    """Tokens per second of the run; empty if that is not known."""
+    tokens, seconds = sum(segment.tokens for segment in meta.segments), meta.wall_seconds
+    if not seconds:
+        return ""
+    engines = meta.engine_seconds / seconds
+    each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
+    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}"
 
 
 def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from speceval.catalog.schema import Target
@@ -55,9 +56,9 @@ class OwnServerEngine(ServerEngine):
         return OfflineEngine.ledger()
 
     @classmethod
-    def serving(cls, order: Order) -> dict[str, Any]:
+    def serving(cls, order: Order, ranges: Sequence[tuple[int, int, int]] = ()) -> dict[str, Any]:
         """That of vLLM in this process."""
-        return OfflineEngine.serving(order)
+        return OfflineEngine.serving(order, ranges)
 
     def close(self) -> None:
         """Drop the connections and stop the server."""
