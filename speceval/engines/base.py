@@ -183,6 +183,8 @@ class Engine(Protocol):
     """Whether `facts` are its own: else they are as they were asked for, and are not checked."""
     timed: ClassVar[bool] = False
     """Whether it can tell when tokens came."""
+    copies: int = 1
+    """Servers that share the requests, each with an order's batch of them."""
     patience: float = 1.0
     """Most seconds that a step waits for something to finish, where it waits; whoever steps it sets it."""
 
@@ -276,6 +278,14 @@ class Engine(Protocol):
     def foreign(self) -> str:
         """A line about what others asked of it since `warm_up`; "" if nothing, or if that cannot be told."""
         return ""
+
+    def losses(self) -> list[str]:
+        """What it has lost on the way, and went on without: a line each."""
+        return []
+
+    def unbalanced(self) -> list[str]:
+        """What does not agree of what it alone can see: a line each. Asked when nothing is in flight."""
+        return []
 
     def close(self) -> None:
         """Give memory and processes back; again: nothing. Must not raise: it is called on the way out of failures."""

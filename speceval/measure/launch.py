@@ -58,7 +58,7 @@ def run(
             runner.measure(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
-        record.closed(store, job, meta, goal, engine.foreign())
+        record.closed(store, job, meta, goal, engine)
     return read_run(job.directory)
 
 

@@ -266,7 +266,9 @@ def measure(
             looks.finished(live.suite.name)
 
     in_hand = InHand(engine, spec, template, texts, settle, closed)
-    room = (1 if spec.rate is not None else ahead) * spec.batch  # what waits in the engine would wait in its times
+    room = (
+        (1 if spec.rate is not None else ahead) * spec.batch * engine.copies
+    )  # what waits in the engine would wait in its times
     arrivals = Arrivals(spec.rate, [live.key for live in reversed(pending)])
 
     def fill() -> float:

@@ -77,10 +77,15 @@ def load_of(run: StoredRun) -> dict[str, Any] | None:
     seconds = sum(segment.seconds for segment in run.meta.segments)
     return {
         "rate": run.meta.spec.rate,
-        "max_concurrency": run.meta.spec.batch,
+        "max_concurrency": run.meta.spec.batch * servers(run),
         "throughput": load.throughput(run.turns, seconds) if whole else None,
         "suites": {name: load.summarise(run.suite(name)[1]) for name in run.suites},
     }
+
+
+def servers(run: StoredRun) -> int:
+    """Servers that shared a run's requests."""
+    return 1 + str(run.meta.spec.engine_args.get("url", "")).count(",")
 
 
 def totals(run: StoredRun) -> dict[str, Any] | None:

@@ -45,6 +45,10 @@ class Stream:
     came: list[float]
 
 
+class Gone(UserError):
+    """The server cannot be reached, has stalled, or broke off."""
+
+
 class Refused(UserError):
     """The server answered with an error: `status`, and its own words."""
 
@@ -176,9 +180,9 @@ class Client:
             async with AsyncExitStack() as open_:
                 yield await self._taken(open_, self._http.build_request(verb, path, json=body, timeout=self._timeout))
         except httpx.TimeoutException as error:
-            raise UserError(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
+            raise Gone(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise UserError(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
+            raise Gone(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
 
     async def _taken(self, open_: AsyncExitStack, request: httpx.Request) -> httpx.Response:
         """The answer of a server that was there and not too busy; one that is an error has been read."""
@@ -188,7 +192,7 @@ class Client:
                 answer = await self._http.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
-                    raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
+                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
                 await asyncio.sleep(_pause(None, number))
                 continue
             if answer.status_code in BUSY and not last:

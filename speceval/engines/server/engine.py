@@ -6,11 +6,11 @@ measured is what an engine in this process would give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
@@ -23,12 +23,14 @@ from speceval.engines.server.settings import (
     SECONDS_OF_A_STEP,
     SHORTEST,
     Watch,
+    addresses,
     arguments,
     client,
     refuse,
     rest,
     tokenizer_of,
 )
+from speceval.engines.server.several import One, SeveralServers
 from speceval.engines.vllm import listing, loading
 from speceval.engines.vllm.align import replayed_steps
 from speceval.engines.vllm.listening import Listening
@@ -87,9 +89,10 @@ class ServerEngine(Listening, Engine):
     replicates = False
     timed = True
 
-    def __init__(self, order: Order, client: Client, model: str) -> None:
-        """`client` reaches the server, which serves `model`. Raises `UserError`."""
+    def __init__(self, order: Order, client: Client, model: str, served: dict[str, Any] | None = None) -> None:
+        """`client` reaches the server, which serves `model`; `served`: what it tells besides. Raises `UserError`."""
         refuse(order)
+        self.served = served or {}
         self._order, self._closed = order, False
         self._client, self._model = client, model
         self._calls: dict[Future[Any], _Call] = {}
@@ -111,17 +114,36 @@ class ServerEngine(Listening, Engine):
 
     @classmethod
     def open(cls, order: Order) -> Engine:
-        """One for the server at the order's `url`: this class where its workers answer, else one that takes less."""
+        """One for the server at the order's `url`, or for all of them where there are several. Raises `UserError`."""
         given = arguments(order)
-        reached = client(order, given)
+        urls = addresses(str(given["url"]))
+        opened: list[tuple[str, One]] = []
+        try:
+            for url in urls:
+                opened.append((url, cls._at(url, order, given)))
+            return opened[0][1] if len(opened) == 1 else SeveralServers(order, opened)
+        except BaseException:
+            for _, engine in opened:
+                engine.close()
+            raise
+
+    @classmethod
+    def _at(cls, url: str, order: Order, given: dict[str, Any]) -> One:
+        """One for a server: this class where its workers answer, else one that takes less."""
+        reached = client(order, url, given)
         try:
             seen = probe.look(reached, given["model"], given["dialect"], order.timed)
             if seen.workers and seen.evidence == "steps" and seen.road.path == GENERATE:
-                return cls(order, reached, seen.model)
-            return PlainServerEngine(order, reached, seen)
+                return cls(order, reached, seen.model, seen.served())
+            return cast(One, PlainServerEngine(order, reached, seen))
         except BaseException:
             reached.close()
             raise
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls that are out."""
+        return self._calls.keys()
 
     def _record(self) -> None:
         """Have the workers record what is to be recorded. Raises `UserError`."""
@@ -146,7 +168,8 @@ class ServerEngine(Listening, Engine):
                 "/collective_rpc", {"method": f"{method}_text" if as_text else method, "args": list(args)}
             )
         except Refused as error:
-            raise UserError(f"{error}: to be measured step by step, a server needs {START}") from error
+            mend = f"{error}: to be measured step by step, a server needs {START}"
+            raise Refused(mend, error.status) from error
         return [from_text(one) for one in answer["results"]] if as_text else list(answer["results"])
 
     def _read_settings(self) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ class PlainServerEngine(Engine):
     def __init__(self, order: Order, client: Client, seen: probe.Seen) -> None:
         """Raises `UserError` for what this server cannot be asked."""
         self._order, self._client, self._seen = order, client, seen
+        self.served = seen.served()
         self._calls: dict[Future[Any], str] = {}
         self._closed, self._watch = False, Watch(client, "")
         self.max_model_len = seen.context
@@ -41,6 +43,11 @@ class PlainServerEngine(Engine):
     def require(cls) -> None:
         """Nothing is needed."""
         return
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls that are out."""
+        return self._calls.keys()
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]

@@ -57,6 +57,10 @@ class Seen:
     """What it does not tell, and the flag that would make it."""
     notes: list[str] = field(default_factory=list)
 
+    def served(self) -> dict[str, Any]:
+        """What replicas have in common: what it is, serves and says of its drafts."""
+        return {"server": self.dialect.name, "version": self.version, "model": self.model, **self.told}
+
     def as_json(self) -> dict[str, Any]:
         """For `speceval probe --json`."""
         return {
@@ -133,7 +137,13 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
         whole = info.get("vllm_config")
         speculative = (whole.get("speculative_config") or {}) if isinstance(whole, dict) else {}
         speculative = speculative if isinstance(speculative, dict) else {}
-        found = {"method": speculative.get("method"), "k": speculative.get("num_speculative_tokens")}
+        model = whole.get("model_config") if isinstance(whole, dict) else None
+        found = {
+            "method": speculative.get("method"),
+            "k": speculative.get("num_speculative_tokens"),
+            "target": model.get("model") if isinstance(model, dict) else None,
+            "draft": speculative.get("model"),
+        }
     else:
         found = {}
     return {name: value for name, value in found.items() if value is not None}

@@ -10,7 +10,7 @@ from speceval.errors import UserError
 from speceval.show.layouts.cells import INTERVALS, NONE, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
-from speceval.show.tables import LOAD, load_of, plus_minus
+from speceval.show.tables import LOAD, load_of, plus_minus, servers
 
 TIMES = tuple((kind, name) for kind in LOAD for name in ("mean", "p99") if (kind, name) != ("itl_ms", "p99"))
 """Columns of times: of pauses there is the mean alone."""
@@ -63,7 +63,7 @@ def _cells(entry: Entry, found: dict[str, Any] | None) -> tuple[Cell, ...]:
     return (
         *(Cell(text) for text in (entry.drafter, entry.suite, f"{entry.temperature:g}")),
         rate,
-        Cell(str(spec.batch)),
+        Cell(str(spec.batch * servers(entry.run))),
         Cell(f"{whole['concurrency']:.1f}") if whole else NONE,
         cell("tau", dict(entry.tau("tau")), 3, entry.summary["conversations"]),
         cell("output_throughput", whole["output_throughput"], 1) if whole else NONE,
