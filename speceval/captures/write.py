@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ from speceval.files import write_whole
 from speceval.locks import open_locked
 from speceval.measure import runner
 from speceval.measure.content import target_facts
-from speceval.measure.output import Watch
+from speceval.measure.output import Watch, gone_if_refused
 from speceval.measure.replay import source
 from speceval.measure.weights import files_of
 from speceval.store import Counts, Key, StoredRun
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 256 << 20
 """Of states, after which a shard is written: what is in memory at once, and what a kill loses."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOG, LOCK = "engine.log", ".lock"
 CHECKED_TOKENS = 256
 """Of the first text, whose log p the engine is asked for too."""
 HEAD_AGREES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -178,8 +179,13 @@ def capture(
     room = shutil.disk_usage(_existing(directory)).free
     if room < plan.bytes:
         raise UserError(f"--out {directory}: {_size(plan.bytes)} are needed, {_size(room)} are free")
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory), log(directory / "engine.log"), closing(start(_order(plan))) as engine:
+    with (
+        _whole_or_nothing(directory),
+        _locked(directory),
+        log(directory / LOG),
+        gone_if_refused(directory / LOG, directory / MANIFEST),
+        closing(start(_order(plan))) as engine,
+    ):
         reading = Reading(engine, plan.layers)
         spec = plan.run.meta.spec
         template = runner.Template(spec.chat_template_kwargs, plan.target.answer_marker)
@@ -391,7 +397,7 @@ def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     from safetensors.torch import load_file
 
     path = plan.directory / HEAD
-    if not path.exists():
+    if not (plan.directory / MANIFEST).exists():  # else it is this capture's
         tensors = _of_checkpoint(plan)
         write_whole(path, lambda place: _save(tensors, place))
     tensors = load_file(path)
@@ -451,9 +457,27 @@ def _check_head(plan: Plan, engine: Engine, reading: Reading, head: torch.Tensor
 
 def _locked(directory: Path) -> Any:
     try:
-        return closing(open_locked(directory / ".lock", "w", wait=False))
+        return closing(open_locked(directory / LOCK, "w", wait=False))
     except BlockingIOError:
         raise UserError(f"{directory}: another speceval is writing this capture: wait for it") from None
+
+
+@contextmanager
+def _whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Where no manifest says what there is, a capture that failed leaves its engine's log at most."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {directory}: not a directory: name one, or a new one") from None
+    try:
+        yield
+    except BaseException:
+        if not (directory / MANIFEST).exists():
+            for name in (HEAD, TEXTS, LOCK):
+                (directory / name).unlink(missing_ok=True)
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise
 
 
 def _existing(path: Path) -> Path:

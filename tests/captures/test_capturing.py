@@ -227,3 +227,33 @@ def test_a_replay_counts_the_texts_of_every_turn(call, captured: Path) -> None:
     assert again.turns["output_tokens"].equals(source.turns["output_tokens"])
     assert len(again.steps) == (source.turns["output_tokens"] - 1).sum()
     assert again.meta.spec.replay is not None and again.meta.fingerprint.prompts == source.meta.fingerprint.prompts
+
+
+@pytest.mark.parametrize("error", [speceval.UserError("no"), KeyboardInterrupt()])
+def test_what_ends_a_capture_before_its_manifest_leaves_nothing(call, free, monkeypatch, error: BaseException) -> None:
+    def raises(*_: object) -> float:
+        raise error
+
+    run = free()
+    monkeypatch.setattr(write, "_check_head", raises)
+    assert call("capture", run, "-o", "deep/cap")[0] in (4, 130)
+    assert not Path("deep/cap").exists()
+    Path("mine").mkdir()
+    Path("mine/note.txt").write_text("mine")
+    call("capture", run, "-o", "mine")
+    assert tree(Path("mine")) == {"note.txt": b"mine"}
+
+
+def test_a_head_that_a_kill_left_is_not_taken_for_this_target_s(call, free, captured: Path) -> None:
+    whole = (Path("cap") / "head.safetensors").read_bytes()
+    Path("new").mkdir()
+    save_file({"embedding": torch.zeros(24, 64)}, "new/head.safetensors")
+    assert call("capture", "free", "-o", "new", "--layers", "1,2,3")[0] == 0
+    assert Path("new/head.safetensors").read_bytes() == whole
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(call, free) -> None:
+    run = free()
+    Path("cap").write_text("x")
+    code, _, err = call("capture", run, "-o", "cap")
+    assert code == 4 and err.splitlines()[-1].endswith("--out cap: not a directory: name one, or a new one")
