@@ -25,7 +25,6 @@ from speceval.captures.folder import (
     OUTPUT,
     TEXTS,
     Capture,
-    Dtype,
     Manifest,
     Shard,
     StorageError,
@@ -34,6 +33,7 @@ from speceval.captures.folder import (
 )
 from speceval.captures.law import log_p
 from speceval.captures.reading import Read, Reading
+from speceval.captures.storage import Dtype, bytes_of_row, pack, unpack
 from speceval.engines.base import Engine, Order, Readable, Verifiable
 from speceval.errors import UserError
 from speceval.estimate import books
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 256 << 20
 """Of states, after which a shard is written: what is in memory at once, and what a kill loses."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOG, LOCK = "engine.log", ".lock"
 CHECKED_TOKENS = 256
 """Of the first text, whose log p the engine is asked for too."""
@@ -88,8 +87,8 @@ class Plan:
     def bytes(self) -> int:
         """About how large it will be."""
         hidden = self.target.sizes.hidden_size or 0
-        states = self.tokens * (1 + len(self.layers)) * hidden * BYTES[self.dtype]
-        return states + 2 * self.vocab_size * hidden * 4
+        row = (1 + len(self.layers)) * bytes_of_row(hidden, self.dtype) + 4  # log p
+        return self.tokens * row + 2 * self.vocab_size * hidden * 4
 
     def line(self) -> str:
         """What is going to be written."""
@@ -290,14 +289,13 @@ class Writer:
 
     def _take(self, read: Read) -> dict[str, Any]:
         """Put the states of a text into the shard; where they lie there."""
-        import torch
-
         first, states = self._rows, read.states()
-        kind = getattr(torch, self._plan.dtype)
-        stored = {name: state.to(kind) for name, state in states.items()}
+        stored: dict[str, torch.Tensor] = {}
+        for name, state in states.items():
+            stored |= pack(name, state, self._plan.dtype)
         stored["log_p"] = self._along(read, states[FINAL])
-        if kind != states[FINAL].dtype:
-            self._note_storage(stored["log_p"], self._along(read, stored[FINAL]))
+        if stored[FINAL].dtype != states[FINAL].dtype:
+            self._note_storage(stored["log_p"], self._along(read, unpack(stored)[FINAL]))
         for name, state in stored.items():
             self._states.setdefault(name, []).append(state)
             self._bytes += state.numel() * state.element_size()

@@ -15,7 +15,7 @@ from support import tiny
 from support.tiny_engine import TinyEngine
 
 import speceval
-from speceval.captures import write
+from speceval.captures import storage, write
 from speceval.store import read_run
 
 
@@ -99,6 +99,35 @@ def test_fewer_bits_are_said_with_their_error(call, free) -> None:
     assert half.manifest.storage is not None and half.manifest.storage.tokens == len(changes)
     assert half.manifest.storage.mean == pytest.approx(np.mean(changes), rel=1e-3)
     assert half.manifest.storage.largest == pytest.approx(max(changes), rel=1e-3)
+
+
+def test_eight_bits_cost_what_is_said_and_no_more_room(call, free) -> None:
+    run = free()
+    assert call("capture", run, "-o", "cap", "--layers", "1,2,3")[0] == 0
+    code, out, err = call("capture", run, "-o", "small", "--layers", "1,2,3", "--float8")
+    assert code == 0 and "stored as float8: log p of a token moves by" in out and "64 float8s each" in err
+    whole, small = (speceval.read_capture(name) for name in ("cap", "small"))
+    said = float(err.split("about ")[1].split(" kB")[0]) * 1000
+    assert small.manifest.bytes == pytest.approx(said, rel=0.15)  # names of tensors are a part of so small a file
+    for text in whole.texts:
+        a, b = whole.states(text), small.states(text)
+        assert a.keys() == b.keys() and a["log_p"][text.prompt - 1 :].equal(b["log_p"][text.prompt - 1 :])
+        for name in ("final", "layer.1", "layer.2", "layer.3"):
+            row = a[name].abs().amax(-1, keepdim=True)
+            assert ((a[name] - b[name]).abs() <= a[name].abs() / 16 + row / 448 * 2**-9).all()  # half of the last bit
+    for name in ("cap", "small"):
+        assert call("replay", name, *EAGLE, "--out", f"on-{name}")[0] == 0
+    kept = [read_run(Path(f"on-{name}")).steps[["kept_1", "kept_2", "kept_3"]].to_numpy() for name in ("cap", "small")]
+    change = np.abs(kept[0] - kept[1])
+    assert 0 < np.nanmean(change) < 0.02
+    assert call("capture", run, "-o", "x", "--float8", "--dtype", "bfloat16")[0] == 4 and not Path("x").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 3e38])
+def test_eight_bits_hold_any_row(value: float) -> None:
+    state = torch.tensor([[value, -value / 2, 0.0], [1.0, 2.0, -3.0]])
+    back = storage.unpack(storage.pack("final", state, "float8"))["final"]
+    torch.testing.assert_close(back, state, rtol=2**-4, atol=0)
 
 
 def test_at_temperature_0_near_ties_are_counted(call, free) -> None:
