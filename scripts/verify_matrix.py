@@ -27,14 +27,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from speceval.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "verify"
 PAGE = ROOT / "docs" / "trust" / "is-it-exact.md"
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "verify")]
+sys.path.append(str(ROOT / "tests"))
 
 SAMPLES = 40000
+V2_SAMPLES = 20000
 STOCK_SAMPLES = 4000
 ENGINE = {
     "SPECEVAL_PATCHES": "1",
@@ -59,6 +62,13 @@ PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=120")
 
 VERSIONS = ("eagle3 T=1", "medusa T=1")
 """Rows that are run on other versions of vLLM as well."""
+V2_VERSIONS = (
+    *("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2", "eagle3 top-k 8, top-p 0.9, V2"),
+    *("medusa T=1, V2", "mlp T=1, V2"),
+)
+"""The same for versions from V2_FIRST on."""
+V2_FIRST = Version("0.32")
+"""The first vLLM whose V2 runner starts on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,13 @@ class Row:
     """Directory of another vLLM than the installed one."""
     long: bool = False
     """Continue one prompt of 124 tokens, more than a block of the KV cache, in place of two short ones."""
+    v2: bool = False
+    """On the V2 runner, its kernels interpreted."""
 
     @property
     def samples(self) -> int:
-        """How many continuations: stock engines give themselves away at once."""
-        return SAMPLES if self.patches else STOCK_SAMPLES
+        """How many continuations: stock engines give themselves away at once, interpreted ones take their time."""
+        return (V2_SAMPLES if self.v2 else SAMPLES) if self.patches else STOCK_SAMPLES
 
 
 def plan() -> list[Row]:
@@ -108,14 +120,38 @@ def plan() -> list[Row]:
         Row("draft_model prefix caching", "draft_model", (*one, "--k", "4", "--prefix-caching", *BLOCKS), long=True),
         Row("eagle3 T=1, batch 1", "eagle3", ("--temp", "1", "--k", "4", "--batch", "1")),
     ]
-    return rows
+    return rows + v2_rows()
+
+
+def v2_rows() -> list[Row]:
+    """Those on the V2 runner."""
+    one = ("--temp", "1", "--batch", "256")
+    four = (*one, "--k", "4")
+    rows = [Row(f"{draft} T=1, V2", draft, four) for draft in ("eagle3", "draft_model", "mtp")]
+    rows += [
+        Row("eagle3 top-k 8, top-p 0.9, V2", "eagle3", (*four, *CUT)),
+        Row("eagle3 K=7, V2", "eagle3", (*one, "--k", "7")),
+        Row("eagle3 seeded, V2", "eagle3", (*four, "--seeded")),
+        Row("eagle3 T=0.7, V2", "eagle3", ("--temp", "0.7", "--batch", "256", "--k", "4")),
+        Row("mtp T=1.3, V2", "mtp", ("--temp", "1.3", "--batch", "256", "--k", "4")),
+        Row("draft_model a quarter greedy, V2", "draft_model", (*four, "--greedy-share", "0.25")),
+        Row("eagle3 preempted, V2", "eagle3", ("--temp", "1", "--batch", "64", "--k", "4", *PREEMPTION), long=True),
+        Row("eagle3 K=1, V2", "eagle3", (*one, "--k", "1")),
+    ]
+    for draft in ("medusa", "mlp"):
+        rows.append(Row(f"{draft} T=1, V2", draft, (*one, *own_k(draft))))
+        rows.append(
+            Row(f"{draft} T=0.7, top-k 8, top-p 0.9, V2", draft, ("--temp", "0.7", *one[2:], *own_k(draft), *CUT))
+        )
+    return [replace(row, v2=True, options=(*row.options, "--runner", "v2")) for row in rows]
 
 
 def versions(directory: str) -> list[Row]:
     """The rows for another version of vLLM."""
     (package,) = Path(directory).glob("vllm*.dist-info")
-    name = f", vLLM {package.name.removesuffix('.dist-info').split('-')[1].split('+')[0]}"
-    return [replace(row, name=row.name + name, vllm=directory) for row in plan() if row.name in VERSIONS]
+    version = package.name.removesuffix(".dist-info").split("-")[1].split("+")[0]
+    wanted = VERSIONS + (V2_VERSIONS if Version(version) >= V2_FIRST else ())
+    return [replace(row, name=f"{row.name}, vLLM {version}", vllm=directory) for row in plan() if row.name in wanted]
 
 
 def own_k(draft: str) -> tuple[str, ...]:
@@ -132,7 +168,7 @@ def stock_drafting(draft: str) -> tuple[str, ...]:
 
 def run(row: Row, samples: int | None) -> dict[str, Any] | None:
     """The row's result as one line of engine.csv; None if the engine did not run."""
-    from pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
+    from support.pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
 
     with tempfile.TemporaryDirectory() as folder:
         target, draft = write_pair(Path(folder), row.draft)
@@ -143,7 +179,8 @@ def run(row: Row, samples: int | None) -> dict[str, Any] | None:
         for argument in ENGINE_ARGS:
             command += ["--engine-arg", argument]
         environment = os.environ | ENGINE | {"SPECEVAL_PATCHES": str(int(row.patches))}
-        environment |= {"PYTHONPATH": row.vllm} if row.vllm else {}
+        if row.vllm:
+            environment["PYTHONPATH"] = os.pathsep.join([row.vllm, *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1, 2):
         print(f"{row.name}: did not run: {done.stderr.strip().splitlines()[-1:]}", flush=True)
@@ -214,8 +251,8 @@ def run_rows(options: argparse.Namespace) -> None:
 def run_mutants(samples: int | None, only: str) -> None:
     """Every mutant at the command's default number of continuations, one after the other on one engine."""
     os.environ.update(ENGINE)
-    from mutants import MUTANTS, mutated  # type: ignore[import-not-found]
-    from pairs import PROMPTS, write_pair
+    from support.mutants import MUTANTS, mutated  # type: ignore[import-not-found]
+    from support.pairs import PROMPTS, write_pair
 
     from speceval.exactness import Settings
     from speceval.exactness.run import examine

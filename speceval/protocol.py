@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -39,9 +40,12 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
-UNWRITTEN = frozenset({"method", "draft_args", "runner", "stratified", "shard"})
+UNWRITTEN = frozenset({"method", "draft_args", "runner", "stratified", "shard", "rate"})
 """Fields of a request that run.json has only when they are not at their default."""
 
+
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+"""Of something in a second."""
 
 FIELD = object()
 """`Flag.default` where the field's own default is the flag's."""
@@ -63,7 +67,7 @@ class Flag:
 
     name: str = ""
     """"": the field's own with dashes."""
-    read: Literal["value", "names", "numbers", "percent", "pairs", "path"] = "value"
+    read: Literal["value", "names", "numbers", "percent", "pairs", "path", "rate"] = "value"
     """How its text is read, if it is not of the field's type: `speceval.commands.options.READERS`."""
     default: Any = FIELD
     """What the command line takes for a flag that is not given."""
@@ -126,6 +130,12 @@ class RunSpec(Strict):
         default=None, description="Measure every n-th conversation alone, i/n such as 2/4; speceval merge joins them."
     )
     batch: int = Field(default=32, ge=1, le=MOST_AT_ONCE, description="Requests that the engine runs at once.")
+    rate: Annotated[Rate | Literal["inf"] | None, Flag(read="rate")] = Field(
+        default=None,
+        description="Conversations that begin in a second, at random (Poisson), on a server; inf: as many at once as "
+        "--batch. Also takes times to the tokens.",
+    )
+    """None: as "inf", without times."""
     prefix_caching: bool = Field(default=False, description="Let the engine reuse prefixes.")
     replay: Annotated[str | None, Flag(read="path")] = Field(
         default=None, description="Make the target answer what it answered in this run; only draft anew."
@@ -160,6 +170,11 @@ class RunSpec(Strict):
         if len(set(value)) != len(value):
             raise ValueError(f"names {list(value)}: the same one twice")
         return value
+
+    @field_validator("rate", mode="before")
+    @classmethod
+    def _without_end(cls, value: Any) -> Any:
+        return "inf" if value == math.inf else value
 
     @field_validator("shard")
     @classmethod

@@ -35,7 +35,7 @@ FLAGS = {
         *("--suite", "--limit", "--shuffle-seed", "--max-tokens", "--seeds", "--until", "--against", "--replay"),
         *("--record", "--no-record", "--template-arg", "--speedup", "--no-speedup", "--speedup-batch", "--data-dir"),
         "--engine",
-        *("--stratified", "--no-stratified", "--shard"),
+        *("--stratified", "--no-stratified", "--shard", "--rate"),
         *("--url", "--api-key-env", "--dialect", "--through-server"),
         *("--ray", "--replicas", "--gpus-per-replica"),
     },

@@ -45,7 +45,7 @@ def test_every_field_moves_the_identity() -> None:
         "prefix_caching": True, "chat_template_kwargs": {"a": 1}, "engine_args": {"a": 1}, "trust_remote_code": True,
         "draft_truncation": False, "rejection": "block", "record": False, "replay": "0123", "until": 0.01,
         "against": "run:0123", "engine": "simulated", "runner": "v2", "method": "eagle",
-        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2",
+        "draft_args": {"prompt_lookup_max": 3}, "stratified": True, "shard": "1/2", "rate": 2.5,
     }  # fmt: skip
     assert set(changes) == set(RunSpec.model_fields)
     identities = {spec(**{name: value}).identity for name, value in changes.items()} | {spec().identity}

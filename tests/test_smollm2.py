@@ -71,7 +71,7 @@ def test_prompts_are_different_the_same_each_time_and_a_shorter_list_is_a_prefix
     assert instructions(300, seed=1) != instructions(300)
 
 
-@pytest.fixture(params=["eagle3", "medusa"])
+@pytest.fixture(params=["eagle3", "medusa", "mlp"])
 def task(scripts: dict[str, ModuleType], tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """A task of the real one's form at a hundredth of its size."""
     import torch
@@ -143,3 +143,44 @@ def test_what_is_stored_is_what_was_trained_but_for_rounding(
     assert task.look(back)[0] == pytest.approx(task.look(drafter)[0], abs=0.02)
     difference = max(float((a - b).abs().max()) for a, b in zip(drafter.parameters(), back.parameters(), strict=True))
     assert 0 < difference < 0.02
+
+
+@pytest.mark.parametrize("task", ["mlp"], indirect=True)
+def test_a_stored_mlp_speculator_drafts_as_a_checkpoint_what_it_drafted_in_training(
+    scripts: dict[str, ModuleType], task: Any, tmp_path: Path
+) -> None:
+    import json
+
+    import torch
+    from safetensors.torch import load_file
+
+    from speceval.catalog import packed
+    from speceval.catalog.recognise import recognise
+    from speceval.drafters.base import States
+    from speceval.drafters.heads import MLPSpeculator
+
+    drafter = task.drafter()
+    for learnt in (drafter.ln.bias, drafter.token.weight, drafter.out.weight):  # not symmetric, as they begin
+        torch.nn.init.normal_(learnt, std=0.2)
+    back = scripts["train"].store(task, drafter, tmp_path / "x.safetensors")
+    facts = {"hidden_size": 12, "vocab_size": 50}
+    (tmp_path / "target" / "config.json").write_text(json.dumps(facts))
+    (tmp_path / "made").mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packed, "MLP_HEADS", task.depth)
+        packed.write_checkpoint(tmp_path / "x.safetensors", tmp_path / "target", tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert recognise(config, "made").method == "mlp_speculator" and config["n_predict"] == task.depth == 3
+    weights = {name: values.float() for name, values in load_file(tmp_path / "made" / "model.safetensors").items()}
+    made = MLPSpeculator(config, weights, task.depth)
+    answers, anchors = task.draw(torch.Generator().manual_seed(1))
+    batch, _, _ = task.batch(answers, anchors)
+    states = States(batch.final.float(), {}, task)
+    with torch.no_grad():
+        trained = back(batch)
+        as_checkpoint = torch.stack(list(made(batch.tokens, states, anchors)))
+    spread = trained.std()
+    assert (as_checkpoint[..., task.draft_ids] - trained).abs().max() < 0.05 * spread, "bfloat16 rounds by 0.4 %"
+    outside = torch.ones(50, dtype=torch.bool)
+    outside[task.draft_ids] = False
+    assert as_checkpoint[..., outside].max() < -80, "no token outside the draft vocabulary is ever drafted"

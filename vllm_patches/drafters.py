@@ -1,8 +1,8 @@
 """Drafters that are a few heads on the target's last hidden state, where vLLM has no proposer that samples.
 
 vLLM takes them as custom classes (`methods.TRANSPORT`), whose interface gives a drafter neither hidden states nor
-sampling parameters: the patch `v1-draft-streams` calls `Heads.draft` with both, and keeps q. `engine_arguments` says
-how to start an engine with one.
+sampling parameters: the patch `v1-draft-streams` calls `Heads.draft` with both, and keeps q; the V2 runner has
+`speculator`. `engine_arguments` says how to start an engine with one.
 
 MEDUSA (arXiv 2401.10774) was removed from vLLM 0.33; the MLP speculator (arXiv 2404.19124) cannot be loaded by any of
 0.29 to 0.33. Checkpoints are those that vLLM's own models read or used to read (model_executor/models/medusa.py and
@@ -86,11 +86,18 @@ class Heads:
 
         `hidden` [B, H] are the normed last hidden states that `tokens` [B], the newest of each request, came from.
         """
-        self.weights = {name: tensor.to(hidden) for name, tensor in self.weights.items()}
+        self.move(hidden.device, hidden.dtype)
         steps = [(draft.long(), q) for draft, q in self.steps(hidden, tokens, k, sample)]
         drafts = torch.stack([draft for draft, _ in steps], dim=1)
         q = None if steps[0][1] is None else torch.stack([q for _, q in steps if q is not None], dim=1)
         return drafts, q
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Have the weights where the target's states are, and of their type. A token map stays what it is: whole."""
+        self.weights = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.weights.items()
+        }
 
     def steps(self, hidden: torch.Tensor, tokens: torch.Tensor, k: int, sample: Sample) -> Any:
         """Yield what `sample` returned for each of the k positions."""

@@ -65,7 +65,8 @@ def guard_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         grammar = getattr(params, "structured_outputs", None) is not None
-        if grammar and unsupported(vllm_version()) is None and self.vllm_config.speculative_config is not None:
+        known = unsupported(vllm_version()) is None
+        if grammar and known and self.vllm_config.speculative_config is not None and grammar_rows_doubted():
             speculative = self.vllm_config.speculative_config
             reason = check(
                 str(vllm_version()),
@@ -143,16 +144,20 @@ def warn(line: str) -> None:
 
 def unfit(config: Any) -> dict[str, str]:
     """Id and reason of each patch that this engine needs and that does not fit this vLLM's source."""
-    rows = {}
-    for patch in needs(config):
-        state, reason = judge(patch)
-        if state == NOT_LOADED:
-            reason = misfit(patch)
-        elif state != REFUSED:
-            continue
-        if reason:
-            rows[patch.id] = reason
-    return rows
+    return {patch.id: reason for patch in needs(config) if (reason := doubt(patch))}
+
+
+def grammar_rows_doubted() -> bool:
+    """Whether one of the rows that make structured outputs right on the V2 runner does not fit this vLLM's source."""
+    return any(doubt(patch) for patch in LEDGER if patch.grammar)
+
+
+def doubt(patch: Patch) -> str:
+    """Why a row does not fit this vLLM's source; empty if it does, or is switched off."""
+    state, reason = judge(patch)
+    if state == NOT_LOADED:
+        return misfit(patch)
+    return reason if state == REFUSED else ""
 
 
 def summary(config: Any) -> str:
@@ -196,7 +201,6 @@ def symbol_source(patch: Patch) -> str | None:
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return None
-    file = Path(next(iter(spec.submodule_search_locations))).joinpath(*patch.module.split(".")[1:]).with_suffix(".py")
-    if not file.exists():
-        return None
-    return text_of(file.read_text(encoding="utf-8"), patch.symbol)
+    place = Path(next(iter(spec.submodule_search_locations))).joinpath(*patch.module.split(".")[1:])
+    file = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()), None)
+    return None if file is None else text_of(file.read_text(encoding="utf-8"), patch.symbol)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_patches.versions import CHECKED, FIRST
+from vllm_patches.methods import TRANSPORT
+from vllm_patches.versions import CHECKED, FIRST, RELEASES
 
 ANY = "any"
 """`Patch.device` of a row that every platform needs, `Patch.runner` of one that both runners need."""
+
+V2_CHECKED = f">=0.32,<={RELEASES[-1]}"
+"""The same for rows of the V2 runner, which was read from the version on that starts it on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Patch:
     methods: tuple[str, ...] = ()
     """Drafting methods (vLLM's `speculative_config.method`) that need the patch; empty: all of them."""
     optional: bool = False
-    """Whether an engine without it is right as well: it does something that is asked for, and read back from it."""
+    """Whether an engine is right without it until somebody asks for what the row is about, and the asking is checked:
+    `draft_truncation` is read back, a request with a grammar stopped (`guard`)."""
+    grammar: bool = False
+    """Whether only requests with a grammar notice it: what is measured without one is measured with it as well."""
     native: str = ""
     """Versions of vLLM that do it right themselves (PEP 440); they are left alone."""
 
@@ -317,7 +324,7 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_draft_truncation",
         device=ANY,
         sampling_only=True,
-        versions="==0.32.*",
+        versions=V2_CHECKED,
         parameters=(
             "self",
             "hidden_states",
@@ -329,7 +336,7 @@ LEDGER: tuple[Patch, ...] = (
             "draft_logits",
             "spec_step_idx=0",
         ),
-        sources={"0.32.0": "f729e99b44320e54"},
+        sources={"0.32.0": "f729e99b44320e54", "0.33.0": "f8c982c90ba2c1f7"},
         upstream=("https://github.com/vllm-project/vllm/issues/56724",),
         tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
         until="drafts are drawn with all of the request's sampling parameters",
@@ -345,14 +352,88 @@ LEDGER: tuple[Patch, ...] = (
         replacement="vllm_patches.patches.v2_sampling_states",
         device=ANY,
         sampling_only=True,
-        versions="==0.32.*",
+        versions=V2_CHECKED,
         parameters=("self", "max_num_reqs", "vocab_size"),
-        sources={"0.32.0": "f2ea2da2f3d8914a"},
+        sources={"0.32.0": "f2ea2da2f3d8914a", "0.33.0": "f2ea2da2f3d8914a"},
         upstream=("https://github.com/vllm-project/vllm/issues/56724",),
         tested_by="tests/vllm_patches/test_v2_draft_truncation.py",
         until="`v2-draft-truncation` can go",
         runner="V2",
         optional=True,
+    ),
+    Patch(
+        id="v2-grammar-drafts",
+        title="Under a grammar the V2 verifier takes the first draft that the grammar forbids for no draft at all.",
+        effect="Structured outputs with sampled drafts are biased: that token comes from p, not from max(0, p - q).",
+        module="vllm.v1.worker.gpu.spec_decode.rejection_sampler",
+        symbol="RejectionSampler.__call__",
+        replacement="vllm_patches.patches.v2_grammar_drafts",
+        device=ANY,
+        sampling_only=True,
+        versions=V2_CHECKED,
+        parameters=("self", "logits", "input_batch", "draft_logits=None", "invalid_drafts=None"),
+        sources={"0.32.0": "e0a7285807218ef3", "0.33.0": "e0a7285807218ef3"},
+        upstream=("docs/upstream/v1-structured-drafts.md",),
+        tested_by="tests/vllm_patches/test_v2_structured_drafts.py",
+        until="`grammar_invalid_drafts` leaves a draft that its masked row excludes to the verifier",
+        runner="V2",
+        optional=True,
+        grammar=True,
+    ),
+    Patch(
+        id="v2-grammar-cut",
+        title="Without asynchronous scheduling that draft is cut from the request before the V2 verifier could see it.",
+        effect="`v2-grammar-drafts` needs its place.",
+        module="vllm.v1.core.sched.scheduler",
+        symbol="Scheduler.update_draft_token_ids",
+        replacement="vllm_patches.patches.v2_grammar_cut",
+        device=ANY,
+        sampling_only=True,
+        versions=V2_CHECKED,
+        parameters=("self", "draft_token_ids"),
+        sources={"0.32.0": "f05dcf1d78912b36", "0.33.0": "f05dcf1d78912b36"},
+        upstream=("docs/upstream/v1-structured-drafts.md",),
+        tested_by="tests/vllm_patches/test_v2_structured_drafts.py",
+        until="the scheduler keeps a forbidden draft for the verifier",
+        runner="V2",
+        optional=True,
+        grammar=True,
+    ),
+    Patch(
+        id="v2-heads",
+        title="The V2 runner has no drafter for MEDUSA and the MLP speculator: `vllm_patches.speculator` is one.",
+        effect="The engine does not start.",
+        module="vllm.v1.worker.gpu.spec_decode",
+        symbol="init_speculator",
+        replacement="vllm_patches.patches.v2_heads",
+        device=ANY,
+        sampling_only=False,
+        versions=V2_CHECKED,
+        parameters=("vllm_config", "device", "req_states"),
+        sources={"0.32.0": "e86cedd1d4c3e0e2", "0.33.0": "bad8b92d97584fbe"},
+        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/v1/worker/gpu/spec_decode/__init__.py",),
+        tested_by="tests/vllm_patches/test_v2_heads.py",
+        until="the V2 runner drafts with them, from their own distributions",
+        runner="V2",
+        methods=(TRANSPORT,),
+    ),
+    Patch(
+        id="v2-custom-class",
+        title="vLLM's configuration refuses drafters that are classes wherever the V2 runner is asked for.",
+        effect="`v2-heads` needs them.",
+        module="vllm.config.vllm",
+        symbol="VllmConfig._get_v2_model_runner_unsupported_features",
+        replacement="vllm_patches.patches.v2_custom_class",
+        device=ANY,
+        sampling_only=False,
+        versions=V2_CHECKED,
+        parameters=("self",),
+        sources={"0.32.0": "cb1a79994bd3ad51", "0.33.0": "12959e9a858a849b"},
+        upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/config/vllm.py",),
+        tested_by="tests/vllm_patches/test_v2_heads.py",
+        until="`v2-heads` can go",
+        runner="V2",
+        methods=(TRANSPORT,),
     ),
 )
 

@@ -12,7 +12,8 @@ from typing import Any
 from packaging.version import Version
 
 from vllm_patches import settings
-from vllm_patches.methods import DETERMINISTIC, V1_ONLY, XPRESS, own_name
+from vllm_patches.methods import DETERMINISTIC, HEADS, HEADS_ON_V2, TRANSPORT, V1_ONLY, XPRESS, own_name
+from vllm_patches.versions import within
 
 BLOCK_EXACT = Version("0.33")
 MEASURED_SWITCH = "SPECEVAL_MEASURED"
@@ -37,7 +38,7 @@ def check(
 
     `version` is vLLM's (a supported one: `versions.unsupported` tells), `runner` "V1" or "V2", `speculative_config` as
     given to vLLM (unset keys mean vLLM's defaults), `temperature` the largest of the run, `structured_outputs` whether
-    any request has a grammar.
+    any request has a grammar and the patches for it do not fit this vLLM (`guard`).
     `target_vocab` and `draft_vocab` are the widths of the two models' logits, if known (after d2t mapping),
     `draft_architectures` is the drafter's `architectures` in its config.json. `known_answer` allows synthetic
     rejection, and nothing else (`settings.KNOWN_ANSWER`).
@@ -47,7 +48,7 @@ def check(
     exempt = known_answer and method == "synthetic"
     rules = (
         _count(config),
-        _undrafted(runner, config),
+        _undrafted(version, runner, config),
         rejection(method, version, runner) if temperature > 0 and not exempt else None,
         _xpress(config, draft_architectures) if temperature > 0 else None,
         _grammar(runner, config) if temperature > 0 and structured_outputs else None,
@@ -101,9 +102,11 @@ def _count(config: Mapping[str, Any]) -> str | None:
     return f"num_speculative_tokens={k}: nothing would be drafted: give a whole number from 1 on"
 
 
-def _undrafted(runner: str, config: Mapping[str, Any]) -> str | None:
+def _undrafted(version: str, runner: str, config: Mapping[str, Any]) -> str | None:
     method = own_name(str(config.get("method")), config.get("model"))
-    if runner == "V1" or method not in V1_ONLY:
+    if runner == "V1" or method not in (*V1_ONLY, *HEADS):
+        return None
+    if config.get("method") == TRANSPORT and within(HEADS_ON_V2, version):
         return None
     return f"the V2 runner has no drafter for {method}: use the V1 runner (--runner v1, VLLM_USE_V2_MODEL_RUNNER=0)"
 
@@ -146,7 +149,7 @@ def _xpress(config: Mapping[str, Any], architectures: Sequence[str]) -> str | No
 
 
 def _grammar(runner: str, config: Mapping[str, Any]) -> str | None:
-    """The V1 runner has a patch for this (`v1-draft-streams`)."""
+    """Where the patches for this do not fit; V1's (`v1-draft-streams`) is one that every sampled draft needs."""
     if runner == "V1" or not sampled_drafts(config):
         return None
     return (

@@ -15,6 +15,9 @@ import torch
 from vllm_patches import loading
 from vllm_patches.drafters import Heads, fetch, read_weights
 
+REMEMBERED = "_enable_probabilistic_draft_probs"
+"""Attribute of vLLM's V1 drafters (vllm/v1/spec_decode/llm_base_proposer.py): whether drafts are drawn from q."""
+
 
 def swap(runner: Any, config: Any, before: str, after: str) -> None:
     """Give the drafter of a model runner (V1 or V2) the weights of checkpoint `after`; it has those of `before`.
@@ -26,14 +29,37 @@ def swap(runner: Any, config: Any, before: str, after: str) -> None:
     if drafter is None:  # an earlier stage of a pipeline
         return
     weights = read_weights(fetch(after))
-    if isinstance(drafter, Heads):
-        drafter.weights = {drafter.rename(name): tensor for name, tensor in weights.items()}
+    heads = getattr(drafter, "heads", drafter)  # the V2 runner's drafter has them
+    if isinstance(heads, Heads):
+        heads.weights = {heads.rename(name): tensor for name, tensor in weights.items()}
         return
     model = drafter.model
     if shared := _shared_layers(model, runner.get_model()):
         weights = _without_shared(weights, read_weights(fetch(before)), tuple(name.split(".")[-1] for name in shared))
     _reload(model, weights, config, shared)
     loading.forget()
+
+
+def draw(runner: Any, config: Any, how: str) -> str:
+    """Have a V1 model runner draw its drafts from q ("probabilistic") or take its argmax ("greedy") from now on.
+
+    The runner and its drafters look at the configuration at every step; vLLM's own remember what it said at first. The
+    configuration is held against the same rules as at a start. Returns why that cannot be, or nothing.
+    """
+    from vllm_patches.refuse import check_config
+    from vllm_patches.state import vllm_version
+
+    if config.use_v2_model_runner:
+        return "the V2 runner has made its buffers for the other way"
+    speculative = config.speculative_config
+    before, speculative.draft_sample_method = speculative.draft_sample_method, how
+    if reason := check_config(config, str(vllm_version())):
+        speculative.draft_sample_method = before
+        return reason
+    drafter = getattr(runner, "drafter", None)
+    if hasattr(drafter, REMEMBERED):
+        setattr(drafter, REMEMBERED, how == "probabilistic" and speculative.rejection_sample_method == "standard")
+    return ""
 
 
 def _reload(model: Any, weights: Mapping[str, torch.Tensor], config: Any, shared: Collection[str]) -> None:

@@ -117,14 +117,14 @@ ROWS: tuple[Unpatched, ...] = (
         tested_by="tests/vllm_patches/test_refuse.py",
     ),
     Unpatched(
-        id="v2-grammar-drafts",
-        title="With structured outputs the first draft that breaks the grammar is replaced before it is verified.",
-        effect="Biased output and too high an acceptance with probabilistic drafts.",
+        id="v2-grammar-early",
+        title="Drafts are cut at the first one that the grammar forbids, before the V2 verifier could see it.",
+        effect="Biased output and too high an acceptance with structured outputs and probabilistic drafts.",
         state="refused",
-        answer="The request is rejected; draft greedily. (The V1 runner is patched: v1-draft-streams.)",
-        target="vllm.v1.worker.gpu.structured_outputs",
+        answer="The request is rejected: draft greedily, or use vLLM 0.32 (v2-grammar-drafts) or the V1 runner.",
+        target="vllm.v1.core.sched.scheduler.Scheduler.update_draft_token_ids",
         runner="V2",
-        versions=">=0.32",
+        versions=">=0.29,<0.32",
         upstream=("docs/upstream/v1-structured-drafts.md",),
         tested_by="tests/vllm_patches/test_guard.py",
     ),
@@ -147,7 +147,7 @@ ROWS: tuple[Unpatched, ...] = (
         state="refused",
         answer=(
             "A run with top-k or top-p says --no-draft-truncation, or --engine-arg enforce_eager=true, for which there "
-            "is a patch in vLLM 0.32 (v2-draft-truncation), or uses the V1 runner."
+            "is a patch from vLLM 0.32 on (v2-draft-truncation), or uses the V1 runner."
         ),
         target="vllm.v1.worker.gpu.spec_decode",
         runner="V2",

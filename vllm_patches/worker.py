@@ -109,6 +109,15 @@ class Extension:
             return f"{type(error).__name__}: {error}"
         return ""
 
+    def draw_drafts(self, how: str) -> str:
+        """Draw drafts from q ("probabilistic") or take its argmax ("greedy") from now on (`swap.draw`).
+
+        Returns why that cannot be, or nothing.
+        """
+        from vllm_patches.swap import draw
+
+        return draw(self.model_runner, self.vllm_config, how)  # type: ignore[attr-defined]
+
     def start_tap(self, name: str) -> str:
         """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
 
@@ -233,6 +242,14 @@ def swap_drafter(llm: Any, before: str, after: str) -> str:
     Returns why a worker cannot, or nothing; then `llm` must not be used again.
     """
     return next(filter(None, llm.collective_rpc("swap_drafter", args=(before, after))), "")
+
+
+def draw_drafts(llm: Any, how: str) -> str:
+    """Have every worker of `llm` draw its drafts so (`Extension.draw_drafts`).
+
+    Returns why a worker cannot, or nothing; then `llm` must not be used again.
+    """
+    return next(filter(None, llm.collective_rpc("draw_drafts", args=(how,))), "")
 
 
 def ask_kernels(llm: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Drafters for SmolLM2-135M, EAGLE-3 or MEDUSA: one KL warm-up, then each loss on from there.
+"""Drafters for SmolLM2-135M, EAGLE-3, MEDUSA or MLP speculator: one KL warm-up, then each loss on from there.
 
     python scripts/smollm2/train.py OWN OUT [--drafter eagle3] [--warmup 350] [--steps 100] [--losses kl,lk_lambda]
 
@@ -14,6 +14,7 @@ import argparse
 import copy
 import csv
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from speceval.files import write_whole
 from speceval.zoo.eagle3 import Eagle3, draft_vocabulary
 from speceval.zoo.llama import initialise
 from speceval.zoo.losses import LOSSES
+from speceval.zoo.mlp import EPS, Norm
 from speceval.zoo.optimiser import Optimiser, cooldown
 from speceval.zoo.recipe import Recipe
 from speceval.zoo.training import Batch, Drafter, pick
@@ -121,7 +123,40 @@ class Medusa(Drafter):
         return torch.stack([self.lm_head(block(state)) for block in self.blocks])
 
 
-DRAFTERS: dict[str, type[Eagle3 | Medusa]] = {"eagle3": Eagle3, "medusa": Medusa}
+class MLPSpeculator(Drafter):
+    """An MLP speculator whose heads are one and the same, fed its own state and the newest token.
+
+    Its token embeddings and output map are the target's through a trained square matrix each (`token` and `out`), so
+    that a step needs no row for each of the vocabulary's tokens; in the checkpoint they are multiplied out.
+    """
+
+    def __init__(self, recipe: Recipe, draft_ids: Tensor) -> None:
+        super().__init__()
+        self.depth, self.draft_ids = recipe.max_k, draft_ids
+        hidden = recipe.hidden_size
+        self.first, self.next, self.token, self.out = (nn.Linear(hidden, hidden, bias=False) for _ in range(4))
+        self.ln = Norm(hidden)
+        self.lm_head = nn.Linear(hidden, len(draft_ids), bias=False)
+        state_weight = 0.5 ** (0.5 / self.depth)
+        self.token_weight = math.sqrt((1 - state_weight**2) * hidden / 2) / state_weight
+
+    def forward(self, batch: Batch) -> Tensor:
+        state = pick(batch.final, batch.anchors)
+        state = functional.rms_norm(state, state.shape[-1:], eps=EPS) / math.sqrt(2)  # the checkpoint's scale_input
+        logits = []
+        for j in range(self.depth):
+            mixed = (self.next if j else self.first)(state)
+            mixed = mixed + self.token_weight * self.token(pick(batch.embedded, batch.anchors + j + 1))
+            state = functional.gelu(self.ln(mixed))
+            logits.append(self.lm_head(self.out(state)))
+        return torch.stack(logits)
+
+
+DRAFTERS: dict[str, type[Eagle3 | Medusa | MLPSpeculator]] = {
+    "eagle3": Eagle3,
+    "medusa": Medusa,
+    "mlp": MLPSpeculator,
+}
 
 
 class Task:
@@ -148,7 +183,7 @@ class Task:
         position = torch.arange(self.depth, dtype=torch.float32)
         self.weights = recipe.position_decay**position / (recipe.position_decay**position).sum()
 
-    def drafter(self) -> Eagle3 | Medusa:
+    def drafter(self) -> Eagle3 | Medusa | MLPSpeculator:
         """An untrained one. Its output map is the target's and stays so: it need not be stored."""
         drafter = DRAFTERS[self.architecture](self.recipe, self.draft_ids)
         initialise(drafter, self.recipe.seed)
@@ -156,6 +191,9 @@ class Task:
             drafter.lm_head.weight.copy_(self.head)
             if isinstance(drafter, Eagle3):
                 drafter.norm.weight.copy_(self.norm)
+            if isinstance(drafter, MLPSpeculator):  # logits of the target's size, of tokens that the drafter has read
+                nn.init.eye_(drafter.token.weight)
+                nn.init.eye_(drafter.out.weight).mul_(self.norm.abs().mean())
         drafter.lm_head.weight.requires_grad_(False)
         return drafter
 
@@ -164,7 +202,7 @@ class Task:
         tokens, streams, final, log_z = self.data.rows(answers)
         # A row of the head is bfloat16 as in the engine; the streams come in the order of AUX_LAYERS.
         parts = list(streams.float().chunk(len(AUX_LAYERS), dim=-1))
-        # MEDUSA's states in float32: it has no norm that would make them so.
+        # The heads' states in float32: they have no norm that would make them so.
         of_last = final if self.architecture == "eagle3" else final.float()
         batch = Batch(tokens, self.embeddings[tokens].float(), parts, of_last, anchors)
         states = torch.stack([pick(final, anchors + j) for j in range(1, self.depth + 1)])

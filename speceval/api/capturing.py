@@ -12,7 +12,8 @@ from rich.jupyter import JupyterMixin
 
 from speceval.api.results import Estimate, Run
 from speceval.api.words import errors_by_parameter
-from speceval.captures.folder import Capture, Dtype
+from speceval.captures.folder import Capture
+from speceval.captures.storage import Dtype
 from speceval.errors import UserError
 from speceval.measure.output import output_to, terminal, unwatched
 from speceval.measure.starting import Starting
@@ -45,7 +46,7 @@ def capture(
         run: finished run whose texts are read.
         out: folder to write; the same call goes on with an unfinished one.
         layers: inner layers whose residual streams are kept; None: those that the run's drafter reads.
-        dtype: how states are stored; None: what the target computes in.
+        dtype: how states are stored ("float8": eight bits and a scale for each); None: what the target computes in.
         data_dir: folder with the suites' data files.
         batch: requests that the engine reads at once; None: the run's.
         progress: whether to show progress on standard error.

@@ -49,6 +49,7 @@ def run(
     rejection: Literal["standard", "block"] = "standard",
     shard: str | None = None,
     batch: int = 32,
+    rate: float | Literal["inf"] | None = None,
     record: bool = True,
     replay: str | Path | StoredRun | None = None,
     prefix_caching: bool = False,
@@ -89,6 +90,8 @@ def run(
         rejection: how vLLM verifies.
         shard: "i/n": every n-th conversation alone, as on the i-th of n machines; `merge` joins them.
         batch: requests that the engine runs at once.
+        rate: conversations that begin in a second, at random, on a server; "inf": as many at once as `batch`. Both also
+            take times to the tokens; None: no times.
         record: whether to keep what the verifier saw of every sampled draft.
         replay: run whose texts the target is made to answer, so that only the drafts are new.
         prefix_caching: whether the engine may reuse prefixes.
@@ -149,6 +152,7 @@ def run(
         rejection=rejection,
         shard=shard,
         batch=batch,
+        rate=rate,
         record=record,
         prefix_caching=prefix_caching,
         engine=engine,

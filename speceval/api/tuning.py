@@ -14,7 +14,7 @@ from speceval import engines
 from speceval.api.words import errors_by_parameter
 from speceval.errors import UserError
 from speceval.estimate import speedup, tuning
-from speceval.estimate.tuning import Rate, Setting
+from speceval.estimate.tuning import ALONE, Measured, Rate, Setting
 from speceval.files import write_whole
 from speceval.fitting import Fitting
 from speceval.measure import timing
@@ -64,7 +64,9 @@ def tune(
     temperature: float = 1.0,
     suite: str | Path = "",
     max_tokens: int | None = None,
-    bursts: int = 6,
+    bursts: int = 8,
+    answers: int = 64,
+    beside: bool | None = None,
     confirm: bool = True,
     engine: str = "vllm",
     engine_args: Mapping[str, Any] | None = None,
@@ -82,7 +84,10 @@ def tune(
         temperature: of the target, and of sampled drafts.
         suite: whose prompts are generated; "": MT-Bench, with the zoo its demo.
         max_tokens: longest answer; None: the suite's own.
-        bursts: timed at each batch size, each of twice as many conversations as the batch holds.
+        bursts: timed at each batch size, 64 steps of the engine each.
+        answers: of the target, that acceptance is told from.
+        beside: whether the target alone stands beside each engine and is timed in turns with it, which takes memory for
+            both; None: on a CPU. Otherwise it is timed before and after all others.
         confirm: whether to time the best of each batch size beside the target alone, in turns.
         engine, engine_args, data_dir: as for `run`.
         out: folder of the engine's log and of tune.json; None: results/tune.
@@ -99,21 +104,23 @@ def tune(
         "batch": max(batches, default=1), "out": directory,
         "suite_names": [str(suite)] if suite else [] if target == "zoo" else ["mt_bench"],
     }  # fmt: skip
-    bursting.check(batches, bursts)
+    bursting.check(batches, bursts, answers)
     jobs = _jobs(target, drafts, ks, asked)
     if not progress:
-        measured = bursting.measure(jobs, batches, bursts, output_to)
+        measured = bursting.measure(jobs, batches, bursts, answers, output_to, beside=beside)
     else:
         with terminal() as console:
-            total, names = len(jobs) + 1, list(jobs)
+            done = 0
 
             def started(setting: Setting) -> None:
-                number = names.index(setting) + 1 if setting in jobs else total
-                console.print(f"[{number}/{total}] {setting.draft} K={setting.k}", markup=False, highlight=False)
+                nonlocal done
+                name = "the target alone" if setting == ALONE else f"{setting.draft} K={setting.k}"
+                console.print(f"[{min(done, len(jobs))}/{len(jobs)}] {name}", markup=False, highlight=False)
+                done += 1
 
-            measured = bursting.measure(jobs, batches, bursts, output_to, started)
+            measured = bursting.measure(jobs, batches, bursts, answers, output_to, started, beside)
     rates = tuning.rates(measured)
-    content = _content(target, temperature, rates, jobs)
+    content = _content(target, temperature, measured, rates, jobs)
     if confirm:
         _confirm(content, rates, jobs)
     write_whole(directory / "tune.json", _text(versioned("tune", content)))
@@ -147,14 +154,19 @@ def _jobs(target: str, drafts: Sequence[str], ks: Sequence[int], asked: dict[str
     return dict(sorted(jobs.items(), key=lambda item: item[0].k))  # drafters of one K are exchanged
 
 
-def _content(target: str, temperature: float, rates: list[Rate], jobs: dict[Setting, Job]) -> dict[str, Any]:
+def _content(
+    target: str, temperature: float, measured: Measured, rates: list[Rate], jobs: dict[Setting, Job]
+) -> dict[str, Any]:
     best = [rate for rate in rates if rate.best]
     return {
         "target": target,
         "temperature": temperature,
         "suite": next(iter(jobs.values())).suites[0].name,
+        "device": measured.device,
+        "acceptance": measured.sources,
         "rates": [rate.as_json() for rate in rates],
         "best": [rate.as_json() | {"serve_with": _serve(rate, jobs)} for rate in best],
+        "by_batch_size": _by_batch_size(rates, jobs),
         "stops_paying_at_batch": tuning.stops_paying(rates),
         "confirmed": [],
         "unconfirmed": [],
@@ -168,6 +180,20 @@ def _serve(rate: Rate, jobs: dict[Setting, Job]) -> dict[str, Any]:
     job = jobs[rate.setting]
     arguments = engines.find(job.spec.engine).serving(order(job))
     return arguments and arguments | {"max_num_seqs": rate.batch}
+
+
+def _by_batch_size(rates: list[Rate], jobs: dict[Setting, Job]) -> dict[str, Any]:
+    """Arguments of one engine whose K follows the batch size, of each drafter where that pays and the engine can."""
+    found: dict[str, Any] = {}
+    for draft in dict.fromkeys(setting.draft for setting in jobs):
+        ranges = tuning.schedule(rates, draft)
+        if len({k for *_, k in ranges}) < 2:
+            continue
+        job = jobs[Setting(draft, max(k for *_, k in ranges))]
+        arguments = engines.find(job.spec.engine).serving(order(job), ranges) if bursting.nests(job) else {}
+        if arguments:
+            found[draft] = arguments | {"max_num_seqs": ranges[-1][1]}
+    return found
 
 
 def _confirm(content: dict[str, Any], rates: list[Rate], jobs: dict[Setting, Job]) -> None:
@@ -185,7 +211,7 @@ def _confirm(content: dict[str, Any], rates: list[Rate], jobs: dict[Setting, Job
                 "batch": rate.batch,
                 "draft": rate.setting.draft,
                 "k": rate.setting.k,
-                "predicted": rate.as_json()["tokens_per_second"],
+                "predicted": {name: rate.as_json()[name] for name in ("tokens_per_second", "speedup")},
                 "drafted_tokens_per_second": row["drafted_tokens_per_second"],
                 "alone_tokens_per_second": row["alone_tokens_per_second"],
                 "speedup": {name: row[name] for name in ("value", "low", "high")},

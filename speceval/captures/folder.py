@@ -3,7 +3,8 @@
     manifest.json            what was captured, and how: `Manifest`; written last
     texts.jsonl              a line for each conversation: its turns' token ids, and where their states lie
     states-00001.safetensors the states of some conversations, a row for each token: "final", "layer.n", and "log_p",
-                             log p of the token that follows (NaN where that is the prompt's)
+                             log p of the token that follows (NaN where that is the prompt's); of float8 states also
+                             "final.scale", "layer.n.scale" (`captures.storage`)
     head.safetensors         the target's token embeddings and output map
 
 Row i of a text of n tokens, prompt included, belongs to token x_i; the last token has none, as nothing follows it.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from speceval.captures.storage import Dtype, unpack
 from speceval.catalog.schema import Target
 from speceval.errors import UserError
 from speceval.files import Strict, first_error
@@ -34,8 +36,6 @@ VERSION = 1
 FINAL = "final"
 EMBEDDING, OUTPUT = "embedding", "output"
 """Tensors of `HEAD` [vocabulary, hidden size]; where the target has one for both only the first is there."""
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def name_of(layer: int) -> str:
@@ -188,7 +188,7 @@ class Capture:
         """ "final", "layer.n" [rows, hidden size] and "log_p" [rows] of a text."""
         file = self._open(self.manifest.shards[text.shard].file)
         rows = slice(text.first_row, text.first_row + text.rows)
-        return {name: file.get_slice(name)[rows] for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return unpack({name: file.get_slice(name)[rows] for name in file.keys()})  # noqa: SIM118 (no mapping)
 
     @cached_property
     def embedding(self) -> torch.Tensor:

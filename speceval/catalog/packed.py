@@ -1,4 +1,5 @@
-"""Drafters that come with the project: EAGLE-3 or MEDUSA in one small file -> a checkpoint directory that vLLM loads.
+"""Drafters that come with the project: EAGLE-3, MEDUSA or MLP speculator in one small file -> a checkpoint directory
+that vLLM loads.
 
 Matrices are stored as int8 with a scale for each row, or as their difference from another stored drafter in half a
 byte with a scale for each few columns (drafters of one warm-up are near each other, so that is little coarser); the
@@ -22,6 +23,8 @@ LEVELS, DIFFERENCE_LEVELS = 127, 7
 GROUP = 32
 """Columns of a difference that share a scale; a matrix has a multiple of it."""
 SCALE = ".row_scale"
+MLP_HEADS = 5
+"""Of a stored MLP speculator, which are all the same; how many there are is in the weight that the state has."""
 ROPE_THETA = 10000.0
 """The drafter's own attention, whatever the target's."""
 
@@ -126,6 +129,9 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
         inside[ids] = True
         vocabulary_map = {"d2t": ids - torch.arange(len(ids)), "t2d": inside}
         config = _eagle3(facts, tensors, packed["aux_layers"].tolist())
+    elif "token.weight" in tensors:
+        tensors = _multiplied_out(tensors, embeddings, ids)
+        config = _mlp(facts, tensors)
     else:
         # vLLM 0.32 refuses a checkpoint with a token_map. A logit of 0 is as good as none: the log of the sum is 26.
         tensors["lm_head.weight"] = torch.zeros_like(embeddings)
@@ -149,6 +155,54 @@ def _eagle3(target: dict[str, Any], tensors: dict[str, Tensor], aux_layers: list
         "eagle_aux_hidden_state_layer_ids": aux_layers,
     }
     return target | own
+
+
+CONSTANT, COLUMNS, OUTSIDE = 3.0, 8, -30.0
+"""An MLP speculator's states get so many columns more, of which the first is gelu(`CONSTANT`), and the output map's
+rows outside its draft vocabulary have `OUTSIDE` there: a logit of -90, so that none of them is drafted."""
+
+
+def _multiplied_out(tensors: dict[str, Tensor], embeddings: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """An MLP speculator under the checkpoint's names: token embeddings and output map are the target's times a matrix.
+
+    With tied weights there is one of each, and a projection more for the first head. The root mean square of a state
+    with more columns, all 0, is less by `shrink`, and the newest token's weight is more by its inverse.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    size = len(tensors["token.weight"])
+    shrink = (size / (size + COLUMNS)) ** 0.5
+    head = torch.zeros(len(embeddings), size + COLUMNS)
+    head[:, size] = OUTSIDE
+    head[ids] = pad(embeddings[ids].float() @ tensors["out.weight"], (0, COLUMNS))
+    bias = pad(tensors["ln.bias"], (0, COLUMNS))
+    bias[size] = CONSTANT
+    named = {
+        "emb.0.weight": pad(embeddings.float() @ tensors["token.weight"].T * shrink, (0, COLUMNS)),
+        "proj.0.weight": pad(tensors["first.weight"], (0, 0, 0, COLUMNS)),
+        "proj.1.weight": pad(tensors["next.weight"], (0, COLUMNS, 0, COLUMNS)),
+        "ln.0.weight": pad(tensors["ln.weight"] * shrink, (0, COLUMNS)),
+        "ln.0.bias": bias,
+        "head.0.weight": head,
+    }
+    return {f"speculator.{name}": values for name, values in named.items()}
+
+
+def _mlp(target: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        "architectures": ["MLPSpeculatorPreTrainedModel"],
+        "model_type": "mlp_speculator",
+        "torch_dtype": "bfloat16",
+        "vocab_size": target["vocab_size"],
+        "emb_dim": target["hidden_size"],
+        "inner_dim": len(tensors["speculator.proj.0.weight"]),
+        "n_predict": MLP_HEADS,
+        "n_candidates": 1,
+        "top_k_tokens_per_head": [1] * MLP_HEADS,
+        "tie_weights": True,
+        "scale_input": True,
+    }
 
 
 def _medusa(target: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import typer
 
 from speceval import terminal
 from speceval.commands import options
+from speceval.errors import UserError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float8")
 
 
 def capture(
@@ -26,6 +27,10 @@ def capture(
             help="How states are stored [default: what the target computes in].", **options.choices(lambda: DTYPES)
         ),
     ] = None,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="The same as --dtype bfloat16.")] = False,
+    float8: Annotated[
+        bool, typer.Option("--float8", help="The same as --dtype float8: eight bits and a scale for each state.")
+    ] = False,
     batch: Annotated[
         int | None, typer.Option(help="Requests that the engine reads at once [default: the run's].")
     ] = None,
@@ -39,7 +44,10 @@ def capture(
     from speceval.api.capturing import captured
 
     numbers = None if not layers else () if layers == "none" else options.seeds(layers, "--layers")
-    found = captured(run, out, numbers, dtype, data_dir, batch, progress=True)
+    named = [*([dtype] if dtype else []), *(["bfloat16"] if bfloat16 else []), *(["float8"] if float8 else [])]
+    if len(set(named)) > 1:
+        raise UserError(f"states are stored one way: {' or '.join(named)}")
+    found = captured(run, out, numbers, next(iter(named), None), data_dir, batch, progress=True)
     manifest = found.manifest
     facts = {
         "directory": str(out),

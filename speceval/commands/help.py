@@ -28,6 +28,7 @@ GROUPS = {
         "engine",
         "runner",
         "batch",
+        "rate",
         "prefix_caching",
         "engine_args",
         "engine_arg",

@@ -336,5 +336,21 @@ def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
     return values
 
 
-READERS: dict[str, Callable[..., Any]] = {"names": split, "numbers": seeds, "percent": percent, "pairs": pairs}
+def rate(text: str | None, flag: str) -> float | str | None:
+    """ "2.5" as 2.5; "inf" as it is; None for nothing."""
+    if text is None or text.strip() == "inf":
+        return text and text.strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{flag} {text[:80]}: not a number of conversations a second, or inf") from None
+
+
+READERS: dict[str, Callable[..., Any]] = {
+    "names": split,
+    "numbers": seeds,
+    "percent": percent,
+    "pairs": pairs,
+    "rate": rate,
+}
 """`Flag.read` -> what reads the text (and the flag's name)."""

@@ -21,7 +21,8 @@ def run(
     speedup: Annotated[bool, typer.Option(help="Also time the target alone: end-to-end speed-up.")] = False,
     speedup_batch: Annotated[str, typer.Option(help="With --speedup: batch sizes, comma-separated.")] = "1",
     url: Annotated[
-        str | None, typer.Option(help="Measure the vLLM server that runs here; no engine is started.")
+        str | None,
+        typer.Option(help="Measure the server that runs here, or several, comma-separated; no engine is started."),
     ] = None,
     api_key_env: server_flags.ApiKeyEnv = None,
     dialect: server_flags.Dialect = None,

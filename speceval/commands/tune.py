@@ -18,7 +18,11 @@ def tune(
     temp: Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")] = 1.0,
     suite: Annotated[str, typer.Option(help="Whose prompts are generated [default: mt_bench].")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer [default: the suite's own].")] = None,
-    bursts: Annotated[int, typer.Option(help="Bursts that are timed at each batch size.")] = 6,
+    bursts: Annotated[int, typer.Option(help="Bursts of 64 steps that are timed at each batch size.")] = 8,
+    answers: Annotated[int, typer.Option(help="Answers of the target that acceptance is told from.")] = 64,
+    beside: Annotated[
+        bool | None, typer.Option(help="Time the target alone in turns with each engine [default: on a CPU].")
+    ] = None,
     confirm: Annotated[bool, typer.Option(help="Time the best of each batch size beside the target alone.")] = True,
     engine: Annotated[str, typer.Option(help="What generates: vllm, simulated, or another package's.")] = "vllm",
     engine_arg: Annotated[list[str] | None, typer.Option(help="Argument of the engine; may be repeated.")] = None,
@@ -41,6 +45,8 @@ def tune(
         suite=suite,
         max_tokens=max_tokens,
         bursts=bursts,
+        answers=answers,
+        beside=beside,
         confirm=confirm,
         engine=engine,
         engine_args=options.pairs(engine_arg, "--engine-arg"),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+EXCHANGED = ("draft", "drafting", "record", "replay", "temperature", "top_p", "top_k")
+"""Fields of an `Order` that a running engine may be given others for."""
+
+
 @dataclass(frozen=True)
 class Order:
     """What is asked of an engine before it starts; what comes with each request is in `Sampling`."""
@@ -58,14 +62,15 @@ class Order:
     """Requests bring the tokens that they are to emit: `Sampling.replay`."""
     forced: tuple[float, ...] | None = None
     """Unconditional acceptance rate of positions 1 … K that it is made to have."""
+    timed: bool = False
+    """Tell when each request's tokens came: `Finished.times`."""
 
     def like(self, other: Order) -> bool:
-        """Whether an engine started for `other` differs from one for this in nothing but the drafter's checkpoint.
-
-        What comes with each request does not count.
+        """Whether an engine started for `other` differs from one for this in nothing that `Engine.swap` exchanges:
+        the drafter's checkpoint, how drafts are drawn, what is recorded. What comes with each request does not count.
         """
-        requests: dict[str, Any] = {"temperature": other.temperature, "top_p": other.top_p, "top_k": other.top_k}
-        return replace(self, draft=other.draft, **requests) == other
+        exchanged = {name: getattr(other, name) for name in EXCHANGED}
+        return replace(self, **exchanged) == other
 
     def alone(self) -> Order:
         """The same without speculation."""
@@ -95,6 +100,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Times:
+    """When a request's tokens came, in seconds."""
+
+    sent: float
+    """Unix time; the others count from here."""
+    first: float
+    """The first token."""
+    last: float
+    """The last token."""
+    chunks: int
+    """Pieces in which they came, of one token or more."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A request that is done. `token_ids` are the committed tokens, the prefill's first one included."""
 
@@ -114,6 +133,8 @@ class Finished:
 
     NaN where nothing was drafted or recorded.
     """
+    times: Times | None = None
+    """Of an engine that was to tell them, and a request that got a token."""
 
 
 class Served(Protocol):
@@ -160,6 +181,12 @@ class Engine(Protocol):
     """Tokens that a prompt must have."""
     knows_settings: ClassVar[bool] = True
     """Whether `facts` are its own: else they are as they were asked for, and are not checked."""
+    timed: ClassVar[bool] = False
+    """Whether it can tell when tokens came."""
+    copies: int = 1
+    """Servers that share the requests, each with an order's batch of them."""
+    patience: float = 1.0
+    """Most seconds that a step waits for something to finish, where it waits; whoever steps it sets it."""
 
     tokenizer: Any
     """The target's."""
@@ -186,8 +213,11 @@ class Engine(Protocol):
         return []
 
     @classmethod
-    def serving(cls, order: Order) -> dict[str, Any]:
-        """Arguments with which its server drafts as an order says; empty where it has none."""
+    def serving(cls, order: Order, ranges: Sequence[tuple[int, int, int]] = ()) -> dict[str, Any]:
+        """Arguments with which its server drafts as an order says; empty where it has none.
+
+        ranges: (first, last, K) of batch sizes, where K follows them; empty also where it cannot do that.
+        """
         return {}
 
     @classmethod
@@ -204,7 +234,7 @@ class Engine(Protocol):
         return False
 
     def swap(self, order: Order) -> bool:
-        """Go on as one that has just been started for `order`: the target stays, the drafter's weights are exchanged.
+        """Go on as one that has just been started for `order`: the target stays, fields in `EXCHANGED` are exchanged.
 
         False: it cannot. Then it is closed, and another one is started.
         """
@@ -248,6 +278,14 @@ class Engine(Protocol):
     def foreign(self) -> str:
         """A line about what others asked of it since `warm_up`; "" if nothing, or if that cannot be told."""
         return ""
+
+    def losses(self) -> list[str]:
+        """What it has lost on the way, and went on without: a line each."""
+        return []
+
+    def unbalanced(self) -> list[str]:
+        """What does not agree of what it alone can see: a line each. Asked when nothing is in flight."""
+        return []
 
     def close(self) -> None:
         """Give memory and processes back; again: nothing. Must not raise: it is called on the way out of failures."""

@@ -87,16 +87,8 @@ class SimulatedEngine(Engine):
             conditional = ()
         elif len(conditional) != order.k:
             raise UserError(f"--engine-arg rates={rates}: {len(conditional)} of them, K is {order.k}: one for each")
-        speculative = order.draft is not None
-        settings = {
-            "method": "simulated" if speculative else "none",
-            "draft_sample_method": order.drafting if speculative and order.drafting != "deterministic" else None,
-            "rejection_sample_method": order.rejection if speculative else None,
-            "draft_truncation": order.draft_truncation,
-            "prefix_caching": order.prefix_caching,
-        }
         (end,) = _chances("end", [end])
-        return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, settings)
+        return cls(conditional, end, order.batch, max_model_len, order.record or order.replay, _settings(order))
 
     @classmethod
     def swaps(cls, before: Order, after: Order) -> bool:
@@ -104,8 +96,11 @@ class SimulatedEngine(Engine):
         return before.like(after) and None not in (before.draft, after.draft)
 
     def swap(self, order: Order) -> bool:
-        """Nothing has to change."""
-        return not (self._closed or self._waiting or self._running)
+        """Nothing has to change but what is recorded."""
+        if self._closed or self._waiting or self._running:
+            return False
+        self.record, self.settings = order.record or order.replay, _settings(order)
+        return True
 
     def facts(self) -> Facts:
         """What a real engine would tell of itself, as far as there is something to tell."""
@@ -180,6 +175,18 @@ class SimulatedEngine(Engine):
             self._counters.num_accepted_tokens,
             list(self._counters.num_accepted_tokens_per_pos),
         )
+
+
+def _settings(order: Order) -> dict[str, Any]:
+    """What the facts of an engine say of an order."""
+    speculative = order.draft is not None
+    return {
+        "method": "simulated" if speculative else "none",
+        "draft_sample_method": order.drafting if speculative and order.drafting != "deterministic" else None,
+        "rejection_sample_method": order.rejection if speculative else None,
+        "draft_truncation": order.draft_truncation,
+        "prefix_caching": order.prefix_caching,
+    }
 
 
 def _chances(name: str, values: Sequence[Any]) -> tuple[float, ...]:

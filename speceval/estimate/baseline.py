@@ -247,6 +247,11 @@ class TextBaseline(Source, strict=True):
                 f"{run.directory}: sampled, so its counts hold chance: replay it (`speceval run --replay "
                 f"{run.directory} ...`) and name the replay"
             )
+        if not (run.directory / OUTPUTS).exists():
+            raise UserError(
+                f"{run.directory}: a replay whose texts ({OUTPUTS}) are gone: `speceval compare` sets it against "
+                "another replay; replay again to check it"
+            )
         columns = recorded_columns(meta.spec.k, RECORDED_COLUMNS["kept"])
         rows = dict(list(run.steps.groupby(REQUEST, sort=False)))
         texts = []
@@ -297,7 +302,7 @@ def load(path: Path) -> Baseline | TextBaseline:
 
 def of_run(run: StoredRun) -> Baseline | TextBaseline:
     """A replay with its texts, any other run as counts. Raises `UserError`."""
-    return TextBaseline.of(run) if is_replay(run) and (run.directory / OUTPUTS).exists() else Baseline.of(run)
+    return TextBaseline.of(run) if is_replay(run) else Baseline.of(run)
 
 
 def write(baseline: Baseline | TextBaseline, path: Path) -> int:

@@ -123,6 +123,13 @@ def _expected(meta: RunMeta) -> int:
     return len(meta.spec.seeds) * sum(suite.conversations for suite in meta.stopping.suites.values())
 
 
+def strays(number: int) -> str:
+    """What it means that so many accesses of interpreted kernels lay outside their tensors; empty for none."""
+    if number == 0:
+        return ""
+    return f"vLLM's kernels read or wrote {number} times outside their tensors: what they made is unknown"
+
+
 def check(
     turns: pd.DataFrame,
     steps: pd.DataFrame,
@@ -140,9 +147,8 @@ def check(
     for number, (segment, own_turns, own_steps) in enumerate(_stretches(turns, steps, segments, order), start=1):
         stretch = f"stretch {number} of {len(segments)}: " if len(segments) > 1 else ""
         problems += [stretch + line for line in against_counters(own_turns, own_steps, [segment], spec.k, evidence)]
-    strays = sum(segment.counters.kernel_strays for segment in segments if segment.counters is not None)
-    if strays:
-        problems.append(f"vLLM's kernels read or wrote {strays} times outside their tensors: what they made is unknown")
+    if strayed := strays(sum(segment.counters.kernel_strays for segment in segments if segment.counters is not None)):
+        problems.append(strayed)
     for suite, rows in steps.groupby("suite", sort=False):
         found = rao_blackwell.agreement(rows)
         if found["agrees"] is False:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
-from speceval.estimate import acceptance, replay, speedup
+from speceval.estimate import acceptance, load, replay, speedup
 from speceval.estimate.statistics import holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
@@ -149,7 +149,7 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
     if replay.is_replay(a) != replay.is_replay(b):
         raise NotComparable("a replay has no counts to compare with those of a run: compare it with another replay")
     if replay.is_replay(a):
-        return _compare_replays(steps_a, steps_b, confidence)
+        return compare_replays(steps_a, steps_b, confidence)
     seeds_a, seeds_b = set(turns_a["seed"]), set(turns_b["seed"])
     pair_by: Literal["request", "conversation"] = "conversation" if seeds_a.isdisjoint(seeds_b) else "request"
     try:
@@ -157,10 +157,11 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
     lines = [acceptance.undrafted_note(steps) for steps in (steps_a, steps_b)]
-    return found | {"undrafted": dict(zip("ab", lines, strict=True))}
+    undrafted = dict(zip("ab", lines, strict=True))
+    return found | {"undrafted": undrafted, "load": load.compare(turns_a, turns_b, confidence)}
 
 
-def _compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float) -> dict[str, Any]:
+def compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     """tau_committed and the rates per position that two replays of the same texts expect, paired by conversation."""
     a, b = replay.conversation_totals(steps_a).align(replay.conversation_totals(steps_b), join="inner")
     pairs = zip(replay.position_totals(steps_a), replay.position_totals(steps_b), strict=False)

@@ -72,18 +72,41 @@ def starts(steps: pd.DataFrame, chances: Floats) -> Floats:
     return v
 
 
-def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
-    """Expected steps with drafts, and tokens committed in them: tau_committed = Σ committed / Σ steps.
+def expected(steps: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what a free run along the texts expects of each: `steps` that start there, drafts `accepted`.
 
-    Columns: steps, committed; index: conversation. A step commits its accepted drafts and one token more, if the text
-    has one. Steps without drafts are left out, as everywhere.
+    Accepted drafts that the text has a token after: each is one that the step commits besides its last one. Steps
+    without drafts are left out, as everywhere: 0 of both.
     """
     chances = survival(steps)
     v = starts(steps, chances) * (steps["drafted"] > 0)
     left = steps.groupby(REQUEST, sort=False).cumcount(ascending=False).to_numpy() + 1  # of the text
     inside = np.arange(1, chances.shape[1] + 1) < left[:, None]
-    weighted = steps.assign(steps=v, committed=v * (1 + (chances * inside).sum(axis=1)))
-    return weighted.groupby("conversation", sort=False)[["steps", "committed"]].sum()
+    return steps.assign(steps=v, accepted=v * (chances * inside).sum(axis=1))
+
+
+def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
+    """Expected steps with drafts, and tokens committed in them: tau_committed = Σ committed / Σ steps.
+
+    Columns: steps, committed; index: conversation.
+    """
+    totals = expected(steps).groupby("conversation", sort=False)[["steps", "accepted"]].sum()
+    return totals.assign(committed=totals["steps"] + totals["accepted"])[["steps", "committed"]]
+
+
+def up_to(steps: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The same replay at K = k: kept_j does not depend on what is drafted after it."""
+    return steps.drop(columns=[f"kept_{j}" for j in range(k + 1, depth(steps) + 1)])
+
+
+def decode_steps(steps: pd.DataFrame, k: int) -> pd.Series:
+    """Expected steps after the prefill of a free run at K = k, which may be smaller than the replay's; by conversation.
+
+    With a smaller k: of drafters whose first k drafts do not know K (`catalog.methods.DraftingMethod.nests`). Steps
+    without drafts count too. Unlike a free run's at the larger K, where these steps start follows from k.
+    """
+    v = starts(steps, survival(steps)[:, :k])
+    return steps.assign(v=v).groupby("conversation", sort=False)["v"].sum()
 
 
 def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:

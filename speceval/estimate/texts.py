@@ -137,11 +137,12 @@ def _suite(name: str, base: pd.DataFrame, new: pd.DataFrame, margin: float, spre
         tolerance_percent=None if spread is None else 100 * spread,
         texts=len(base[REQUEST].drop_duplicates()),
         conversations=[(str(each), float(value)) for each, value in more.head(WORST).items() if value > 0],
-        places=_worst_places(base, new),
+        places=worst_places(base, new),
     )
 
 
-def _worst_places(base: pd.DataFrame, new: pd.DataFrame) -> list[Place]:
+def worst_places(base: pd.DataFrame, new: pd.DataFrame) -> list[Place]:
+    """Where `new` loses most accepted tokens of `base`, worst first: two replays of one suite's texts, row by row."""
     old, fresh = replay.survival(base), replay.survival(new)
     lost = replay.starts(base, old) * (old.sum(axis=1) - fresh.sum(axis=1))
     worst = [row for row in np.argsort(-lost, kind="stable")[:WORST] if lost[row] > 0]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from speceval.engines.base import Engine, Finished, Sampling, Verifiable
 from speceval.errors import UserError
+from speceval.estimate import books
+from speceval.store.schema import Counters
 
 Tick = Callable[[int, int], None]
 """Told after each engine step: continuations finished, and wanted."""
@@ -76,16 +78,13 @@ SEVERAL = 16
 """Requests at once of a server that does not tell how many it runs."""
 
 
-def _preemptions(engine: Engine) -> int:
-    counted = engine.counters()
-    return 0 if counted is None else counted.preemptions
-
-
 def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
-    """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error."""
+    """Run the plan's requests through the engine. Raises `UserError` if a request ends in an error, or
+    a kernel left its tensors.
+    """
     _check_context(engine, plan)
     recording = isinstance(engine, Verifiable) and engine.start_evidence()
-    before = _preemptions(engine)
+    before = engine.counters() or Counters()
     batch = AHEAD * (engine.facts().max_num_seqs or SEVERAL)
     finished: dict[str, Finished] = {}
     sent = 0
@@ -103,7 +102,10 @@ def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
         found.tokens.append(tuple(done.token_ids))
         found.slots.append(slots_of(done))
         found.undrafted += sum(step.drafted == 0 for step in done.steps)
-    found.counts["preemptions"] = _preemptions(engine) - before
+    after = engine.counters() or Counters()
+    if strayed := books.strays(after.kernel_strays - before.kernel_strays):
+        raise UserError(strayed)
+    found.counts["preemptions"] = after.preemptions - before.preemptions
     if recording and isinstance(engine, Verifiable):
         found.recorded, counts = engine.take_evidence()
         found.counts |= counts

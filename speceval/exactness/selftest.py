@@ -129,7 +129,7 @@ def run(jobs: Sequence[Job], steps: int, measure: Callable[[Job], StoredRun]) ->
                 "tested_steps": steps,
                 "all_steps": len(acceptance.drafted_steps(stored.steps)),
                 "requests": len(stored.turns),
-                "seconds": round(sum(segment.seconds for segment in stored.meta.segments), 2),
+                "seconds": round(stored.meta.engine_seconds, 2),
                 "engine": engine.model_dump(include={"vllm", "device", "runner", "method"}),
                 "checks": [asdict(check) for check in checks],
             }

@@ -89,6 +89,10 @@ def prepare(
     _check_method(spec, pair.draft.method)
     if spec.shard is not None and spec.until is not None:
         raise UserError("--until: has no meaning with --shard, which knows its own part alone: leave one out")
+    if spec.rate is not None and spec.shard is not None:
+        raise UserError("--rate: is the load of a whole run: leave --shard out")
+    if spec.rate is not None and not engines.find(engine).timed:
+        raise UserError(f"--rate: engine {engine} does not tell times: measure a server (--url, --through-server)")
     if spec.stratified and spec.limit is None:
         raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
     loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed, spec.stratified) for name in spec.suites]

@@ -11,9 +11,9 @@ from speceval import catalog, engines
 from speceval.engines.base import Engine
 from speceval.measure import record, runner, until
 from speceval.measure.job import Job
-from speceval.measure.output import Watch
+from speceval.measure.output import Watch, gone_if_refused
 from speceval.measure.start import start_engine
-from speceval.store import Store, StoredRun, read_run
+from speceval.store import RUN, Store, StoredRun, read_run
 from speceval.store.schema import Segment
 
 
@@ -38,6 +38,7 @@ def run(
     with (
         Store(job.directory) as store,
         log(job.directory / "engine.log"),
+        gone_if_refused(job.directory / "engine.log", job.directory / RUN),
         engine_for(job) as engine,
     ):
         meta = record.opened(store, job, record.ask(engine, job))
@@ -58,7 +59,7 @@ def run(
             runner.measure(
                 engine, job.spec, job.suites, template, store, progress, changed, job.texts, ahead, looks, keep
             )
-        record.closed(store, job, meta, goal, engine.foreign())
+        record.closed(store, job, meta, goal, engine)
     return read_run(job.directory)
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speceval.errors import UserError
 from speceval.measure.runner import Progress
 from speceval.protocol import RunSpec
 from speceval.terminal import console
@@ -56,6 +57,20 @@ def output_to(path: Path) -> Iterator[None]:
             for descriptor, original in zip((1, 2), kept, strict=True):
                 os.dup2(original, descriptor)
                 os.close(original)
+
+
+@contextmanager
+def gone_if_refused(log: Path, record: Path) -> Iterator[None]:
+    """Remove an engine's log when what it was started for is refused, or broken off, and has no record yet.
+
+    Of an engine that failed (its error has a cause) the log tells why, and stays.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as error:
+        if error.__cause__ is None and not record.exists():
+            log.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -101,14 +101,17 @@ def opened(store: Store, job: Job, told: Told) -> RunMeta:
     return meta
 
 
-def closed(store: Store, job: Job, meta: RunMeta, goal: until.Goal | None, foreign: str = "") -> None:
+def closed(store: Store, job: Job, meta: RunMeta, goal: until.Goal | None, engine: Engine | None = None) -> None:
     """Check the books of a run whose conversations are all in, and make its tables.
 
-    `goal`: of `--until`; `foreign`: what says that others used the engine too.
+    `goal`: of `--until`; `engine`: has what it alone knows; None: replicas measured it.
     """
     turns, steps = store.frames()
-    if foreign:
-        _set_totals_aside(meta, foreign)
+    if engine is not None:
+        meta.notes += engine.losses()
+        meta.problems += engine.unbalanced()
+        if foreign := engine.foreign():
+            _set_totals_aside(meta, foreign)
     meta.problems += books.check(turns, steps, job.spec, meta.segments, store.order(), meta.evidence)
     if job.forced is not None:
         meta.problems.append(FORCED)

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 from speceval import interrupts
 from speceval.engines.base import Engine, Finished, Sampling
 from speceval.measure import chat, thoughts
+from speceval.measure.arrivals import Arrivals
 from speceval.measure.stretch import Sink, Stretch
 from speceval.protocol import RunSpec, digest, request_seed
-from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, THOUGHT, Counts, Key, Texts, pack
+from speceval.store import CUT_THOUGHT, RECORDED_COLUMNS, THOUGHT, TIMES, Counts, Key, Texts, pack
 from speceval.store.schema import Segment
 from speceval.suites import Conversation, Suite
 
 if TYPE_CHECKING:
     from speceval.measure.until import Looks
 
+LONGEST_WAIT = 1.0
+"""Seconds between two looks at whether the user wants an end."""
 QUEUE_AHEAD = 2
 """Conversations submitted per engine slot: the engine never waits for the harness, a kill loses little."""
 
@@ -56,6 +59,8 @@ class Live:
         self.messages: list[chat.Message] = suite.opening(conversation)
         self.turns: list[dict[str, Any]] = []
         self.skipped: str | None = None
+        self.waited = 0.0
+        """Seconds from when it was due until its first request went out."""
         self._prompt: list[int] = []
 
     @property
@@ -126,6 +131,7 @@ class Live:
                 **({CUT_THOUGHT: True} if cut else {}),
                 **({THOUGHT: thought} if thought else {}),
                 **_packed(result, kind),
+                **_timed(result, self.waited if self.turn == 1 else 0.0),
             }
         )
         self.messages.append({"role": "assistant", "content": answer})
@@ -150,6 +156,13 @@ def _packed(result: Finished, kind: str) -> dict[str, str]:
     law = result.recorded[:, 2:, :1]
     told = kind == "kept" and law.shape[1] == len(RECORDED_COLUMNS["law"])  # an engine need not know the text's law
     return own | {"law": pack(law)} if told else own
+
+
+def _timed(result: Finished, waited: float) -> dict[str, list[float]]:
+    """When a turn's tokens came, for its line in the journal: the values of `TIME_COLUMNS`."""
+    if (times := result.times) is None:
+        return {}
+    return {TIMES: [round(value, 6) for value in (times.sent, waited, times.first, times.last, times.chunks)]}
 
 
 def plan(
@@ -253,14 +266,23 @@ def measure(
             looks.finished(live.suite.name)
 
     in_hand = InHand(engine, spec, template, texts, settle, closed)
+    room = (
+        (1 if spec.rate is not None else ahead) * spec.batch * engine.copies
+    )  # what waits in the engine would wait in its times
+    arrivals = Arrivals(spec.rate, [live.key for live in reversed(pending)])
 
-    def fill() -> None:
-        while pending and len(in_hand.lives) < ahead * spec.batch:
+    def fill() -> float:
+        """Take what is due, as far as there is room; returns the seconds until more is."""
+        while pending and len(in_hand.lives) < room:
+            if (wait := arrivals.wait(pending[-1].key)) > 0:
+                return wait
             live = pending.pop()
+            live.waited = -wait
             if closed(live):
                 progress.conversations -= 1
             else:
                 in_hand.take(live)
+        return LONGEST_WAIT
 
     def step() -> None:
         committed = in_hand.step()
@@ -275,9 +297,11 @@ def measure(
     with interrupts.deferred() as interrupt:
         try:
             while pending or in_hand.lives:
-                fill()
+                engine.patience = min(fill(), LONGEST_WAIT)
                 if in_hand.lives:
                     step()
+                elif pending:
+                    time.sleep(engine.patience)
                 if interrupt.requested:
                     interrupt.raise_()
         except BaseException as error:

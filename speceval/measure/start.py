@@ -37,6 +37,7 @@ def order(job: Job) -> Order:
         record=spec.record and spec.temperature > 0 and spec.rejection == "standard",
         replay=job.texts is not None,
         forced=job.forced,
+        timed=spec.rate is not None,
     )
 
 

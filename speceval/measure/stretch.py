@@ -57,7 +57,7 @@ class Stretch:
         self.tokens = 0
         """Committed so far."""
         self._engine, self._store, self._first = engine, store, len(store.done)
-        self._before, self._start = engine.counters(), time.perf_counter()
+        self._before, self._start, self._began = engine.counters(), time.perf_counter(), time.time()
 
     def so_far(self) -> Segment:
         """As a kill leaves it."""
@@ -89,6 +89,7 @@ class Stretch:
             seconds=time.perf_counter() - self._start,
             counters=counters,
             first=self._first,
+            began=self._began,
             **ending,
         )
 

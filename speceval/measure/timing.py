@@ -120,6 +120,24 @@ class Stream:
         self._active: dict[str, runner.Live] = {}
         self._over = 0
 
+    def steps(self, count: int) -> tuple[float, int]:
+        """Go on for so many steps of the engine: seconds, and the sum of the requests in flight at each of them.
+
+        Raises `UserError`.
+        """
+        start = time.perf_counter()
+        requests = 0
+        for _ in range(count):
+            for _ in range(len(self._suite.conversations)):
+                if len(self._active) == self._batch:
+                    break
+                self._submit(next(self._ahead))
+            requests += len(self._active)
+            if not requests:
+                raise UserError(f"no conversation of {self._suite.name} could be generated here")
+            self._step()
+        return time.perf_counter() - start, requests
+
     def run(self, conversations: int) -> dict[str, float | int]:
         """Go on until so many more are over: seconds, tokens, and the mean number in flight while it stepped."""
         start, end = time.perf_counter(), self._over + conversations

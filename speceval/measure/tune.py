@@ -1,8 +1,13 @@
-"""Timed bursts: each drafter and K at each batch size, on an engine that goes from one to the next."""
+"""What `speceval tune` measures of each drafter and K: acceptance from few answers, step times in short bursts.
+
+Where a drafter's first drafts do not know K, acceptance at every K follows from one replay, at the largest, of the
+target's own answers (`estimate.replay.decode_steps`); else each K generates those answers anew. The engine of a K is
+then timed at each batch size, in turns with the target alone where that can stand beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,98 +15,161 @@ from typing import Any
 
 import pandas as pd
 
-from speceval import engines
+from speceval.catalog.methods import find
 from speceval.engines.base import Engine
 from speceval.errors import UserError
-from speceval.estimate.tuning import Bursts, Setting
-from speceval.measure import runner
+from speceval.estimate import replay
+from speceval.estimate.tuning import ALONE, Burst, Measured, Setting, Tried, accepted
+from speceval.measure.beside import Beside, generate, samples_of
 from speceval.measure.job import Job
 from speceval.measure.kept import Kept
-from speceval.measure.start import check_engine, order
-from speceval.measure.stretch import Memory
+from speceval.measure.start import check_engine
+from speceval.measure.timing import Stream
 from speceval.store import frames
+from speceval.store.layout import Texts
 
-ALONE = Setting("none", 0)
-SAMPLE = "\x1e"
-"""Between a conversation's id and the number of its sample, while bursts are generated."""
 FEWEST = 3
 """Bursts of each batch size: below, there is no error to speak of."""
+BURST = 64
+"""Steps of an engine in a burst."""
+TOGETHER = ("cpu", "simulated")
+"""Devices on which two engines find room side by side without being told how to share it."""
 
 
-def check(batches: Sequence[int], bursts: int) -> None:
-    """Raises `UserError` for what cannot be timed."""
+def check(batches: Sequence[int], bursts: int, answers: int) -> None:
+    """Raises `UserError` for what cannot be measured."""
     if min(batches, default=0) < 1:
         raise UserError("--batch: batch sizes are whole numbers from 1, such as 1,4,16")
     if bursts < FEWEST:
         raise UserError(f"--bursts {bursts}: at least {FEWEST} of each batch size, for an error")
+    if answers < 2:
+        raise UserError(f"--answers {answers}: at least 2, for an error")
 
 
 def measure(
-    jobs: dict[Setting, Job],
+    jobs: Mapping[Setting, Job],
     batches: Sequence[int],
     bursts: int,
+    answers: int,
     log: Callable[[Path], AbstractContextManager[None]],
     started: Callable[[Setting], None] = lambda _: None,
-) -> dict[Setting, Bursts]:
-    """Time every setting of `jobs`, which have been fetched, and the target of the first alone. Raises `UserError`.
+    beside: bool | None = None,
+) -> Measured:
+    """Measure every setting of `jobs`, which have been fetched, and the target of the first alone. Raises `UserError`.
 
-    A burst generates twice as many conversations as the batch holds, so that it is full most of the time; bursts of
-    the batch sizes take turns. `log` takes the engine's output; `started` is told of each setting.
+    answers: of the target, that acceptance is told from. beside: whether the target alone stands beside the others all
+    the time; None: where there is room without more ado (`TOGETHER`). Otherwise it is timed before and after them.
+    `log` takes the engines' output; `started` is told of each setting.
     """
-    found: dict[Setting, Bursts] = {}
     first = next(iter(jobs.values()))
     first.directory.mkdir(parents=True, exist_ok=True)
-    with closing(Kept()) as kept, log(first.directory / "engine.log"):
-        for setting, job in jobs.items():
-            started(setting)
-            with kept.use(job) as engine:
-                check_engine(engine, job.spec)
-                found[setting] = _bursts(engine, job, batches, bursts)
-        kept.close()
+    own_log = first.directory / "alone.log"
+    started(ALONE)
+    found = Measured()
+    with closing(Beside(first, own_log)) as alone:
+        found.device = alone.device
+        texts = alone.answers(answers)
+        together = alone.device in TOGETHER if beside is None else beside
+        if not together:
+            _visit(found, alone, batches, bursts)
+            alone.close()
+        with closing(Kept()) as kept, log(first.directory / "engine.log"):
+            for setting in sorted(jobs, key=lambda setting: -setting.k):
+                started(setting)
+                asked = {s.k: job for s, job in jobs.items() if s.draft == setting.draft}
+                found.tried.setdefault(setting, Tried(pd.DataFrame()))
+                _accept(found, kept, setting, asked, texts, answers)
+                with kept.use(asked[setting.k]) as engine:
+                    check_engine(engine, asked[setting.k].spec)
+                    engine.warm_up()
+                    for batch in batches:
+                        timed = time_bursts(engine, asked[setting.k], batch, bursts, alone if together else None)
+                        found.tried[setting].bursts[batch] = timed
+    if not together:
         started(ALONE)
-        with closing(engines.open(order(first).alone())) as engine:
-            found[ALONE] = _bursts(engine, first, batches, bursts)
+        with closing(Beside(first, own_log)) as again:
+            _visit(found, again, batches, bursts)
+    found.tried = {setting: found.tried[setting] for setting in jobs}
     return found
 
 
-def _bursts(engine: Engine, job: Job, batches: Sequence[int], bursts: int) -> Bursts:
-    template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
-    result = Bursts({batch: [] for batch in batches}, {batch: [] for batch in batches})
-    engine.warm_up()
-    for number in range(-1, bursts):  # the first of each batch size is not counted
-        for batch in batches:
-            seconds, lines = _burst(engine, job, template, batch, max(number, 0))
-            if number < 0:
-                continue
-            turns, steps = (_sampled(table, batches.index(batch), len(batches)) for table in frames(lines))
-            result.seconds[batch].append(seconds)
-            result.steps[batch].append(len(steps))
-            result.turns.append(turns)
-            result.tables.append(steps)
-    return result
+def nests(job: Job) -> bool:
+    """Whether its first drafts and what becomes of them do not depend on K."""
+    return find(job.draft.method).nests and job.spec.rejection == "standard"
 
 
-def _burst(
-    engine: Engine, job: Job, template: runner.Template, batch: int, number: int
-) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds and conversations of one burst: the suite's next ones, which begin again once they are through."""
-    suite, size = job.suites[0], 2 * batch
-    count = len(suite.conversations)
-    conversations = [
-        replace(
-            suite.conversations[place % count], id=f"{suite.conversations[place % count].id}{SAMPLE}{place // count}"
-        )
-        for place in range(number * size, (number + 1) * size)
-    ]
-    memory = Memory()
-    spec = job.spec.model_copy(update={"batch": batch, "seeds": job.spec.seeds[:1]})
-    part = replace(suite, conversations=conversations)
-    progress = runner.Progress(size)
-    segment = runner.measure(engine, spec, [part], template, memory, progress, lambda: None, ahead=1)
-    return segment.seconds, memory.lines
+def _accept(
+    found: Measured, kept: Kept, setting: Setting, asked: Mapping[int, Job], texts: Texts, answers: int
+) -> None:
+    """What the setting accepts; of one that nests, what its drafter does at every K that is asked for."""
+    source = found.sources.get(setting.draft)
+    job = samples_of(asked[setting.k], answers)
+    if source is None and nests(job) and len(asked) > 1:
+        try:
+            tables, source = replayed(kept, replace(job, texts=texts), asked)
+            found.tried |= {Setting(setting.draft, k): Tried(there) for k, there in tables.items()}
+        except UserError as error:
+            source = {"how": f"a run for each K, since no text can be replayed here: {error}", "tokens": 0, "steps": 0}
+    elif source is None:
+        source = {"how": "a run for each K", "tokens": 0, "steps": 0}
+    found.sources[setting.draft] = source
+    if found.tried[setting].accepted.empty:
+        turns, steps = frames(_generated(kept, job))
+        found.tried[setting].accepted = accepted(turns, steps.groupby("conversation").size())
+        cost = _cost("", turns, steps)
+        source.update(tokens=source["tokens"] + cost["tokens"], steps=source["steps"] + cost["steps"])
 
 
-def _sampled(table: pd.DataFrame, batch: int, batches: int) -> pd.DataFrame:
-    """A table in which samples of one conversation, of any burst, differ in their seed alone."""
-    parts = table["conversation"].str.rsplit(SAMPLE, n=1, expand=True)
-    return table.assign(conversation=parts[0], seed=parts[1].astype("int64") * batches + batch)
+def replayed(kept: Kept, job: Job, ks: Iterable[int]) -> tuple[dict[int, pd.DataFrame], dict[str, Any]]:
+    """What the drafter of a job with texts accepts of them at each K up to the job's, and what that cost.
+
+    Raises `UserError` where the engine cannot replay, or what it recorded tells nothing of a free run.
+    """
+    turns, steps = frames(_generated(kept, job))
+    lost, law = replay.unrecorded(steps), replay.text_law(steps)
+    if lost or law["agrees"] is False:
+        wrong = f"the record of {lost} steps is lost" if lost else f"they have not the target's law (z {law['z']:+.1f})"
+        raise UserError(f"the target's answers were replayed, and {wrong}")
+    tables = {k: accepted(turns, replay.decode_steps(steps, k)) for k in ks}
+    return tables, _cost(f"one replay at K={job.spec.k}", turns, steps)
+
+
+def _generated(kept: Kept, job: Job) -> list[dict[str, Any]]:
+    with kept.use(job) as engine:
+        check_engine(engine, job.spec)
+        return generate(engine, job)
+
+
+def _cost(how: str, turns: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:
+    return {"how": how, "tokens": int(turns["output_tokens"].sum()), "steps": len(steps)}
+
+
+def time_bursts(engine: Engine, job: Job, batch: int, bursts: int, alone: Beside | None) -> list[Burst]:
+    """Bursts of a batch size, each beside one of the target alone; the first, in which the batch fills, not counted."""
+    stream = Stream(engine, job, job.suites[0], batch)
+    if alone is None:
+        times = [stream.steps(BURST) for _ in range(bursts + 1)]
+        found = [Burst(*time) for time in times]
+    else:
+        alone.begin(batch)
+        found = [_pair(stream, alone, turn=number % 2) for number in range(bursts + 1)]
+        alone.drain()
+    stream.drain()
+    return found[1:]
+
+
+def _pair(stream: Stream, alone: Beside, turn: int) -> Burst:
+    if turn:
+        theirs, own = alone.steps(BURST), stream.steps(BURST)
+    else:
+        own, theirs = stream.steps(BURST), alone.steps(BURST)
+    return Burst(*own, *theirs)
+
+
+def _visit(found: Measured, alone: Beside, batches: Sequence[int], bursts: int) -> None:
+    """Time the target alone, for itself."""
+    for batch in batches:
+        alone.begin(batch)
+        times = [alone.steps(BURST) for _ in range(bursts + 1)][1:]
+        alone.drain()
+        found.alone.setdefault(batch, []).append([Burst(*time) for time in times])

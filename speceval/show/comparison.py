@@ -10,7 +10,7 @@ from rich.text import Text
 
 from speceval.estimate.statistics import COVERS
 from speceval.fitting import Fitting
-from speceval.show.tables import plus_minus
+from speceval.show.tables import LOAD, plus_minus
 
 LEVEL = 0.05
 
@@ -113,7 +113,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
     warned: dict[str, list[str]] = {}
     for row in compared:
         where = f"{row['suite']}, run {row['run']}"
-        notes += _row_notes(row, where)
+        notes += _row_notes(row, where) + _load_notes(row, where)
         for warning in row["warnings"]:
             warned.setdefault(warning, []).append(where)
     notes += [f"{'; '.join(places)}: {warning}." for warning, places in warned.items()]
@@ -132,6 +132,15 @@ def _speedup_notes(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     return notes + ([f"run {found['run']}: {found['refused']}."] if found["refused"] else [])
+
+
+def _load_notes(row: dict[str, Any], where: str) -> list[str]:
+    """Mean times of both runs, where both have them."""
+    return [
+        f"{where}: {LOAD[kind]} mean {plus_minus(found['a'], 1)} → {plus_minus(found['b'], 1)} ms, "
+        f"{signed(found['relative_percent'], 1)} %."
+        for kind, found in row.get("load", {}).items()
+    ]
 
 
 def _row_notes(row: dict[str, Any], where: str) -> list[str]:

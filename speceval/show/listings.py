@@ -71,7 +71,7 @@ def _runs(root: Path) -> list[dict[str, str]]:
             "T": f"{meta.spec.temperature:g}",
             "drafting": meta.spec.drafting,
             "suites": ", ".join(meta.spec.suites),
-            "status": meta.status,
+            "status": f"{meta.status}, replay" if meta.spec.replay else meta.status,
             "created": meta.created[:16].replace("T", " "),
         }
         for directory, meta in runs

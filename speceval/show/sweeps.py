@@ -28,6 +28,7 @@ class Known:
     state: str
     tokens: int = 0
     seconds: float = 0.0
+    """In which at least one engine measured."""
     conversations: int = 0
 
     @classmethod
@@ -41,7 +42,7 @@ class Known:
         return cls(
             state if not meta.problems else "books do not balance",
             sum(segment.tokens for segment in meta.segments),
-            sum(segment.seconds for segment in meta.segments),
+            meta.engine_seconds if meta.wall_seconds is None else meta.wall_seconds,
             done,
         )
 

@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from speceval.errors import UserError
-from speceval.estimate import acceptance, books, replay, speedup
+from speceval.estimate import acceptance, books, load, replay, speedup
 from speceval.fitting import Fitting
 from speceval.measure import until
 from speceval.store import StoredRun
-from speceval.store.schema import Segment, Skipped
+from speceval.store.schema import RunMeta, Segment, Skipped
 
 TAUS = {
     "tau": "tau",
@@ -26,6 +26,9 @@ TAUS = {
 
 SCREENFUL = 20
 """Problems that are shown with a run; there can be one for every step."""
+
+SEVERAL = 1.05
+"""Engines that measured at a time, on average: from here on there was more than one."""
 
 LOPSIDED = 0.1
 """An interval is shown by its bounds when its middle is off the value by more than this share of its half."""
@@ -52,12 +55,37 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "forced": spec.rejection == "synthetic",
         "problems": problems,
         "notes": meta.notes,
+        "wall_seconds": meta.wall_seconds,
+        "engine_seconds": meta.engine_seconds,
         "checked_conversations": dict(zip(("checked", "measured"), run.checked, strict=True)),
         "stopping": meta.stopping.model_dump(mode="json") if meta.stopping else None,
         "suites": _summaries(run, problems),
         "speedup": speedup.summarise(meta.speedup) if meta.speedup else {},
         "totals": totals(run),
+        "load": load_of(run),
     }
+
+
+def load_of(run: StoredRun) -> dict[str, Any] | None:
+    """Speed under load of a run with `--rate`, of all suites together and of each; None for any other run.
+
+    `throughput` is None for a run that was interrupted: its time is not that of its requests.
+    """
+    if not len(load.timed(run.turns)):
+        return None
+    whole = run.complete and not any(segment.interrupted or not segment.seconds for segment in run.meta.segments)
+    seconds = sum(segment.seconds for segment in run.meta.segments)
+    return {
+        "rate": run.meta.spec.rate,
+        "max_concurrency": run.meta.spec.batch * servers(run),
+        "throughput": load.throughput(run.turns, seconds) if whole else None,
+        "suites": {name: load.summarise(run.suite(name)[1]) for name in run.suites},
+    }
+
+
+def servers(run: StoredRun) -> int:
+    """Servers that shared a run's requests."""
+    return 1 + str(run.meta.spec.engine_args.get("url", "")).count(",")
 
 
 def totals(run: StoredRun) -> dict[str, Any] | None:
@@ -122,6 +150,7 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     for batch in dict.fromkeys(batch for timed in shown["speedup"].values() for batch in timed):
         cells = (shown["speedup"].get(name, {}).get(batch) for name in suites)
         table.add_row(f"speed-up, batch {batch}", *(plus_minus(cell, 2) if cell else "n/a" for cell in cells))
+    _add_times(table, shown)
     table.add_section()
     samples = f" x {len(shown['seeds'])}" if len(shown["seeds"]) > 1 else ""
     table.add_row("conversations", *(f"{suite['conversations']}{samples}" for suite in suites.values()))
@@ -149,14 +178,67 @@ def _coarse_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         row("steps", [""] * len(suites), f"{found['steps']:,}")
     else:
         row("tau", ["not reported by this server"] * len(suites))
+    _add_times(table, shown, [""] if found else [])
     row("conversations", [f"{suite['conversations']}" for suite in suites])
     row("tokens", [f"{suite['committed']:,}" for suite in suites])
-    seconds, tokens = (sum(getattr(part, name) for part in run.meta.segments) for name in ("seconds", "tokens"))
-    notes = [f"{tokens / seconds:,.0f} tokens a second, {run.meta.spec.batch} requests at once"] if seconds else []
+    notes = [line] if (line := _speed(run.meta)) else []
     if found:
         notes.append("the server's totals have no interval: it told no request's steps, and others' are in them")
-    notes += [*_skipped(run.meta.skipped), *run.meta.notes, *_problems(shown["problems"]), f"run: {run.directory}"]
+    notes += [
+        *_load(shown["load"]),
+        *_skipped(run.meta.skipped),
+        *run.meta.notes,
+        *_problems(shown["problems"]),
+        f"run: {run.directory}",
+    ]
     return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
+
+
+LOAD = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2EL"}
+"""Times by column name, with the label under which people read them."""
+
+
+def _add_times(table: Table, shown: dict[str, Any], more: list[str] = []) -> None:  # noqa: B006 (is not changed)
+    """The rows of a run's times, if it has any; `more`: cells after those of the suites."""
+    if shown["load"] is None:
+        return
+    suites = [shown["load"]["suites"][name] for name in shown["suites"]]
+    table.add_section()
+    for kind, label in LOAD.items():
+        for name in ("mean", "median", "p99"):
+            if name in suites[0][kind]:
+                cells = (plus_minus(suite[kind][name], 1) for suite in suites)
+                table.add_row(f"{label} {name.replace('p99', 'P99')} (ms)", *cells, *more)
+
+
+def _load(found: dict[str, Any] | None) -> list[str]:
+    """What a reader must know of a run's times, and its throughput."""
+    if found is None:
+        return []
+    arrivals = "each as soon as there is room" if found["rate"] == "inf" else f"{found['rate']:g} a second, at random"
+    lines = [f"load: conversations begin {arrivals}; at most {found['max_concurrency']} requests at once."]
+    whole = found["throughput"]
+    if whole is None:
+        return [*lines, "throughput: not told, the run was interrupted."]
+    parts = (("request", "requests", 2), ("output", "output tokens", 1), ("total_token", "tokens with prompts", 1))
+    told = ", ".join(f"{plus_minus(whole[f'{name}_throughput'], digits)} {what}" for name, what, digits in parts)
+    lines.append(f"throughput: {told} a second, {whole['concurrency']:.1f} requests in flight on average.")
+    if found["rate"] != "inf" and whole["held"]:
+        lines.append(
+            f"{whole['held']} of {whole['begun']} conversations were due while {found['max_concurrency']} were in "
+            f"flight and were sent later, {whole['waited_ms']:.0f} ms on average: the server did not keep up."
+        )
+    return lines
+
+
+def _speed(meta: RunMeta) -> str:
+    """Tokens per second of the run; empty if that is not known."""
+    tokens, seconds = sum(segment.tokens for segment in meta.segments), meta.wall_seconds
+    if not seconds:
+        return ""
+    engines = meta.engine_seconds / seconds
+    each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
+    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}"
 
 
 def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
@@ -177,6 +259,7 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
+        *_load(shown["load"]),
         *_without_drafts(run),
         *_fallbacks(run.meta.segments),
         *_unchecked(run),
@@ -258,6 +341,7 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "a block of conversations."
         )
         notes += _in_flight(shown["speedup"])
+    notes += _load(shown["load"])
     recorded = {name: suite["agreement"] for name, suite in shown["suites"].items() if suite["agreement"]["steps"]}
     notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]
     notes += _variance(shown["suites"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
 from speceval.estimate.tuning import Rate
+
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""Of the colours, those that are used."""
 
 
 def table(rates: Sequence[Rate]) -> Table:
@@ -34,8 +39,10 @@ def lines(content: dict[str, Any]) -> list[str]:
     """What is said below the table."""
     said = [
         "* the best of its batch size, and every one that is not significantly worse (5 % for all together, Holm). "
-        "± half a 95 % interval: of tau over conversations like these, of the step time over bursts."
+        "± half a 95 % interval: of tau over conversations like these, of the step time over bursts, of the machine's "
+        "drift over the whole measurement."
     ]
+    said += [f"acceptance of {draft}: {_source(source)}" for draft, source in content["acceptance"].items()]
     stops = content["stops_paying_at_batch"]
     said.append(
         "speculation pays at every batch size that was tried"
@@ -43,34 +50,54 @@ def lines(content: dict[str, Any]) -> list[str]:
         else f"from batch {stops} on no drafter is significantly faster than the target alone"
     )
     for row in content["confirmed"]:
-        measured = row["drafted_tokens_per_second"]
-        low, high = row["speedup"]["low"], row["speedup"]["high"]
+        timed, told = row["speedup"], row["predicted"]["speedup"]
         said.append(
-            f"batch {row['batch']}: {row['draft']} K={row['k']}, timed beside the target alone: {measured:,.0f} "
-            f"tokens/s, {row['speedup']['value']:.2f} [{low:.2f}, {high:.2f}] times the target's"
+            f"batch {row['batch']}: {row['draft']} K={row['k']}, timed end to end in turns with the target alone: "
+            f"{row['drafted_tokens_per_second']:,.0f} tokens/s, {_times(timed)} times the target's; predicted "
+            f"{_times(told)}"
         )
     said += [f"not confirmed: {line}" for line in content["unconfirmed"]]
+    for draft, arguments in content["by_batch_size"].items():
+        ranges = arguments["speculative_config"]["num_speculative_tokens_per_batch_size"]
+        told = ", ".join(f"{first}-{last}: {k}" for first, last, k in ranges)
+        said.append(f"{draft}: one engine's K by batch size, in vLLM's own words ({told}), is in tune.json")
     return said
 
 
+def _times(interval: dict[str, float]) -> str:
+    return f"{interval['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def _source(source: dict[str, Any]) -> str:
+    return f"{source['how']}, {source['tokens']:,} tokens, {source['steps']:,} verify steps"
+
+
 def heat_map(rates: Sequence[Rate]) -> Figure:
-    """Speed of every drafter and K over the target alone, by batch size."""
+    """Speed of every drafter and K over the target alone, by batch size: blue is faster, red slower, * as good as the
+    best of its batch size.
+    """
     batches = sorted({rate.batch for rate in rates})
-    settings = [setting for setting in dict.fromkeys(rate.setting for rate in rates) if setting.k]
+    settings = sorted({rate.setting for rate in rates if rate.setting.k}, key=lambda one: (one.draft, one.k))
     by = {(rate.setting, rate.batch): rate for rate in rates}
-    alone = {rate.batch: rate.value for rate in rates if not rate.setting.k}
-    figure = Figure(figsize=(1.6 + 0.9 * len(batches), 1.2 + 0.3 * len(settings)), layout="constrained")
+    figure = Figure(figsize=(2.6 + 0.7 * len(batches), 1.2 + 0.26 * len(settings)), layout="constrained")
     axis = figure.subplots()
-    values = [[by[setting, batch].value / alone[batch] for batch in batches] for setting in settings]
-    image = axis.imshow(values, aspect="auto", cmap="viridis")
+    values = [[by[setting, batch].speedup[0] for batch in batches] for setting in settings]
+    most = max(abs(math.log(value)) for row in values for value in row) or 1.0
+    image = axis.imshow(values, aspect="auto", cmap="RdBu", norm=LogNorm(math.exp(-most), math.exp(most)))
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_yticks(range(len(settings)), [f"{setting.draft} K={setting.k}" for setting in settings])
     axis.set_xlabel("batch")
     for row, setting in enumerate(settings):
         for column, batch in enumerate(batches):
             mark = "*" if by[setting, batch].as_good else ""
-            axis.text(
-                column, row, f"{values[row][column]:.2f}{mark}", ha="center", va="center", color="white", fontsize=7
-            )
-    figure.colorbar(image, label="times the target alone")
+            far = abs(math.log(values[row][column])) > 0.6 * most
+            look: dict[str, Any] = {"color": "white" if far else "black", "fontsize": 7}
+            axis.text(column, row, f"{values[row][column]:.2f}{mark}", ha="center", va="center", **look)
+    for place in range(1, len(settings)):
+        if settings[place].draft != settings[place - 1].draft:
+            axis.axhline(place - 0.5, color="black", linewidth=0.8)
+    bar = figure.colorbar(image, label="times the target alone")
+    ticks = [tick for tick in TICKS if abs(math.log(tick)) <= most * 1.001] or [1.0]
+    bar.ax.minorticks_off()
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     return figure

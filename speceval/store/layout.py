@@ -51,6 +51,12 @@ STEP_COLUMNS = {
 """Beside these, in runs that record the verifier: `recorded_columns`."""
 
 
+TIMES = "times"
+"""Key of a turn whose times an engine has told: the values of `TIME_COLUMNS`."""
+TIME_COLUMNS = {"sent": "float64", "waited": "float64", "ttft": "float64", "latency": "float64", "chunks": "float64"}
+"""Further columns of the turns of a run with `--rate`, in seconds: when a request was sent (Unix time), for
+how long it had been due, the time to its first token and to its last one; pieces in which they came. NaN: not told."""
+
 RECORDED_COLUMNS = {"recorded": ("ratio", "alpha"), "kept": ("kept",), "law": ("p", "rank", "spread")}
 """What the verifier saw, by the name under which a turn's line in the journal holds it (see `pack`)."""
 RECORDED = RECORDED_COLUMNS.keys()

@@ -25,6 +25,7 @@ from speceval.store.layout import (
     STEP_COLUMNS,
     STEPS,
     THOUGHT,
+    TIME_COLUMNS,
     TURN_COLUMNS,
     TURNS,
     is_recorded,
@@ -149,7 +150,8 @@ def _fault(table: pd.DataFrame, columns: Mapping[str, str]) -> str | None:
             return f"{name} holds {column.dtype}, not {'text' if kind == 'string' else 'whole numbers'}"
         if kind in RANGES and len(column) and not RANGES[kind][0] <= column.min() <= column.max() <= RANGES[kind][1]:
             return f"{name} holds a number that no run has ({column.min()} to {column.max()})"
-    wrong = [name for name in table if is_recorded(str(name)) and not is_float_dtype(table[name])]
+    floats = [name for name in table if is_recorded(str(name)) or name in TIME_COLUMNS]
+    wrong = [name for name in floats if not is_float_dtype(table[name])]
     return f"{wrong[0]} holds {table[wrong[0]].dtype}, not floating-point numbers" if wrong else None
 
 

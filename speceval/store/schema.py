@@ -6,7 +6,9 @@ that a later version adds has a default, which is what it stood for in every run
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime
 from itertools import zip_longest
@@ -233,6 +235,8 @@ class Fingerprint(Grown):
     """Further keys of vLLM's speculative_config that were asked for."""
     stratified: bool = False
     """Whether `limit` was taken evenly from the categories."""
+    rate: float | None = None
+    """Conversations that began in a second, at random; None: as many at once as there is room for."""
     drafter: dict[str, Any] = Field(default_factory=dict)
     """What the engine decided while it loaded the drafter: own or shared embedding and head, auxiliary layers …"""
 
@@ -312,7 +316,7 @@ class Segment(Grown):
     tokens: int
     """Committed in it, by unfinished conversations too; 0 if it was killed."""
     seconds: float
-    """From the first request to the last token; stored to 0.1 ms, 0 if it was killed."""
+    """Of its engine, from the first request to the last token; stored to 0.1 ms, 0 if it was killed."""
     counters: Counters | None
     """What the engine counted in it; None if it was killed, or the engine did not answer any more."""
     first: int = 0
@@ -324,8 +328,10 @@ class Segment(Grown):
     unfinished_most: Counters | None = None
     """The same at most: an unfinished request does not tell which of its steps had drafts. None if it is not known,
     because the engine was broken off within a step."""
+    began: float = 0.0
+    """When, in seconds since 1970 by the clock of its machine; 0: an earlier version did not say."""
 
-    @field_serializer("seconds")
+    @field_serializer("seconds", "began")
     def _rounded(self, seconds: float) -> float:
         return round(seconds, 4)
 
@@ -491,6 +497,15 @@ class Speedup(Strict):
     """Every block at every batch size."""
 
 
+def _union(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of what the spans cover together."""
+    covered, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
 class RunMeta(BaseModel):
     """run.json, beside its `schema` number."""
 
@@ -539,6 +554,24 @@ class RunMeta(BaseModel):
     def checked_conversations(self) -> int:
         """Conversations that were held against the engine's counters: those of stretches that have any."""
         return sum(segment.conversations for segment in self.segments if segment.counters is not None)
+
+    @property
+    def engine_seconds(self) -> float:
+        """Of all engines together."""
+        return sum(segment.seconds for segment in self.segments)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """In which at least one engine measured: replicas and shards did so side by side.
+
+        None where that is not known, of a run with several engines by a version that did not say when each began.
+        """
+        timed = [segment for segment in self.segments if segment.seconds]
+        if all(segment.began for segment in timed):
+            return _union([(segment.began, segment.began + segment.seconds) for segment in timed])
+        # One that goes on after an interruption has one stretch that ended in order, the last.
+        one_by_one = sum(not segment.interrupted for segment in self.segments) < 2
+        return self.engine_seconds if one_by_one else None
 
     def published(self) -> RunMeta:
         """The same without secrets and without places on a machine: what leaves it says what was run, not where."""

@@ -27,6 +27,8 @@ from speceval.store.layout import (
     RECORDED_COLUMNS,
     REQUEST,
     STEP_COLUMNS,
+    TIME_COLUMNS,
+    TIMES,
     TURN_COLUMNS,
     Counts,
     Key,
@@ -86,7 +88,7 @@ def _outputs(line: dict[str, Any]) -> Iterator[str]:
     """The lines of outputs.jsonl of one line of the journal: a turn each, without its counts."""
     conversation = {name: line[name] for name in ("suite", "conversation", "seed", "category")}
     for turn in line["turns"]:
-        kept = {name: value for name, value in turn.items() if name not in ("steps", *RECORDED)}
+        kept = {name: value for name, value in turn.items() if name not in ("steps", TIMES, *RECORDED)}
         yield json.dumps(conversation | kept, ensure_ascii=False) + "\n"
 
 
@@ -98,6 +100,7 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
     requests: list[tuple[Any, ...]] = []
     numbers = array("i")  # drafted, accepted and committed of every step
     recorded: dict[str, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
+    times: dict[int, list[float]] = {}
     for line in conversations:
         key = _key(line)
         for turn in line["turns"]:
@@ -105,6 +108,8 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
             for kind in RECORDED & turn.keys():
                 drafted = sum(step[0] > 0 for step in rows)
                 recorded[kind].append((len(requests), unpack(turn[kind], drafted, len(RECORDED_COLUMNS[kind]))))
+            if TIMES in turn:
+                times[len(requests)] = turn[TIMES]
             numbers.extend(chain.from_iterable(rows))
             requests.append(
                 (*key, turn["turn"], line["category"], turn["prompt_tokens"], turn["cached_tokens"],
@@ -114,7 +119,10 @@ def frames(conversations: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.Da
     count = turns.pop("rows").to_numpy(np.int64)
     counts = np.array(numbers, np.int32).reshape(-1, 3)
     turns = turns.assign(**_sums(counts.astype(np.int64), np.repeat(np.arange(len(turns)), count), len(turns)))
-    turns = turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).sort_values(REQUEST)
+    turns = turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS)
+    if times:
+        turns = turns.join(pd.DataFrame.from_dict(times, "index", np.float64, list(TIME_COLUMNS)))
+    turns = turns.sort_values(REQUEST)
     order = turns.index.to_numpy()
     rows_of = _ranges(np.cumsum(count)[order] - count[order], count[order])
     steps = turns[REQUEST].loc[np.repeat(order, count[order])]
@@ -216,6 +224,7 @@ class JournalTurn(_Line):
     recorded: str | None = None
     kept: str | None = None
     law: str | None = None
+    times: Annotated[list[float], Field(min_length=len(TIME_COLUMNS), max_length=len(TIME_COLUMNS))] | None = None
 
     @model_validator(mode="after")
     def _records_fit(self) -> JournalTurn:

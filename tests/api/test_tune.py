@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from typer.testing import CliRunner
 import speceval
 from speceval import UserError
 from speceval.cli import app
+from speceval.estimate.statistics import ratio_interval
+from speceval.estimate.tuning import Measured, Setting
 from speceval.measure import tune as bursting
+from speceval.measure.beside import Beside
+from speceval.measure.job import prepare
+from speceval.measure.output import output_to
 
-ASKED: dict[str, Any] = {"engine": "simulated", "max_tokens": 8, "confirm": False, "bursts": 3}
+ASKED: dict[str, Any] = {"engine": "simulated", "max_tokens": 8, "confirm": False, "bursts": 3, "answers": 24}
 
 
 def test_every_drafter_k_and_batch_is_told_beside_the_target_alone(tmp_path: Path) -> None:
@@ -36,19 +42,72 @@ def test_without_ks_each_drafter_goes_as_far_as_it_can(tmp_path: Path) -> None:
     assert [rate.setting.k for rate in tuned.rates] == [*range(1, 9), 0]
 
 
-def test_bursts_differ_in_their_prompts_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    measure = bursting.measure
+def measured(draft: str, ks: tuple[int, ...], out: Path, **asked: Any) -> Measured:
+    jobs = {
+        Setting(draft, k): prepare(
+            target="zoo", draft=draft, k=k, temperature=1, suite_names=["demo"], engine="simulated", out=out, batch=2
+        )
+        for k in ks
+    }
+    return bursting.measure(jobs, (2,), 3, 48, output_to, **asked)
 
-    def noted(*arguments: Any) -> Any:
-        seen.append(measure(*arguments))
-        return seen[-1]
 
-    monkeypatch.setattr(bursting, "measure", noted)
-    speceval.tune("zoo", ["kl-eagle3"], batches=(8,), ks=(2,), out=tmp_path, **ASKED)
-    found = seen[0][bursting.Setting("kl-eagle3", 2)]
-    keys = [tuple(row) for table in found.turns for row in table[["conversation", "seed", "turn"]].to_numpy()]
-    assert len(keys) == len(set(keys)) and len({conversation for conversation, *_ in keys}) == 24
+def test_one_replay_at_the_largest_k_tells_acceptance_at_every_k(tmp_path: Path) -> None:
+    """Each draft is accepted with 0.7 once the one before is. The texts' own noise is within four standard errors."""
+    found = measured("kl-eagle3", (1, 2, 4), tmp_path)
+    assert found.sources["kl-eagle3"]["how"] == "one replay at K=4"
+    for setting, tried in found.tried.items():
+        table = tried.accepted
+        tau = ratio_interval(table["tokens"] - table["turns"], table["steps"])
+        inside = sum(0.7**j for j in range(setting.k + 1))
+        ends = 1 - setting.k / 2 / (table["tokens"].sum() / table["turns"].sum())  # a step past the end is cut
+        assert tau.value is not None and tau.se is not None
+        assert abs(tau.value - inside * ends) < 4 * tau.se + 0.05
+    fewer = [tried.accepted["steps"].sum() for tried in found.tried.values()]
+    assert fewer == sorted(fewer, reverse=True)
+    one_run = measured("kl-eagle3", (1,), tmp_path)
+    assert one_run.sources["kl-eagle3"]["how"] == "a run for each K"
+    tokens = {found.sources["kl-eagle3"]["tokens"], one_run.sources["kl-eagle3"]["tokens"]}
+    assert max(tokens) < 1.5 * min(tokens)  # of three K, and of one
+
+
+def test_a_drafter_whose_drafts_know_k_and_an_engine_that_cannot_replay_get_a_run_for_each_k(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ngram = measured("ngram", (1, 2), tmp_path)
+    assert ngram.sources["ngram"]["how"] == "a run for each K"
+    assert all(len(tried.accepted) == 24 for tried in ngram.tried.values())
+
+    def cannot(*_: Any) -> Any:
+        raise UserError("no replay here")
+
+    monkeypatch.setattr(bursting, "replayed", cannot)
+    eagle = measured("kl-eagle3", (1, 2), tmp_path)
+    assert "no replay here" in eagle.sources["kl-eagle3"]["how"]
+    assert all(len(tried.accepted) == 24 for tried in eagle.tried.values())
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_target_alone_is_timed_beside_each_engine_or_before_and_after_all(tmp_path: Path, beside: bool) -> None:
+    found = measured("kl-eagle3", (1, 2), tmp_path, beside=beside)
+    bursts = [burst for tried in found.tried.values() for burst in tried.bursts[2]]
+    assert len(bursts) == 6 and all((burst.alone_seconds is not None) == beside for burst in bursts)
+    assert all(burst.steps == 2 * bursting.BURST for burst in bursts)  # a full batch
+    assert len(found.alone.get(2, [])) == (0 if beside else 2)
+
+
+def test_the_engine_of_the_target_alone_says_in_one_line_what_ails_it(tmp_path: Path) -> None:
+    job = prepare(
+        target="zoo", draft="kl-eagle3", k=1, temperature=1, suite_names=["demo"], out=tmp_path, engine="simulated",
+        engine_args={"end": 3},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="end: 3 is no chance"):
+        Beside(job, tmp_path / "log")
+    alone = Beside(replace(job, spec=job.spec.model_copy(update={"engine_args": {}})), tmp_path / "log")
+    alone._process.kill()
+    with pytest.raises(UserError, match=r"the engine of the target alone has ended, .*log says why"):
+        alone.steps(1)
+    alone.close()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +117,7 @@ def test_bursts_differ_in_their_prompts_and_samples(tmp_path: Path, monkeypatch:
         (("--draft", "kl-eagle3", "--batch", "0"), "--batch: batch sizes are whole numbers from 1"),
         (("--draft", "kl-eagle3", "--batch", "1", "--bursts", "2"), "--bursts 2: at least 3 of each"),
         (("--draft", "kl-eagle3", "--batch", "x"), "--batch x: not a list of whole numbers"),
+        (("--draft", "kl-eagle3", "--batch", "1", "--answers", "1"), "--answers 1: at least 2"),
         (("--draft", ",", "--batch", "1"), "--draft ,: holds no name"),
         (("--draft", "kl-medusa", "--batch", "1", "--k", "0"), "K must be at least 1"),
     ],
@@ -71,7 +131,7 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says:
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     command = ["tune", "--target", "zoo", "--engine", "simulated", "--draft", "kl-eagle3", "--batch", "1", "--k", "2"]
-    command += ["--max-tokens", "8", "--bursts", "3", "--no-confirm", "--out", str(tmp_path)]
+    command += ["--max-tokens", "8", "--bursts", "3", "--answers", "8", "--no-confirm", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "Tokens per second" in done.stdout and "kl-eagle3" in done.stdout
     told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from speceval.estimate import replay
-from speceval.store import read_run, recorded_columns
+from speceval.store import StoredRun, read_run, recorded_columns
 
 pytestmark = pytest.mark.engine
 
@@ -51,18 +51,41 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_capture_keeps_is_what_a_live_replay_sees(measured: Path, draft: str) -> None:
     """Rounding differs, as batches do; n-gram drafts are the same to the last."""
     live, found = (read_run(measured / way / draft) for way in ("live", "captured"))
+    assert_same(live, found, least=100 if draft == "ngram" else 300)
+    differing = {
+        name for name, value in live.meta.fingerprint.flat().items() if found.meta.fingerprint.flat().get(name) != value
+    }
+    assert {name.partition(".")[0] for name in differing} <= {"drafter", "engine"}
+    assert {name for name in differing if name.startswith("engine")} <= {"engine.max_num_seqs", "engine.max_model_len"}
+
+
+def assert_same(live: StoredRun, found: StoredRun, least: int) -> None:
+    """Two replays of at least so many drafts keep the same."""
     names = recorded_columns(K, ("kept",))
     rows = [*replay.REQUEST, "step", "drafted", "accepted", "committed"]
     assert live.meta.problems == found.meta.problems == [] and live.steps[rows].equals(found.steps[rows])
     a, b = live.steps[names].to_numpy(), found.steps[names].to_numpy()
     assert (np.isnan(a) == np.isnan(b)).all()
     differ = np.abs(a - b)[~np.isnan(a)]
-    assert (differ <= 1e-4).mean() >= 0.9999 and len(differ) > (100 if draft == "ngram" else 300)
+    assert (differ <= 1e-4).mean() >= 0.9999 and len(differ) > least
     totals = [replay.conversation_totals(run.steps).sum() for run in (live, found)]
     taus = [each["committed"] / each["steps"] for each in totals]
     assert taus[1] == pytest.approx(taus[0], abs=1e-3)
-    differing = {
-        name for name, value in live.meta.fingerprint.flat().items() if found.meta.fingerprint.flat().get(name) != value
-    }
-    assert {name.partition(".")[0] for name in differing} <= {"drafter", "engine"}
-    assert {name for name in differing if name.startswith("engine")} <= {"engine.max_num_seqs", "engine.max_model_len"}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_run_on_v2_is_captured_and_replayed_to_what_v2_itself_keeps(tmp_path: Path) -> None:
+    """The texts are read with the V1 runner: what the target says of a text does not depend on the runner."""
+    zoo = ("--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--k", str(K), "--runner", "v2")
+    for words in (
+        ("run", *zoo, "--limit", "6", "--max-tokens", "24", "--out", "free"),
+        ("capture", "free", "-o", "capture"),
+        ("replay", "capture", "--draft", "lk-eagle3", "--k", str(K), "-o", "captured"),
+        ("run", *zoo, "--replay", "free", "--out", "live"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "speceval", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr[-3000:])
+    live, found = read_run(tmp_path / "live"), read_run(tmp_path / "captured")
+    assert live.meta.fingerprint.engine.runner == "V2"
+    assert_same(live, found, least=300)

@@ -15,7 +15,7 @@ from support import tiny
 from support.tiny_engine import TinyEngine
 
 import speceval
-from speceval.captures import write
+from speceval.captures import storage, write
 from speceval.store import read_run
 
 
@@ -99,6 +99,35 @@ def test_fewer_bits_are_said_with_their_error(call, free) -> None:
     assert half.manifest.storage is not None and half.manifest.storage.tokens == len(changes)
     assert half.manifest.storage.mean == pytest.approx(np.mean(changes), rel=1e-3)
     assert half.manifest.storage.largest == pytest.approx(max(changes), rel=1e-3)
+
+
+def test_eight_bits_cost_what_is_said_and_no_more_room(call, free) -> None:
+    run = free()
+    assert call("capture", run, "-o", "cap", "--layers", "1,2,3")[0] == 0
+    code, out, err = call("capture", run, "-o", "small", "--layers", "1,2,3", "--float8")
+    assert code == 0 and "stored as float8: log p of a token moves by" in out and "64 float8s each" in err
+    whole, small = (speceval.read_capture(name) for name in ("cap", "small"))
+    said = float(err.split("about ")[1].split(" kB")[0]) * 1000
+    assert small.manifest.bytes == pytest.approx(said, rel=0.15)  # names of tensors are a part of so small a file
+    for text in whole.texts:
+        a, b = whole.states(text), small.states(text)
+        assert a.keys() == b.keys() and a["log_p"][text.prompt - 1 :].equal(b["log_p"][text.prompt - 1 :])
+        for name in ("final", "layer.1", "layer.2", "layer.3"):
+            row = a[name].abs().amax(-1, keepdim=True)
+            assert ((a[name] - b[name]).abs() <= a[name].abs() / 16 + row / 448 * 2**-9).all()  # half of the last bit
+    for name in ("cap", "small"):
+        assert call("replay", name, *EAGLE, "--out", f"on-{name}")[0] == 0
+    kept = [read_run(Path(f"on-{name}")).steps[["kept_1", "kept_2", "kept_3"]].to_numpy() for name in ("cap", "small")]
+    change = np.abs(kept[0] - kept[1])
+    assert 0 < np.nanmean(change) < 0.02
+    assert call("capture", run, "-o", "x", "--float8", "--dtype", "bfloat16")[0] == 4 and not Path("x").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 3e38])
+def test_eight_bits_hold_any_row(value: float) -> None:
+    state = torch.tensor([[value, -value / 2, 0.0], [1.0, 2.0, -3.0]])
+    back = storage.unpack(storage.pack("final", state, "float8"))["final"]
+    torch.testing.assert_close(back, state, rtol=2**-4, atol=0)
 
 
 def test_at_temperature_0_near_ties_are_counted(call, free) -> None:
@@ -227,3 +256,33 @@ def test_a_replay_counts_the_texts_of_every_turn(call, captured: Path) -> None:
     assert again.turns["output_tokens"].equals(source.turns["output_tokens"])
     assert len(again.steps) == (source.turns["output_tokens"] - 1).sum()
     assert again.meta.spec.replay is not None and again.meta.fingerprint.prompts == source.meta.fingerprint.prompts
+
+
+@pytest.mark.parametrize("error", [speceval.UserError("no"), KeyboardInterrupt()])
+def test_what_ends_a_capture_before_its_manifest_leaves_nothing(call, free, monkeypatch, error: BaseException) -> None:
+    def raises(*_: object) -> float:
+        raise error
+
+    run = free()
+    monkeypatch.setattr(write, "_check_head", raises)
+    assert call("capture", run, "-o", "deep/cap")[0] in (4, 130)
+    assert not Path("deep/cap").exists()
+    Path("mine").mkdir()
+    Path("mine/note.txt").write_text("mine")
+    call("capture", run, "-o", "mine")
+    assert tree(Path("mine")) == {"note.txt": b"mine"}
+
+
+def test_a_head_that_a_kill_left_is_not_taken_for_this_target_s(call, free, captured: Path) -> None:
+    whole = (Path("cap") / "head.safetensors").read_bytes()
+    Path("new").mkdir()
+    save_file({"embedding": torch.zeros(24, 64)}, "new/head.safetensors")
+    assert call("capture", "free", "-o", "new", "--layers", "1,2,3")[0] == 0
+    assert Path("new/head.safetensors").read_bytes() == whole
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(call, free) -> None:
+    run = free()
+    Path("cap").write_text("x")
+    code, _, err = call("capture", run, "-o", "cap")
+    assert code == 4 and err.splitlines()[-1].endswith("--out cap: not a directory: name one, or a new one")

@@ -147,17 +147,38 @@ def test_the_catalog_s_stored_drafters_are_there_small_and_for_their_target(name
     assert (ids.diff() > 0).all() and ids[-1] < (pair.target.sizes.vocab_size or 0)
 
 
-@pytest.mark.parametrize("name", ["lk-eagle3", "tv-eagle3", "lk-alpha-eagle3", "kl-medusa", "lk-medusa"])
+@pytest.mark.parametrize("name", ["lk-eagle3", "tv-eagle3", "lk-alpha-eagle3", "kl-medusa", "lk-medusa", "lk-mlp"])
 def test_every_stored_drafter_is_read_whole_and_is_another_than_its_base(name: str) -> None:
     def tensors(drafter: str) -> dict[str, Any]:
         draft = catalog.resolve(TARGET, drafter).draft
         assert draft is not None and draft.stored is not None
         return read(data_directory("drafters") / f"{draft.stored}.safetensors")[0]
 
-    own, kl = tensors(name), tensors("kl-medusa" if name.endswith("medusa") else "kl-eagle3")
+    own, kl = tensors(name), tensors(f"kl-{name.rpartition('-')[2]}")
     assert own.keys() == kl.keys() and all(own[key].shape == kl[key].shape for key in kl)
     away = [float((own[key] - kl[key]).norm() / kl[key].norm()) for key in kl if kl[key].ndim == 2]
     assert max(away) < 0.5 and (name == "kl-medusa" or min(away) > 0.01)
+
+
+def test_a_drafter_is_made_with_its_target_s_files_also_where_only_the_target_s_name_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = catalog.resolve(TARGET, "lk-mlp")
+    assert pair.draft is not None and pair.target.package is not None
+    made: list[tuple[str, ...]] = []
+
+    def note(*words: object) -> None:
+        made.append(tuple(map(str, words)))
+        if len(made) == 2:
+            raise UserError("that is all")
+
+    monkeypatch.setattr("speceval.catalog.package.fetch", note)
+    monkeypatch.setattr("speceval.catalog.stored.fetch", note)
+    captured = pair.target.model_copy(update={"model": TARGET})  # as a capture's manifest has it
+    with pytest.raises(UserError, match="that is all"):
+        catalog.fetch_draft(captured, pair.draft)
+    assert made[0] == (str(pair.target.package), pair.target.model)
+    assert made[1] == ("smollm2-135m-q4/lk-lambda-mlp", pair.target.model, pair.draft.model)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_bad_options_are_one_line_and_4(call, arguments: tuple[str, ...], says: 
     [
         (lambda meta: meta.update(status="running"), "unfinished"),
         (lambda meta: meta.update(problems=["x"]), "balance"),
-        (lambda meta: meta["spec"].update(replay="another"), "a replay has no accepted tokens"),
+        (lambda meta: meta["spec"].update(replay="another"), "a replay whose texts"),
     ],
     ids=["unfinished", "problems", "replay"],
 )

@@ -154,6 +154,17 @@ def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
     return []
 
 
+@pytest.mark.parametrize("own", [7, 60])
+def test_an_output_map_with_equal_rows_gives_what_it_gives_row_by_row(own: int) -> None:
+    from speceval.drafters.heads import OutputMap
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 12, generator=generator).repeat(64, 1)
+    weight[torch.randperm(64, generator=generator)[:own]] = torch.randn(own, 12, generator=generator)
+    x = torch.randn(3, 5, 12, generator=generator)
+    torch.testing.assert_close(OutputMap(weight)(x), x @ weight.T)
+
+
 # ------------------------------------------------------------------------------------- no draft is made of noise
 
 WRITERS = {"eagle3": tiny.write_eagle3, "medusa": tiny.write_medusa, "mlp_speculator": tiny.write_mlp_speculator}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support import served
 
-from speceval.engines.vllm import serving
+from speceval.engines.vllm import server_process, serving
 from speceval.engines.vllm.serving import answers
 from speceval.store import read_run
 
@@ -48,6 +48,18 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: Address already in use: name another one"):
             serving.free_port("127.0.0.1", port)
+
+
+def test_a_server_takes_the_default_sizes_of_an_engine_in_this_process() -> None:
+    """vLLM gives who asks its own: a served run would be another protocol."""
+
+    class Arguments:
+        @classmethod
+        def sizes(cls, world: int) -> tuple[dict[str, int], dict[str, int]]:
+            return {"offline": 16 * world, "server": 2 * world}, {"offline": 256, "server": 128, "other": 1}
+
+    Arguments.sizes = classmethod(server_process.as_offline(Arguments.sizes.__func__, "offline"))  # type: ignore
+    assert Arguments.sizes(2) == ({"offline": 32, "server": 32}, {"offline": 256, "server": 256, "other": 256})
 
 
 def test_a_url_where_nothing_is_does_not_answer() -> None:
@@ -97,9 +109,9 @@ def both(
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["sampled", "greedy", "replayed", "counters"])
+@pytest.mark.parametrize("what", ["sampled", "streamed", "greedy", "replayed", "counters", "settings"])
 def test_a_served_run_is_the_offline_run(both: dict[str, Any], what: str) -> None:
-    """Tokens, steps, what the verifier saw, bit for bit; the texts of a replay, and the totals."""
+    """Tokens, steps, what the verifier saw, bit for bit, from streams too; the texts of a replay, totals, settings."""
     assert both["server"][what] == both["vllm"][what]
     if what == "sampled":
         steps = [step for one in both["server"][what].values() for step in one["steps"]]

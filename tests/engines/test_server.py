@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import vllm_patches
 from speceval import cli, engines
-from speceval.engines.server import answers, engine, metrics, plain, settings
+from speceval.engines.server import answers, engine, metrics, own, plain, settings
 from speceval.engines.server import client as http
 from speceval.engines.simulated import Characters
 from speceval.errors import UserError
@@ -67,6 +67,28 @@ def test_a_server_is_measured_from_the_command_line_and_its_totals_agree(server:
     (segment,) = stored.meta.segments
     assert segment.counters is not None and segment.counters.num_drafts == len(stored.steps) > 50
     assert stored.meta.spec.engine == "server" and stored.meta.fingerprint.engine.vllm == "0.32.0"
+
+
+def test_a_server_of_its_own_is_measured_as_it_was_started_and_stopped(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--through-server`, with a stand-in for the process that it starts."""
+    seen: list[str] = []
+
+    class Started:
+        def __init__(self, order: Any) -> None:
+            self.url, self.name = server.url, "served"
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: seen.append(name)
+
+    monkeypatch.setattr(own, "Server", Started)
+    monkeypatch.setattr(own.OwnServerEngine, "require", lambda: None)
+    done = CliRunner().invoke(cli.app, [*RUN, "--through-server", "--limit", "2", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    stored = read_run(tmp_path / "run")
+    assert stored.meta.problems == [] and stored.meta.fingerprint.engine.generation_config == "vllm"
+    assert seen == ["log_to", "wait", "stop"]
 
 
 def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: Path) -> None:

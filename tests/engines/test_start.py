@@ -49,6 +49,19 @@ def test_drafters_without_a_proposer_in_vllm_are_ours(method: str, vllm: str) ->
     assert found["speculative_config"]["draft_sample_method"] == "greedy"
 
 
+@pytest.mark.parametrize("method", ["medusa", "mlp_speculator"])
+def test_on_the_v2_runner_heads_are_ours_in_every_version(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def transport(runner: Any) -> str:
+        found = start.drafter_arguments(draft(method), replace(ORDER, runner=runner), VERSION)
+        return str(found["speculative_config"]["method"])
+
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    assert transport("v2") == "custom_class" and transport("v1") == transport(None)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert transport(None) == "custom_class"
+    assert transport("v1") == ("medusa" if method == "medusa" else "custom_class")
+
+
 @pytest.mark.parametrize(
     ("method", "given"),
     [
@@ -133,13 +146,13 @@ def test_a_run_s_record_knows_which_patches_come_with_the_drafting_method() -> N
 
 
 def test_patches_are_asked_for_by_vllm_s_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`v1-medusa` mends vLLM's proposer, which 0.33 no longer has: there a class of ours drafts and needs no patch."""
+    """`v1-medusa` mends vLLM's proposer, which 0.33 and V2 have not: there a class of ours drafts."""
     asked: list[Any] = []
     monkeypatch.setattr("vllm_patches.missing", lambda rows, **run: asked.append(run["method"]) or [])
-    for version in ("0.32.0", "0.33.0"):
-        facts = Facts(**records.FACTS | {"method": "medusa", "vllm": version})
+    for version, runner in (("0.32.0", "V1"), ("0.33.0", "V1"), ("0.32.0", "V2")):
+        facts = Facts(**records.FACTS | {"method": "medusa", "vllm": version, "runner": runner})
         assert start.missing_patches([], facts, temperature=1.0) == []
-    assert asked == ["medusa", "custom_class"]
+    assert asked == ["medusa", "custom_class", "custom_class"]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -41,10 +41,22 @@ def test_drafters_of_one_configuration_are_swapped_whatever_comes_with_a_request
 
 
 @pytest.mark.parametrize(
-    "changes", [{"k": 4}, {"drafting": "greedy"}, {"batch": 2}, {"record": True}, {"engine_args": {"dtype": "half"}}]
+    "changes", [{"k": 4}, {"batch": 2}, {"rejection": "block"}, {"runner": "v1"}, {"engine_args": {"dtype": "half"}}]
 )
 def test_what_is_fixed_at_the_start_is_not_swapped(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert not swappable(order(draft(tmp_path, "a")), order(draft(tmp_path, "b"), **changes))
+
+
+def test_how_drafts_are_drawn_and_what_is_recorded_is_exchanged_on_the_v1_runner(tmp_path: Path) -> None:
+    """V2 has made its buffers; a GPU's own choice of the runner is not known before it starts."""
+    a, b = draft(tmp_path, "a"), draft(tmp_path, "b")
+    for changes in ({"record": True}, {"replay": True}):
+        assert swappable(order(a), order(b, **changes)) and swappable(order(b, **changes), order(a))
+    drawn = {"runner": "v1", "drafting": "greedy"}
+    assert swappable(order(a, runner="v1"), order(b, **drawn)) and swappable(order(b, **drawn), order(a, runner="v1"))
+    assert not swappable(order(a, runner="v2"), order(a, runner="v2", drafting="greedy"))
+    blocks = {"runner": "v1", "rejection": "block"}
+    assert not swappable(order(a, **blocks), order(a, **blocks, drafting="greedy"))
 
 
 def test_other_shapes_methods_and_drafters_with_a_memory_are_not_swapped(tmp_path: Path) -> None:

@@ -230,10 +230,11 @@ def test_the_simulated_engine_and_the_whole_harness_give_the_forced_rates_back(t
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("runner", ["v1", pytest.param("v2", marks=pytest.mark.long)])
+def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], tmp_path: Path, runner: str) -> None:
     """One engine, sampled requests. The kept run says of itself that it is no measurement."""
     command = [sys.executable, "-m", "speceval", "selftest", "--temp", "1", "--steps", "600", "--rates", "0.8,0.5,0.2"]
-    options = ["--runs", "runs", "--out", "report.json", "--json"]
+    options = ["--runner", runner, "--runs", "runs", "--out", "report.json", "--json"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -241,6 +242,7 @@ def test_vllm_and_the_harness_give_the_forced_rates_back(zoo: dict[str, Path], t
     assert report["schema"] == OUTPUTS["selftest"]
     assert report["ok"] and report["verdict"] == "the harness gives the forced rates back"
     (condition,) = report["conditions"]
+    assert condition["engine"]["runner"] == runner.upper()
     assert condition["tested_steps"] == 600 and len(condition["checks"]) == selftest.tests(3) + 4
     run = store.read_run(tmp_path / "runs" / "T1")
     assert run.meta.problems == [record.FORCED] and tables.run_json(run)["forced"] is True

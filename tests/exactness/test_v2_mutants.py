@@ -17,6 +17,12 @@ SAMPLES = 400
 SMALL = {"none": "not enough samples", "q of another slot": "biased"}
 """What so few continuations tell. False alarms of a run: below 1e-6."""
 MORE = {"token one off, q not": "biased"}
+HEADS = {
+    "MEDUSA as it is": "not enough samples",
+    "MEDUSA with one noise for all positions": "biased",
+    "MLP speculator with q of another slot": "biased",
+}
+"""`vllm_patches.speculator`, right and broken."""
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
@@ -27,7 +33,11 @@ def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=os.environ | live.V2 | one_process, stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("expected", [SMALL, pytest.param(MORE, marks=pytest.mark.long)], ids=["small", "more"])
+@pytest.mark.parametrize(
+    "expected",
+    [SMALL, *(pytest.param(more, marks=pytest.mark.long) for more in (MORE, HEADS))],
+    ids=["small", "more", "heads"],
+)
 def test_what_is_broken_in_v2_is_found_and_what_is_right_is_not(tmp_path: Path, expected: dict[str, str]) -> None:
     started = {name: start(tmp_path, name) for name in expected}
     verdicts = {}

@@ -12,6 +12,10 @@ from support import simulated
 from support.mutants import MUTANTS, Mutant, mutated
 from support.simulated import Chain, plan, simulate, softmax
 
+from speceval import catalog
+from speceval.engines.base import Order
+from speceval.engines.simulated import SimulatedEngine
+from speceval.errors import UserError
 from speceval.exactness import law
 from speceval.exactness.checks import (
     ACCEPTED,
@@ -26,7 +30,7 @@ from speceval.exactness.checks import (
     planned,
     two_sample_checks,
 )
-from speceval.exactness.draw import BONUS, FIRST, Plan
+from speceval.exactness.draw import BONUS, FIRST, Plan, draw
 from speceval.exactness.reference import Filter
 from speceval.exactness.run import SAMPLES, Settings
 from speceval.exactness.verdict import ALPHA
@@ -261,6 +265,19 @@ def test_a_token_at_the_edge_of_the_support_may_be_an_engines_that_rounds_otherw
         checks = exact_checks(asked, drawn, Chain(), K, LEVEL, difference)  # type: ignore[arg-type]
         failed.append([check.kind for check in checks if check.p is not None and check.p < LEVEL])
     assert SUPPORT in failed[0] and failed[1] == []
+
+
+def test_nothing_is_said_of_an_engine_whose_kernels_left_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = catalog.resolve("zoo", "lk-eagle3")
+    engine = SimulatedEngine.open(Order("simulated", pair.target, pair.draft, K, "probabilistic", 1.0, batch=2))
+    asked = Plan([[1], [2]], 20, 4, 1.0, 0, 1.0, True, 0.0, 0)
+    engine._counters.kernel_strays = 7  # of what ran before
+    assert len(draw(engine, asked, lambda done, total: None).tokens) == 20
+    count = engine.counters
+    strays = iter([7, 9])
+    monkeypatch.setattr(engine, "counters", lambda: replace(count(), kernel_strays=next(strays)))
+    with pytest.raises(UserError, match="read or wrote 2 times outside their tensors"):
+        draw(engine, asked, lambda done, total: None)
 
 
 def test_greedy_requests_are_spread_over_prompts_and_make_up_their_share() -> None:

@@ -32,6 +32,9 @@ def test_shards_join_to_the_run_of_one_engine(tmp_path: Path) -> None:
     texts = [(folder / "outputs.jsonl").read_text() for folder in (joined.directory, whole.directory)]
     assert sorted(texts[0].splitlines()) == sorted(texts[1].splitlines())
     assert speceval.validate(joined) == [] and len(joined.meta.segments) == 3
+    seconds = [shard.meta.engine_seconds for shard in shards]
+    assert joined.meta.engine_seconds == pytest.approx(sum(seconds), abs=1e-3)
+    assert joined.meta.wall_seconds == pytest.approx(sum(seconds), abs=1e-3)  # one after another here
     assert speceval.compare(whole, joined)[0].difference.value == 0
 
 

@@ -11,6 +11,7 @@ import yaml
 import speceval
 from speceval import UserError
 from speceval.engines.simulated import SimulatedEngine
+from speceval.engines.vllm.start import on_cpu
 from speceval.measure.sweep import names, prepare_sweep, read_sweep_file
 from speceval.measure.sweep.file import SweepFile, requests
 from speceval.show import sweeps as shown
@@ -107,17 +108,17 @@ def test_cells_are_ordered_so_that_swaps_are_many(tmp_path: Path) -> None:
     sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes)), tmp_path)
     assert labels(sweep) == [
         "kl-eagle3 0 start",
-        "lk-eagle3 0 swap",
-        "kl-eagle3 1 start",
+        "kl-eagle3 1 same",
         "kl-eagle3 0.5 same",
-        "lk-eagle3 1 swap",
+        "lk-eagle3 0 swap",
+        "lk-eagle3 1 same",
         "lk-eagle3 0.5 same",
     ]
 
 
 def test_every_cell_is_the_run_that_an_engine_of_its_own_gives(tmp_path: Path) -> None:
     done = speceval.sweep(written(tmp_path), out=tmp_path / "out")
-    assert done.engines == {"start": 2, "swap": 2, "same": 0} and done.failed == {}
+    assert done.engines == {"start": 1, "swap": 1, "same": 2} and done.failed == {}
     for run in done:
         spec = run.meta.spec
         alone = speceval.run(
@@ -149,7 +150,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(SimulatedEngine, "step", breaking)
     done = speceval.sweep(written(tmp_path), out=tmp_path / "out")
     assert list(done.failed.values()) == ["ValueError: out of luck"]
-    assert len(done.runs) == 3 and done.engines["start"] == 2
+    assert len(done.runs) == 3 and done.engines == {"start": 1, "swap": 1, "same": 1}  # the first start was for nothing
     again = speceval.sweep(written(tmp_path), out=tmp_path / "out")
     assert len(again.runs) == 4 and again.failed == {}
 
@@ -187,7 +188,8 @@ def test_the_demo_sweeps_ask_for_the_runs_that_are_in_the_repository() -> None:
         for cell in sweep.cells:
             assert speceval.read_run(root / name / cell.job.directory.name).meta.spec.identity == cell.job.spec.identity
     assert {cell.job.spec.draft for cell in sweep.cells} == set(DRAFTERS)
-    assert [cell.how for cell in sweep.cells].count("swap") == 30
+    starts = 5 if on_cpu() else 10  # an engine of the V2 runner, which a GPU may choose, draws its drafts in one way
+    assert [cell.how for cell in sweep.cells].count("start") == starts
 
 
 def test_the_paper_s_sweep_lists_every_published_figure() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support import live
 
 from speceval.estimate import books, rao_blackwell
 from speceval.store import StoredRun, read_run
@@ -24,6 +27,19 @@ def speceval(log: Path, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "speceval", *words]
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+def test_a_kernel_that_leaves_its_tensors_fails_the_run_that_it_was_seen_in(tmp_path: Path) -> None:
+    """Planted in vLLM's own kernel, in the engine that runs."""
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--runner", "v2", "--limit", "2")
+    script = [sys.executable, str(Path(live.__file__).with_name("stray_run.py"))]
+    environment = os.environ | live.V2 | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*script, *request, "--max-tokens", "8", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert re.search(r"kernels read or wrote \d+ times outside their tensors", done.stderr + done.stdout)
+    (segment,) = read_run(tmp_path / "run").meta.segments
+    assert segment.counters is not None and segment.counters.kernel_strays > 0
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +119,19 @@ def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(runs: dict[str, 
     pd.testing.assert_frame_equal(
         v1.steps.sort_values(key, ignore_index=True), v2.steps.sort_values(key, ignore_index=True), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.long
+def test_a_run_on_v2_stops_when_tau_is_known(tmp_path: Path) -> None:
+    rows = [{"turns": [f"Name {number} things that are red."], "category": "red"} for number in range(200)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--runner", "v2", "--batch", "64")
+    asked = ("--suite", str(tmp_path / "own.jsonl"), "--max-tokens", "24", "--until", "0.4")
+    process = speceval(tmp_path / "log", *request, *asked, "--out", str(tmp_path / "run"))
+    assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-4000:]
+    run = read_run(tmp_path / "run")
+    assert run.meta.fingerprint.engine.runner == "V2" and books.problems(run) == []
+    assert run.meta.stopping is not None
+    (suite,) = run.meta.stopping.suites.values()
+    assert suite.outcome == "target reached" and 0 < suite.conversations < len(rows)
+    assert len(run.turns) == suite.conversations

@@ -97,7 +97,7 @@ def test_an_interval_of_a_comparison_ends_at_k_plus_1(tmp_path: Path) -> None:
 
 
 def test_tokens_a_second_are_of_all_steps(tmp_path: Path) -> None:
-    """100 steps in a second, of which 5 emit 3 tokens and 95 one: 110 tokens, and the first of the request."""
+    """100 steps and a prefill, of which 5 emit 3 tokens and 95 one: 110 tokens, and the first of the request."""
     from speceval.estimate import tuning
 
     steps, turns = read_run(write_run(tmp_path / "run", {"demo": constant(2, 1)}, k=4)).suite("demo")
@@ -107,6 +107,8 @@ def test_tokens_a_second_are_of_all_steps(tmp_path: Path) -> None:
         for n in range(100)
     ]
     steps, turns = pd.concat(rows, ignore_index=True), turns.head(1).assign(steps=5, undrafted_steps=95, excess=0)
-    bursts = tuning.Bursts(seconds={1: [1.0, 1.0]}, steps={1: [100, 100]}, turns=[turns], tables=[steps])
-    [rate] = tuning.rates({tuning.Setting("ngram", 4): bursts})
-    assert rate.value == pytest.approx(110 + 1)
+    accepted = tuning.accepted(turns.assign(output_tokens=111), steps.groupby("conversation").size())
+    bursts = {1: [tuning.Burst(1.01, 101, 1.01, 101)] * 3}
+    rate, alone = tuning.rates(tuning.Measured({tuning.Setting("ngram", 4): tuning.Tried(accepted, bursts)}))
+    assert rate.value == pytest.approx(111 / 1.01) and rate.tau == pytest.approx(1.1)
+    assert alone.value == pytest.approx(100)

@@ -160,7 +160,7 @@ def test_every_field_of_a_fingerprint_moves_its_hash() -> None:
         "target__weights": "b", "draft__name": "b", "suites__demo__version": 2, "prompts": "b", "chat_template": "b",
         "chat_template_kwargs": {"a": 1}, "sampling__top_k": 5, "drafting": "greedy", "seeds": [1], "limit": 1,
         "shuffle_seed": 1, "engine__dtype": "b", "replay": "b", "patches": [],
-        "draft_args": {"a": 1}, "stratified": True, "drafter": {"a": 1},
+        "draft_args": {"a": 1}, "stratified": True, "drafter": {"a": 1}, "rate": 2.5,
     }  # fmt: skip
     derived = {"method_patches"}  # from `patches`
     assert {name.partition("__")[0] for name in changes} == set(Fingerprint.model_fields) - derived
@@ -217,3 +217,30 @@ def test_listings_are_rows_of_text(
 def test_a_record_takes_no_other_keys_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="colour"):
         RunMeta(**run_meta().model_dump(), colour="blue")  # type: ignore[call-arg]
+
+
+def timed(*spans: tuple[float, float], interrupted: tuple[int, ...] = ()) -> RunMeta:
+    """A run of stretches (began, seconds) of 100 tokens each."""
+    segments = [
+        schema.Segment(
+            conversations=1, tokens=100, seconds=seconds, counters=None, began=began, interrupted=number in interrupted
+        )
+        for number, (began, seconds) in enumerate(spans)
+    ]
+    return run_meta().model_copy(update={"segments": segments})
+
+
+def test_wall_seconds_are_those_in_which_any_engine_measured() -> None:
+    """Two side by side, one that joins them late, and the run resumed after an hour."""
+    meta = timed((1000, 10), (1000, 8), (1005, 9), (4600, 3))
+    assert (meta.wall_seconds, meta.engine_seconds) == (17, 30)
+    assert timed((1000, 10), (1002, 3)).wall_seconds == 10
+    assert RunMeta.model_validate(meta.model_dump(mode="json")).wall_seconds == 17
+
+
+def test_wall_seconds_of_earlier_versions_are_known_where_stretches_follow_each_other() -> None:
+    assert timed((0, 10), (0, 5), interrupted=(0,)).wall_seconds == 15  # interrupted and resumed
+    assert timed((0, 10)).wall_seconds == 10
+    side_by_side = timed((0, 10), (0, 9))
+    assert side_by_side.wall_seconds is None and side_by_side.engine_seconds == 19
+    assert "began" not in side_by_side.as_json()["segments"][0]

@@ -37,6 +37,13 @@ class Other(StandIn):
         """What is at a path; None if nothing is."""
         return {"choices": [{"text": "abc", "finish_reason": "length"}]} if path == "/v1/completions" else None
 
+    def events(self, content: dict[str, Any]) -> list[dict[str, Any]]:
+        """A character a chunk."""
+        (choice,) = content["choices"]
+        parts = [{"text": letter, "finish_reason": None} for letter in choice["text"]]
+        parts[-1]["finish_reason"] = choice["finish_reason"]
+        return [{"choices": [part]} for part in parts] + [{"choices": [], "usage": {"completion_tokens": 3}}]
+
     def run(self, tokens: list[int], most: int) -> Finished:
         """A request through the simulated engine."""
         self.engine.submit(str(tokens), tokens, Sampling(1.0, 1.0, 0, most, None))
@@ -55,7 +62,7 @@ class SGLang(Other):
 
     def __init__(self, names: dict[str, str], **told: Any) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.incremental = names, False
         self.told = {"version": "0.5.23", "speculative_algorithm": "EAGLE3", "speculative_num_draft_tokens": 5} | told
 
     def pages(self, path: str, body: Any) -> Any:
@@ -76,6 +83,17 @@ class SGLang(Other):
             "output_ids": done.token_ids,
             "meta_info": {"finish_reason": reason, "cached_tokens": 0, "spec_verify_ct": len(accepted), **told},
         }
+
+    def events(self, content: dict[str, Any]) -> list[dict[str, Any]]:
+        """The tokens so far in each, or those since the one before (`incremental`)."""
+        tokens, told = content["output_ids"], content["meta_info"] | {"completion_tokens": len(content["output_ids"])}
+        return [
+            {
+                "output_ids": tokens[at if self.incremental else 0 : at + 3],
+                "meta_info": told if at + 3 >= len(tokens) else told | {"finish_reason": None},
+            }
+            for at in range(0, len(tokens), 3)
+        ]
 
 
 class LlamaCpp(Other):

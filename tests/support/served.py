@@ -1,7 +1,8 @@
 """Measure the same requests through one engine in a process of its own: `python served.py ENGINE RESULT [URL]`.
 
 ENGINE: "vllm", or "server" at URL. RESULT, JSON: for T=1, T=0 and the replay of what T=1 gave, each request's tokens,
-steps and record; the target's log-probabilities of one of them; and the counters over T=1.
+steps and record; the target's log-probabilities of one of them; the settings, and the counters over T=1; of a server
+T=1 again by streams.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def main(name: str, result: Path, url: str | None = None) -> None:
         found["greedy"] = told(engine, requests(engine, 0.0))
         tokens = {name: one["tokens"] for name, one in found["sampled"].items()}
         found["scores"] = engine.log_probabilities([tokens["2"]])
+        found["settings"] = engine.facts().model_copy(update={"generation_config": None}).model_dump()
+    found["streamed"] = found["sampled"]
+    if url is not None:
+        with closing(engines.open(replace(order, timed=True))) as engine:
+            found["streamed"] = told(engine, requests(engine, 1.0))
     with closing(engines.open(replace(order, record=False, replay=True))) as engine:
         found["replayed"] = told(engine, requests(engine, 1.0, tokens))
     result.write_text(json.dumps(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,8 @@ class StandIn:
         self.listening: set[str] = set()
         self.recorded: list[tuple[str, np.ndarray]] = []
         self.tokens, self.answered = 0, 0
+        self.pauses = 0.0, 0.0
+        """Seconds before the first and before each later event of a stream."""
         self.information: Any = "VllmConfig(model='served')"
         self._lock = threading.Lock()
         self._http = Listener(("127.0.0.1", port), _handler(self))
@@ -78,6 +81,8 @@ class StandIn:
             content = self._content(path, body)
         if content is None:
             return 404, {}, b'{"detail": "Not Found"}'
+        if body and body.get("stream") and isinstance(content, dict):
+            content = "".join(f"data: {json.dumps(event)}\n\n" for event in self.events(content)) + "data: [DONE]\n\n"
         return 200, {}, content.encode() if isinstance(content, str) else json.dumps(content).encode()
 
     def _content(self, path: str, body: Any) -> Any:
@@ -93,6 +98,16 @@ class StandIn:
             "/v1/completions": lambda: self._generate(body | {"token_ids": body["prompt"], "sampling_params": body}),
         }
         return of_path[path]() if path in of_path and path not in self.closed else None
+
+    def events(self, content: dict[str, Any]) -> list[dict[str, Any]]:
+        """The stream that an answer is: two tokens a chunk, then what vLLM tells where usage is asked for."""
+        (choice,) = content["choices"]
+        tokens = choice["token_ids"]
+        chunks = [tokens[:1], *(tokens[at : at + 2] for at in range(1, len(tokens), 2))]
+        last = {name: choice[name] for name in ("finish_reason", "stop_reason")}
+        events = [{"choices": [{"token_ids": chunk, "finish_reason": None}]} for chunk in chunks]
+        events[-1]["choices"][0] |= last
+        return [*events, {"choices": [], **{name: content[name] for name in ("usage", "metrics")}}]
 
     def _worker(self, method: str, *args: Any) -> Any:
         """What one of its workers answers."""
@@ -201,6 +216,12 @@ def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
+            if any(server.pauses) and content.startswith(b"data:"):
+                for number, event in enumerate(content.split(b"\n\n")[:-1]):
+                    time.sleep(server.pauses[number > 0])
+                    self.wfile.write(event + b"\n\n")
+                    self.wfile.flush()
+                return
             self.wfile.write(content)
 
         def do_GET(self) -> None:

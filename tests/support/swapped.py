@@ -49,14 +49,16 @@ def answers(engine: Engine, temperature: float) -> dict[str, Any]:
     return results
 
 
-def job(draft: str, temperature: float, k: int, runner: str | None) -> Job:
+def job(draft: str, temperature: float, k: int, runner: str | None, **changes: Any) -> Job:
     asked: dict[str, Any] = {"temperature": temperature, "suite_names": ["demo"], "k": k, "batch": PROMPTS}
-    return fetch(prepare(target="zoo", draft=draft, runner=runner, **asked))
+    return fetch(prepare(target="zoo", draft=draft, runner=runner, **asked, **changes))
 
 
 def main(result: str, before: str, after: str, temperature: str, k: str, runner: str | None = None) -> None:
     heat = float(temperature)
-    first, second = (job(draft, heat, int(k), runner) for draft in (before, after))
+    # The V1 runner also goes from argmax drafts that nobody records to sampled ones that are, and back.
+    changes: dict[str, Any] = {"drafting": "greedy", "record": False} if heat and runner is None else {}
+    first, second = job(before, heat, int(k), runner, **changes), job(after, heat, int(k), runner)
     found: dict[str, Any] = {}
     seconds = found["seconds"] = {}
     with closing(Kept()) as kept:

@@ -25,6 +25,11 @@ LORA = 16  # rank of the MTP layer's keys and values
 MTP_OVERRIDES = {"num_nextn_predict_layers": 1, "n_group": 1, "n_routed_experts": 4}
 """What vLLM's MTP code reads from the target's configuration (`hf_overrides`)."""
 AUX_LAYERS = (1, 2, 3)  # the drafter reads the residual stream after these many target layers
+EVERYTHING = slice(None)
+LETTERS = {"regex": "[a-l]{8}"}
+"""A grammar for `write_tokenizer`'s vocabulary, as `live` takes it."""
+ONLY_LETTERS = slice(2, 14)
+"""The token ids that `LETTERS` allows."""
 
 Weights = dict[str, Tensor]
 
@@ -431,15 +436,28 @@ def _angles(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joint_law(
-    target: Weights, prompt: list[int], length: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+    target: Weights,
+    prompt: list[int],
+    length: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    allowed: slice = EVERYTHING,
 ) -> Tensor:
-    """P(x_1 ... x_length | prompt) under the target alone, float64 [V] * length."""
+    """P(x_1 ... x_length | prompt) under the target alone, float64 [V] * length; `allowed`: the ids of a grammar."""
     vocab = target["lm_head.weight"].shape[0]
     law = torch.ones(1, dtype=torch.float64)
     for tokens in _continuations(prompt, vocab, length):
-        p = distribution(target_forward(target, tokens)[0][:, -1], temperature, top_k, top_p)
+        p = distribution(only(target_forward(target, tokens)[0][:, -1], allowed), temperature, top_k, top_p)
         law = (law[:, None] * p).flatten()
     return law.reshape([vocab] * length)
+
+
+def only(logits: Tensor, allowed: slice) -> Tensor:
+    """Logits [B, V] that are -inf outside the `allowed` ids."""
+    kept = torch.full_like(logits, -torch.inf)
+    kept[:, allowed] = logits[:, allowed]
+    return kept
 
 
 def distribution(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -465,16 +483,17 @@ def acceptance_law(
     top_k: int = 0,
     top_p: float = 1.0,
     truncated_drafts: bool = True,
+    allowed: slice = EVERYTHING,
 ) -> list[float]:
     """P(A >= j), j = 1 ... k, of the first verify step after `prompt` and one sampled token, probabilistic drafts.
 
     With x_1 ~ p: P(A >= j) = E[ sum over d_1 ... d_j of prod_i min(p_i(d_i), q_i(d_i)) ], p truncated
-    and, unless `truncated_drafts` is off, q as well.
+    and, unless `truncated_drafts` is off, q as well; only p keeps to `allowed`, the ids of a grammar.
     """
     vocab = target["lm_head.weight"].shape[0]
     weight, chances = torch.ones(1, dtype=torch.float64), []
     for step, tokens in enumerate(_continuations(prompt, vocab, k + 1)):
-        p = distribution(target_forward(target, tokens)[0][:, -1], temperature, top_k, top_p)
+        p = distribution(only(target_forward(target, tokens)[0][:, -1], allowed), temperature, top_k, top_p)
         if step:
             split = len(prompt) + 1
             logits = draft_logits(target, drafter, tokens[:, :split], tokens[:, split:])

@@ -142,3 +142,12 @@ def test_a_map_of_the_draft_vocabulary_holds_offsets_that_lead_to_tokens_of_thei
 ) -> None:
     told = loading.map_fault(d2t, vocabulary, t2d)
     assert told.startswith(fault) and bool(told) == bool(fault)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_drafter_with_numbers_that_are_none_is_named(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    odd = torch.zeros(6, 6)
+    odd[3, 2] = value
+    assert loading.not_finite(load(monkeypatch, **WHOLE)) == ""
+    told = loading.not_finite(load(monkeypatch, **WHOLE | {"norm__weight": odd}))
+    assert told == "its tensor norm.weight holds NaN or infinity"

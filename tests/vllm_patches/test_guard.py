@@ -184,13 +184,21 @@ def test_hooking_twice_wraps_once_and_a_missing_method_is_left_alone(fits: None)
     guard.hook(module)
 
 
+@pytest.mark.parametrize("doubted", ["v2-grammar-drafts", "v2-grammar-cut"])
 @pytest.mark.parametrize(
     ("runner", "temperature", "grammar", "stopped"),
     [("V2", 1.0, True, True), ("V2", 0.0, True, False), ("V2", 1.0, False, False), ("V1", 1.0, True, False)],
 )
-def test_a_sampled_request_with_a_grammar_is_stopped_on_the_v2_runner(
-    fits: None, runner: str, temperature: float, grammar: bool, stopped: bool
+def test_a_sampled_request_with_a_grammar_is_stopped_on_the_v2_runner_where_a_row_for_it_does_not_fit(
+    fits: None,
+    monkeypatch: pytest.MonkeyPatch,
+    doubted: str,
+    runner: str,
+    temperature: float,
+    grammar: bool,
+    stopped: bool,
 ) -> None:
+    monkeypatch.setattr(guard, "misfit", lambda patch: "unknown" if patch.id == doubted else "")
     validate = guard.guard_request(lambda self, params: "validated")
     processor = SimpleNamespace(vllm_config=config(runner))
     params = SimpleNamespace(structured_outputs=object() if grammar else None, temperature=temperature)
@@ -199,6 +207,12 @@ def test_a_sampled_request_with_a_grammar_is_stopped_on_the_v2_runner(
             validate(processor, params)
     else:
         assert validate(processor, params) == "validated"
+
+
+def test_a_sampled_request_with_a_grammar_passes_on_the_v2_runner_where_the_rows_for_it_fit(fits: None) -> None:
+    validate = guard.guard_request(lambda self, params: "validated")
+    params = SimpleNamespace(structured_outputs=object(), temperature=1.0)
+    assert validate(SimpleNamespace(vllm_config=config("V2")), params) == "validated"
 
 
 START = """

@@ -138,6 +138,14 @@ def logits_of(drafter: heads.Heads, k: int = 3) -> list[torch.Tensor]:
     return found
 
 
+def test_a_token_map_is_not_rounded_to_the_type_of_the_target(models: dict[str, Path]) -> None:
+    drafter = heads.Medusa(config(models["medusa"]))
+    drafter.weights["token_map"] = torch.tensor([3, 1027, 32003])
+    drafter.move(torch.device("cpu"), torch.bfloat16)
+    assert drafter.weights["token_map"].tolist() == [3, 1027, 32003]
+    assert drafter.weights["lm_heads.0.weight"].dtype == torch.bfloat16
+
+
 def test_old_medusa_names_mean_the_same(models: dict[str, Path], tmp_path: Path) -> None:
     expected = logits_of(heads.Medusa(config(models["medusa"])))
     old = {}

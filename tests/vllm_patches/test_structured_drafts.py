@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support import live, tiny
 
@@ -13,8 +12,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 ALPHA = 1e-8
 PROMPT = [3, 7, 11, 5]
-GRAMMAR = {"regex": "[a-l]{8}"}
-ALLOWED = slice(2, 14)  # token ids of these letters
 
 
 @pytest.fixture(scope="module")
@@ -27,34 +24,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def results(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     llm = live.llm_arguments(*models, "eagle3", skip_tokenizer_init=False)
-    params = [{"temperature": 1.0, "max_tokens": 3} | (GRAMMAR if i % 2 else {}) for i in range(6000)]
+    params = [{"temperature": 1.0, "max_tokens": 3} | (tiny.LETTERS if i % 2 else {}) for i in range(6000)]
     skip = {"SPECEVAL_PATCHES_SKIP": "v1-draft-streams,v1-missing-q"}
     jobs = {
         "patched": {"llm": llm, "runs": [{"prompts": [PROMPT] * len(params), "params": params}]},
-        "stock": {"llm": llm, "runs": [live.same(PROMPT, 5000, **GRAMMAR)], "env": skip},
+        "stock": {"llm": llm, "runs": [live.same(PROMPT, 5000, **tiny.LETTERS)], "env": skip},
     }
     return live.engines(tmp_path_factory.mktemp("engines"), jobs)
-
-
-def law(models: tuple[Path, Path], length: int, allowed: slice) -> np.ndarray:
-    """Each token's law is the target's over the allowed ids."""
-    weights = tiny.load(models[0])
-    kept = np.zeros(tiny.VOCAB)
-    kept[allowed] = 1
-    joint = np.ones(())
-    for depth in range(1, length + 1):
-        masked = tiny.joint_law(weights, PROMPT, depth, 1.0).numpy() * kept
-        total = masked.sum(-1, keepdims=True)
-        joint = joint[..., None] * np.divide(masked, total, out=np.zeros_like(masked), where=total > 0)
-    return joint
 
 
 @pytest.mark.parametrize("grammar", [True, False], ids=["grammar", "free"])
 def test_tokens_follow_the_target(models: tuple[Path, Path], results: dict[str, Any], grammar: bool) -> None:
     """Joint law of three tokens of 3000 requests each; power 0.9 against a bias of TV 0.13."""
     run = results["patched"]["runs"][0]
-    expected = law(models, 3, ALLOWED if grammar else slice(None))
-    found = live.fit_tokens({"tokens": run["tokens"][int(grammar) :: 2]}, expected, ALPHA)
+    allowed = tiny.ONLY_LETTERS if grammar else tiny.EVERYTHING
+    expected = tiny.joint_law(tiny.load(models[0]), PROMPT, 3, 1.0, allowed=allowed)
+    found = live.fit_tokens({"tokens": run["tokens"][int(grammar) :: 2]}, expected.numpy(), ALPHA)
     print(found, run["counts"])
     assert found.p > ALPHA
 
@@ -73,6 +58,7 @@ def test_steps_of_requests_with_a_grammar_are_counted_apart(models: tuple[Path, 
 
 def test_without_the_patches_the_second_token_is_biased(models: tuple[Path, Path], results: dict[str, Any]) -> None:
     second = [tokens[1:2] for tokens in results["stock"]["runs"][0]["tokens"]]
-    found = live.fit_tokens({"tokens": second}, law(models, 2, ALLOWED).sum(0), ALPHA)
+    law = tiny.joint_law(tiny.load(models[0]), PROMPT, 2, 1.0, allowed=tiny.ONLY_LETTERS)
+    found = live.fit_tokens({"tokens": second}, law.sum(0).numpy(), ALPHA)
     print(found)
     assert found.p < 1e-10

@@ -42,7 +42,7 @@ class DType:
 
 
 class Value:
-    """A Triton scalar or block in every lane: shape [lanes or 1, 1 or block size]."""
+    """A Triton scalar or block in every lane: shape [lanes or 1, 1 or block size], or a block of two dimensions."""
 
     __array_ufunc__ = None  # numpy scalars leave the operators to us
 
@@ -58,6 +58,18 @@ class Value:
 
     def __invert__(self) -> Value:
         return Value(~self.data)
+
+    def __getitem__(self, index: Any) -> Value:
+        """`block[:, None]` and `block[None, :]`: as the column and the row of a block of two dimensions."""
+        if index == (slice(None), None):
+            return Value(self.data[:, :, None])
+        if index == (None, slice(None)):
+            return Value(self.data[:, None, :])
+        raise Unsupported(f"block[{index}]")
+
+    def reshape(self, size: int) -> Value:
+        """A block of one dimension again."""
+        return Value(self.data.reshape(len(self.data), size))
 
     def to(self, dtype: DType, bitcast: bool = False) -> Value:
         if bitcast:
@@ -521,6 +533,13 @@ def _choose(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> An
 BUILTINS = {"_and": _and, "_or": _or, "_not": _not, "_choose": _choose}
 
 
+def parse(source: str) -> list[ast.stmt]:
+    """The statements of a kernel, from the text of its definition."""
+    tree = ast.parse(textwrap.dedent(source))
+    body: list[ast.stmt] = ast.fix_missing_locations(Lazy().visit(tree)).body[0].body
+    return body
+
+
 class Kernel:
     """A `@triton.jit` function: callable from other kernels, launched as `kernel[grid](...)`."""
 
@@ -534,9 +553,7 @@ class Kernel:
     @property
     def body(self) -> list[ast.stmt]:
         if self._body is None:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(self.function)))
-            definition = ast.fix_missing_locations(Lazy().visit(tree)).body[0]
-            self._body = definition.body
+            self._body = parse(inspect.getsource(self.function))
         return self._body
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

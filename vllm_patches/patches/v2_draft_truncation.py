@@ -31,16 +31,17 @@ def replace(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         seeds: Tensor,
         draft_step: Tensor,
         draft_logits: Tensor | None,
-        spec_step_idx: int = 0,
+        *rest: Any,
+        **named: Any,
     ) -> Tensor:
         arguments = (hidden_states, sample_src_positions, idx_mapping, temperature, seeds, draft_step, draft_logits)
         requests = states()
         if draft_logits is None or not truncates(self.vllm_config) or not any_truncated(requests):
-            return original(self, *arguments, spec_step_idx)
+            return original(self, *arguments, *rest, **named)
         compute = self.compute_draft_logits
         self.compute_draft_logits = lambda *given: truncated(compute(*given), idx_mapping, temperature, requests)
         try:
-            return original(self, *arguments, spec_step_idx)
+            return original(self, *arguments, *rest, **named)
         finally:
             del self.compute_draft_logits
 

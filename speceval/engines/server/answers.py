@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speceval.engines.base import Finished, Step
+from speceval.engines.base import Finished, Step, Times
+from speceval.engines.server.client import Stream
 from speceval.store.schema import Evidence
 
 HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_accept_histogram")
@@ -30,6 +31,8 @@ class Answer:
     evidence: Evidence
     stop_reason: str | int | None = None
     cached: int = 0
+    text: str = ""
+    """Of a server that tells no tokens."""
 
     def finished(self, request_id: str) -> Finished:
         """As an engine tells of it."""
@@ -60,6 +63,44 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
         choice.get("stop_reason"),
         details.get("cached_tokens") or 0,
     )
+
+
+def joined(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The events of vLLM, or of another server of OpenAI's protocol, as the answer that they are without a stream.
+
+    Raises KeyError and its like for a stream that does not end, or of another shape.
+    """
+    whole: dict[str, Any] = {name: event[name] for event in events for name in ("usage", "metrics") if event.get(name)}
+    choices = [choice for event in events for choice in event.get("choices") or ()]
+    ended = [choice for choice in choices if choice.get("finish_reason")]
+    told = {"finish_reason": ended[-1]["finish_reason"], "stop_reason": ended[-1].get("stop_reason")}
+    if any(choice.get("token_ids") is not None for choice in choices):
+        told["token_ids"] = [token for choice in choices for token in choice.get("token_ids") or ()]
+    told["text"] = "".join(choice.get("text") or "" for choice in choices)
+    return whole | {"choices": [told]}
+
+
+def last_of_sglang(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The events of SGLang as one answer: each holds the tokens so far, or with incremental output those since."""
+    last = events[-1]
+    count = last["meta_info"].get("completion_tokens")
+    if count is not None and count != len(last["output_ids"]):
+        last = last | {"output_ids": [token for event in events for token in event["output_ids"]]}
+    if last["meta_info"]["finish_reason"] is None:
+        raise KeyError("finish_reason")
+    return last
+
+
+def brings_tokens(event: dict[str, Any]) -> bool:
+    """Whether an event of a stream of any dialect holds tokens, or a text."""
+    parts = [event, *event.get("choices", ())]
+    return any(part.get(name) for part in parts for name in ("token_ids", "output_ids", "tokens", "text"))
+
+
+def times_of(stream: Stream) -> Times | None:
+    """When the tokens of a stream came; None if none did."""
+    came = [moment for event, moment in zip(stream.events, stream.came, strict=True) if brings_tokens(event)]
+    return Times(stream.sent, came[0], came[-1], len(came)) if came else None
 
 
 def sglang(answer: dict[str, Any], k: int) -> Answer:
@@ -117,7 +158,13 @@ def openai(answer: dict[str, Any], k: int) -> Answer:
     """Of any `/v1/completions`: a text without token ids, which whoever asked has to encode; and no drafts."""
     choice = answer["choices"][0]
     tokens = choice.get("token_ids") or []
-    return Answer(list(tokens), str(choice["finish_reason"]), of_nothing(len(tokens)), "nothing")
+    return Answer(
+        list(tokens),
+        str(choice["finish_reason"]),
+        of_nothing(len(tokens)),
+        "nothing",
+        text=str(choice.get("text") or ""),
+    )
 
 
 def steps_of(tokens: int, drafted: Sequence[int], accepted: Sequence[int]) -> list[Step]:

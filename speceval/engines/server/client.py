@@ -6,8 +6,11 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
@@ -27,7 +30,23 @@ BUSY = (429, 503)
 RESUMES = "what was finished is stored, the same command resumes"
 
 
+LONGEST_LINE = 1 << 24
+"""Characters of one event of a stream."""
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What came piece by piece: the parsed events, and how many seconds after the call each came."""
+
+    sent: float
+    """Unix time of the call: of its first try."""
+    events: list[Any]
+    came: list[float]
+
+
+class Gone(UserError):
+    """The server cannot be reached, has stalled, or broke off."""
 
 
 class Refused(UserError):
@@ -94,18 +113,35 @@ class Client:
 
         return self._start(answer())
 
-    def begin_stream(self, path: str, body: dict[str, Any]) -> Future[list[Any]]:
-        """POST: the events of what it will answer, parsed."""
+    def begin_stream(self, path: str, body: dict[str, Any]) -> Future[Stream]:
+        """POST: the events of what it will answer."""
 
-        async def answer() -> list[Any]:
-            whole = (await self._call("POST", path, body)).text
-            lines = [line[5:].strip() for line in whole.splitlines() if line.startswith("data:")]
-            try:
-                return [json.loads(line) for line in lines if line != "[DONE]"]
-            except ValueError as error:
-                raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+        async def answer() -> Stream:
+            sent, begun, events, came = time.time(), time.perf_counter(), list[Any](), list[float]()
+            async with self._opened("POST", path, body) as response:
+                self._accepted(response, path)
+                async for line in _lines(response):
+                    if not line.startswith("data:") or (text := line[5:].strip()) == "[DONE]":
+                        continue
+                    came.append(time.perf_counter() - begun)
+                    events.append(self._event(text, path))
+            if not events:
+                raise UserError(f"{self.url}{path}: answered nothing that is a stream: {RESUMES}")
+            return Stream(sent, events, came)
 
         return self._start(answer())
+
+    def _event(self, text: str, path: str) -> Any:
+        """One event of a stream. Raises `UserError` for what is none, and for an error that a server sends as one."""
+        try:
+            event = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+        if not isinstance(event, dict):
+            raise UserError(f"{self.url}{path}: answered something that is no JSON object: {RESUMES}")
+        if event.get("error"):
+            raise UserError(f"{self.url}{path}: {_told(event)}: {RESUMES}")
+        return event
 
     def hurry(self) -> None:
         """Nobody waits long any more: calls from now on are made once, and end within seconds."""
@@ -133,23 +169,40 @@ class Client:
 
     async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Raises `UserError` in one line, `Refused` for an answer that is an error."""
+        async with self._opened(verb, path, body) as answer:
+            await answer.aread()
+            return self._accepted(answer, path)
+
+    @asynccontextmanager
+    async def _opened(self, verb: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
+        """The answer as it begins, once the server takes the call. Errors until its end are those of `_call`."""
+        try:
+            async with AsyncExitStack() as open_:
+                yield await self._taken(open_, self._http.build_request(verb, path, json=body, timeout=self._timeout))
+        except httpx.TimeoutException as error:
+            raise Gone(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise Gone(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
+
+    async def _taken(self, open_: AsyncExitStack, request: httpx.Request) -> httpx.Response:
+        """The answer of a server that was there and not too busy; one that is an error has been read."""
         for number in range(1, self._tries + 1):
             last = number == self._tries
             try:
-                answer = await self._http.request(verb, path, json=body, timeout=self._timeout)
+                answer = await self._http.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
-                    raise UserError(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
+                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
                 await asyncio.sleep(_pause(None, number))
                 continue
-            except httpx.TimeoutException as error:
-                raise UserError(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
-            except httpx.HTTPError as error:
-                raise UserError(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
             if answer.status_code in BUSY and not last:
+                await answer.aclose()
                 await asyncio.sleep(_pause(answer.headers.get("Retry-After"), number))
                 continue
-            return self._accepted(answer, path)
+            open_.push_async_callback(answer.aclose)
+            if answer.is_error:
+                await answer.aread()
+            return answer
         raise AssertionError("unreachable")
 
     def _accepted(self, answer: httpx.Response, path: str) -> httpx.Response:
@@ -185,15 +238,38 @@ def _pause(asked: str | None, number: int) -> float:
     return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
+async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """The lines of a stream, each as soon as it is whole; it ends with a newline, or was cut off.
+
+    Only a newline ends one: texts hold all kinds of separators.
+    """
+    left = ""
+    async for piece in answer.aiter_text():
+        *whole, left = (left + piece).split("\n")
+        for line in whole:
+            yield line
+        if len(left) > LONGEST_LINE:
+            raise httpx.RemoteProtocolError("a line without an end")
+    if left.strip():
+        yield left
+
+
 def _reason(answer: httpx.Response) -> str:
     """The server's own words, in one short line."""
     try:
-        content = json.loads(answer.text)
-        error = content.get("error", content.get("detail", content))
-        told = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        told = answer.text or answer.reason_phrase
-    return " ".join(str(told).split())[:200]
+        return _told(json.loads(answer.text))
+    except (ValueError, AttributeError, RecursionError):
+        return _short(answer.text or answer.reason_phrase)
+
+
+def _told(content: Any) -> str:
+    """What an answer says that is an error."""
+    error = content.get("error", content.get("detail", content))
+    return _short(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _short(words: Any) -> str:
+    return " ".join(str(words).split())[:200]
 
 
 def _line(error: Exception) -> str:

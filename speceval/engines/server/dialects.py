@@ -20,7 +20,12 @@ class Road:
     path: str
     body: Callable[[str, list[int], Sampling], Body]
     read: Callable[[Any, int], Answer]
-    stream: bool = False
+    streamed: Callable[[list[Body]], Any]
+    """The events of a stream as what `read` takes."""
+    stream: Body
+    """What is sent besides, for a stream."""
+    only_stream: bool = False
+    """Whether it tells its drafts in a stream alone."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,12 @@ def _llamacpp(model: str, token_ids: list[int], sampling: Sampling) -> Body:
         "cache_prompt": False,
         "return_tokens": True,
         "timings_per_token": True,
-        "stream": True,
         **({} if sampling.seed is None else {"seed": sampling.seed & 0x7FFFFFFF}),
     }
 
+
+WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+"""vLLM tells a request's verify steps in the event that comes with this."""
 
 DIALECTS = {
     row.name: row
@@ -112,8 +119,8 @@ DIALECTS = {
         Dialect(
             "vllm",
             (
-                Road("/inference/v1/generate", _generate, answers.vllm),
-                Road("/v1/completions", _completions, answers.vllm),
+                Road("/inference/v1/generate", _generate, answers.vllm, answers.joined, WITH_USAGE),
+                Road("/v1/completions", _completions, answers.vllm, answers.joined, WITH_USAGE),
             ),
             (
                 ("each request's verify steps", "--per-request-spec-decode-metrics detailed"),
@@ -127,18 +134,18 @@ DIALECTS = {
         ),
         Dialect(
             "sglang",
-            (Road("/generate", _sglang, answers.sglang),),
+            (Road("/generate", _sglang, answers.sglang, answers.last_of_sglang, {"stream": True}),),
             (("each request's verify steps", "none: SGLang tells a histogram of each request"),),
         ),
         Dialect(
             "llamacpp",
-            (Road("/completion", _llamacpp, answers.llamacpp, stream=True),),
+            (Road("/completion", _llamacpp, answers.llamacpp, list, {"stream": True}, only_stream=True),),
             (("its totals", "--metrics"),),
             "llamacpp:",
         ),
         Dialect(
             "openai",
-            (Road("/v1/completions", _plain, answers.openai),),
+            (Road("/v1/completions", _plain, answers.openai, answers.joined, WITH_USAGE),),
             (("anything about drafts", "none that is known: speed and texts only"),),
         ),
     )

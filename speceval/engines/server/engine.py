@@ -6,29 +6,31 @@ measured is what an engine in this process would give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.server import metrics, probe
-from speceval.engines.server.answers import vllm
-from speceval.engines.server.client import Client, Refused
-from speceval.engines.server.dialects import parameters
+from speceval.engines.server.answers import joined, times_of, vllm
+from speceval.engines.server.client import Client, Refused, Stream
+from speceval.engines.server.dialects import WITH_USAGE, parameters
 from speceval.engines.server.plain import PlainServerEngine
 from speceval.engines.server.settings import (
     SECONDS_OF_A_STEP,
     SHORTEST,
     Watch,
+    addresses,
     arguments,
     client,
     refuse,
     rest,
     tokenizer_of,
 )
+from speceval.engines.server.several import One, SeveralServers
 from speceval.engines.vllm import listing, loading
 from speceval.engines.vllm.align import replayed_steps
 from speceval.engines.vllm.listening import Listening
@@ -85,10 +87,12 @@ class ServerEngine(Listening, Engine):
     loads_checkpoints = False
     shortest_prompt = SHORTEST
     replicates = False
+    timed = True
 
-    def __init__(self, order: Order, client: Client, model: str) -> None:
-        """`client` reaches the server, which serves `model`. Raises `UserError`."""
+    def __init__(self, order: Order, client: Client, model: str, served: dict[str, Any] | None = None) -> None:
+        """`client` reaches the server, which serves `model`; `served`: what it tells besides. Raises `UserError`."""
         refuse(order)
+        self.served = served or {}
         self._order, self._closed = order, False
         self._client, self._model = client, model
         self._calls: dict[Future[Any], _Call] = {}
@@ -110,17 +114,36 @@ class ServerEngine(Listening, Engine):
 
     @classmethod
     def open(cls, order: Order) -> Engine:
-        """One for the server at the order's `url`: this class where its workers answer, else one that takes less."""
+        """One for the server at the order's `url`, or for all of them where there are several. Raises `UserError`."""
         given = arguments(order)
-        reached = client(order, given)
+        urls = addresses(str(given["url"]))
+        opened: list[tuple[str, One]] = []
         try:
-            seen = probe.look(reached, given["model"], given["dialect"])
+            for url in urls:
+                opened.append((url, cls._at(url, order, given)))
+            return opened[0][1] if len(opened) == 1 else SeveralServers(order, opened)
+        except BaseException:
+            for _, engine in opened:
+                engine.close()
+            raise
+
+    @classmethod
+    def _at(cls, url: str, order: Order, given: dict[str, Any]) -> One:
+        """One for a server: this class where its workers answer, else one that takes less."""
+        reached = client(order, url, given)
+        try:
+            seen = probe.look(reached, given["model"], given["dialect"], order.timed)
             if seen.workers and seen.evidence == "steps" and seen.road.path == GENERATE:
-                return cls(order, reached, seen.model)
-            return PlainServerEngine(order, reached, seen)
+                return cls(order, reached, seen.model, seen.served())
+            return cast(One, PlainServerEngine(order, reached, seen))
         except BaseException:
             reached.close()
             raise
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls that are out."""
+        return self._calls.keys()
 
     def _record(self) -> None:
         """Have the workers record what is to be recorded. Raises `UserError`."""
@@ -145,7 +168,8 @@ class ServerEngine(Listening, Engine):
                 "/collective_rpc", {"method": f"{method}_text" if as_text else method, "args": list(args)}
             )
         except Refused as error:
-            raise UserError(f"{error}: to be measured step by step, a server needs {START}") from error
+            mend = f"{error}: to be measured step by step, a server needs {START}"
+            raise Refused(mend, error.status) from error
         return [from_text(one) for one in answer["results"]] if as_text else list(answer["results"])
 
     def _read_settings(self) -> Facts:
@@ -201,11 +225,14 @@ class ServerEngine(Listening, Engine):
             "token_ids": prompt_token_ids,
             "sampling_params": _parameters(sampling),
         }
-        self._calls[self._client.begin(GENERATE, body)] = call
+        timed = self._order.timed
+        self._calls[
+            self._client.begin_stream(GENERATE, body | WITH_USAGE) if timed else self._client.begin(GENERATE, body)
+        ] = call
 
     def step(self) -> tuple[int, list[Finished]]:
         """Wait until an answer is here, or for `SECONDS_OF_A_STEP`. Tokens are counted with the request they finish."""
-        done, _ = wait(self._calls, SECONDS_OF_A_STEP, FIRST_COMPLETED)
+        done, _ = wait(self._calls, min(SECONDS_OF_A_STEP, self.patience), FIRST_COMPLETED)
         if self._recorder is not None:
             self._take()
         finished = [self._finish(self._calls.pop(call), call) for call in done]
@@ -224,12 +251,13 @@ class ServerEngine(Listening, Engine):
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
             raise UserError(f"{error}{mend}") from error
         try:
-            told = vllm(answer, self._settings.k)
-        except (KeyError, IndexError, TypeError) as error:
+            times = times_of(answer) if isinstance(answer, Stream) else None
+            told = vllm(joined(answer.events) if isinstance(answer, Stream) else answer, self._settings.k)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(f"{self._client.url}{GENERATE}: an answer without {error}: is it vLLM's?") from error
         if told.evidence != "steps" and len(told.tokens) > 1 and self._settings.method != "none":
             raise UserError(f"the server tells no verify steps: it needs {START}")
-        done = told.finished(call.request_id)
+        done = replace(told.finished(call.request_id), times=times)
         if self._watch is not None:
             self._watch.tokens += len(done.token_ids)
         if self._recorder is None:

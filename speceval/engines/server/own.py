@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from speceval.catalog.schema import Target
@@ -28,7 +29,8 @@ class OwnServerEngine(ServerEngine):
             self._server.log_to(sys.stdout.buffer)
             self._server.wait()
             super().__init__(order, Client(self._server.url, order.batch), self._server.name)
-            self._settings.generation_config = "vllm"  # as it was started
+            as_started = {"generation_config": "vllm"}
+            self._settings = self._settings.model_copy(update=as_started)
         except BaseException:
             self._server.stop()
             raise
@@ -54,9 +56,9 @@ class OwnServerEngine(ServerEngine):
         return OfflineEngine.ledger()
 
     @classmethod
-    def serving(cls, order: Order) -> dict[str, Any]:
+    def serving(cls, order: Order, ranges: Sequence[tuple[int, int, int]] = ()) -> dict[str, Any]:
         """That of vLLM in this process."""
-        return OfflineEngine.serving(order)
+        return OfflineEngine.serving(order, ranges)
 
     def close(self) -> None:
         """Drop the connections and stop the server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,12 @@ class PlainServerEngine(Engine):
     shortest_prompt = SHORTEST
     replicates = False
     knows_settings = False
+    timed = True
 
     def __init__(self, order: Order, client: Client, seen: probe.Seen) -> None:
         """Raises `UserError` for what this server cannot be asked."""
         self._order, self._client, self._seen = order, client, seen
+        self.served = seen.served()
         self._calls: dict[Future[Any], str] = {}
         self._closed, self._watch = False, Watch(client, "")
         self.max_model_len = seen.context
@@ -40,6 +43,11 @@ class PlainServerEngine(Engine):
     def require(cls) -> None:
         """Nothing is needed."""
         return
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls that are out."""
+        return self._calls.keys()
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]
@@ -83,35 +91,37 @@ class PlainServerEngine(Engine):
         if len(prompt_token_ids) < self.shortest_prompt:
             raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
         seen = self._seen
-        self._calls[probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling)] = request_id
+        self._calls[probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling, self._order.timed)] = (
+            request_id
+        )
 
     def step(self) -> tuple[int, list[Finished]]:
         """Wait until an answer is here, or a moment."""
-        done, _ = wait(self._calls, SECONDS_OF_A_STEP, FIRST_COMPLETED)
+        done, _ = wait(self._calls, min(SECONDS_OF_A_STEP, self.patience), FIRST_COMPLETED)
         finished = [self._finish(self._calls.pop(call), call) for call in done]
         return sum(len(one.token_ids) for one in finished), finished
 
     def _finish(self, request_id: str, call: Future[Any]) -> Finished:
         seen, answered = self._seen, call.result()
         try:
-            answer = seen.road.read(answered, self._order.k)
-        except (KeyError, IndexError, TypeError) as error:
+            answer, times = probe.read(seen.road, answered, self._order.k)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{seen.url}{seen.road.path}: an answer without {error}: is it {seen.dialect.name}'s?"
             ) from error
         if seen.dialect.name == "openai" and not answer.tokens:
-            answer = self._encoded(answer, str(answered["choices"][0].get("text", "")))
+            answer = self._encoded(answer)
         if seen.evidence in ("totals", "nothing"):
             answer = replace(answer, steps=of_nothing(len(answer.tokens)))
         longest = max((step.drafted for step in answer.steps), default=0)
         if longest > self._order.k:
             raise UserError(f"--k {self._order.k}: the server drafts {longest} tokens a step: ask for that")
         self._watch.tokens += len(answer.tokens)
-        return answer.finished(request_id)
+        return replace(answer.finished(request_id), times=times if self._order.timed else None)
 
-    def _encoded(self, answer: Answer, text: str) -> Answer:
+    def _encoded(self, answer: Answer) -> Answer:
         """An answer that came as text alone, by the tokens of this machine's tokenizer."""
-        tokens = list(self.tokenizer.encode(text, add_special_tokens=False))
+        tokens = list(self.tokenizer.encode(answer.text, add_special_tokens=False))
         return replace(answer, tokens=tokens, steps=of_nothing(len(tokens)))
 
     def counters(self) -> Counters | None:

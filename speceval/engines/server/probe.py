@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from speceval.engines.base import Sampling
+from speceval.engines.base import Sampling, Times
 from speceval.engines.server import metrics
-from speceval.engines.server.answers import Answer
-from speceval.engines.server.client import Client, Refused
+from speceval.engines.server.answers import Answer, times_of
+from speceval.engines.server.client import Client, Refused, Stream
 from speceval.engines.server.dialects import DIALECTS, Dialect, Road
 from speceval.errors import UserError
 from speceval.store.schema import Evidence
@@ -57,6 +57,10 @@ class Seen:
     """What it does not tell, and the flag that would make it."""
     notes: list[str] = field(default_factory=list)
 
+    def served(self) -> dict[str, Any]:
+        """What replicas have in common: what it is, serves and says of its drafts."""
+        return {"server": self.dialect.name, "version": self.version, "model": self.model, **self.told}
+
     def as_json(self) -> dict[str, Any]:
         """For `speceval probe --json`."""
         return {
@@ -76,10 +80,10 @@ class Seen:
         }
 
 
-def look(client: Client, model: str | None = None, dialect: str | None = None) -> Seen:
+def look(client: Client, model: str | None = None, dialect: str | None = None, timed: bool = False) -> Seen:
     """Ask a server what it is, and run a few tokens on it to see what it tells. Raises `UserError`.
 
-    `model`: the name it is served by; `dialect`: in place of what it seems to be.
+    `model`: the name it is served by; `dialect`: in place of what it seems to be; `timed`: what it tells in a stream.
     """
     if dialect is not None and dialect not in DIALECTS:
         raise UserError(f"--dialect {dialect}: there are {', '.join(DIALECTS)}")
@@ -90,7 +94,7 @@ def look(client: Client, model: str | None = None, dialect: str | None = None) -
     served = chosen(client, models, model)
     page = _text(client, "/metrics")
     totals = bool(row.metrics) and f"{row.metrics}spec_decode_num_drafts_total" in page
-    road, answer = _trial(client, row, served)
+    road, answer = _trial(client, row, served, timed)
     evidence = answer.evidence
     if evidence == "nothing" and totals:
         evidence = "totals"
@@ -133,7 +137,13 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
         whole = info.get("vllm_config")
         speculative = (whole.get("speculative_config") or {}) if isinstance(whole, dict) else {}
         speculative = speculative if isinstance(speculative, dict) else {}
-        found = {"method": speculative.get("method"), "k": speculative.get("num_speculative_tokens")}
+        model = whole.get("model_config") if isinstance(whole, dict) else None
+        found = {
+            "method": speculative.get("method"),
+            "k": speculative.get("num_speculative_tokens"),
+            "target": model.get("model") if isinstance(model, dict) else None,
+            "draft": speculative.get("model"),
+        }
     else:
         found = {}
     return {name: value for name, value in found.items() if value is not None}
@@ -149,19 +159,30 @@ def chosen(client: Client, models: list[str], name: str | None) -> str:
     raise UserError(f"{client.url} serves {', '.join(models) or 'nothing'}: {mend}")
 
 
-def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling) -> Any:
-    """A future of what a server answers on a road."""
+def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling, timed: bool = False) -> Any:
+    """A future of what a server answers on a road, for `read`."""
     body = road.body(model, tokens, sampling)
-    return client.begin_stream(road.path, body) if road.stream else client.begin(road.path, body)
+    if timed or road.only_stream:
+        return client.begin_stream(road.path, body | road.stream)
+    return client.begin(road.path, body)
 
 
-def _trial(client: Client, row: Dialect, model: str) -> tuple[Road, Answer]:
+def read(road: Road, answered: Any, k: int) -> tuple[Answer, Times | None]:
+    """What was answered on a road, and of a stream when its tokens came. Raises KeyError and its like for an answer
+    of another shape.
+    """
+    if not isinstance(answered, Stream):
+        return road.read(answered, k), None
+    return road.read(road.streamed(answered.events), k), times_of(answered)
+
+
+def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road, Answer]:
     """The road that tells most, with what it told. Raises `UserError` where none is open."""
     best: tuple[Road, Answer] | None = None
     closed = ""
     for road in row.roads:
         try:
-            answer = road.read(ask(client, road, model, TRIAL_PROMPT, TRIAL).result(), 1)
+            answer, _ = read(road, ask(client, road, model, TRIAL_PROMPT, TRIAL, timed).result(), 1)
         except Refused as error:
             closed = str(error)
             continue

@@ -29,9 +29,20 @@ def arguments(order: Order) -> dict[str, Any]:
     return ARGUMENTS | order.engine_args
 
 
-def client(order: Order, given: dict[str, Any]) -> Client:
-    """The client that an order's arguments ask for. Raises `UserError`."""
-    return Client(str(given["url"]), order.batch, given["api_key_env"], float(given["timeout"]))
+def addresses(text: str) -> list[str]:
+    """The servers that --url names, comma-separated. Raises `UserError` for one that is named twice."""
+    urls = [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
+    if not urls:
+        raise UserError(f"--url {text}: names no address")
+    for url in urls:
+        if urls.count(url) > 1:
+            raise UserError(f"--url: names {url} twice")
+    return urls
+
+
+def client(order: Order, url: str, given: dict[str, Any]) -> Client:
+    """The client for one server that an order's arguments ask for. Raises `UserError`."""
+    return Client(url, order.batch, given["api_key_env"], float(given["timeout"]))
 
 
 def refuse(order: Order) -> None:

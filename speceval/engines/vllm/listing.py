@@ -16,8 +16,8 @@ BOUND = frozenset(patch.id for patch in LEDGER if patch.methods)
 
 
 def concerns(patch: str, runner: str) -> bool:
-    """Whether a row of the ledger is about this model runner, "V1" or "V2"."""
-    return any(row.id == patch and row.runner in (ANY, runner) for row in LEDGER)
+    """Whether a row of the ledger is about what this model runner, "V1" or "V2", does in a run: none has a grammar."""
+    return any(row.id == patch and row.runner in (ANY, runner) and not row.grammar for row in LEDGER)
 
 
 def as_state(status: vllm_patches.PatchStatus) -> PatchState:

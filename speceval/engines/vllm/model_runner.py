@@ -18,6 +18,13 @@ CPU_VERSIONS = ">=0.32"
 """Versions of vLLM whose V2 runner has a CPU path (PEP 440)."""
 
 
+def demanded(runner: Runner | None) -> str:
+    """The runner of an engine as far as it is settled before vLLM is asked: "V2" only where it was asked for."""
+    if runner is None:
+        return "V1" if os.environ.get(CHOICE, "0").strip() in ("", "0") else "V2"
+    return runner.upper()
+
+
 def environment(runner: Runner | None, version: str) -> dict[str, str]:
     """What a process must find in its environment to use a runner (None: vLLM's own choice). Raises `UserError`."""
     wanted = {} if runner is None else {CHOICE: "1" if runner == "v2" else "0"}

@@ -32,6 +32,7 @@ from vllm_patches.worker import (
     ask_loading,
     ask_settings,
     drain_states,
+    draw_drafts,
     start_states,
     stop_states,
     stop_tap,
@@ -80,7 +81,7 @@ class OfflineEngine(Listening, Engine):
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
-        self._recorder = REPLAY if order.replay else OVERLAP if order.record else None
+        self._recorder: str | None = None
         self._recordings = Recordings()
         self._undrained = 0
         self._taps = set()
@@ -102,10 +103,21 @@ class OfflineEngine(Listening, Engine):
         loading.check(self._loaded, str(start.checkpoint(self._order.draft)))
         self.max_model_len = int(agreed(self._ask(ask_settings))["max_model_len"])
         self._ask(stop_tap)  # an engine that ran before in this process may have left some
-        if self._recorder is not None:
-            self.listen(self._recorder)
+        self._record_for(self._order)
         if self._order.draft is not None and self._config.use_v2_model_runner:
             self.listen(COUNT)
+
+    def _record_for(self, order: Order) -> None:
+        """Have the workers record what an order wants recorded, and nothing else of that kind. Raises `UserError`."""
+        wanted = REPLAY if order.replay else OVERLAP if order.record else None
+        if wanted == self._recorder:
+            return
+        if self._recorder is not None:
+            self.unlisten(self._recorder)
+        self._recorder = None
+        if wanted is not None:
+            self.listen(wanted)
+        self._recorder = wanted
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """What the workers answer to a question of `vllm_patches.worker`. Raises `UserError`."""
@@ -128,9 +140,14 @@ class OfflineEngine(Listening, Engine):
         return listing.ledger()
 
     @classmethod
-    def serving(cls, order: Order) -> dict[str, Any]:
+    def serving(cls, order: Order, ranges: Sequence[tuple[int, int, int]] = ()) -> dict[str, Any]:
         """What `vllm serve` takes: `speculative_config`, and what drafters of ours need."""
-        return {} if order.draft is None else start.drafter_arguments(order.draft, order, start.require_vllm())
+        if order.draft is None or (ranges and not start.has_ranges()):
+            return {}
+        arguments = start.drafter_arguments(order.draft, order, start.require_vllm())
+        if ranges:
+            arguments["speculative_config"][start.RANGES] = [list(one) for one in ranges]
+        return arguments
 
     @classmethod
     def server(cls, order: Order, host: str, port: int, name: str | None) -> Server:
@@ -143,7 +160,9 @@ class OfflineEngine(Listening, Engine):
         return start.swappable(before, after)
 
     def swap(self, order: Order) -> bool:
-        """Load the weights of another drafter into the running engine; caches of the one before are cleared."""
+        """Load the weights of another drafter into the running engine, draw and record as asked; caches of the one
+        before are cleared.
+        """
         if self._closed or self._engine.has_unfinished_requests() or not start.swappable(self._order, order):
             return False
         before, after = start.checkpoint(self._order.draft), start.checkpoint(order.draft)
@@ -155,6 +174,10 @@ class OfflineEngine(Listening, Engine):
                 return False
             self._loaded = ask_loading(self.llm)
             loading.check(self._loaded, after)
+            if self._order.drafting != order.drafting and (reason := draw_drafts(self.llm, order.drafting)):
+                print(f"no {order.drafting} drafts: {reason}", flush=True)
+                return False
+            self._record_for(order)
         except Exception:  # a worker that is gone, or weights that an engine of their own will name
             traceback.print_exc()
             return False

@@ -6,11 +6,14 @@ called otherwise. When the process that started it is gone this one ends too, so
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import signal
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from vllm_patches import interpreted
 
@@ -29,9 +32,35 @@ def watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def offline_defaults() -> None:
+    """Have vLLM's server take the same size of a step as `vllm.LLM` where none is asked for.
+
+    vLLM has another default for each (EngineArgs.get_batch_defaults); a served run and one of an engine in this process
+    are to be one protocol.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    EngineArgs.get_batch_defaults = classmethod(
+        as_offline(EngineArgs.get_batch_defaults.__func__, UsageContext.LLM_CLASS)
+    )
+
+
+def as_offline(defaults: Callable[..., tuple[dict[Any, int], ...]], offline: Any) -> Callable[..., Any]:
+    """`defaults`, which gives tables by who asks, with the value for `offline` in place of everyone's."""
+
+    @functools.wraps(defaults)
+    def of_all(*arguments: Any, **named: Any) -> tuple[dict[Any, int], ...]:
+        tables = defaults(*arguments, **named)
+        return tuple({who: table.get(offline, value) for who, value in table.items()} for table in tables)
+
+    return of_all
+
+
 def main() -> None:
     """Serve until a signal comes."""
     interpreted.prepare()
+    offline_defaults()
     if parent := os.environ.pop(PARENT, ""):
         threading.Thread(target=watch, args=(int(parent),), name="parent", daemon=True).start()
     for module in MODULES:

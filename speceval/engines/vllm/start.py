@@ -15,6 +15,7 @@ import vllm_patches
 from speceval.catalog.config import REMARKS
 from speceval.catalog.schema import Draft, Target
 from speceval.engines.base import Order
+from speceval.engines.vllm import model_runner
 from speceval.errors import UserError
 from speceval.store.schema import Facts, PatchState
 from vllm_patches import methods, settings
@@ -41,6 +42,10 @@ CPU_SPINS = "20000"
 
 RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEVAL_"
 """vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
+
+
+RANGES = "num_speculative_tokens_per_batch_size"
+"""Field of `speculative_config` of vLLM versions that let K follow the batch size (vllm/config/speculative.py)."""
 
 
 def require_vllm() -> str:
@@ -125,7 +130,7 @@ def llm_arguments(order: Order, version: str) -> dict[str, Any]:
 
 def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any]:
     """vLLM's arguments that name the drafter: `speculative_config`, and `additional_config` for drafters of ours."""
-    if methods.ours(draft.method, version):
+    if methods.ours(draft.method, version, model_runner.demanded(order.runner)):
         from vllm_patches import drafters
 
         arguments = drafters.engine_arguments(draft.method, checkpoint(draft), order.k, order.drafting)
@@ -150,6 +155,8 @@ def swappable(before: Order, after: Order) -> bool:
     a, b = before.draft, after.draft
     if not before.like(after) or a is None or b is None:
         return False
+    if before.drafting != after.drafting and not drawn_anew(before):
+        return False
     if a.method == "suffix":  # it learns from what it has seen
         return False
     if a.model is None or b.model is None:
@@ -160,6 +167,19 @@ def swappable(before: Order, after: Order) -> bool:
         return False
     configs = [configuration(draft.model) for draft in (a, b) if draft.model]
     return None in configs or configs[0] == configs[1]
+
+
+def has_ranges() -> bool:
+    """Whether the installed vLLM has the field `RANGES`, without importing it."""
+    spec = importlib.util.find_spec("vllm")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    files = (Path(place) / "config" / "speculative.py" for place in places)
+    return any(file.is_file() and RANGES in file.read_text(encoding="utf-8") for file in files)
+
+
+def drawn_anew(order: Order) -> bool:
+    """Whether a running engine can draw its drafts in another way: the V1 runner looks at each step how."""
+    return order.rejection == "standard" and (order.runner == "v1" or (order.runner is None and on_cpu()))
 
 
 def checkpoint(draft: Draft | None) -> str:
@@ -197,7 +217,7 @@ def missing_patches(patches: list[PatchState], facts: Facts, temperature: float)
         statuses,
         device=facts.device,
         temperature=temperature,
-        method=methods.transport(facts.method, facts.vllm),
+        method=methods.transport(facts.method, facts.vllm, facts.runner),
         runner=facts.runner,
     )
 

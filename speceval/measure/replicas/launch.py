@@ -55,5 +55,7 @@ def run_all(jobs: Sequence[Job], cluster: Cluster, watch: Watch, log: Log, log_f
 
 def check(job: Job) -> None:
     """Raises `UserError` for what replicas cannot measure."""
+    if job.spec.rate is not None:
+        raise UserError("--rate: is the load on one server: leave --ray out")
     if not engines.find(job.spec.engine).replicates:
         raise UserError(f"--ray: --engine {job.spec.engine} measures what runs already: leave --ray out")

@@ -30,7 +30,11 @@ def export(run: StoredRun, kind: str) -> str:
     for fault, wrong in (
         ("is unfinished: finish it with the command that began it", not run.complete),
         ("has books that do not balance: `speceval show` says where", bool(run.meta.problems)),
-        ("is a replay, which holds expectations and no counts: export a run that generates", replay.is_replay(run)),
+        (
+            "is a replay, which holds expectations and no counts: `speceval table` and `report` take it, `export` a "
+            "run that generates",
+            replay.is_replay(run),
+        ),
         ("forced its acceptance: it measures no drafter", run.meta.spec.rejection == "synthetic"),
         ("measured nothing: no step has drafts", not drafted.any()),
     ):

@@ -27,7 +27,7 @@ def lm_eval_results(run: StoredRun) -> dict[str, Any]:
     packages = meta.environment.packages
     name = public(spec.draft) or spec.draft
     summaries = {suite: suite_summary(run, suite) for suite in run.suites}
-    seconds = sum(segment.seconds for segment in meta.segments)
+    seconds = meta.engine_seconds if meta.wall_seconds is None else meta.wall_seconds
     return {
         "results": {suite: {"alias": suite, **_metrics(summary)} for suite, summary in summaries.items()},
         "group_subtasks": {suite: [] for suite in summaries},

@@ -11,6 +11,7 @@ from speceval.show.layouts.categories import categories
 from speceval.show.layouts.entries import collect, undrafted
 from speceval.show.layouts.form import Table
 from speceval.show.layouts.lengths import lengths
+from speceval.show.layouts.load import load
 from speceval.show.layouts.paper import paper_arch, paper_main, paper_mean
 from speceval.show.layouts.positions import positions
 from speceval.show.layouts.replays import replays
@@ -24,6 +25,7 @@ LAYOUTS: dict[str, Callable[..., Table]] = {
     "positions": positions,
     "categories": categories,
     "lengths": lengths,
+    "load": load,
 }
 
 CHANGES = ("paper-arch", "paper-mean")

@@ -33,6 +33,7 @@ def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> D
     `NotComparable` (`comparison.require_comparable`), and what was allowed is in the caption. So do two runs'
     conversations, which are drawn without their differences instead.
     """
+    style.require_one_kind(runs)
     allowed = require_comparable([run.meta.fingerprint for run in runs], allow) if kind == "forest" else []
     with matplotlib.rc_context(style.RC):
         figure, caption = conversation.draw(runs, allow) if kind == "conversations" else OF_RUNS[kind](runs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speceval.estimate import acceptance, books
+from speceval.estimate import acceptance, books, replay
 from speceval.estimate.lengths import contexts, starts
 from speceval.estimate.statistics import ratio_interval
 from speceval.show.plots import style
@@ -29,20 +29,23 @@ def bin_width(longest: int) -> int:
 def binned(steps: pd.DataFrame, width: int, k: int, lengths: pd.Series | None = None) -> list[dict[str, Any]]:
     """Mean accepted draft tokens per step by place, for one suite's steps at K = k; only bins that have steps.
 
+    Of a replay the same of the steps that a free run along its texts expects.
+
     lengths: of each step; None: output tokens that are there when it starts.
     Rows: start (first token of the bin; it holds starts in start … start + width - 1), steps, conversations, and value,
     low, high, se (95 %, clustered by conversation).
     """
     place = (starts(steps) if lengths is None else lengths) // width * width
-    rows = acceptance.drafted_steps(steps)
+    drafted = acceptance.drafted_steps(steps)
+    rows = replay.expected(steps).loc[drafted.index] if replay.depth(steps) else drafted.assign(steps=1)
     keys = [place[rows.index].rename("start"), rows["conversation"]]
-    sums = rows["accepted"].groupby(keys).agg(["sum", "size"]).reset_index()
+    sums = rows[["accepted", "steps"]].groupby(keys).sum().reset_index()
     return [
         {
             "start": int(str(start)),
-            "steps": int(part["size"].sum()),
+            "steps": float(part["steps"].sum()),
             "conversations": len(part),
-            **ratio_interval(part["sum"], part["size"], bounds=(0, k)).as_dict(),
+            **ratio_interval(part["accepted"], part["steps"], bounds=(0, k)).as_dict(),
         }
         for start, part in sums.groupby("start")
     ]
@@ -94,4 +97,6 @@ def _draw(runs: Sequence[StoredRun], kind: str, lengths: Lengths, axis_label: st
     axes[0].set(ylabel="accepted tokens per step", ylim=(0, None))
     style.legend(figure, axes[0])
     shown = ", ".join(map(str, dict.fromkeys(widths)))
-    return style.Drawn(figure, caption.format(shown, style.settings(runs), style.INTERVAL))
+    if style.replayed(runs):
+        caption = f"{caption} Along given texts: steps and accepted tokens that a free run is expected to have there."
+    return style.Drawn(figure, caption.format(shown, style.settings(runs), style.interval(runs)))

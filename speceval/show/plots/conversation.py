@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from speceval.errors import NotComparable
-from speceval.estimate import acceptance
+from speceval.estimate import acceptance, replay
 from speceval.estimate.comparison import require_comparable
 from speceval.show.plots import style
 from speceval.show.tables import suite_summary
@@ -21,7 +21,13 @@ BELOW = 0.07
 
 
 def taus(steps: pd.DataFrame) -> pd.Series:
-    """tau of each conversation of one suite, over all its seeds and turns; index: conversation."""
+    """tau of each conversation of one suite, over all its seeds and turns; of a replay tau_committed.
+
+    Index: conversation.
+    """
+    if replay.depth(steps):
+        expected = replay.conversation_totals(steps)
+        return (expected["committed"] / expected["steps"])[expected["steps"] > 0]
     totals = acceptance.conversation_totals(steps)
     return 1 + totals["accepted"] / totals["steps"]
 
@@ -31,10 +37,8 @@ def differences(a: StoredRun, b: StoredRun, suite: str) -> tuple[pd.Series, dict
 
     The conversations' differences are over all seeds of each run; the pooled one over the requests in both.
     """
-    steps = [style.steps(run, suite) for run in (a, b)]
-    turns = [style.turns(run, suite) for run in (a, b)]
-    compared = acceptance.compare(steps[0], turns[0], steps[1], turns[1])
-    return (taus(steps[1]) - taus(steps[0])).dropna(), compared["difference"]
+    each = [taus(style.steps(run, suite)) for run in (a, b)]
+    return (each[1] - each[0]).dropna(), style.compared(a, b, suite)["difference"]
 
 
 def draw(runs: Sequence[StoredRun], allow: Collection[str] = ()) -> style.Drawn:
@@ -51,19 +55,26 @@ def draw(runs: Sequence[StoredRun], allow: Collection[str] = ()) -> style.Drawn:
     for suite, axes in zip(suites, grid, strict=True):
         name = f"{style.plain(suite)}: " if len(suites) > 1 else ""
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-            _distribution(axes[0], taus(style.steps(run, suite)), suite_summary(run, suite)["tau"], index, label)
-        axes[0].set(xlabel=f"{name}tau of a conversation", ylabel="share of conversations")
+            _distribution(
+                axes[0], taus(style.steps(run, suite)), suite_summary(run, suite)[style.tau(runs)], index, label
+            )
+        axes[0].set(xlabel=f"{name}{style.length(runs)} of a conversation", ylabel="share of conversations")
         if paired:
             _distribution(axes[1], *differences(runs[0], runs[1], suite), len(runs), "difference")
             axes[1].axvline(0, color="black", linewidth=0.6, zorder=0)
-            axes[1].set(xlabel=f"{name}tau of {labels[1]} minus {labels[0]}")
+            axes[1].set(xlabel=f"{name}{style.length(runs)} of {labels[1]} minus {labels[0]}")
     style.legend(figure, grid[0][0])
+    wider = (
+        "A conversation's value is exact for its texts; other texts of the same prompt would have another."
+        if style.replayed(runs)
+        else "A conversation's tau is itself an estimate from a limited number of steps, so the spread is wider than "
+        "that between prompts alone."
+    )
     return style.Drawn(
         figure,
-        "Distribution over conversations: the share of conversations whose tau, over all their seeds and turns, is "
-        f"at most the value on the axis ({style.settings(runs)}).{pairs} A conversation's tau is itself an estimate "
-        "from a limited number of steps, so the spread is wider than that between prompts alone. Below each, with a "
-        f"marker: the pooled value; bars: {style.INTERVAL}.",
+        f"Distribution over conversations: the share of conversations whose {style.length(runs)}, over all their "
+        f"seeds and turns, is at most the value on the axis ({style.settings(runs)}).{pairs} {wider} Below each, with "
+        f"a marker: the pooled value; bars: {style.interval(runs)}.",
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from speceval.errors import UserError
-from speceval.estimate import acceptance
 from speceval.show.plots import style
 from speceval.store import StoredRun
 
@@ -28,13 +27,7 @@ def rows(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
         raise UserError("a forest plot compares runs with the first one: name two or more")
     first = runs[0]
     return [
-        {
-            "suite": suite,
-            "run": index,
-            **acceptance.compare(
-                style.steps(first, suite), style.turns(first, suite), style.steps(run, suite), style.turns(run, suite)
-            )["relative_percent"],
-        }
+        {"suite": suite, "run": index, **style.compared(first, run, suite)["relative_percent"]}
         for suite in style.shared_suites(runs)
         for index, run in enumerate(runs[1:], start=1)
     ]
@@ -60,13 +53,13 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
                       textcoords="offset points", va="center", fontsize=7, annotation_clip=False)  # fmt: skip
     axis.axvline(0, color="black", linewidth=0.6, zorder=0)
     axis.set_yticks(places, names)
-    axis.set(xlabel=f"Δ% of tau over {labels[0]}", ylim=(min(places) - 0.6, 0.6))
+    axis.set(xlabel=f"Δ% of {style.length(runs)} over {labels[0]}", ylim=(min(places) - 0.6, 0.6))
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(True, axis="x")
     return style.Drawn(
         figure,
-        f"Relative difference of tau over {first}, in percent ({style.settings(runs)}). Bars: 95 % "
+        f"Relative difference of {style.length(runs)} over {first}, in percent ({style.settings(runs)}). Bars: 95 % "
         "intervals, paired by conversation over the requests that both runs have, each for itself: not corrected for "
         f"the number of rows ({len(found)}).",
     )

@@ -33,6 +33,13 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(ylabel="P(position j accepted)", ylim=(0, None))
     style.legend(figure, axes[0])
+    if style.replayed(runs):
+        return style.Drawn(
+            figure,
+            "Acceptance by draft position along given texts: the chance that a step of a free run accepts position j "
+            f"and all before it, over the steps whose j-th token is in the text ({style.settings(runs)}). Bars: "
+            f"{style.interval(runs)}. Compare them with other replays only.",
+        )
     return style.Drawn(
         figure,
         "Acceptance by draft position: the share of verify steps that drafted position j which accepted it and all "

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from speceval.errors import UserError
-from speceval.estimate.acceptance import undrafted_note
+from speceval.errors import NotComparable, UserError
+from speceval.estimate.acceptance import compare, undrafted_note
+from speceval.estimate.comparison import compare_replays
 from speceval.estimate.replay import is_replay
 from speceval.estimate.statistics import cluster_warnings
 from speceval.files import write_whole
@@ -192,6 +193,43 @@ def label(text: str) -> str:
 def plain(text: str) -> str:
     """Without control characters and lone surrogates, which no font has."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def replayed(runs: Sequence[StoredRun]) -> bool:
+    """Whether these runs are replays (`require_one_kind`)."""
+    return is_replay(runs[0])
+
+
+def require_one_kind(runs: Sequence[StoredRun]) -> None:
+    """Raises `NotComparable` for replays beside runs that were sampled: one has expectations, the other counts."""
+    kinds = {is_replay(run): run.directory for run in runs}
+    if len(kinds) > 1:
+        raise NotComparable(
+            f"{kinds[True]} is a replay, {kinds[False]} was sampled: what one expects and the other counted are not "
+            "the same numbers: draw replays by themselves"
+        )
+
+
+def tau(runs: Sequence[StoredRun]) -> str:
+    """The column of `suite_summary` with the acceptance length that is drawn."""
+    return "tau_committed" if replayed(runs) else "tau"
+
+
+def length(runs: Sequence[StoredRun]) -> str:
+    """The name of that length."""
+    return tau(runs).replace("_", " ")
+
+
+def interval(runs: Sequence[StoredRun]) -> str:
+    """What an interval covers."""
+    return INTERVAL.replace("new seeds", "new texts") if replayed(runs) else INTERVAL
+
+
+def compared(a: StoredRun, b: StoredRun, suite: str) -> dict[str, Any]:
+    """`acceptance.compare` of one suite, over the requests that both runs have; of replays the same of their texts."""
+    if replayed([a, b]):
+        return compare_replays(steps(a, suite), steps(b, suite))
+    return compare(steps(a, suite), turns(a, suite), steps(b, suite), turns(b, suite))
 
 
 def settings(runs: Sequence[StoredRun]) -> str:

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from speceval.catalog.methods import find
-from speceval.estimate import acceptance
+from speceval.estimate import acceptance, replay
 from speceval.estimate.statistics import ratio_interval
 from speceval.protocol import digest
 from speceval.show.plots import style
@@ -46,7 +46,16 @@ def totals(steps: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def curve(steps: pd.DataFrame, k: int) -> list[dict[str, Any]]:
-    """tau(1) … tau(k) of one suite's steps at K = k: rows {k, value, low, high, se}, 95 %, by conversation."""
+    """tau(1) … tau(k) of one suite's steps at K = k: rows {k, value, low, high, se}, 95 %, by conversation.
+
+    Of a replay tau_committed, which is that of a replay at each k: it visits every start, so no start is missing.
+    """
+    if replay.depth(steps):
+        along = [replay.conversation_totals(replay.up_to(steps, j)) for j in range(1, k + 1)]
+        return [
+            {"k": j, **ratio_interval(each["committed"], each["steps"], bounds=(1, j + 1)).as_dict()}
+            for j, each in enumerate(along, start=1)
+        ]
     by_conversation = totals(steps, k)
     return [
         {"k": j, **ratio_interval(by_conversation[j], by_conversation["steps"], bounds=(1, j + 1)).as_dict()}
@@ -85,14 +94,19 @@ def draw(runs: Sequence[StoredRun]) -> style.Drawn:
                 style.estimates(axis, places, [row for _, row in separate], label=f"{label}: separate runs", **bars)
         axis.set_xlabel("K, draft tokens of a step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set(ylabel="tau", ylim=(1, None))
+    axes[0].set(ylabel=style.length(runs), ylim=(1, None))
     style.legend(figure, axes[0])
     return style.Drawn(figure, _caption(runs, members))
 
 
 def _caption(runs: Sequence[StoredRun], members: list[list[StoredRun]]) -> str:
-    text = f"Acceptance length tau against K ({style.settings(runs)}). "
-    if any(has_curve(group[0]) for group in members):
+    text = f"Acceptance length {style.length(runs)} against K ({style.settings(runs)}). "
+    if style.replayed(runs):
+        text += (
+            "Curves: from one replay at the largest K, exact at every K on its texts, since what position j keeps does "
+            "not depend on what is drafted after it. Points beside a curve: separate replays. "
+        )
+    elif any(has_curve(group[0]) for group in members):
         text += (
             "Curves: from the steps of one run at the largest K, tau(k) = 1 + mean of min(A, k). Exact for the steps "
             "of that run; a run at k starts its steps at other places of the text, so the curve equals its tau only if "
@@ -101,4 +115,4 @@ def _caption(runs: Sequence[StoredRun], members: list[list[StoredRun]]) -> str:
         )
     if not all(has_curve(group[0]) for group in members):
         text += "Without a curve: drafters whose drafts or verification at a position depend on K. "
-    return f"{text}Bands and bars: {style.INTERVAL}."
+    return f"{text}Bands and bars: {style.interval(runs)}."

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from speceval import catalog
+from speceval.estimate import replay
 from speceval.estimate.statistics import LEAST_EFFECTIVE
 from speceval.protocol import RunSpec
 from speceval.store import StoredRun
@@ -38,7 +39,9 @@ class Audit:
 
 def audit(run: StoredRun) -> list[Audit]:
     """All audits of a run, finished or not."""
-    return [check(run) for check in AUDITS]
+    if run.meta.spec.replay is None:
+        return [check(run) for check in AUDITS]
+    return [check(run) for check in (ALONG_TEXTS if run.meta.spec.engine == "capture" else REPLAYED)]
 
 
 def share(part: float, whole: float, unit: str) -> str:
@@ -224,6 +227,33 @@ AUDITS = (
     _complete, _clusters, _quantity, _own_k, _truncation, _excess, _short_drafts, _undrafted, _padded,
     _one_hot, _structured, _preemptions, _resumed, _cache_hits,
 )  # fmt: skip
+
+
+def _places(run: StoredRun) -> Audit:
+    undrafted = int((run.steps["drafted"] == 0).sum())
+    return Audit(
+        "places without drafts",
+        share(undrafted, len(run.steps), "places"),
+        _above(undrafted, len(run.steps), FEW_STEPS),
+        "Each is a step of one token there, and in no number here.",
+    )
+
+
+def _law(run: StoredRun) -> Audit:
+    laws = {suite: replay.text_law(run.suite(suite)[0]) for suite in run.suites}
+    known = {suite: law for suite, law in laws.items() if law["z"] is not None}
+    return Audit(
+        "law of the texts",
+        ", ".join(f"{suite} z = {law['z']:+.1f}" for suite, law in known.items()) or "not tested here",
+        any(law["agrees"] is False for law in known.values()),
+        "Whether the target could have said these texts, by the chances that it gives their tokens. Fewer than "
+        f"{replay.FEW_TOKENS} tokens are not judged, nor what a capture holds: its run was.",
+    )
+
+
+ALONG_TEXTS = (_complete, _clusters, _quantity, _own_k, _truncation, _places, _law)
+REPLAYED = (*ALONG_TEXTS, _one_hot, _structured, _preemptions, _resumed)
+"""Of a replay; where an engine ran also what it can have done to it."""
 
 
 def own_k(spec: RunSpec) -> int | None:

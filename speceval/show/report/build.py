@@ -18,7 +18,8 @@ from speceval.private import without_places
 from speceval.protocol import flatten
 from speceval.show.comparison import signed
 from speceval.show.labels import labels
-from speceval.show.report import differences, samples, verification
+from speceval.show.plots import style
+from speceval.show.report import along, differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
@@ -103,17 +104,19 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
     """Everything that the template names."""
     if not runs:
         raise UserError("no run: name the directory of one or more")
-    for run in runs:
-        if replay.is_replay(run):
-            raise UserError(f"{run.directory}: a replay generates nothing to report on: `speceval show` prints it")
+    style.require_one_kind(runs)
+    replayed = replay.is_replay(runs[0])
     given = None if verify_file is None else (verify_file, verification.read(verify_file))
-    picks = samples.choose(runs[0].turns)
+    picks = along.choose(runs[0]) if replayed else samples.choose(runs[0].turns)
     here, runs = runs, [run.published() for run in runs]
     shown = [_show(*each, picks, given) for each in zip(here, runs, labels(runs, form=cut), strict=True)]
     found = differences.find(runs, [one.label for one in shown], allow)
     drawn, left_out = pictures(runs, allow, compared=bool(found.rows))
     drafters = dict.fromkeys(cut(run.meta.spec.draft) for run in runs)
     return {
+        "replayed": replayed,
+        "length": "tau_committed" if replayed else "tau",
+        "hardest": _hardest(here, shown) if replayed else [],
         "title": f"{', '.join(drafters)} on {cut(runs[0].meta.spec.target)}",
         "shown": shown,
         "columns": [column for one in shown for column in one.columns],
@@ -122,13 +125,13 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "most_k": max(run.meta.spec.k for run in runs),
         "statements": _comparison_statements(found) + _statements(shown),
         "differences": found.rows,
-        "covers": COVERS,
+        "covers": COVERS.replace("new seeds", "new texts") if replayed else COVERS,
         "pictures": drawn,
         "decision": next((picture for picture in drawn if picture.title == TITLES["forest"][0]), None),
         "not_drawn": left_out,
         "picks": picks,
         "rule": samples.RULE,
-        "kinds": samples.KINDS,
+        "kinds": along.KINDS if replayed else samples.KINDS,
         "fields": _fields(shown),
         "patches": _patches(runs),
         "environments": [flatten(run.meta.environment.model_dump()) for run in runs],
@@ -150,18 +153,50 @@ def _show(
     return Shown(
         label=label,
         run=run,
-        columns=[Column(label, cut(suite), suite_summary(run, suite), timed.get(suite, {})) for suite in run.suites],
+        columns=[Column(label, cut(suite), _summary(run, suite), timed.get(suite, {})) for suite in run.suites],
         audits=audit(run),
         verified=verified and (Path(without_places(str(verified[0]))), verified[1]),
         mismatches=[without_places(line) for line in mismatches],
-        outputs=samples.gather(here, picks),
+        outputs=along.gather(here, picks) if replay.is_replay(run) else samples.gather(here, picks),
     )
+
+
+def _summary(run: StoredRun, suite: str) -> dict[str, Any]:
+    """`suite_summary`; of a replay with what its positions keep, and its places without drafts."""
+    summary = suite_summary(run, suite)
+    if not replay.is_replay(run):
+        return summary
+    rows = zip(summary["positions"], along.positions(run, suite, run.meta.spec.k), strict=True)
+    undrafted = int((run.suite(suite)[0]["drafted"] == 0).sum())
+    return summary | {"positions": [row | more for row, more in rows], "places_without_drafts": undrafted}
+
+
+def _hardest(runs: Sequence[StoredRun], shown: list[Shown]) -> list[dict[str, Any]]:
+    """Tables of places: where each run needs most steps, and where it loses most against the first."""
+    tables = []
+    for number, (run, one) in enumerate(zip(runs, shown, strict=True)):
+        for suite in run.suites:
+            tables.append(
+                {
+                    "title": f"{one.label}, {cut(suite)}: the stretches of {along.STRETCH} tokens that need most steps",
+                    "value": "steps",
+                    "places": along.hardest(run, suite),
+                }
+            )
+            if number and suite in runs[0].suites and (places := along.lost(runs[0], run, suite)):
+                title = f"{one.label}, {cut(suite)}: where it accepts fewer tokens than {shown[0].label}"
+                tables.append({"title": title, "value": "tokens fewer", "places": places})
+    return [table for table in tables if table["places"]]
 
 
 def _measured_taus(shown: list[Shown]) -> dict[str, str]:
     """Acceptance lengths that at least one run has, with their labels."""
     summaries = [column.summary for one in shown for column in one.columns]
-    return {name: label for name, label in TAUS.items() if any(s[name]["value"] is not None for s in summaries)}
+    return {
+        name: label
+        for name, label in TAUS.items()
+        if any(name in s and s[name]["value"] is not None for s in summaries)
+    }
 
 
 FORCED = Statement("bad", "Acceptance was forced (synthetic rejection): these numbers measure no drafter.")
@@ -171,9 +206,22 @@ FORCED = Statement("bad", "Acceptance was forced (synthetic rejection): these nu
 
 def _comparison_statements(found: differences.Differences) -> list[Statement]:
     lines = [Statement("result", f"{sentence}.") for sentence in found.sentences]
+    lines += [_exact_change(row) for row in found.rows if row.quantity == "tau committed"]
     if found.refused:
         lines.append(Statement("bad", f"Not compared: {found.refused}."))
     return lines + [Statement("look", f"{caution[0].upper()}{caution[1:]}.") for caution in found.cautions]
+
+
+def _exact_change(row: differences.Row) -> Statement:
+    """Of two replays: what needs no interval."""
+    found = row.compared
+    a, b = (found[name]["value"] for name in ("tau_a", "tau_b"))
+    if a is None or b is None:
+        return Statement("look", f"On these texts of {row.suite} nothing is drafted.")
+    change = 100 * (b / a - 1)
+    return Statement(
+        "result", f"{row.run}, on these texts of {row.suite}: {change:+.3f} %, exactly ({a:.4f}, {b:.4f})."
+    )
 
 
 def _statements(shown: list[Shown]) -> list[Statement]:
@@ -190,11 +238,41 @@ def _statements(shown: list[Shown]) -> list[Statement]:
 
 
 def _of_run(one: Shown, alone: bool) -> list[Statement]:
+    if replay.is_replay(one.run):
+        return _of_replay(one, alone)
     measured = [column.summary["tau"]["value"] is not None for column in one.columns]
     # Of several runs the differences are the result; each one's tau stands above them.
     taus = [_tau(one, column) for column, found in zip(one.columns, measured, strict=True) if alone or not found]
     forced = [FORCED] if one.run.meta.spec.rejection == "synthetic" else []
     return [*forced, *taus, *_books(one.run), *_agreement(one), _verified(one), _audited(one.audits)]
+
+
+def _of_replay(one: Shown, alone: bool) -> list[Statement]:
+    taus = [_along(one, column) for column in one.columns if alone or column.summary["tau_committed"]["value"] is None]
+    if one.run.meta.problems:
+        books = [Statement("bad", f"The replay is no measurement: {problem}.") for problem in one.run.meta.problems]
+    elif not one.run.complete:
+        books = [Statement("look", "The replay is unfinished: its books have not been checked yet.")]
+    else:
+        books = [Statement("good", "Every place of the texts has its record.")]
+    if one.run.meta.spec.engine == "capture":
+        told = "Measured on a capture: no engine ran. What one makes of this drafter a run or a live replay shows."
+        return [*taus, *books, Statement("look", told), _audited(one.audits)]
+    return [*taus, *books, _verified(one), _audited(one.audits)]
+
+
+def _along(one: Shown, column: Column) -> Statement:
+    summary, spec = column.summary, one.run.meta.spec
+    tau = summary["tau_committed"]
+    if tau["value"] is None:
+        return Statement("bad", f"Nothing was measured on {column.suite}: no place has drafts.")
+    new = "" if tau["low"] is None else f" On prompts like these: {plus_minus(tau)} (95 % interval)."
+    return Statement(
+        "result",
+        f"Along these texts of {column.suite} a step is expected to commit {tau['value']:.4f} tokens at K={spec.k}, "
+        f"T={spec.temperature:g}, {spec.drafting} drafts: a number, the same each time "
+        f"({summary['conversations']:,} conversations, {summary['text_tokens']:,} tokens).{new}",
+    )
 
 
 def _audited(audits: list[Audit]) -> Statement:

@@ -8,6 +8,7 @@ from typing import Any
 
 from speceval.errors import NotComparable, UserError
 from speceval.estimate.comparison import compare_runs
+from speceval.estimate.replay import is_replay
 from speceval.show.report.text import cut
 from speceval.store import StoredRun
 
@@ -65,23 +66,29 @@ def find(runs: Sequence[StoredRun], labels: Sequence[str], allow: Sequence[str] 
     cautions = [f"compared although this differs: {line}" for line in found["allowed"]]
     for compared in found["comparisons"]:
         suite, label = cut(compared["suite"]), labels[compared["run"] - 1]
-        rows.append(Row(suite, label, "tau", compared))
+        rows.append(Row(suite, label, length(runs[0]), compared))
         if compared["tau_rb"]:
             rows.append(Row(suite, label, "tau Rao–Blackwell", compared | compared["tau_rb"]))
-        sentences.append(sentence(labels[0], label, suite, compared))
+        sentences.append(sentence(labels[0], label, suite, compared, length(runs[0])))
         if compared["pair_by"] == "conversation":
             cautions.append(f"{suite}, {label}: no seed is in both runs, so all seeds of a conversation count together")
     return Differences(rows, sentences, cautions)
 
 
-def sentence(first: str, other: str, suite: str, compared: dict[str, Any]) -> str:
-    """What one comparison says, decided at 5 % over all of the report's comparisons (Holm)."""
+def length(run: StoredRun) -> str:
+    """The acceptance length that is compared."""
+    return "tau committed" if is_replay(run) else "tau"
+
+
+def sentence(first: str, other: str, suite: str, compared: dict[str, Any], name: str = "tau") -> str:
+    """What one comparison of `name` says, decided at 5 % over all of the report's comparisons (Holm)."""
+    verb = "emits" if name == "tau" else "commits"
     relative, p = compared["relative_percent"], compared["p_adjusted"]
     if relative["value"] is None:
         return f"On {suite} nothing can be compared: no conversation has drafted steps in both runs"
     change = f"{relative['value']:+.1f} %"
     if relative["low"] is None:
-        return f"On {suite} {other} has {change} tau over {first}; one conversation says nothing about others"
+        return f"On {suite} {other} has {change} {name} over {first}; one conversation says nothing about others"
     change += f" [{relative['low']:+.1f}, {relative['high']:+.1f}]"
     on = f"on {compared['conversations']:,} conversations of {suite}"
     if p is None:
@@ -90,5 +97,5 @@ def sentence(first: str, other: str, suite: str, compared: dict[str, Any]) -> st
         )
     if p < LEVEL:
         word = "more" if relative["value"] > 0 else "fewer"
-        return f"{other} emits {word} tokens per step than {first}: {change} {on}"
+        return f"{other} {verb} {word} tokens per step than {first}: {change} {on}"
     return f"{other} and {first} cannot be told apart: {change} {on}"

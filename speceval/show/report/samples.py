@@ -72,9 +72,14 @@ def choose(turns: pd.DataFrame) -> list[Pick]:
     if turns.empty:
         return []
     totals = turns.groupby(REQUEST[:3], sort=False)[["steps", "accepted"]].sum()
-    own = (1 + totals["accepted"] / totals["steps"])[totals["steps"] > 0].sort_values(kind="stable")
+    return picks(totals.index, (1 + totals["accepted"] / totals["steps"])[totals["steps"] > 0])
+
+
+def picks(keys: pd.Index, taus: pd.Series) -> list[Pick]:
+    """Of conversations (suite, id, seed), and the tau of those that have one, what `RULE` says."""
+    own = taus.dropna().sort_values(kind="stable")
     reasons: dict[Key, list[str]] = {}
-    for key in totals.index[~totals.index.get_level_values("suite").duplicated()]:
+    for key in keys[~keys.get_level_values("suite").duplicated()]:
         reasons.setdefault(key, []).append(f"first of {key[0]}")
     if len(own):
         for name, place in (("lowest tau", 0), ("median tau", (len(own) - 1) // 2), ("highest tau", -1)):
@@ -125,6 +130,19 @@ def make_turn(row: dict[str, Any], steps: pd.DataFrame, decode: Decode | None) -
     if len(kinds) != len(ids):
         note = f"not coloured: the steps commit {len(kinds)} tokens, the answer has {len(ids)}"
         return Turn(cut(row["user"], CHARACTERS), {}, tau, [], cut(output, CHARACTERS), note)
+    shown, notes, readable = shown_texts(ids, output, decode)
+    return Turn(
+        user=cut(row["user"], CHARACTERS),
+        counts={kind: kinds.count(kind) for kind in KINDS if kind in kinds},
+        tau=tau,
+        groups=_with_texts(groups, shown),
+        plain="" if readable else cut(output, CHARACTERS),
+        note="; ".join(notes),
+    )
+
+
+def shown_texts(ids: Sequence[int], output: str, decode: Decode | None) -> tuple[list[str], list[str], bool]:
+    """What is shown of the first `TOKENS` tokens of an answer, what must be said of it, and whether it is text."""
     notes = []
     texts = None if decode is None or not gives(decode, ids, output) else token_texts(decode, ids[:TOKENS])
     if texts is None:
@@ -132,14 +150,7 @@ def make_turn(row: dict[str, Any], steps: pd.DataFrame, decode: Decode | None) -
     if len(ids) > TOKENS:
         notes.append(f"the first {TOKENS} of {len(ids):,} tokens")
     shown = [cut(_line_ends(text), TOKEN_CHARACTERS) for text in texts or [f"{token} " for token in ids[:TOKENS]]]
-    return Turn(
-        user=cut(row["user"], CHARACTERS),
-        counts={kind: kinds.count(kind) for kind in KINDS if kind in kinds},
-        tau=tau,
-        groups=_with_texts(groups, shown),
-        plain="" if texts else cut(output, CHARACTERS),
-        note="; ".join(notes),
-    )
+    return shown, notes, bool(texts)
 
 
 def step_kinds(steps: Iterable[tuple[int, int, int]]) -> list[tuple[str, list[str]]]:

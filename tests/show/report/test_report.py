@@ -338,10 +338,3 @@ def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     result = CliRunner().invoke(app, ["report", str(run.directory), "-o", str(tmp_path)])
     assert isinstance(result.exception, UserError) and "name the page" in str(result.exception)
-
-
-@pytest.mark.usefixtures("unpainted")
-def test_replays_are_refused_with_the_command_that_shows_them(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", spec={"replay": "0123456789abcdef"})
-    with pytest.raises(UserError, match="`speceval show` prints it"):
-        build.gather([run])

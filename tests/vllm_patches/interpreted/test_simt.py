@@ -49,6 +49,15 @@ def either(a: Any, out: Any, shift: Any) -> None:
     tl.store(out + row, tl.load(place))
 
 
+@simt.jit
+def bits(words: Any, out: Any, WORDS: Any) -> None:
+    """Each program unpacks its own words, lowest bit first."""
+    row = tl.program_id(0)
+    packed = tl.load(words + row * WORDS + tl.arange(0, WORDS))
+    each = ((packed[:, None] >> tl.arange(0, 4)[None, :]) & 1).reshape(WORDS * 4)
+    tl.store(out + row * WORDS * 4 + tl.arange(0, WORDS * 4), each)
+
+
 def addresses(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
@@ -65,6 +74,12 @@ def test_a_loop_may_begin_and_end_elsewhere_in_each_program() -> None:
     out = torch.zeros(9, dtype=torch.int32)
     fill[(3,)](torch.tensor([0, 3, 7]), torch.tensor([3, 3, 8]), out)
     assert out.tolist() == [1, 1, 1, 0, 0, 0, 0, 3, 0]
+
+
+def test_a_block_may_have_two_dimensions_for_a_while() -> None:
+    out = torch.zeros(16, dtype=torch.int32)
+    bits[(2,)](torch.tensor([0b0001, 0b0110, 0b1111, 0b1000]), out, 2)
+    assert out.tolist() == [1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1]
 
 
 def test_a_pointer_may_be_moved_in_some_programs_only() -> None:

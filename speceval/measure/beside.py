@@ -1,0 +1,157 @@
+"""The target alone, in a process of its own: timed in turns with what drafts, and asked for answers.
+
+Engines of one process share vLLM's state, and one that is closed would take the others along.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from contextlib import closing
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from speceval import engines
+from speceval.engines.base import Engine
+from speceval.errors import UserError
+from speceval.measure import runner
+from speceval.measure.job import Job
+from speceval.measure.output import output_to
+from speceval.measure.start import order
+from speceval.measure.stretch import Memory
+from speceval.measure.timing import Stream
+from speceval.store.layout import Texts
+
+LOOK = 1.0
+"""Seconds after which it is looked whether the process is still there."""
+
+
+class Beside:
+    """An engine of the target of a job, which has been fetched, without a drafter. Raises `UserError`."""
+
+    def __init__(self, job: Job, log: Path) -> None:
+        self._log = log
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(job, theirs, log), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.device = str(self._answer())
+
+    def answers(self, samples: int) -> Texts:
+        """What the target answers to so many of the suite's prompts or more: each conversation as often as another."""
+        return dict(self._ask("answers", samples))
+
+    def begin(self, batch: int) -> None:
+        """Go on with requests of its own, so many in flight."""
+        self._ask("begin", batch)
+
+    def steps(self, count: int) -> tuple[float, int]:
+        """`timing.Stream.steps`."""
+        seconds, steps = self._ask("steps", count)
+        return seconds, steps
+
+    def run(self, conversations: int) -> dict[str, float | int]:
+        """`timing.Stream.run`."""
+        return dict(self._ask("run", conversations))
+
+    def drain(self) -> None:
+        """Let what is in flight end."""
+        self._ask("drain")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        self._pipe.send((name, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            while not self._pipe.poll(LOOK):
+                if not self._process.is_alive():
+                    raise EOFError
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise UserError(f"the engine of the target alone has ended, {self._log} says why") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+
+def samples_of(job: Job, samples: int) -> Job:
+    """The job with so many samples or more of its first suite's conversations, the same number of each."""
+    from speceval.measure.timing import in_order
+
+    chosen = in_order(job.suites[0])[:samples]
+    first = job.spec.seeds[0]
+    seeds = tuple(range(first, first + -(-samples // len(chosen))))
+    spec = job.spec.model_copy(update={"seeds": seeds})
+    return replace(job, spec=spec, suites=[replace(job.suites[0], conversations=chosen)])
+
+
+def generate(engine: Engine, job: Job) -> list[dict[str, Any]]:
+    """The job's conversations, as the lines of a journal; its texts if it has some. Raises `UserError`."""
+    memory, template = Memory(), runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
+    progress = runner.Progress(0)
+    runner.measure(engine, job.spec, job.suites, template, memory, progress, lambda: None, job.texts, ahead=1)
+    return memory.lines
+
+
+class _Alone:
+    """What the process does."""
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self._engine, self._job = engine, job
+        self._stream: Stream | None = None
+
+    def answers(self, samples: int) -> list[tuple[tuple[str, str, int, int], tuple[int, ...]]]:
+        lines = generate(self._engine, samples_of(self._job, samples))
+        return [
+            ((line["suite"], line["conversation"], line["seed"], turn["turn"]), tuple(turn["token_ids"]))
+            for line in lines
+            for turn in line["turns"]
+        ]
+
+    def begin(self, batch: int) -> None:
+        self._stream = Stream(self._engine, self._job, self._job.suites[0], batch)
+
+    def steps(self, count: int) -> tuple[float, int]:
+        assert self._stream is not None
+        return self._stream.steps(count)
+
+    def run(self, conversations: int) -> dict[str, float | int]:
+        assert self._stream is not None
+        return self._stream.run(conversations)
+
+    def drain(self) -> None:
+        assert self._stream is not None
+        self._stream.drain()
+
+
+def _work(job: Job, pipe: Connection, log: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one
+    with output_to(log):
+        try:
+            engine = engines.open(order(job).alone())
+        except UserError as error:
+            pipe.send(error)
+            return
+        with closing(engine):
+            engine.warm_up()
+            pipe.send(engine.facts().device)
+            alone = _Alone(engine, job)
+            while True:
+                try:
+                    name, arguments = pipe.recv()
+                except EOFError:
+                    return
+                try:
+                    pipe.send(getattr(alone, name)(*arguments))
+                except UserError as error:
+                    pipe.send(error)
