@@ -256,6 +256,10 @@ class TestAnotherProcess:
 
 def test_an_engine_tells_of_the_patches_of_its_own_model_runner() -> None:
     """Else a change of V1's would be one of all runs on V2."""
-    own = {runner: {row.id for row in LEDGER if listing.concerns(row.id, runner)} for runner in ("V1", "V2")}
-    assert own["V1"] == {row.id for row in LEDGER if row.runner != "V2"}
-    assert own["V2"] == {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"}
+
+    def own(runner: str, method: str) -> set[str]:
+        return {row.id for row in LEDGER if listing.concerns(row.id, runner, method)}
+
+    assert own("V1", "eagle3") == own("V1", "medusa") == {row.id for row in LEDGER if row.runner != "V2"}
+    assert own("V2", "eagle3") == {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"}
+    assert own("V2", "medusa") == own("V2", "mlp_speculator") == own("V2", "eagle3") | {"v2-heads", "v2-custom-class"}

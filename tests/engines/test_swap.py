@@ -113,15 +113,21 @@ def test_engines_of_two_kinds_have_nothing_to_exchange(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", [("0", "5"), ("1", "5"), pytest.param(("1", "5", "v2"), marks=pytest.mark.long)], ids=" ".join
+    "setting",
+    [
+        ("eagle3", "0", "5"),
+        ("eagle3", "1", "5"),
+        *(pytest.param((kind, "1", "5", "v2"), marks=pytest.mark.long) for kind in ("eagle3", "medusa", "mlp")),
+    ],
+    ids=" ".join,
 )
 def test_tokens_steps_and_records_of_a_swapped_drafter_are_those_of_an_engine_of_its_own(
     zoo: dict[str, Path], tmp_path: Path, setting: tuple[str, ...]
 ) -> None:
-    script = Path(swapped.__file__)
+    script, (kind, *rest) = Path(swapped.__file__), setting
     places = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, script, tmp_path / "result.json", "kl-eagle3", "lk-eagle3", *setting],
+        [sys.executable, script, tmp_path / "result.json", f"kl-{kind}", f"lk-{kind}", *rest],
         env=os.environ | {"PYTHONPATH": places},
         capture_output=True,
         text=True,

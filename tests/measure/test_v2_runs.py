@@ -42,11 +42,19 @@ def test_a_kernel_that_leaves_its_tensors_fails_the_run_that_it_was_seen_in(tmp_
     assert segment.counters is not None and segment.counters.kernel_strays > 0
 
 
+@pytest.fixture(
+    scope="module", params=[DRAFT, *(pytest.param(name, marks=pytest.mark.long) for name in ("lk-medusa", "lk-mlp"))]
+)
+def drafter(request: pytest.FixtureRequest) -> str:
+    """Of vLLM's own drafters one; and ours."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StoredRun]:
+def runs(drafter: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StoredRun]:
     """The same request on V2 twice, and on V1."""
     root = tmp_path_factory.mktemp("runs")
-    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--seeds", "0-3", "--batch", "64")
+    request = ("run", "--target", "zoo", "--draft", drafter, "--temp", "1", "--seeds", "0-3", "--batch", "64")
     plan = {"first": "v2", "again": "v2", "v1": "v1"}
     started = {
         name: speceval(root / f"{name}.log", *request, "--runner", runner, "--out", str(root / name))
@@ -68,13 +76,15 @@ def test_books_balance_counters_are_filled_and_no_record_is_lost(runs: dict[str,
     assert run.steps["ratio_1"].notna().sum() == steps
 
 
-def test_the_runner_and_its_own_patches_are_on_the_record(runs: dict[str, StoredRun]) -> None:
+def test_the_runner_and_its_own_patches_are_on_the_record(drafter: str, runs: dict[str, StoredRun]) -> None:
     assert {name: run.meta.fingerprint.engine.runner for name, run in runs.items()} == {
         "first": "V2",
         "again": "V2",
         "v1": "V1",
     }
-    assert runs["first"].meta.fingerprint.patches == ["cpu-rotary", "v2-draft-truncation", "v2-sampling-states"]
+    heads = set() if drafter == DRAFT else {"v2-heads", "v2-custom-class"}
+    own = {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"} | heads
+    assert runs["first"].meta.fingerprint.patches == sorted(own)
     assert "v1-missing-q" in runs["v1"].meta.fingerprint.patches
 
 
@@ -104,9 +114,11 @@ def _rates(steps: pd.DataFrame) -> list[float]:
     return [*(float((accepted >= j).mean()) for j in range(1, 6)), 1 + float(accepted.mean())]
 
 
-def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(runs: dict[str, StoredRun], tmp_path: Path) -> None:
+def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(
+    drafter: str, runs: dict[str, StoredRun], tmp_path: Path
+) -> None:
     """Given the text p and q are numbers, and no coin is thrown: the two agree step by step, up to rounding."""
-    request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--replay", str(runs["first"].directory))
+    request = ("run", "--target", "zoo", "--draft", drafter, "--temp", "1", "--replay", str(runs["first"].directory))
     started = {
         name: speceval(tmp_path / f"{name}.log", *request, "--runner", name, "--out", str(tmp_path / name))
         for name in ("v1", "v2")

@@ -182,8 +182,8 @@ class ServerEngine(Listening, Engine):
 
     def patches(self) -> list[PatchState]:
         """State of every ledger row of its model runner in the server's workers."""
-        runner = self._settings.runner
-        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, runner)]
+        run = (self._settings.runner, self._settings.method)
+        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, *run)]
 
     def drafter(self) -> dict[str, Any]:
         """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""

@@ -10,14 +10,19 @@ from speceval.paths import DATA, data_directory
 from speceval.store.schema import PatchState
 from vllm_patches import unpatched
 from vllm_patches.ledger import ANY, LEDGER
+from vllm_patches.methods import HEADS, TRANSPORT
 
 BOUND = frozenset(patch.id for patch in LEDGER if patch.methods)
 """Patches that only some drafting methods need."""
 
 
-def concerns(patch: str, runner: str) -> bool:
-    """Whether a row of the ledger is about what this model runner, "V1" or "V2", does in a run: none has a grammar."""
-    return any(row.id == patch and row.runner in (ANY, runner) and not row.grammar for row in LEDGER)
+def concerns(patch: str, runner: str, method: str) -> bool:
+    """Whether a row of the ledger is about what this model runner, "V1" or "V2", does in a run: none has a grammar.
+
+    `method` is the drafting method: what is there for drafters of ours (`vllm_patches.drafters`) concerns no others.
+    """
+    rows = (row for row in LEDGER if row.id == patch and (row.methods != (TRANSPORT,) or method in HEADS))
+    return any(row.runner in (ANY, runner) and not row.grammar for row in rows)
 
 
 def as_state(status: vllm_patches.PatchStatus) -> PatchState:

@@ -218,7 +218,8 @@ class OfflineEngine(Listening, Engine):
     def patches(self) -> list[PatchState]:
         """State of each ledger row of its model runner, asked of the workers: active only if it is in all of them."""
         runner = "V2" if self._config.use_v2_model_runner else "V1"
-        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, runner)]
+        run = (runner, "none" if self._order.draft is None else self._order.draft.method)
+        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, *run)]
 
     def drafter(self) -> dict[str, Any]:
         """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
