@@ -48,6 +48,8 @@ GROUPS = {
         "kernels",
         "vllm",
         "bursts",
+        "answers",
+        "beside",
         "confirm",
         "rates",
         "tau",
