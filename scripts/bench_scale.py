@@ -50,7 +50,7 @@ def hardness(conversations: int) -> NDArray[np.float64]:
     return np.random.default_rng(0).beta(6, 4, conversations)
 
 
-def write_run(directory: Path, conversations: int, steps: int, drafter: str, seed: int) -> Path:
+def write_run(directory: Path, conversations: int, steps: int, drafter: str, seed: int, recorded: bool = True) -> Path:
     """A finished run with one turn per conversation; drafts are accepted with their recorded ratios."""
     rng = np.random.default_rng(seed)
     owner = np.arange(steps) * conversations // steps
@@ -62,14 +62,17 @@ def write_run(directory: Path, conversations: int, steps: int, drafter: str, see
     table = pd.DataFrame({"suite": SUITE, "conversation": names[owner].to_numpy(), "seed": 0, "turn": 1})
     table = table.assign(step=np.arange(steps) - first[owner] + 1, drafted=K, accepted=accepted, committed=accepted + 1)
     table = table.astype(STEP_COLUMNS)
-    recorded = pd.DataFrame(np.hstack([ratio, alpha]).astype(np.float32), columns=recorded_columns(K))
+    if recorded:
+        columns = pd.DataFrame(np.hstack([ratio, alpha]).astype(np.float32), columns=recorded_columns(K))
+        table = pd.concat([table, columns], axis=1)
+    del ratio, alpha
     count, total = np.bincount(owner), np.bincount(owner, accepted).astype(int)
     turns = pd.DataFrame({"suite": SUITE, "conversation": names, "seed": 0, "turn": 1, "category": "", "steps": count})
     turns = turns.assign(prompt_tokens=9, cached_tokens=0, undrafted_steps=0, padded_steps=0, excess=0)
     turns = turns.assign(output_tokens=1 + count + total, finish_reason="stop", drafted=K * count, accepted=total)
     directory.mkdir()
     turns[list(TURN_COLUMNS)].astype(TURN_COLUMNS).to_parquet(directory / TURNS, index=False)
-    pd.concat([table, recorded], axis=1).to_parquet(directory / STEPS, index=False)
+    table.to_parquet(directory / STEPS, index=False)
     meta = read_meta(TEMPLATE)
     fingerprint = meta.fingerprint
     (facts,) = fingerprint.suites.values()
@@ -113,13 +116,13 @@ def measure(arguments: list[str], rounds: int) -> dict[str, float]:
     return {"seconds": min(wall), "processor_seconds": min(processor), "peak_mib": max(memory)}
 
 
-def bench(rounds: int, conversations: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def bench(rounds: int, conversations: int, sizes: Sequence[int], recorded: bool) -> list[dict[str, Any]]:
     """One entry for each size and command."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for steps in sizes:
             a, b = (
-                str(write_run(Path(folder) / f"{name}-{steps}", conversations, steps, name, seed))
+                str(write_run(Path(folder) / f"{name}-{steps}", conversations, steps, name, seed, recorded))
                 for seed, name in enumerate("ab", start=1)
             )
             for arguments in (["show", a], ["compare", a, b], ["check", b, "--baseline", a]):
@@ -134,17 +137,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "scale.json")
     parser.add_argument("--conversations", type=int, default=CONVERSATIONS)
     parser.add_argument("--steps", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--no-record", action="store_true", help="without the recorder's columns")
     args = parser.parse_args()
     found = {
         "command": "python scripts/bench_scale.py",
         "rounds": args.rounds,
         "conversations": args.conversations,
         "k": K,
+        "recorded": not args.no_record,
         "environment": environment().model_dump(),
         "load": round(os.getloadavg()[0], 1),
         "rows": [
             {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}
-            for row in bench(args.rounds, args.conversations, args.steps)
+            for row in bench(args.rounds, args.conversations, args.steps, not args.no_record)
         ],
     }
     write_whole(args.out, json.dumps(found, indent=2) + "\n")

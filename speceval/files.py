@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,9 +43,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def first_error(error: ValidationError) -> str:
-    """The first fault in one line: "field 'a.b': what is wrong", without a field where it concerns the whole."""
+def first_error(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """The first fault in one line: "field 'a.b': what is wrong", without a field where it concerns the whole.
+
+    known: fields that there are, one of which may have been meant.
+    """
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(place, known, n=1)
+        message = "there is no such field" + (f"; did you mean {close[0]}?" if close else "")
     return f"field '{place}': {message}" if place else message

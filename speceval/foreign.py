@@ -112,12 +112,19 @@ class NotYaml(UserError):
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML without dates: they stay text."""
+    """YAML without dates: they stay text. A key that stands twice is an error, not the last one's value."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises ValueError for a key that it has twice."""
+        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith("merge")]
+        if twice := next((key for number, key in enumerate(own) if key in own[:number]), None):
+            raise ValueError(f"the key '{twice}' stands twice in one mapping")
+        return super().construct_mapping(node, deep)
 
 
 def json_object(path: Path, shown: str | None = None) -> dict[str, Any]:

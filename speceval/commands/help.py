@@ -49,6 +49,8 @@ GROUPS = {
         "kernels",
         "vllm",
         "bursts",
+        "answers",
+        "beside",
         "confirm",
         "rates",
         "tau",

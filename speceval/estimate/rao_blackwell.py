@@ -13,6 +13,7 @@ Pure functions on the steps of a run that has `store.recorded_columns`; a step w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,20 +41,28 @@ def survival(steps: pd.DataFrame) -> NDArray[np.float64]:
 
     Rows without a record are NaN throughout.
     """
-    k = depth(steps)
-    chances = np.empty((len(steps), k), order="F")
-    reached = np.ones(len(steps))
-    for j in range(k):
-        chances[:, j] = reached * steps[f"alpha_{j + 1}"].to_numpy()
-        reached = reached * steps[f"ratio_{j + 1}"].to_numpy()
+    chances = np.empty((len(steps), depth(steps)), order="F")
+    for j, column in enumerate(_by_position(steps)):
+        chances[:, j] = column
     return chances
+
+
+def _by_position(steps: pd.DataFrame) -> Iterator[NDArray[np.float64]]:
+    """The columns of `survival`, one at a time: all of them take more memory than the table does."""
+    reached = np.ones(len(steps))
+    for j in range(1, depth(steps) + 1):
+        yield reached * steps[f"alpha_{j}"].to_numpy()
+        reached *= steps[f"ratio_{j}"].to_numpy()
 
 
 def expected_accepted(steps: pd.DataFrame) -> NDArray[np.float64]:
     """sum_j s_j of each row's step, shape [rows]; NaN for rows without a record."""
-    chances = survival(steps)
-    there = ~np.isnan(chances)
-    return np.where(there.any(axis=1), np.where(there, chances, 0).sum(axis=1), np.nan)
+    total, recorded = np.zeros(len(steps)), np.zeros(len(steps), bool)
+    for column in _by_position(steps):
+        there = ~np.isnan(column)
+        total += np.where(there, column, 0)
+        recorded |= there
+    return np.where(recorded, total, np.nan)
 
 
 def conversation_totals_rb(steps: pd.DataFrame) -> pd.DataFrame:
@@ -77,10 +86,12 @@ def tau_rb_interval(steps: pd.DataFrame, k: int, confidence: float = 0.95) -> In
 def position_intervals(steps: pd.DataFrame, k: int, confidence: float = 0.95) -> list[Interval]:
     """ū_j = mean of s_j over the steps that drafted and recorded j, for j = 1 … k."""
     found = []
-    chances = survival(steps) if depth(steps) else np.full((len(steps), 0), np.nan)
     cluster, ids = pd.factorize(steps["conversation"])
-    for j in range(k):
-        values = chances[:, j] if j < chances.shape[1] else np.full(len(steps), np.nan)
+    columns = _by_position(steps)
+    for _ in range(k):
+        values = next(columns, None)
+        if values is None:
+            values = np.full(len(steps), np.nan)
         there = ~np.isnan(values)
         sums = np.bincount(cluster[there], values[there], minlength=len(ids))
         counts = np.bincount(cluster[there], minlength=len(ids))

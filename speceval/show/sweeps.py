@@ -18,6 +18,7 @@ from speceval.store.schema import RunMeta
 from speceval.suites import Suite
 
 NO_CHECKPOINT = "no public checkpoint"
+NOT_SEEN = "not seen"
 LEFT = ("target", "drafter", "drafting", "suite")
 
 
@@ -110,20 +111,24 @@ def plan_table(content: dict[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     for heading in ("engine", "state", "checkpoint", *(["published"] if with_figures else [])):
         table.add_column(heading, justify="right" if heading == "published" else "left", no_wrap=True)
+    above: list[str] = []
     for row in content["cells"]:
         bound = "≤ " if row["tokens_at_most"] else ""
-        cells = [
+        run = [
             "" if row["run"] is None else str(row["run"]),
-            *(row["target"], row["drafter"], str(row["k"]), f"{row['temperature']:g}", row["drafting"], row["suite"]),
+            *(row["target"], row["drafter"], str(row["k"]), f"{row['temperature']:g}", row["drafting"]),
+        ]
+        cells = [
+            *(run if run != above else [""] * len(run)),  # the suites of a run stand below each other
+            row["suite"],
             "" if row["conversations"] is None else f"{row['conversations']:,}",
             "" if row["tokens"] is None else f"{bound}{row['tokens']:,}",
-            row["engine"] or "",
-            row["state"],
-            row["checkpoint"],
+            *((row["engine"] or "", row["state"], row["checkpoint"]) if run != above else ("", "", "")),
         ]
         if with_figures:
             cells.append("" if row["published"] is None else f"{row['published']:.2f}")
         table.add_row(*cells)
+        above = run
     return table
 
 
@@ -138,7 +143,13 @@ def plan_lines(content: dict[str, Any]) -> Iterator[str]:
     )
     time = content["seconds_left"]
     told = "not known before a run of each target is stored" if time is None else f"about {time / 3600:.2f} h"
+    yield "a cell is one suite of a run, and the facts of a run stand beside its first suite"
     yield "engine: start: a new one; swap: the last one with another drafter's weights; same: the last one"
+    yield "tokens: ≤ is what max_tokens allows, else what the same suites took in runs that are stored"
+    if any(NOT_SEEN in row["checkpoint"] for row in cells):
+        yield f"{NOT_SEEN}: the checkpoint's name follows its authors' others; nobody has confirmed that it is there"
+    if any(row["published"] is not None for row in cells):
+        yield f"published: tau in {published.load().source}, {published.load().title}"
     yield f"left: {content['tokens_left']:,} tokens at most; generation: {told}"
     yield from (f"left out: {line}" for line in content["left_out"])
 
@@ -148,7 +159,7 @@ def checkpoint(draft: Draft) -> str:
     if draft.source == "none":
         return "none needed"
     place = f"{draft.source}" if draft.source != "hub" else str(draft.model)
-    return place if draft.confirmed else f"{place} (not seen)"
+    return place if draft.confirmed else f"{place} ({NOT_SEEN})"
 
 
 def _unrepeated(sweep: Sweep) -> Iterable[dict[str, Any]]:
@@ -167,12 +178,17 @@ def _unmeasured(figure: Figure) -> dict[str, Any]:
         "k": figure.k,
         "temperature": figure.temperature,
         "drafting": "probabilistic" if figure.temperature else "greedy",
-        "suite": figure.suite,
+        "suite": _our_name(figure.suite),
         "tokens_at_most": False,
         "state": NO_CHECKPOINT,
         "checkpoint": "",
         "published": figure.tau,
     }
+
+
+def _our_name(suite: str) -> str:
+    """What we call a suite of the published figures."""
+    return next((ours for ours, theirs in published.load().suites.items() if theirs == suite), suite)
 
 
 def _tokens(sweep: Sweep, known: list[Known], cell: Cell) -> tuple[float, bool]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speceval import folders
 from speceval.errors import UserError
@@ -34,6 +35,9 @@ from speceval.store.tables import frames, read_lines
 
 RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 53), 1 << 53)}
 """Whole numbers of the columns' types; the larger ones are still exact in floating point."""
+
+COLUMN_BY_COLUMN = {"split_blocks": True, "self_destruct": True}
+"""Of a table, each column is given up as soon as it is read: else it is in memory twice."""
 
 
 @dataclass(eq=False)
@@ -114,7 +118,7 @@ def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables = []
     for name in (TURNS, STEPS):
         try:
-            tables.append(pd.read_parquet(directory / name))
+            tables.append(pd.read_parquet(directory / name, **_options()))
         except Exception as error:  # whatever the library makes of bytes that are no table
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{directory / name}: cannot be read ({reason}): run it again") from None
@@ -123,6 +127,14 @@ def _read_tables(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if fault := _fault(table, columns):
             raise UserError(f"{directory / name}: {fault}: the file is damaged, run it again")
     return _as_written(turns, TURN_COLUMNS), _as_written(steps, STEP_COLUMNS)
+
+
+def _options() -> dict[str, Any]:
+    """How a table is read: as `COLUMN_BY_COLUMN` says, by versions of pandas that can be told."""
+    import pandas as pd
+
+    known = inspect.signature(pd.read_parquet).parameters
+    return {"engine": "pyarrow"} | ({"to_pandas_kwargs": COLUMN_BY_COLUMN} if "to_pandas_kwargs" in known else {})
 
 
 def _as_written(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

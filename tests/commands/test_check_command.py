@@ -197,7 +197,7 @@ def damage(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (damage(["version"], 2), "version"),
         (damage(["format"], "else"), "not a baseline file"),
-        (damage(["note"], "mine"), "'note': Extra inputs"),
+        (damage(["note"], "mine"), "'note': there is no such field"),
         (damage(["suites", "demo", "steps", 0], -1), "suites.demo.steps.0"),
         (damage(["suites", "demo", "steps", 0], 1.5), "suites.demo.steps.0"),
         (damage(["suites", "demo", "accepted", 0], 7), "do not add up"),

@@ -57,7 +57,7 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"axis": {}}, "s.yaml: field 'axis': Extra inputs"),
+        ({"axis": {}}, "s.yaml: field 'axis': there is no such field; did you mean axes?"),
         ({"common": {"tagret": "zoo"}}, "field 'common.tagret': there is no such field of a run; did you mean target?"),
         ({"axes": {"drafter": ["x"]}}, "field 'axes.drafter.0': 'drafter' is no field of a run, so it needs mappings"),
         ({"axes": {"draft": []}}, "no runs: an axis is empty, or everything is excluded"),
@@ -73,6 +73,13 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
         ({"common": COMMON | {"engine_args": 3}}, "engine_args 3: must be a mapping"),
         ({"runs": "{draft}"}, "two runs are called kl-eagle3"),
         ({"runs": "{drafter}"}, "'drafter' is no field of a run"),
+        ({"name": "../x"}, "field 'name': '../x': letters, digits"),
+        ({"name": "/tmp/x"}, "field 'name': '/tmp/x': letters, digits"),
+        ({"common": COMMON | {"k": 1.5}}, "temperature=0: K must be a whole number, not 1.5"),
+        ({"common": COMMON | {"k": "three"}}, "K must be a whole number, not three"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": ["warm"]}}, "temperature warm: not a number"),
+        ({"axes": {"draft": ["kl-eagle3"], "k": [*range(200)], "batch": [*range(200)]}}, "40,000 runs, at most 10,000"),
+        ({"include": [{"k": [*range(200)], "batch": [*range(200)]}]}, "more than 10,000 runs"),
         ({"runs": "always"}, "must be the name of a folder with fields in it"),
         ({"runs": "../{draft}"}, "must be the name of a folder with fields in it"),
     ],
@@ -84,7 +91,10 @@ def test_bad_input_is_one_line_before_anything_starts(tmp_path: Path, fields: di
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("text", "says"), [("- 1", "not a sweep"), ("a: [", "not YAML")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("- 1", "not a sweep"), ("a: [", "not YAML"), ("name: s\naxes: {draft: [a], draft: [b]}", "'draft' stands twice")],
+)
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(UserError, match=says):

@@ -128,8 +128,10 @@ def _job(file: SweepFile, request: Request, directory: Path, data_dir: Path | No
         f"{name}={value}" for name, value in request.items() if name in ("target", "draft", "temperature")
     )
     try:
-        if not isinstance(fields["temperature"], int | float):
+        if fields["temperature"] is None:
             raise UserError("temperature is needed: name it in common or in an axis")
+        if not isinstance(fields["temperature"], int | float) or isinstance(fields["temperature"], bool):
+            raise UserError(f"temperature {fields['temperature']}: not a number")
         for name in MAPPINGS & fields.keys():
             if not isinstance(fields[name], dict):
                 raise UserError(f"{name} {fields[name]}: must be a mapping")

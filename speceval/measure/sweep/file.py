@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from speceval.errors import UserError
 from speceval.files import Strict, first_error
@@ -23,6 +26,8 @@ FIELDS = frozenset(RunSpec.model_fields) - {"replay", "against"}
 """Fields of a request that a sweep may set: the others name another run."""
 LISTS = frozenset({"suites", "seeds"})
 """Those that are lists themselves."""
+MOST_RUNS = 10_000
+"""Of a sweep: each is prepared and checked before anything starts."""
 MAPPINGS = frozenset({"chat_template_kwargs", "engine_args", "draft_args"})
 """Those that are mappings themselves."""
 
@@ -33,7 +38,7 @@ Request = dict[str, Any]
 class SweepFile(Strict):
     """One sweep's YAML."""
 
-    name: str = Field(pattern=r"[A-Za-z0-9][\w.-]*")
+    name: str
     title: str = ""
     runs: str = ""
     """What a run's directory is called, as in "{draft}-T{temperature}"; empty: the request's own name."""
@@ -49,6 +54,13 @@ class SweepFile(Strict):
     """Layouts of `speceval table` to print at the end."""
     published: bool = False
     """Whether `--dry-run` lists every published figure beside."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise ValueError(f"'{name}': letters, digits, '-', '_' and '.', the first a letter or a digit")
+        return name
 
 
 def names() -> list[str]:
@@ -73,7 +85,7 @@ def read_sweep_file(name_or_path: str) -> SweepFile:
     try:
         file = SweepFile.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error(error)}") from None
+        raise UserError(f"{path}: {first_error(error, SweepFile.model_fields)}") from None
     _check_fields(file, path)
     return file
 
@@ -84,20 +96,29 @@ def requests(file: SweepFile, changes: Request | None = None) -> list[Request]:
     Raises UserError where there are none.
     """
     _check_names(f"sweep {file.name}", "--set", changes or {})
-    axes = [list(_choices(name, values)) for name, values in file.axes.items()]
+    axes = [_few(file, _choices(name, values)) for name, values in file.axes.items()]
+    if math.prod(map(len, axes)) > MOST_RUNS:
+        raise UserError(f"sweep {file.name}: {math.prod(map(len, axes)):,} runs, at most {MOST_RUNS:,}: leave some out")
     product = [_joined([file.common, *chosen]) for chosen in itertools.product(*axes)] if axes else []
-    included = [_joined([file.common, item]) for entry in file.include for item in _expanded(entry)]
+    included = [_joined([file.common, item]) for entry in file.include for item in _few(file, _expanded(entry))]
     for entry in file.exclude:
         if not any(_has(request, entry) for request in product):
             raise UserError(f"sweep {file.name}: exclude {entry}: no combination has that")
     kept = [request for request in product if not any(_has(request, entry) for entry in file.exclude)]
-    unique: list[Request] = []
-    for request in (_joined([one, changes or {}]) for one in (*kept, *included)):
-        if request not in unique:
-            unique.append(request)
-    if not unique:
+    wanted = [_joined([one, changes or {}]) for one in (*kept, *included)]
+    if not wanted:
         raise UserError(f"sweep {file.name}: no runs: an axis is empty, or everything is excluded")
-    return unique
+    return list({json.dumps(request, sort_keys=True, default=str): request for request in reversed(wanted)}.values())[
+        ::-1
+    ]
+
+
+def _few(file: SweepFile, choices: Iterator[Request]) -> list[Request]:
+    """The choices. Raises UserError where there are more than a sweep may have."""
+    found = list(itertools.islice(choices, MOST_RUNS + 1))
+    if len(found) > MOST_RUNS:
+        raise UserError(f"sweep {file.name}: more than {MOST_RUNS:,} runs: leave some out")
+    return found
 
 
 def _check_fields(file: SweepFile, path: Path) -> None:
