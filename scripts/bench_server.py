@@ -69,7 +69,7 @@ def bare(url: str) -> None:
 
 def ours(url: str) -> None:
     """The same by our client."""
-    with closing(Client(url, connections=CONCURRENCY - 1)) as client:
+    with closing(Client(url, connections=CONCURRENCY)) as client:
         for call in [client.begin("/inference/v1/generate", BODY) for _ in range(REQUESTS)]:
             assert call.result()["choices"]
 

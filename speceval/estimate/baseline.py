@@ -164,6 +164,7 @@ class Baseline(Source, strict=True):
         facts = cls.facts(run)
         if is_replay(run):
             raise UserError(f"{run.directory}: a replay has no accepted tokens to count: name a run, or say --texts")
+        books.require_positions(run, "the gate")
         counts = {suite: SuiteCounts.of(gate.count(*run.suite(suite), run.meta.spec.k)) for suite in run.suites}
         return cls(**facts, suites=counts)
 

@@ -68,6 +68,27 @@ def require_order(run: StoredRun, what: str) -> None:
         )
 
 
+def positions_known(run: StoredRun) -> bool:
+    """Whether it is told which positions were drafted: by each step, or because all steps drafted K."""
+    drafted = run.steps["drafted"]
+    return run.meta.evidence == "steps" or bool(((drafted == 0) | (drafted == run.meta.spec.k)).all())
+
+
+UNKNOWN_POSITIONS = (
+    "its evidence is histogram and its steps drafted different numbers of tokens, so that which positions they drafted "
+    "is not told"
+)
+
+
+def require_positions(run: StoredRun, what: str) -> None:
+    """Raises `UserError` for a run whose acceptance by position is not known."""
+    if not positions_known(run):
+        raise UserError(
+            f"{run.directory}: {what} needs acceptance by position, and {UNKNOWN_POSITIONS}: measure a server that was "
+            "started with --per-request-spec-decode-metrics detailed"
+        )
+
+
 def problems(run: StoredRun) -> list[str]:
     """What is wrong with a stored run, one line each: found when it was measured, and identities that fail now."""
     return list(dict.fromkeys([*run.meta.problems, *identities(run)]))

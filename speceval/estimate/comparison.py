@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
-from speceval.estimate import acceptance, load, replay, speedup
+from speceval.estimate import acceptance, books, load, replay, speedup
 from speceval.estimate.statistics import holm
 from speceval.protocol import flatten
 from speceval.store import StoredRun
@@ -23,6 +23,10 @@ FOLLOWERS = {"drafting": ("engine.draft_sample_method",), "engine.runner": ("pat
 """Fields that say the same as another one, or follow from it: allowed together with it."""
 
 
+SAME_TAU = "tau is the same quantity in both, the order of steps is told in one alone"
+"""Of runs whose servers told their drafts in grades that are compared (`books.COMPARED`)."""
+
+
 def require_comparable(
     fingerprints: Sequence[Fingerprint], allow: Collection[str] = (), ignore: Collection[str] = ()
 ) -> list[str]:
@@ -32,9 +36,9 @@ def require_comparable(
     ("engine"). ignore: fields that do not matter to the caller, in the same form. Suites that not all runs have do not
     count (`common_suites`).
 
-    Returns a line for each difference that only `allow` let through and for the suites that are left out, to be shown
-    with the results. Raises `NotComparable`, naming every other field with both values, or when no suite is in all
-    runs; `UserError` when a name in `allow` is no field of any run.
+    Returns a line for each difference that only `allow` let through, for two grades of evidence that give one tau, and
+    for the suites that are left out, to be shown with the results. Raises `NotComparable`, naming every other field
+    with both values, or when no suite is in all runs; `UserError` when a name in `allow` is no field of any run.
     """
     common = common_suites(fingerprints)
     left_out = _left_out(fingerprints, common)
@@ -44,6 +48,8 @@ def require_comparable(
     free = [*COMPARED, *ignore]
     if all((fingerprint.sampling.top_k, fingerprint.sampling.top_p) == (0, 1) for fingerprint in fingerprints):
         free.append("engine.draft_truncation")  # there is nothing to truncate
+    if all(fingerprint.sampling.temperature == 0 for fingerprint in fingerprints):
+        free.append("engine.draft_sample_method")  # a draw is the likeliest token
     refused: dict[str, list[str]] = {}
     lines = left_out
     for number, other in enumerate(flat[1:], start=2):
@@ -52,6 +58,9 @@ def require_comparable(
             if not differ(name, a, b) or under(name, free):
                 continue
             line = f"{name}: {_change(a, b)}" + (f" (run {number})" if len(flat) > 2 else "")
+            if name == "evidence":
+                lines.append(f"{line}: {SAME_TAU}")
+                continue
             if under(name, allow):
                 lines.append(line)
             else:
@@ -158,6 +167,8 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
         raise type(error)(f"suite {suite}: {error}") from None
     lines = [acceptance.undrafted_note(steps) for steps in (steps_a, steps_b)]
     undrafted = dict(zip("ab", lines, strict=True))
+    if not all(map(books.positions_known, (a, b))):
+        found["positions"] = []
     return found | {"undrafted": undrafted, "load": load.compare(turns_a, turns_b, confidence)}
 
 
@@ -190,6 +201,7 @@ def _fields(fingerprint: Fingerprint, common: Sequence[str], whole: bool) -> dic
     kept["suites"] = {name: facts for name, facts in kept["suites"].items() if name in common}
     if not whole:
         kept["prompts"] = {}
+    kept["evidence"] = fingerprint.evidence
     kept["patches"] = sorted(set(fingerprint.patches) - set(fingerprint.method_patches))
     return {name: value for name, value in flatten(kept).items() if value != {}}
 

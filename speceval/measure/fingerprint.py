@@ -41,6 +41,7 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         limit=spec.limit,
         shuffle_seed=spec.shuffle_seed,
         stratified=spec.stratified,
+        evidence=engine.evidence,
         rate=None if spec.rate == "inf" else spec.rate,
         engine=engine.facts(),
         replay=spec.replay,

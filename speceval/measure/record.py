@@ -18,7 +18,7 @@ from speceval.measure.start import check_engine
 from speceval.measure.stretch import account_for
 from speceval.private import masked
 from speceval.store import Store
-from speceval.store.schema import Environment, Evidence, Fingerprint, PatchState, RunMeta, differences
+from speceval.store.schema import Environment, Fingerprint, PatchState, RunMeta, differences
 
 FORCED = "the acceptance was forced (rejection_sample_method=synthetic): tau is what was put in, no measurement"
 """Problem of every run with forced rates: whatever shows a run shows it."""
@@ -31,7 +31,6 @@ class Told:
     fingerprint: Fingerprint
     environment: Environment
     patches: list[PatchState]
-    evidence: Evidence
     notes: list[str]
     """What a reader must know."""
 
@@ -55,7 +54,6 @@ def ask(engine: Engine, job: Job) -> Told:
         make_fingerprint(job, engine, rendered),
         environment(job.spec.engine),
         engine.patches(),
-        engine.evidence,
         notes + engine.notes(),
     )
 
@@ -93,7 +91,6 @@ def opened(store: Store, job: Job, told: Told) -> RunMeta:
         patches=told.patches,
         segments=[],
         problems=[],
-        evidence=told.evidence,
         notes=told.notes,
         groups={suite.name: suite.groups for suite in job.suites if suite.groups},
     )

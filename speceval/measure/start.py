@@ -66,7 +66,7 @@ def check_settings(facts: Facts, spec: RunSpec) -> None:
         asked["runner"] = spec.runner.upper()
     if facts.generation_config is not None:
         asked["generation_config"] = "vllm"
-    if spec.drafting != "deterministic":
+    if spec.drafting != "deterministic" and spec.temperature > 0:  # at 0 a draw is the likeliest token
         asked["draft_sample_method"] = spec.drafting
     if spec.temperature > 0:
         asked["rejection_sample_method"] = spec.rejection

@@ -104,6 +104,13 @@ def totals(run: StoredRun) -> dict[str, Any] | None:
     }
 
 
+def grade_note(run: StoredRun) -> str:
+    """What every view must say of a run whose server did not tell each step; "" for any other."""
+    if run.meta.evidence == "steps":
+        return ""
+    return f"The server told a {run.meta.evidence} of each request: tau is exact, the order of steps is not known."
+
+
 def _summaries(run: StoredRun, problems: list[str]) -> dict[str, Any]:
     """`suite_summary` of every suite; of a run whose books do not balance, as far as that can be made."""
     try:
@@ -116,9 +123,10 @@ def _summaries(run: StoredRun, problems: list[str]) -> dict[str, Any]:
 
 
 def suite_summary(run: StoredRun, suite: str) -> dict[str, Any]:
-    """`acceptance.summarise` of one suite of a run."""
+    """`acceptance.summarise` of one suite of a run; without `positions` where these are not known."""
     summarise = replay.summarise if replay.is_replay(run) else acceptance.summarise
-    return summarise(*run.suite(suite), run.meta.spec.k, until.confidence(run.meta, suite))
+    found = summarise(*run.suite(suite), run.meta.spec.k, until.confidence(run.meta, suite))
+    return found if books.positions_known(run) else found | {"positions": []}
 
 
 def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> RenderableType:
@@ -142,7 +150,7 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     if any(suite["undrafted_steps"] for suite in suites.values()):
         table.add_row("tau all steps", *(plus_minus(suite["tau_all_steps"]) for suite in suites.values()))
     table.add_section()
-    for index in range(shown["k"]):
+    for index in range(shown["k"] if books.positions_known(run) else 0):
         if shown["evidence"] == "requests":
             break  # sums say nothing of positions
         rates = (rate_cell(suite["positions"][index]) for suite in suites.values())
@@ -341,6 +349,8 @@ def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "a block of conversations."
         )
         notes += _in_flight(shown["speedup"])
+    if shown["evidence"] == "histogram" and not books.positions_known(run):
+        notes.append(f"positions: not shown, {books.UNKNOWN_POSITIONS}.")
     notes += _load(shown["load"])
     recorded = {name: suite["agreement"] for name, suite in shown["suites"].items() if suite["agreement"]["steps"]}
     notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]

@@ -235,6 +235,8 @@ class Fingerprint(Grown):
     """Further keys of vLLM's speculative_config that were asked for."""
     stratified: bool = False
     """Whether `limit` was taken evenly from the categories."""
+    evidence: Evidence = "steps"
+    """What the engine told of its drafts."""
     rate: float | None = None
     """Conversations that began in a second, at random; None: as many at once as there is room for."""
     drafter: dict[str, Any] = Field(default_factory=dict)
@@ -545,10 +547,13 @@ class RunMeta(BaseModel):
     """Of a finished run with `--until`."""
     speedup: Speedup | None = None
     """Of a run with `--speedup`."""
-    evidence: Evidence = "steps"
-    """What the engine told of its drafts."""
     groups: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
     """Suite -> name of a group -> its categories, where the suite has groups."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the engine told of its drafts."""
+        return self.fingerprint.evidence
 
     @property
     def checked_conversations(self) -> int:
@@ -622,9 +627,11 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
 
     2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
     3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
-    Of any: `own_method`, `bound_patches`.
+    Of any: `own_method`, `bound_patches`; the evidence stood beside the fingerprint.
     """
     content = dict(content)
+    if (told := content.pop("evidence", None)) is not None and isinstance(content.get("fingerprint"), dict):
+        content["fingerprint"] = {"evidence": told} | content["fingerprint"]
     if content.pop("schema") < 3:
         content["spec"] = {"record": False} | content["spec"]
         content["fingerprint"] = migrate_fingerprint(content["fingerprint"])

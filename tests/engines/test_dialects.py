@@ -198,3 +198,96 @@ def test_llama_cpp_s_running_sums_are_taken_apart() -> None:
     ]
     answer = answers.llamacpp([*events, {"tokens": [], "stop_type": "eos"}], 4)
     assert answer.steps == [Step(4, 2, 3), Step(4, 0, 1), Step(0, 0, 1)] and answer.finish_reason == "stop"
+
+
+@pytest.fixture(scope="module")
+def grades(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run whose server told steps, and one whose server told histograms, of one setting."""
+    from speceval.engines.server import engine, plain
+    from speceval.engines.simulated import Characters
+
+    folder = tmp_path_factory.mktemp("grades")
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (engine, plain):
+            patched.setattr(module, "tokenizer_of", lambda order: Characters())
+        for name, detailed in (("steps", True), ("histogram", "summary")):
+            with StandIn(active(), detailed=detailed, closed=WORKERLESS) as server:
+                measured(server, folder / name)
+    return {name: folder / name for name in ("steps", "histogram")}
+
+
+def test_two_grades_are_compared_in_what_both_give_and_marked(grades: dict[str, Path], tmp_path: Path) -> None:
+    """The counts are the same here, and so is every number; views say which run's steps have no order."""
+    steps, histogram = (str(grades[name]) for name in ("steps", "histogram"))
+    baseline = str(tmp_path / "b.json")
+    assert command("baseline", steps, "-o", baseline).exit_code == 0
+    marked = "evidence: steps -> histogram"
+    compared = command("compare", steps, histogram)
+    assert compared.exit_code == 0 and marked in compared.output
+    checked = command("check", histogram, "--baseline", baseline)
+    assert marked in checked.output, checked.output
+    assert "told a histogram of each request" in command("table", steps, histogram, "--format", "md").output
+    page = tmp_path / "r.html"
+    assert command("report", steps, histogram, "-o", str(page)).exit_code == 0
+    assert "told a histogram of each request" in page.read_text()
+    told = json.loads(command("compare", steps, histogram, "--json").output)["comparisons"][0]
+    assert told["tau_a"]["value"] == pytest.approx(told["tau_b"]["value"], rel=0.2) and len(told["positions"]) == 4
+
+
+def test_positions_of_a_histogram_are_known_only_where_all_steps_drafted_alike(
+    grades: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of steps with fewer drafts a histogram does not tell which they were: no view makes a rate of them."""
+    import shutil
+
+    import pandas as pd
+
+    uneven = tmp_path / "uneven"
+    shutil.copytree(grades["histogram"], uneven)
+    steps, turns = (pd.read_parquet(uneven / f"{name}.parquet") for name in ("steps", "turns"))
+    short = (steps["drafted"] == 4) & (steps["accepted"] == 0) & (steps.index % 3 == 0)
+    steps.loc[short, "drafted"] = 2
+    request = ["suite", "conversation", "seed", "turn"]
+    turns["drafted"] = turns[request].merge(steps.groupby(request, as_index=False)["drafted"].sum(), "left")["drafted"]
+    turns["drafted"] = turns["drafted"].fillna(0).astype("int64")
+    steps.to_parquet(uneven / "steps.parquet", index=False)
+    turns.to_parquet(uneven / "turns.parquet", index=False)
+    meta = json.loads((uneven / "run.json").read_text())
+    for segment in meta["segments"]:
+        segment["counters"] = None
+    (uneven / "run.json").write_text(json.dumps(meta))
+    shown = command("show", str(uneven))
+    assert shown.exit_code == 0 and "which positions they drafted is not told" in " ".join(shown.output.split())
+    assert json.loads(command("show", str(uneven), "--json").output)["suites"]["demo"]["positions"] == []
+    compared = command("compare", str(grades["steps"]), str(uneven), "--json")
+    assert json.loads(compared.output)["comparisons"][0]["positions"] == []
+    assert command("compare", str(grades["steps"]), str(uneven)).exit_code == 0
+    for words in (
+        ("baseline", str(uneven), "-o", str(tmp_path / "b.json")),
+        ("check", str(uneven), "--baseline", str(grades["steps"])),
+        ("table", str(uneven), "--layout", "positions"),
+        ("plot", str(uneven), "--kind", "positions", "-o", str(tmp_path / "f.png")),
+    ):
+        done = command(*words)
+        assert isinstance(done.exception, UserError) and "needs acceptance by position" in str(done.exception), words
+    assert command("export", str(uneven), "--as", "lm-eval", "-o", str(tmp_path / "e.json")).exit_code == 0
+
+
+def test_a_run_does_not_go_on_under_another_grade(tmp_path: Path) -> None:
+    """Its server was restarted without the flag: half of the run would have no order."""
+    out = tmp_path / "run"
+    with StandIn(active(), closed=WORKERLESS) as server:
+        respond, left = server._generate, [9]
+
+        def dying(body: dict[str, Any]) -> dict[str, Any]:
+            left[0] -= 1
+            if left[0] < 0:
+                raise ConnectionError("killed")
+            return respond(body)
+
+        server._generate = dying  # type: ignore[method-assign]
+        assert command(*RUN, "--url", server.url, "--out", str(out)).exit_code
+        port = server.port
+    with StandIn(active(), detailed="summary", closed=WORKERLESS, port=port) as server:
+        done = command(*RUN, "--url", server.url, "--out", str(out))
+    assert "evidence: absent -> histogram" in str(done.exception)

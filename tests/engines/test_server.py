@@ -227,3 +227,17 @@ def test_totals_are_summed_over_the_replicas_of_a_server() -> None:
     counted = metrics.counters(page)
     assert (counted.num_drafts, counted.num_accepted_tokens) == (6, 8)
     assert counted.num_accepted_tokens_per_pos == [6, 2]
+
+
+def test_greedy_requests_are_measured_whatever_way_the_server_draws_its_drafts(server: StandIn, tmp_path: Path) -> None:
+    """At temperature 0 a draw is the likeliest token: it is the run of a server with greedy drafts. Above it is not."""
+    with StandIn(active(), draft_sample_method="greedy") as greedy:
+        for name, one in (("probabilistic", server), ("greedy", greedy)):
+            done = run(one, tmp_path / name, "--temp", "0")
+            assert done.exit_code == 0, (done.output, done.exception)
+            assert read_run(tmp_path / name).meta.problems == []
+        refused = run(greedy, tmp_path / "sampled")
+    assert "resolved draft_sample_method to 'greedy', asked for 'probabilistic'" in str(refused.exception)
+    names = [str(tmp_path / name) for name in ("greedy", "probabilistic")]
+    compared = CliRunner().invoke(cli.app, ["compare", *names])
+    assert compared.exit_code == 0 and "ALLOWED" not in compared.output, compared.exception

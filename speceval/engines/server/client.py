@@ -89,6 +89,9 @@ class Client:
             limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=0),
             follow_redirects=False,
         )
+        self._room = asyncio.Semaphore(connections)
+        """For calls that `begin`: those that wait must not wait in the pool, which looks through all of them each time
+        that one ends, nor before what is asked besides."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="calls", daemon=True)
         self._thread.start()
@@ -102,14 +105,15 @@ class Client:
         return self._parsed(self._start(self._call("GET", path, None)).result(), path)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """What POST answers, parsed."""
-        return self.begin(path, body).result()
+        """What POST answers, parsed; not among the calls that `begin` counts."""
+        return self._parsed(self._start(self._call("POST", path, body)).result(), path)
 
     def begin(self, path: str, body: dict[str, Any]) -> Future[Any]:
         """POST: what it will answer, parsed. As many calls as there are connections are out at once, others wait."""
 
         async def answer() -> Any:
-            return self._parsed(await self._call("POST", path, body), path)
+            async with self._room:
+                return self._parsed(await self._call("POST", path, body), path)
 
         return self._start(answer())
 
@@ -117,6 +121,10 @@ class Client:
         """POST: the events of what it will answer."""
 
         async def answer() -> Stream:
+            async with self._room:
+                return await streamed()
+
+        async def streamed() -> Stream:
             sent, begun, events, came = time.time(), time.perf_counter(), list[Any](), list[float]()
             async with self._opened("POST", path, body) as response:
                 self._accepted(response, path)

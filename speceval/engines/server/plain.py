@@ -61,6 +61,7 @@ class PlainServerEngine(Engine):
             vllm=seen.version if seen.dialect.name == "vllm" else None,
             device=str(seen.told.get("device", "not told")),
             runner=seen.dialect.name if seen.version is None else f"{seen.dialect.name} {seen.version}",
+            rejection_sample_method=seen.rule,
             method=str(seen.told.get("method", "not told")),
             k=self._order.k,
             max_model_len=seen.context,

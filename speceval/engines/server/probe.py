@@ -57,6 +57,13 @@ class Seen:
     """What it does not tell, and the flag that would make it."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def rule(self) -> str | None:
+        """How drafts are accepted, where that is told and there is more than one way."""
+        if self.dialect.name != "sglang":
+            return None
+        return "standard" if self.told.get("rejection_sampling") else "sglang's own"
+
     def served(self) -> dict[str, Any]:
         """What replicas have in common: what it is, serves and says of its drafts."""
         return {"server": self.dialect.name, "version": self.version, "model": self.model, **self.told}
@@ -249,6 +256,7 @@ def _notes(seen: Seen) -> list[str]:
                 "0 that is no rejection sampling, and its acceptance length is another quantity"
             )
     if seen.dialect.name == "llamacpp":
+        notes.append("llama.cpp counts no draft past the end of a text: its tau is near tau committed of other engines")
         notes.append("llama.cpp drafts EAGLE-3 greedily whatever --spec-draft-sampling says")
         notes.append("llama.cpp feeds an EAGLE-3 drafter garbage where an auxiliary layer is the target's last")
     if seen.dialect.name == "vllm" and not seen.workers:

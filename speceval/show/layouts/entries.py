@@ -15,7 +15,7 @@ from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
 from speceval.show import published
 from speceval.show.published import Figure
-from speceval.show.tables import suite_summary
+from speceval.show.tables import grade_note, suite_summary
 from speceval.store import StoredRun, directories
 from speceval.zoo.recipe import METHODS as ZOO_METHODS
 
@@ -134,6 +134,8 @@ class Entry:
             notes.append("The run is not finished.")
         if meta.problems:
             notes.append("The run's books do not balance: `speceval show` says where.")
+        if told := grade_note(self.run):
+            notes.append(told)
         if meta.spec.limit is not None:
             notes.append("Measured on a part of the suite.")
         if meta.spec.shard is not None:

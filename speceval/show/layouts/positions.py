@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.estimate import books
 from speceval.show.layouts.cells import INTERVALS, NONE, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
@@ -17,6 +18,9 @@ KINDS = (("unconditional", "drafted"), ("conditional", "reached"))
 def positions(entries: Sequence[Entry]) -> Table:
     """A row per position of every run and suite."""
     measured = [entry for entry in entries if entry.measured]
+    for entry in measured:
+        assert entry.run is not None
+        books.require_positions(entry.run, "--layout positions")
     if not measured:
         raise UserError("--layout positions: published figures say nothing of positions: name a run")
     counts = [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
+from speceval.estimate import books
 from speceval.show.plots import style
 from speceval.show.tables import suite_summary
 from speceval.store import StoredRun
@@ -16,6 +17,8 @@ APART = 0.07
 
 def draw(runs: Sequence[StoredRun]) -> style.Drawn:
     """u_j = P(position j accepted) of each run, with 95 % intervals (`acceptance.summarise`); a panel per suite."""
+    for run in runs:
+        books.require_positions(run, "--kind positions")
     suites = style.common_suites(runs)
     figure, axes = style.panels(suites, sharey=True)
     for suite, axis in zip(suites, axes, strict=True):

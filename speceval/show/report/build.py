@@ -23,7 +23,7 @@ from speceval.show.report import along, differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
-from speceval.show.tables import TAUS, plus_minus, suite_summary, z_value
+from speceval.show.tables import TAUS, grade_note, plus_minus, suite_summary, z_value
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, PatchState
 
@@ -296,6 +296,11 @@ def _tau(one: Shown, column: Column) -> Statement:
 
 
 def _books(run: StoredRun) -> list[Statement]:
+    told = grade_note(run)
+    return _balance(run) + ([Statement("look", told)] if told else [])
+
+
+def _balance(run: StoredRun) -> list[Statement]:
     if run.meta.problems:
         return [Statement("bad", f"The books do not balance: {problem}.") for problem in run.meta.problems]
     if not run.complete:
