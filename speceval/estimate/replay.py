@@ -72,18 +72,25 @@ def starts(steps: pd.DataFrame, chances: Floats) -> Floats:
     return v
 
 
-def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
-    """Expected steps with drafts, and tokens committed in them: tau_committed = Σ committed / Σ steps.
+def expected(steps: pd.DataFrame) -> pd.DataFrame:
+    """For each place the `steps` with drafts that are expected to start there, and the tokens `committed` in them.
 
-    Columns: steps, committed; index: conversation. A step commits its accepted drafts and one token more, if the text
-    has one. Steps without drafts are left out, as everywhere.
+    A step commits its accepted drafts and one token more, if the text has one. Steps without drafts are left out, as
+    everywhere. Rows and index are those of `steps`.
     """
     chances = survival(steps)
     v = starts(steps, chances) * (steps["drafted"] > 0)
     left = steps.groupby(REQUEST, sort=False).cumcount(ascending=False).to_numpy() + 1  # of the text
     inside = np.arange(1, chances.shape[1] + 1) < left[:, None]
-    weighted = steps.assign(steps=v, committed=v * (1 + (chances * inside).sum(axis=1)))
-    return weighted.groupby("conversation", sort=False)[["steps", "committed"]].sum()
+    return pd.DataFrame({"steps": v, "committed": v * (1 + (chances * inside).sum(axis=1))})
+
+
+def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
+    """Expected steps with drafts, and tokens committed in them: tau_committed = Σ committed / Σ steps.
+
+    Columns: steps, committed; index: conversation.
+    """
+    return expected(steps).groupby(steps["conversation"], sort=False).sum()
 
 
 def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:
