@@ -47,7 +47,7 @@ FOREST = ("eagle3", demo.SAMPLED)
 def blocks() -> dict[Path, dict[str, str]]:
     """For each page the content of its blocks."""
     return {
-        ROOT / "README.md": {"real": study.same_text_table(ks=(study.K,)), "demo": demo_table()},
+        ROOT / "README.md": {"real": study.full_table(ks=(study.K,)), "demo": demo_table()},
         ROOT / "docs" / "trust" / "what-is-patched.md": {
             "ledger": ledger.table(),
             "unpatched": unpatched.table(),

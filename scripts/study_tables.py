@@ -1,4 +1,5 @@
-"""The tables of docs/study.md and README that are made of the real model's stored runs (`scripts/real.py --study`).
+"""The tables of docs/study.md and README that are made of the real model's stored runs (`scripts/smollm2/study.py`,
+`scripts/real.py --study`).
 
 `scripts/docs_numbers.py` writes them. Along one text each replay holds every draft position's chance, so that its K can
 be cut afterwards: the law at K = 5 is that of the first five positions of a replay at K = 7.
@@ -26,12 +27,17 @@ ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "results" / "smollm2"
 CURVE = ROOT / "results" / "drafters" / "smollm2-135m-q4" / "curve.csv"
 VERIFIED = STUDY / "verify"
+FULL = ROOT / "results" / "reference" / "smollm2"
+"""What `scripts/smollm2/study.py` stores: expected steps and committed tokens of every answer, by drafter."""
+TEXTS = {1: ("T1", "T1-gsm8k"), 0: ("T0", "T0-gsm8k")}
+"""By temperature: folders of `FULL`, each with its own suites."""
 SUITES = {"mt_bench": "MT-Bench", "humaneval": "HumanEval", "gsm8k": "GSM8K"}
 PUBLISHED = ROOT / "results" / "published" / "lk_losses.csv"
 PAPER_SETUPS = {
     ("EAGLE-3", "LK-α"): "LK-alpha",
     ("EAGLE-3", "LK-λ"): "LK-lambda eta=3",
     ("MEDUSA", "LK-λ"): "LK-lambda eta=10",
+    ("MLP speculator", "LK-λ"): "LK-lambda eta=3",
 }
 """What the paper's tables have of these. Its TV is trained from scratch, ours after KL: not the same."""
 REPLAYED = {
@@ -41,9 +47,13 @@ REPLAYED = {
     "lk-eagle3": ("EAGLE-3", "LK-λ"),
     "kl-medusa": ("MEDUSA", "KL"),
     "lk-medusa": ("MEDUSA", "LK-λ"),
+    "kl-mlp": ("MLP speculator", "KL"),
+    "lk-mlp": ("MLP speculator", "LK-λ"),
 }
 """Drafters along one text: architecture, whose first is what the others are held against, and loss."""
 K = 5
+PART = 32
+"""Tokens of a part of an answer."""
 SECOND = " seed 1"
 """Ends the name of a run of the second training seed in the curve."""
 
@@ -51,7 +61,12 @@ SECOND = " seed 1"
 def blocks() -> dict[str, str]:
     """The blocks of docs/study.md."""
     return {
-        "same-text": same_text_table(),
+        "full": full_table(),
+        "full-change": change_table(),
+        "category": category_table(),
+        "along": along_table(),
+        "full-cost": cost_table(),
+        "same-text": same_text_table(ks=(K,)),
         "tau-k": tau_k_table(),
         "study": free_table(),
         "verify": verify_table(),
@@ -106,23 +121,223 @@ def same_text_table(folder: Path = STUDY, ks: Sequence[int] = (K, 7)) -> str:
     return f"{markdown(rows)}\n\n{note}"
 
 
-def paper_change(architecture: str, loss: str) -> str:
-    """The change over KL that the paper has for Llama-3.1-8B at T=1, of the mean over the three suites; "" if none."""
+def paper_change(architecture: str, loss: str, suite: str | None = None, temperature: int = 1) -> str:
+    """The change over KL that the paper has for Llama-3.1-8B, of a suite or of the mean over all; "" if none."""
     table = pd.read_csv(PUBLISHED)
-    table = table[(table["target"] == "Llama-3.1-8B-Instruct") & (table["T"] == 1) & (table["checkpoint"] == "ours")]
-    table = table[table["drafter"].str.upper() == architecture]
+    of_target = (table["target"] == "Llama-3.1-8B-Instruct") & (table["checkpoint"] == "ours")
+    table = table[of_target & (table["T"] == temperature) & (table["drafter"].str.upper() == architecture.upper())]
+    if suite is not None:
+        table = table[table["dataset"] == SUITES[suite]]
     means = table.groupby("setup")["tau"].mean()
-    setup = PAPER_SETUPS.get((architecture, loss))
-    return "" if setup is None else f"{100 * (means[setup] / means['KL'] - 1):+.1f} %"
+    setup = PAPER_SETUPS.get((architecture, loss), "")
+    return "" if setup not in means else f"{100 * (means[setup] / means['KL'] - 1):+.1f} %"
 
 
-def tau_k_table(folder: Path = STUDY) -> str:
-    """tau of each drafter at every K, from one replay of it."""
-    runs = replays(folder)
-    most = max(replay.depth(run.steps) for run in runs.values())
+def stored(draft: str, temperature: int = 1) -> pd.DataFrame | None:
+    """The stored totals of a drafter on the texts of a temperature; None where there are none."""
+    paths = [FULL / text / f"{draft}.parquet" for text in TEXTS[temperature]]
+    tables = [pd.read_parquet(path) for path in paths if path.is_file()]
+    if not tables:
+        return None
+    names = dict.fromkeys(("suite", "conversation", "category"), str)
+    return pd.concat(tables, ignore_index=True).astype(names)
+
+
+def of_conversations(table: pd.DataFrame, k: int = K, part: int = 0) -> pd.DataFrame:
+    """Expected `steps` and `committed` tokens at K = k; index: suite and conversation. `part`: of the answers."""
+    rows = table[(table["k"] == k) & (table["part"] == part)]
+    return rows.groupby(["suite", "conversation"], sort=False)[["committed", "steps"]].sum()
+
+
+def measured(temperature: int = 1) -> dict[str, pd.DataFrame]:
+    """The totals of every drafter of `REPLAYED` that is stored."""
+    tables = {draft: stored(draft, temperature) for draft in REPLAYED}
+    return {draft: table for draft, table in tables.items() if table is not None}
+
+
+def baseline(draft: str) -> str:
+    """The drafter of the same architecture that the others are held against."""
+    return next(name for name, (architecture, _) in REPLAYED.items() if architecture == REPLAYED[draft][0])
+
+
+def suites_of(table: pd.DataFrame) -> list[str]:
+    """Those that a drafter was measured on, in the order of `SUITES`."""
+    return [suite for suite in SUITES if (table["suite"] == suite).any()]
+
+
+def full_table(ks: Sequence[int] = (K, 7), temperature: int = 1) -> str:
+    """tau of every drafter along the target's own answers to the whole suites, and what its loss is worth."""
+    tables = measured(temperature)
+    suites = [suite for suite in SUITES if any(suite in suites_of(table) for table in tables.values())]
+    heads = [*(SUITES[suite] for suite in suites), "all", "Δ% over KL", "p (Holm)", "the paper's Δ%"]
+    rows = [["architecture", "K", "loss", *heads]]
+    lines: list[tuple[list[str], str, Interval | None, float | None]] = []
+    architectures = dict.fromkeys(REPLAYED[draft][0] for draft in tables)
+    for architecture, k in ((architecture, k) for architecture in architectures for k in ks):
+        for draft, table in tables.items():
+            if REPLAYED[draft][0] != architecture or table["k"].max() < k:
+                continue
+            own, kl = of_conversations(table, k), of_conversations(tables[baseline(draft)], k)
+            taus = [_tau(own.xs(suite), k) if suite in suites_of(table) else "–" for suite in suites]
+            over = None if draft == baseline(draft) else _difference(kl, own)
+            change, p = (None, None) if over is None else (over.relative_percent, over.p_value)
+            lines.append(([architecture, str(k), REPLAYED[draft][1], *taus, _tau(own, k)], draft, change, p))
+    for (cells, draft, change, _), p in zip(lines, holm([p for *_, p in lines]), strict=True):
+        theirs = "" if change is None else paper_change(*REPLAYED[draft], temperature=temperature)
+        rows.append([*cells, "" if change is None else _change(change), "" if p is None else _p(p), theirs])
+    return f"{markdown(rows)}\n\n{_provenance(temperature)}"
+
+
+def _provenance(temperature: int) -> str:
+    turns, words = [], []
+    for text in TEXTS[temperature]:
+        path = FULL / text / "text.json"
+        if not path.is_file():
+            continue
+        record, of_text = json.loads(path.read_text()), pd.read_parquet(FULL / text / "text.parquet")
+        turns.append(of_text)
+        drawn = "" if record["spec"].get("limit") is None else " drawn"
+        for suite in record["spec"]["suites"]:
+            rows = of_text[of_text["suite"] == suite]
+            more = ", both turns" if rows["turn"].max() > 1 else ""
+            words.append(f"{rows['conversation'].nunique()}{drawn} conversations of {SUITES[suite]}{more}")
+    tokens = int(pd.concat(turns)["output_tokens"].sum())
+    spec, engine = record["spec"], record["fingerprint"]["engine"]
+    kind = "sampled" if temperature else "greedy"
+    return (
+        f"Tokens committed a verify step at T={temperature}, {kind} drafts, along the same {tokens:,} tokens that the "
+        f"target said to {'; '.join(words)} (answers of at most {spec['max_tokens']} tokens), with 95 % intervals over "
+        f"conversations. Only the drafts differ. vLLM {engine['vllm']} on a CPU, sampling seed {spec['seeds'][0]}, "
+        "`python scripts/smollm2/study.py WORK`; what is kept of the runs is in `results/reference/smollm2`."
+    )
+
+
+def change_table(k: int = K) -> str:
+    """What each loss is worth over KL in each suite, the paper's figure beside it."""
+    tables = measured()
+    suites = [suite for suite in SUITES if any(suite in suites_of(table) for table in tables.values())]
+    rows = [["architecture", "loss", *(cell for suite in suites for cell in (SUITES[suite], "paper"))]]
+    for draft, table in tables.items():
+        if draft == baseline(draft):
+            continue
+        cells = []
+        for suite in suites:
+            pair = [of_conversations(of[of["suite"] == suite], k) for of in (tables[baseline(draft)], table)]
+            ours = _change(_difference(*pair).relative_percent) if len(pair[1]) else "–"
+            cells += [ours, paper_change(*REPLAYED[draft], suite)]
+        rows.append([*REPLAYED[draft], *cells])
+    return markdown(rows)
+
+
+def category_table(k: int = K) -> str:
+    """tau of EAGLE-3 in each of MT-Bench's categories, and what each loss is worth there."""
+    tables = {draft: table for draft, table in measured().items() if REPLAYED[draft][0] == "EAGLE-3"}
+    others = [draft for draft in tables if draft != baseline(draft)]
+    rows = [["category", "conversations", "tau, KL", *(f"{REPLAYED[draft][1]} over KL" for draft in others)]]
+    mt_bench = {draft: table[table["suite"] == "mt_bench"] for draft, table in tables.items()}
+    in_order = mt_bench[baseline(others[0])].sort_values("conversation", key=lambda ids: ids.astype(int))
+    for category in dict.fromkeys(in_order["category"]):
+        of = {draft: of_conversations(table[table["category"] == category], k) for draft, table in mt_bench.items()}
+        kl = of[baseline(others[0])]
+        changes = [_change(_difference(kl, of[draft]).relative_percent) for draft in others]
+        rows.append([str(category), str(len(kl)), _tau(kl, k), *changes])
+    return markdown(rows)
+
+
+def along_table() -> str:
+    """tau by the place in the answer where a step starts, all suites together."""
+    tables = measured()
+    parts = sorted({int(part) for part in tables["kl-eagle3"]["part"] if part})
+    rows = [["drafter", *(f"tokens {PART * (part - 1) + 1}–{PART * part}" for part in parts)]]
+    for draft, table in tables.items():
+        rows.append([f"`{draft}`", *(_tau(of_conversations(table, K, part), K) for part in parts)])
+        if draft != baseline(draft):
+            kl = tables[baseline(draft)]
+            pairs = [(of_conversations(kl, K, part), of_conversations(table, K, part)) for part in parts]
+            rows.append(["Δ% over KL", *(_change(_difference(*pair).relative_percent) for pair in pairs)])
+    return markdown(rows)
+
+
+def greedy_table(k: int = K) -> str:
+    """Sampled and greedy drafts of the same drafters at T=1, and what the loss is worth with each."""
+    rows = [["drafts", *(f"{name}: {what}" for name in SUITES.values() for what in ("KL", "LK-λ", "Δ%"))]]
+    for mode, suffix in (("sampled", ""), ("greedy", "-greedy")):
+        pair = [stored(f"{draft}-eagle3{suffix}") for draft in ("kl", "lk")]
+        if any(table is None for table in pair):
+            continue
+        cells = []
+        for suite in SUITES:
+            of = [of_conversations(table[table["suite"] == suite], k) for table in pair if table is not None]
+            change = _change(_difference(*of).relative_percent) if len(of[0]) else "–"
+            cells += [*(_tau(one, k) if len(one) else "–" for one in of), change]
+        rows.append([mode, *cells])
+    return markdown(rows)
+
+
+def training_seeds_table(k: int = K) -> str:
+    """tau of EAGLE-3 from both training seeds on the same texts, and what each loss is worth in each."""
+    drafts = [draft for draft in REPLAYED if REPLAYED[draft][0] == "EAGLE-3"]
+    both = {draft: (stored(draft), stored(f"{draft}-seed1")) for draft in drafts}
+    of = {
+        draft: [of_conversations(table, k) for table in pair if table is not None]
+        for draft, pair in both.items()
+        if all(table is not None for table in pair)
+    }
+    heads = ("seed 0: tau", "seed 1: tau", "seed 1 over seed 0", "seed 0: Δ% over KL", "seed 1: Δ% over KL")
+    rows = [["loss", *heads]]
+    for draft, pair in of.items():
+        kl = of[drafts[0]]
+        changes = [_change(_difference(*two).relative_percent) for two in zip(kl, pair, strict=True)]
+        spread = _change(_difference(*pair).relative_percent)
+        cells = [*(_tau(one, k) for one in pair), spread, *(["", ""] if draft == drafts[0] else changes)]
+        rows.append([REPLAYED[draft][1], *cells])
+    return markdown(rows)
+
+
+def cost_table() -> str:
+    """What the whole took: of each text's making, its capture, and a replay of each kind."""
+    rows = [
+        [
+            "text",
+            "tokens",
+            "read, with prompts",
+            "captured in",
+            "size",
+            "a replay: EAGLE-3, K=7",
+            "MEDUSA, K=5",
+        ]
+    ]
+    for text in (text for texts in TEXTS.values() for text in texts):
+        folder = FULL / text
+        if not (folder / "capture.json").is_file():
+            continue
+        capture = json.loads((folder / "capture.json").read_text())
+        size = capture["head_bytes"] + sum(shard["bytes"] for shard in capture["shards"])
+        read = sum(shard["rows"] for shard in capture["shards"])
+        replays = [_seconds(folder / f"{draft}.json") for draft in ("kl-eagle3", "kl-medusa")]
+        tokens = int(pd.read_parquet(folder / "text.parquet")["output_tokens"].sum())
+        rows.append(
+            [
+                *(f"`{text}`", f"{tokens:,}", f"{read:,} tokens", f"{capture['seconds']:.0f} s"),
+                *(f"{size / 1e6:.0f} MB", *replays),
+            ]
+        )
+    return markdown(rows)
+
+
+def _seconds(record: Path) -> str:
+    if not record.is_file():
+        return "–"
+    return f"{sum(segment['seconds'] for segment in json.loads(record.read_text())['segments']):.0f} s"
+
+
+def tau_k_table() -> str:
+    """tau of each drafter at every K, all suites together, from one replay of it."""
+    tables = measured()
+    most = int(max(table["k"].max() for table in tables.values()))
     rows = [["drafter", *(f"K={k}" for k in range(1, most + 1))]]
-    for draft, run in runs.items():
-        of_k = {k: totals(run, k).sum() for k in range(1, replay.depth(run.steps) + 1)}
+    for draft, table in tables.items():
+        of_k = {k: of_conversations(table, k).sum() for k in range(1, int(table["k"].max()) + 1)}
         taus = [f"{of_k[k]['committed'] / of_k[k]['steps']:.3f}" if k in of_k else "" for k in range(1, most + 1)]
         rows.append([f"`{draft}`", *taus])
     return markdown(rows)
@@ -222,4 +437,4 @@ def _change(relative: Interval) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1e}"
+    return "< 1e-9" if p < 1e-9 else f"{p:.2f}" if p >= 0.01 else f"{p:.1e}"
