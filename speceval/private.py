@@ -44,9 +44,10 @@ _KNOWN = re.compile(
     r"|(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$))"
 )
 """Secrets that their own form gives away."""
-_NAMED = re.compile(r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")\s*[=:]\s*|(?<!\S)(--[\w-]+) +(?!-)""")
+_KEY = r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")"""
+_NAMED = re.compile(rf"{_KEY}\s*=\s*|(?<![\w./-]){_KEY}\s*:\s*|(?<!\S)(--[\w-]+) +(?!-)")
 _VALUE = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[^\s,&;}\])'"]+""")
-"""A key with its sign, or a flag; and what may follow it."""
+"""A key with its sign, or a flag, but no file's name before what is said of it; and what may follow."""
 _PLACE = re.compile(
     r"(?<![\w.~/:\\-])(?:file://)?(?:~[\w.-]*(?=[/\\])|(?=/)|[A-Za-z]:(?=[/\\]))(?:[/\\]+[^\s/\\,:;='\"(){}\[\]<>]+)+[/\\]?"
 )
@@ -113,7 +114,7 @@ def masked(text: str) -> str:
     while key := _NAMED.search(text, place):
         place = key.end()
         value = _VALUE.match(text, place)
-        if value and is_secret(key[1] or key[2]):
+        if value and is_secret(key[1] or key[2] or key[3]):
             text = f"{text[: value.start()]}{MASK}{text[value.end() :]}"
             place = value.start() + len(MASK)
     return text

@@ -70,6 +70,10 @@ def test_secrets_in_a_text_are_masked_whole(text: str) -> None:
     assert "S3" not in masked(text)
 
 
+def test_the_name_of_a_file_hides_nothing_of_what_is_said_about_it() -> None:
+    assert masked("/etc/passwd: has 5 bytes") == "/etc/passwd: has 5 bytes"
+
+
 def test_no_line_of_ours_repeats_a_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "token=S3"
     path.write_text("")

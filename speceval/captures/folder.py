@@ -25,6 +25,8 @@ from speceval.captures.storage import Dtype, unpack
 from speceval.catalog.schema import Target
 from speceval.errors import UserError
 from speceval.files import Strict, first_error
+from speceval.foreign import read_json
+from speceval.protocol import digest
 from speceval.store.layout import Key
 from speceval.store.schema import RunMeta, SamplingFacts, parse
 
@@ -56,9 +58,9 @@ class StorageError(Strict):
 class Shard(Strict):
     """A file of states."""
 
-    file: str
-    bytes: int
-    rows: int
+    file: str = Field(pattern=r"^[\w.-]+$")
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
 
 
 class Manifest(Strict):
@@ -75,8 +77,8 @@ class Manifest(Strict):
     """Hash of the texts, as replays have it."""
     layers: tuple[int, ...]
     """Whose residual streams are kept beside the last state."""
-    hidden_size: int
-    vocab_size: int
+    hidden_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
     dtype: Dtype
     """Of the states."""
     storage: StorageError | None = None
@@ -156,6 +158,40 @@ class Capture:
         for shard in self.manifest.shards:
             _check_file(directory / shard.file, shard.bytes)
         _check_file(directory / HEAD, self.manifest.head_bytes)
+        self._check_texts()
+        self._check_shapes()
+
+    def _check_texts(self) -> None:
+        """Are the texts those that were captured, and has each its own rows? Raises `UserError`."""
+        path, found = self.directory / TEXTS, self.manifest
+        if digest(sorted((*text.key, text.tokens[text.prompt :]) for text in self.texts))[:16] != found.replay:
+            raise UserError(f"{path}: its texts are not those that were captured: copy it again, or capture again")
+        ends = [0] * len(found.shards)
+        for text in sorted(self.texts, key=lambda text: (text.shard, text.first_row)):
+            if text.shard >= len(ends) or text.first_row != ends[text.shard]:
+                raise UserError(f"{path}: {' '.join(map(str, text.key))} is not where its states lie: capture again")
+            ends[text.shard] += text.rows
+            if not all(0 <= token < found.vocab_size for token in text.tokens):
+                raise UserError(
+                    f"{path}: a token that is none of the {found.vocab_size:,} of the target: capture again"
+                )
+        if ends != [shard.rows for shard in found.shards]:
+            raise UserError(f"{path}: its texts have not as many tokens as there are states: capture again")
+
+    def _check_shapes(self) -> None:
+        """Have the files the tensors that the manifest tells of? Raises `UserError`."""
+        found = self.manifest
+        wanted: dict[str, dict[str, list[int]]] = {HEAD: {EMBEDDING: [found.vocab_size, found.hidden_size]}}
+        for shard in found.shards:
+            states = {key: [shard.rows, found.hidden_size] for key in (FINAL, *map(name_of, found.layers))}
+            wanted[shard.file] = {**states, "log_p": [shard.rows]}
+        for name, shapes in wanted.items():
+            file = self._open(name)
+            for tensor, shape in shapes.items():
+                if tensor not in file.keys():  # noqa: SIM118 (no mapping)
+                    raise UserError(f"{self.directory / name}: no tensor {tensor} in it: capture again")
+                if (lies := file.get_slice(tensor).get_shape()) != shape:
+                    raise UserError(f"{self.directory / name}: {tensor} is {lies}, not {shape}: capture again")
 
     def __repr__(self) -> str:
         found = self.manifest
@@ -218,14 +254,12 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{directory}: no {MANIFEST}: not a capture, which `speceval capture RUN -o DIR` writes")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("version"), int) and content["version"] > VERSION:
             raise UserError(f"{path}: version {content['version']}, this speceval reads {VERSION}: update speceval")
         return Manifest.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}: the file is damaged") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: no JSON: the file is damaged") from None
 
 
 def read_lines(directory: Path) -> Iterator[dict[str, Any]]:

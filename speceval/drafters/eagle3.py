@@ -29,7 +29,7 @@ class Eagle3(Loaded):
         inner = config.get("eagle_config") or {}
         if odd := [name for name in UNSUPPORTED if self.config.get(name) or inner.get(name)]:
             raise UserError(f"its config.json has {odd[0]}: measure it with `run --replay`")
-        if any(name.startswith("layers.1.") for name in self.weights):
+        if int(self.config.get("num_hidden_layers") or 1) > 1 or any(n.startswith("layers.1.") for n in self.weights):
             raise UserError("it has more than one layer: measure it with `run --replay`")
         self.layers = tuple(
             self.config.get("eagle_aux_hidden_state_layer_ids") or inner.get("eagle_aux_hidden_state_layer_ids") or ()
@@ -42,6 +42,8 @@ class Eagle3(Loaded):
         self._head_dim = len(self.weight("layers.0.self_attn.q_proj")) // heads
         self._rotary = Rotary.of(self.config, self._head_dim)
         if "d2t" in weights:
+            if (count := self.config.get("draft_vocab_size")) not in (None, len(weights["d2t"])):
+                raise UserError(f"its d2t has {len(weights['d2t']):,} entries, its config.json {count} draft tokens")
             self.draft_ids = weights["d2t"].long() + torch.arange(len(weights["d2t"]), device=weights["d2t"].device)
             ids, vocabulary, kept = self.draft_ids, int(self.config["vocab_size"]), weights.get("t2d")
             inside = bool(((ids >= 0) & (ids < vocabulary)).all()) and len(ids.unique()) == len(ids)

@@ -25,6 +25,7 @@ class LanguageModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what is missing is told below, in one line
         model: Any
         model, told = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
         for what in ("missing", "mismatched", "unexpected"):  # transformers would draw the first two at random

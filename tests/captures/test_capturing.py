@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,22 @@ def edit(**fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def retold(change: Callable[[list[str]], list[str]]) -> None:
+    path = Path("cap/texts.jsonl")
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def turned(field: str, change: Callable[[Any], Any]) -> None:
+    """Another value in the first turn of the first line."""
+
+    def changed(lines: list[str]) -> list[str]:
+        first = json.loads(lines[0])
+        first["turns"][0][field] = change(first["turns"][0][field])
+        return [json.dumps(first) + "\n", *lines[1:]]
+
+    retold(changed)
+
+
 def other_target() -> None:
     content = json.loads(Path("cap/manifest.json").read_text())
     content["run"]["fingerprint"]["target"]["weights"] = "sha256:0"
@@ -162,9 +179,23 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: Path("cap/states-00001.safetensors").unlink(), ("cap", *EAGLE), "00001.safetensors: is missing"),
         (lambda: shorten(Path("cap/head.safetensors")), ("cap", *EAGLE), "head.safetensors: has "),
         (lambda: shorten(Path("cap/texts.jsonl")), ("cap", *EAGLE), "texts.jsonl: line 3 is damaged"),
-        (lambda: Path("cap/manifest.json").write_text("{"), ("cap", *EAGLE), "no JSON: the file is damaged"),
+        (lambda: Path("cap/manifest.json").write_text("{"), ("cap", *EAGLE), "manifest.json: not JSON at line 1"),
         (lambda: edit(version=2), ("cap", *EAGLE), "version 2, this speceval reads 1: update speceval"),
         (lambda: edit(layers="x"), ("cap", *EAGLE), "field 'layers'"),
+        (lambda: edit(layers=[1, 2, 3, 9]), ("cap", *EAGLE), "states-00001.safetensors: no tensor layer.9 in it"),
+        (lambda: edit(hidden_size=7), ("cap", *EAGLE), "head.safetensors: embedding is [24, 64], not [24, 7]"),
+        (lambda: edit(hidden_size=10**15), ("cap", *EAGLE), "head.safetensors: embedding is [24, 64]"),
+        (lambda: edit(shards=[]), ("cap", *EAGLE), "is not where its states lie"),
+        (lambda: edit(replay="x"), ("cap", *EAGLE), "texts.jsonl: its texts are not those that were captured"),
+        (lambda: edit(shards=[{"file": "../x", "bytes": 1, "rows": 1}]), ("cap", *EAGLE), "field 'shards.0.file'"),
+        (lambda: Path("cap/texts.jsonl").unlink(), ("cap", *EAGLE), "its texts are not those that were captured"),
+        (lambda: retold(lambda lines: lines + lines), ("cap", *EAGLE), "its texts are not those that were captured"),
+        (lambda: retold(lambda lines: lines[:-1]), ("cap", *EAGLE), "its texts are not those that were captured"),
+        (lambda: turned("token_ids", lambda ids: [*ids[:-1], 1 - min(ids[-1], 1)]), ("cap", *EAGLE), "texts are not"),
+        (lambda: turned("token_ids", lambda _: []), ("cap", *EAGLE), "its texts are not those that were captured"),
+        (lambda: turned("prompt", lambda ids: [10**30, *ids[1:]]), ("cap", *EAGLE), "a token that is none of the 24"),
+        (lambda: turned("first_row", lambda row: row + 1), ("cap", *EAGLE), "is not where its states lie"),
+        (lambda: turned("first_row", lambda _: 10**9), ("cap", *EAGLE), "is not where its states lie"),
         (lambda: edit(layers=[1, 2]), ("cap", *EAGLE), "./eagle3: reads layer 3, cap has 1, 2: capture again with"),
         (other_target, ("cap", *EAGLE), "captured of a target with weights sha256:0, ./target has sha256:"),
         (lambda: tiny.write_medusa(Path("medusa"), tiny.write_target(Path("wide"), vocab=30)),
