@@ -183,6 +183,7 @@ class RunSpec(Strict):
             number, slash, count = value.partition("/")
             if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
                 raise ValueError("must be i/n, such as 2/4")
+            return f"{int(number)}/{int(count)}"  # one spelling: shards are merged by it
         return value
 
     @model_validator(mode="after")

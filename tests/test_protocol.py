@@ -133,3 +133,10 @@ def test_a_request_without_further_keys_is_written_as_it_was_before_there_were_a
     assert {"method", "draft_args"}.isdisjoint(spec().model_dump(mode="json"))
     asked = spec(draft_args={"prompt_lookup_max": 3}, method="eagle")
     assert RunSpec(**asked.model_dump(mode="json")) == asked
+
+
+@pytest.mark.parametrize("shard", ["2/4", "02/4", "２/４"])
+def test_a_shard_has_one_spelling(shard: str) -> None:
+    """Shards are merged by it."""
+    spec = RunSpec(target="zoo", draft="d", k=3, temperature=0, drafting="greedy", suites=("demo",), shard=shard)
+    assert spec.shard == "2/4"

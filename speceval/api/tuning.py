@@ -105,6 +105,14 @@ def tune(
         "suite_names": [str(suite)] if suite else [] if target == "zoo" else ["mt_bench"],
     }  # fmt: skip
     bursting.check(batches, bursts, answers)
+    if not engines.find(engine).replicates:
+        raise UserError(f"--engine {engine}: engines are started and timed here: leave it out")
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory}: not a directory: name one, or a new one")
+    if plot is not None:
+        from speceval.show import plots
+
+        plots.require_format(Path(plot))
     jobs = _jobs(target, drafts, ks, asked)
     if not progress:
         measured = bursting.measure(jobs, batches, bursts, answers, output_to, beside=beside)
@@ -125,7 +133,6 @@ def tune(
         _confirm(content, rates, jobs)
     write_whole(directory / "tune.json", _text(versioned("tune", content)))
     if plot is not None:
-        from speceval.show import plots
         from speceval.show import tuning as shown
 
         plots.save(shown.heat_map(rates), Path(plot))

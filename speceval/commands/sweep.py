@@ -12,6 +12,7 @@ from speceval.commands import options
 if TYPE_CHECKING:
     from speceval.measure.replicas.on_ray import Cluster
     from speceval.measure.sweep import Outcome, Sweep
+    from speceval.measure.sweep.file import SweepFile
 
 
 def sweep(
@@ -76,7 +77,9 @@ def _sweep(
     if (half_width := options.percent(until, "--until")) is not None:
         changes = changes | {"until": half_width}
     load = suites.load_or_count if dry_run else suites.load
-    prepared = prepare_sweep(read_sweep_file(file), out, data_dir, changes, load, over)
+    content = read_sweep_file(file)
+    _check_tables(content)
+    prepared = prepare_sweep(content, out, data_dir, changes, load, over)
     if dry_run:
         _print_plan(prepared, as_json)
         return
@@ -87,6 +90,22 @@ def _sweep(
         _print_outcomes(prepared, outcomes)
     if not all(outcome.ok for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _check_tables(content: SweepFile) -> None:
+    """Raises UserError for a table that there is not: before anything starts, though it is printed at the end."""
+    from difflib import get_close_matches
+
+    from speceval.errors import UserError
+    from speceval.show.layouts import LAYOUTS
+
+    for name in content.tables:
+        if name not in LAYOUTS:
+            close = get_close_matches(name, LAYOUTS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"sweep {content.name}: field 'tables': unknown layout '{name}'{hint}; known: {', '.join(LAYOUTS)}"
+            )
 
 
 def _print_plan(prepared: Sweep, as_json: bool) -> None:

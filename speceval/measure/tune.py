@@ -32,6 +32,7 @@ FEWEST = 3
 """Bursts of each batch size: below, there is no error to speak of."""
 BURST = 64
 """Steps of an engine in a burst."""
+MOST_ANSWERS = 100_000
 TOGETHER = ("cpu", "simulated")
 """Devices on which two engines find room side by side without being told how to share it."""
 
@@ -42,8 +43,8 @@ def check(batches: Sequence[int], bursts: int, answers: int) -> None:
         raise UserError("--batch: batch sizes are whole numbers from 1, such as 1,4,16")
     if bursts < FEWEST:
         raise UserError(f"--bursts {bursts}: at least {FEWEST} of each batch size, for an error")
-    if answers < 2:
-        raise UserError(f"--answers {answers}: at least 2, for an error")
+    if not 2 <= answers <= MOST_ANSWERS:
+        raise UserError(f"--answers {answers}: at least 2, for an error, and at most {MOST_ANSWERS:,}")
 
 
 def measure(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from speceval.estimate.tuning import Rate
+from speceval.estimate.tuning import ALONE, Rate, Setting
 
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
 """Of the colours, those that are used."""
@@ -23,12 +23,20 @@ def table(rates: Sequence[Rate]) -> Table:
     batches = sorted({rate.batch for rate in rates})
     for heading in ("drafter", "K", "tau committed", *(f"batch {batch}" for batch in batches)):
         shown.add_column(heading, justify="left" if heading == "drafter" else "right", no_wrap=True)
-    for setting in dict.fromkeys(rate.setting for rate in rates):
+    for setting in _settings(rates):
         row = {rate.batch: rate for rate in rates if rate.setting == setting}
         tau = next(iter(row.values())).tau
         cells = (_cell(row[batch]) if batch in row else "" for batch in batches)
-        shown.add_row(setting.draft, str(setting.k), f"{tau:.3f}", *cells)
+        name = "the target alone" if setting == ALONE else setting.draft
+        shown.add_row(name, str(setting.k), f"{tau:.3f}", *cells)
     return shown
+
+
+def _settings(rates: Sequence[Rate]) -> list[Setting]:
+    """Drafters in the order in which they were named, each by its K; the target alone last."""
+    settings = dict.fromkeys(rate.setting for rate in rates)
+    drafts = list(dict.fromkeys(setting.draft for setting in settings))
+    return sorted(settings, key=lambda one: (one == ALONE, drafts.index(one.draft), one.k))
 
 
 def _cell(rate: Rate) -> str:
@@ -77,7 +85,7 @@ def heat_map(rates: Sequence[Rate]) -> Figure:
     best of its batch size.
     """
     batches = sorted({rate.batch for rate in rates})
-    settings = sorted({rate.setting for rate in rates if rate.setting.k}, key=lambda one: (one.draft, one.k))
+    settings = [setting for setting in _settings(rates) if setting != ALONE]
     by = {(rate.setting, rate.batch): rate for rate in rates}
     figure = Figure(figsize=(2.6 + 0.7 * len(batches), 1.2 + 0.26 * len(settings)), layout="constrained")
     axis = figure.subplots()
@@ -87,6 +95,7 @@ def heat_map(rates: Sequence[Rate]) -> Figure:
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_yticks(range(len(settings)), [f"{setting.draft} K={setting.k}" for setting in settings])
     axis.set_xlabel("batch")
+    axis.set_title("* as good as the best of its batch size", fontsize=8)
     for row, setting in enumerate(settings):
         for column, batch in enumerate(batches):
             mark = "*" if by[setting, batch].as_good else ""

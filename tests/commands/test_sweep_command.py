@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from speceval.cli import app
 from speceval.engines.simulated import SimulatedEngine
+from speceval.errors import UserError
 
 FILE = {
     "name": "s",
@@ -65,6 +66,22 @@ def test_a_failed_cell_is_listed_with_its_line_and_the_code_is_1(
     assert done.exit_code == 1 and "1 of 2 runs" in done.stdout
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("FAILED"))
     assert "kl_eagle3" in line and line.endswith("ValueError: no luck")
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "says"),
+    [
+        ({"tables": ["sumary"]}, "out", "field 'tables': unknown layout 'sumary'; did you mean summary?"),
+        ({}, "s.yaml", "s.yaml: not a directory"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_before_anything_starts(
+    path: str, tmp_path: Path, change: dict[str, Any], out: str, says: str
+) -> None:
+    Path(path).write_text(yaml.safe_dump(FILE | change))
+    done = sweep(path, "--out", str(tmp_path / out))
+    assert isinstance(done.exception, UserError) and says in str(done.exception)
+    assert [file.name for file in tmp_path.iterdir()] == ["s.yaml"]
 
 
 def test_demo_is_a_sweep_by_another_name(monkeypatch: pytest.MonkeyPatch) -> None:

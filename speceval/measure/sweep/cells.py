@@ -63,6 +63,8 @@ def prepare_sweep(
     whole, and others until their difference to the run of it that is like them is known.
     """
     directory = out or Path("results") / file.name
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory}: not a directory: name one, or a new one")
     fitting, left_out = _fitting(file, requests(file, dict(changes or {})))
     load = functools.lru_cache(maxsize=None)(load)
     jobs: dict[Path, Job] = {}

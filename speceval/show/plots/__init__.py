@@ -12,7 +12,7 @@ import matplotlib
 
 from speceval.estimate.comparison import require_comparable
 from speceval.show.plots import along, conversation, forest, position, style, tau_k
-from speceval.show.plots.style import Drawn, save
+from speceval.show.plots.style import Drawn, require_format, save
 from speceval.store import StoredRun
 
 OF_RUNS: dict[str, Callable[[Sequence[StoredRun]], Drawn]] = {
@@ -23,7 +23,7 @@ OF_RUNS: dict[str, Callable[[Sequence[StoredRun]], Drawn]] = {
     "context": along.draw_context,
     "conversations": conversation.draw,
 }
-__all__ = ["OF_RUNS", "Drawn", "draw", "positions", "save"]
+__all__ = ["OF_RUNS", "Drawn", "draw", "positions", "require_format", "save"]
 
 
 def draw(kind: str, runs: Sequence[StoredRun], allow: Collection[str] = ()) -> Drawn:

@@ -257,13 +257,18 @@ def notes(runs: Sequence[StoredRun]) -> list[str]:
     return found
 
 
+def require_format(path: Path) -> None:
+    """Raises `UserError` for a file that no figure is written to."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}: name such a file")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` to `path`, whole or not at all; its suffix (.png, .pdf) is the format.
 
     Raises `UserError` for another suffix.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: figures are written as {' or '.join(FORMATS)}: name such a file")
+    require_format(path)
     # A date in the file would make every regeneration differ.
     metadata = {"CreationDate": None} if path.suffix.lower() == ".pdf" else {}
     draw = partial(figure.savefig, format=path.suffix.lower()[1:], metadata=metadata)
