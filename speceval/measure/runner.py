@@ -277,7 +277,7 @@ def measure(
             if (wait := arrivals.wait(pending[-1].key)) > 0:
                 return wait
             live = pending.pop()
-            live.waited = -wait
+            live.waited = 0.0 if spec.rate == "inf" else -wait
             if closed(live):
                 progress.conversations -= 1
             else:

@@ -6,18 +6,23 @@ counts have the same sums, and the same histogram where that is told. In which o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from speceval.engines.base import Finished, Step, Times
-from speceval.engines.server.client import Stream
+from speceval.engines.server.client import Stream, short
+from speceval.errors import UserError
 from speceval.store.schema import Evidence
 
 HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_accept_histogram")
 """SGLang's names for it, the newest first."""
 ACCEPTED = ("spec_num_correct_drafts", "spec_accepted_tokens", "spec_accept_token_num")
 PROPOSED = ("spec_num_proposed_drafts", "spec_draft_tokens", "spec_draft_token_num")
+WRONG = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
+"""What comes of reading an answer of another shape."""
+MOST_TOKEN = 1 << 31
 ENDED = {"eos": "stop", "word": "stop", "limit": "length", "length": "length", "stop": "stop"}
 
 
@@ -39,6 +44,38 @@ class Answer:
         return Finished(request_id, self.tokens, self.finish_reason, self.stop_reason, self.steps, self.cached)
 
 
+@contextmanager
+def reading(where: str, kind: str) -> Iterator[None]:
+    """Raises `UserError`, in one line, where an answer of `where` cannot be read as `kind`'s."""
+    try:
+        yield
+    except WRONG as error:
+        lacks = "without" if isinstance(error, KeyError) else "that cannot be read:"
+        raise UserError(f"{where}: an answer {lacks} {short(error)}: is it {kind}'s?") from error
+
+
+def sound(answer: Answer) -> Answer:
+    """The answer, if its tokens and counts are such. Raises ValueError."""
+    if not all(type(token) is int and 0 <= token < MOST_TOKEN for token in answer.tokens):
+        raise ValueError("token ids that are none")
+    if not answer.finish_reason.isidentifier() or len(answer.finish_reason) > LONGEST_REASON:
+        raise ValueError("a finish_reason that is none")
+    if type(answer.cached) is not int or answer.cached < 0:
+        raise ValueError("cached tokens that are no number")
+    if not isinstance(answer.stop_reason, str | int | None):
+        raise ValueError("a stop_reason that is none")
+    for step in answer.steps:
+        counts = step.drafted, step.accepted, step.committed
+        if not all(type(count) is int for count in counts) or not 0 <= step.accepted <= step.drafted:
+            raise ValueError("counts of drafts that are none")
+    if sum(step.committed for step in answer.steps) != max(len(answer.tokens) - 1, 0):
+        raise ValueError("counts of drafts that are not those of its tokens")
+    return answer
+
+
+LONGEST_REASON = 40
+
+
 def vllm(answer: dict[str, Any], k: int) -> Answer:
     """Of `/inference/v1/generate` or `/v1/completions` with `return_token_ids`. Raises KeyError and its like for an
     answer of another shape.
@@ -57,7 +94,7 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
         steps, evidence = of_nothing(len(tokens)), "nothing"
     return Answer(
         tokens,
-        str(choice["finish_reason"]),
+        _reason(choice["finish_reason"]),
         steps,
         evidence,
         choice.get("stop_reason"),
@@ -120,7 +157,7 @@ def sglang(answer: dict[str, Any], k: int) -> Answer:
         steps, evidence = of_sums(len(tokens), count, kept, proposed if proposed is not None else k * count), "requests"
     else:
         steps = of_nothing(len(tokens))
-    ended = ENDED.get(str(reason.get("type")), str(reason.get("type")))
+    ended = ENDED.get(str(reason.get("type")), _reason(reason.get("type")))
     return Answer(tokens, ended, steps, evidence, reason.get("matched"), told.get("cached_tokens") or 0)
 
 
@@ -149,7 +186,7 @@ def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
             else:
                 steps.append(Step(0, 0, 1))
     last = events[-1]
-    ended = ENDED.get(str(last["stop_type"]), str(last["stop_type"]))
+    ended = ENDED.get(str(last["stop_type"]), _reason(last["stop_type"]))
     evidence: Evidence = "steps" if drafted else "nothing"
     return Answer(tokens, ended, steps, evidence, None, last.get("tokens_cached") or 0)
 
@@ -160,11 +197,17 @@ def openai(answer: dict[str, Any], k: int) -> Answer:
     tokens = choice.get("token_ids") or []
     return Answer(
         list(tokens),
-        str(choice["finish_reason"]),
+        _reason(choice["finish_reason"]),
         of_nothing(len(tokens)),
         "nothing",
         text=str(choice.get("text") or ""),
     )
+
+
+def _reason(told: Any) -> str:
+    if not isinstance(told, str):
+        raise ValueError("no finish_reason")
+    return told
 
 
 def steps_of(tokens: int, drafted: Sequence[int], accepted: Sequence[int]) -> list[Step]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 
@@ -32,6 +32,8 @@ RESUMES = "what was finished is stored, the same command resumes"
 
 LONGEST_LINE = 1 << 24
 """Characters of one event of a stream."""
+LARGEST = 1 << 30
+"""Bytes of an answer: recordings of many long requests are some hundred million."""
 T = TypeVar("T")
 
 
@@ -98,7 +100,7 @@ class Client:
 
     def text(self, path: str) -> str:
         """What GET answers."""
-        return self._start(self._call("GET", path, None)).result().text
+        return self._start(self._call("GET", path, None)).result().decode(errors="replace")
 
     def get(self, path: str) -> Any:
         """What GET answers, parsed."""
@@ -126,11 +128,14 @@ class Client:
 
         async def streamed() -> Stream:
             sent, begun, events, came = time.time(), time.perf_counter(), list[Any](), list[float]()
-            async with self._opened("POST", path, body) as response:
-                self._accepted(response, path)
+            seconds = self._seconds
+            async with self._opened("POST", path, body) as response, asyncio.timeout(seconds) as limit:
+                if not response.is_success:
+                    self._refuse(response, await _content(response), path)
                 async for line in _lines(response):
                     if not line.startswith("data:") or (text := line[5:].strip()) == "[DONE]":
                         continue
+                    limit.reschedule(self._loop.time() + seconds)
                     came.append(time.perf_counter() - begun)
                     events.append(self._event(text, path))
             if not events:
@@ -175,11 +180,14 @@ class Client:
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        """Raises `UserError` in one line, `Refused` for an answer that is an error."""
-        async with self._opened(verb, path, body) as answer:
-            await answer.aread()
-            return self._accepted(answer, path)
+    async def _call(self, verb: str, path: str, body: dict[str, Any] | None) -> bytes:
+        """What was answered. Raises `UserError` in one line, `Refused` for an answer that is an error."""
+        # Pauses between bytes may be short for ever: all of an answer must be here in the time of one.
+        async with self._opened(verb, path, body) as answer, asyncio.timeout(self._seconds):
+            content = await _content(answer)
+            if not answer.is_success:
+                self._refuse(answer, content, path)
+            return content
 
     @asynccontextmanager
     async def _opened(self, verb: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
@@ -187,13 +195,13 @@ class Client:
         try:
             async with AsyncExitStack() as open_:
                 yield await self._taken(open_, self._http.build_request(verb, path, json=body, timeout=self._timeout))
-        except httpx.TimeoutException as error:
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise Gone(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise Gone(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
 
     async def _taken(self, open_: AsyncExitStack, request: httpx.Request) -> httpx.Response:
-        """The answer of a server that was there and not too busy; one that is an error has been read."""
+        """The answer of a server that was there and not too busy, not read yet."""
         for number in range(1, self._tries + 1):
             last = number == self._tries
             try:
@@ -208,24 +216,36 @@ class Client:
                 await asyncio.sleep(_pause(answer.headers.get("Retry-After"), number))
                 continue
             open_.push_async_callback(answer.aclose)
-            if answer.is_error:
-                await answer.aread()
             return answer
         raise AssertionError("unreachable")
 
-    def _accepted(self, answer: httpx.Response, path: str) -> httpx.Response:
+    def _refuse(self, answer: httpx.Response, content: bytes, path: str) -> NoReturn:
         if answer.is_redirect:
-            where = answer.headers.get("Location", "nowhere")
+            where = short(answer.headers.get("Location", "nowhere"))
             raise Refused(f"{self.url}{path}: redirects to {where}: give that address if you trust it", 300)
-        if answer.is_error:
-            raise Refused(f"{self.url}{path}: {answer.status_code} {_reason(answer)}", answer.status_code)
-        return answer
+        reason = _reason(content) or short(answer.reason_phrase)
+        raise Refused(f"{self.url}{path}: {answer.status_code} {reason}", answer.status_code)
 
-    def _parsed(self, answer: httpx.Response, path: str) -> Any:
+    def _parsed(self, content: bytes, path: str) -> Any:
         try:
-            return answer.json()
-        except ValueError as error:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+
+    @property
+    def _seconds(self) -> float:
+        """Within which something must come."""
+        return self._timeout.read or SECONDS
+
+
+async def _content(answer: httpx.Response) -> bytes:
+    """All of an answer, unpacked."""
+    content = bytearray()
+    async for piece in answer.aiter_bytes():
+        content += piece
+        if len(content) > LARGEST:
+            raise httpx.RemoteProtocolError("an answer without an end")
+    return bytes(content)
 
 
 def _authorization(variable: str | None) -> dict[str, str]:
@@ -243,7 +263,7 @@ def _pause(asked: str | None, number: int) -> float:
         seconds = float(asked) if asked is not None else 0.5 * 2 ** (number - 1)
     except ValueError:
         seconds = LONGEST_PAUSE
-    return min(max(seconds, 0.0), LONGEST_PAUSE)
+    return min(seconds, LONGEST_PAUSE) if seconds >= 0 else LONGEST_PAUSE  # also for what is no number
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
@@ -262,23 +282,24 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
         yield left
 
 
-def _reason(answer: httpx.Response) -> str:
+def _reason(content: bytes) -> str:
     """The server's own words, in one short line."""
     try:
-        return _told(json.loads(answer.text))
+        return _told(json.loads(content))
     except (ValueError, AttributeError, RecursionError):
-        return _short(answer.text or answer.reason_phrase)
+        return short(content[:1000].decode(errors="replace"))
 
 
 def _told(content: Any) -> str:
     """What an answer says that is an error."""
     error = content.get("error", content.get("detail", content))
-    return _short(error.get("message", error) if isinstance(error, dict) else error)
+    return short(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def _short(words: Any) -> str:
-    return " ".join(str(words).split())[:200]
+def short(words: Any) -> str:
+    """A server's words in one short line that no terminal obeys."""
+    return "".join(letter for letter in " ".join(str(words).split()) if letter.isprintable())[:200]
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return short(error) or type(error).__name__

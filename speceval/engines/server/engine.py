@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.server import metrics, probe
-from speceval.engines.server.answers import joined, times_of, vllm
-from speceval.engines.server.client import Client, Refused, Stream
+from speceval.engines.server.answers import joined, reading, sound, times_of, vllm
+from speceval.engines.server.client import Client, Refused, Stream, short
 from speceval.engines.server.dialects import WITH_USAGE, parameters
 from speceval.engines.server.plain import PlainServerEngine
 from speceval.engines.server.settings import (
@@ -105,7 +105,8 @@ class ServerEngine(Listening, Engine):
             _check(order, self._settings)
             self.max_model_len = int(self._settings.max_model_len or 0)
             self._loaded = self._ask(ask_loading)
-            loading.check(self._loaded, str(checkpoint(order.draft)))
+            with self._reading():
+                loading.check(self._loaded, str(checkpoint(order.draft)))
             self.tokenizer = tokenizer_of(order)
             self._record()
         except BaseException:
@@ -156,7 +157,8 @@ class ServerEngine(Listening, Engine):
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """What the workers answer to a question of `vllm_patches.worker`. Raises `UserError`."""
         try:
-            return question(self, *arguments)
+            with self._reading():
+                return question(self, *arguments)
         except Disagreement as error:
             raise UserError(f"{error}: what this server samples cannot be trusted") from error
 
@@ -170,11 +172,18 @@ class ServerEngine(Listening, Engine):
         except Refused as error:
             mend = f"{error}: to be measured step by step, a server needs {START}"
             raise Refused(mend, error.status) from error
-        return [from_text(one) for one in answer["results"]] if as_text else list(answer["results"])
+        with self._reading():
+            if as_text:
+                return [from_text(one) for one in answer["results"]]
+            return [short(one) if isinstance(one, str) else one for one in answer["results"]]
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(f"{self._client.url}/collective_rpc", "our extension")
 
     def _read_settings(self) -> Facts:
         workers = agreed(self._ask(ask_settings))
-        return Facts(vllm=str(self._client.get("/version")["version"]), generation_config=None, **workers)
+        with self._reading():
+            return Facts(vllm=short(self._client.get("/version")["version"]), generation_config=None, **workers)
 
     def facts(self) -> Facts:
         """The settings as the server's workers have them."""
@@ -183,15 +192,18 @@ class ServerEngine(Listening, Engine):
     def patches(self) -> list[PatchState]:
         """State of every ledger row of its model runner in the server's workers."""
         run = (self._settings.runner, self._settings.method)
-        return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, *run)]
+        with self._reading():
+            return [listing.as_state(status) for status in merged(self._ask(ask)) if listing.concerns(status.id, *run)]
 
     def drafter(self) -> dict[str, Any]:
         """What vLLM decided while it loaded the drafter (`vllm_patches.loading`)."""
-        return dict(self._loaded["decided"])
+        with self._reading():
+            return dict(self._loaded["decided"])
 
     def notes(self) -> list[str]:
         """The same in words."""
-        return loading.notes(self._loaded)
+        with self._reading():
+            return loading.notes(self._loaded)
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the server samples."""
@@ -240,9 +252,10 @@ class ServerEngine(Listening, Engine):
 
     def _take(self) -> None:
         """Fetch what the workers have recorded, of our requests."""
-        heard = self.heard(str(self._recorder))
-        heard["requests"] = [name.removeprefix(NAMED) for name in heard["requests"]]
-        self._recordings.take(heard, {call.name for call in self._calls.values()})
+        with self._reading():
+            heard = self.heard(str(self._recorder))
+            heard["requests"] = [name.removeprefix(NAMED) for name in heard["requests"]]
+            self._recordings.take(heard, {call.name for call in self._calls.values()})
 
     def _finish(self, call: _Call, future: Future[Any]) -> Finished:
         try:
@@ -250,11 +263,11 @@ class ServerEngine(Listening, Engine):
         except Refused as error:
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
             raise UserError(f"{error}{mend}") from error
-        try:
+        with reading(f"{self._client.url}{GENERATE}", "vLLM"):
             times = times_of(answer) if isinstance(answer, Stream) else None
-            told = vllm(joined(answer.events) if isinstance(answer, Stream) else answer, self._settings.k)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._client.url}{GENERATE}: an answer without {error}: is it vLLM's?") from error
+            told = sound(vllm(joined(answer.events) if isinstance(answer, Stream) else answer, self._settings.k))
+            if any(step.drafted > self._settings.k for step in told.steps):
+                raise ValueError(f"steps of more than {self._settings.k} drafts")
         if told.evidence != "steps" and len(told.tokens) > 1 and self._settings.method != "none":
             raise UserError(f"the server tells no verify steps: it needs {START}")
         done = replace(told.finished(call.request_id), times=times)
@@ -286,10 +299,9 @@ class ServerEngine(Listening, Engine):
         if self._calls:
             raise RuntimeError("requests are in flight")
         counted = metrics.counters(self._client.text("/metrics"))
-        for name, count in self._ask(ask_counts).items():
-            setattr(counted, name, count)
-        missing = self._settings.k - len(counted.num_accepted_tokens_per_pos)
-        counted.num_accepted_tokens_per_pos += [0] * missing
+        with self._reading():
+            counted = replace(counted, **self._ask(ask_counts))
+        counted.num_accepted_tokens_per_pos = metrics.of_positions(counted, self._settings.k)
         return counted
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from speceval.errors import UserError
 from speceval.store.schema import Counters
 
 LINE = re.compile(r"^(\w+:)(\w+?)_total(?:\{(.*)\})? (\S+)$", re.M)
@@ -19,21 +20,37 @@ TOTALS = {
 PER_POSITION = "spec_decode_num_accepted_tokens_per_pos"
 GENERATED = ("generation_tokens", "tokens_predicted")
 """Tokens that it generated, by vLLM's name and by llama.cpp's."""
+MOST = 1 << 62
 RUNNING = re.compile(
     r"^(\w+:)(?:num_requests_(?:running|waiting)|requests_(?:processing|deferred))(?:\{.*\})? (\S+)$", re.M
 )
 
 
+def _count(text: str) -> int:
+    """A value. Raises `UserError` for what counts nothing."""
+    try:
+        value = float(text)
+        if 0 <= value < MOST:
+            return int(value)
+    except ValueError:
+        pass
+    raise UserError(f"/metrics: holds {text[:40]!a} where a count should be: its totals cannot be used")
+
+
+def of_positions(counted: Counters, k: int) -> list[int]:
+    """Accepted tokens of positions 1 … k."""
+    told = counted.num_accepted_tokens_per_pos
+    return told[:k] + [0] * (k - len(told))
+
+
 def running(page: str, prefix: str = "vllm:") -> int:
     """Requests that the server runs or holds back now."""
-    return sum(int(float(value)) for begin, value in RUNNING.findall(page) if begin == prefix)
+    return sum(_count(value) for begin, value in RUNNING.findall(page) if begin == prefix)
 
 
 def generated(page: str, prefix: str = "vllm:") -> int | None:
     """Tokens that it has generated; None if it does not tell."""
-    values = [
-        int(float(value)) for begin, name, _, value in LINE.findall(page) if begin == prefix and name in GENERATED
-    ]
+    values = [_count(value) for begin, name, _, value in LINE.findall(page) if begin == prefix and name in GENERATED]
     return sum(values) if values else None
 
 
@@ -45,7 +62,7 @@ def counters(page: str, prefix: str = "vllm:") -> Counters:
         if begin != prefix:
             continue
         if name in TOTALS:
-            totals[TOTALS[name]] += int(float(value))
+            totals[TOTALS[name]] += _count(value)
         elif name == PER_POSITION and (position := POSITION.search(labels)):
-            positions[int(position[1])] += int(float(value))
+            positions[int(position[1])] += _count(value)
     return Counters(num_accepted_tokens_per_pos=[positions[number] for number in range(len(positions))], **totals)

@@ -9,7 +9,7 @@ from typing import Any
 
 from speceval.engines.base import Engine, Finished, Order, Sampling, unknown
 from speceval.engines.server import probe
-from speceval.engines.server.answers import Answer, of_nothing
+from speceval.engines.server.answers import Answer, of_nothing, reading
 from speceval.engines.server.client import Client
 from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST, Watch, refuse, rest, tokenizer_of
 from speceval.errors import UserError
@@ -104,12 +104,8 @@ class PlainServerEngine(Engine):
 
     def _finish(self, request_id: str, call: Future[Any]) -> Finished:
         seen, answered = self._seen, call.result()
-        try:
+        with reading(f"{seen.url}{seen.road.path}", seen.dialect.name):
             answer, times = probe.read(seen.road, answered, self._order.k)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{seen.url}{seen.road.path}: an answer without {error}: is it {seen.dialect.name}'s?"
-            ) from error
         if seen.dialect.name == "openai" and not answer.tokens:
             answer = self._encoded(answer)
         if seen.evidence in ("totals", "nothing"):

@@ -8,8 +8,8 @@ from typing import Any
 
 from speceval.engines.base import Sampling, Times
 from speceval.engines.server import metrics
-from speceval.engines.server.answers import Answer, times_of
-from speceval.engines.server.client import Client, Refused, Stream
+from speceval.engines.server.answers import WRONG, Answer, reading, sound, times_of
+from speceval.engines.server.client import Client, Refused, Stream, short
 from speceval.engines.server.dialects import DIALECTS, Dialect, Road
 from speceval.errors import UserError
 from speceval.store.schema import Evidence
@@ -94,10 +94,15 @@ def look(client: Client, model: str | None = None, dialect: str | None = None, t
     """
     if dialect is not None and dialect not in DIALECTS:
         raise UserError(f"--dialect {dialect}: there are {', '.join(DIALECTS)}")
+    with reading(client.url, dialect or "a known server"):
+        return _look(client, model, dialect, timed)
+
+
+def _look(client: Client, model: str | None, dialect: str | None, timed: bool) -> Seen:
     listed = client.get("/v1/models")
     name, pages = recognise(client, listed)
     row = DIALECTS[dialect or name]
-    models = [str(one["id"]) for one in listed["data"]]
+    models = [_name(one["id"]) for one in listed["data"]]
     served = chosen(client, models, model)
     page = _text(client, "/metrics")
     totals = bool(row.metrics) and f"{row.metrics}spec_decode_num_drafts_total" in page
@@ -113,6 +118,12 @@ def look(client: Client, model: str | None = None, dialect: str | None = None, t
     seen.missing.extend(_missing(seen))
     seen.notes.extend(_notes(seen))
     return seen
+
+
+def _name(told: Any) -> str:
+    if not isinstance(told, str) or not told:
+        raise ValueError("a model without a name")
+    return told
 
 
 def recognise(client: Client, listed: Any) -> tuple[str, dict[str, Any]]:
@@ -153,7 +164,9 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         found = {}
-    return {name: value for name, value in found.items() if value is not None}
+    return {
+        name: short(value) if isinstance(value, str) else value for name, value in found.items() if value is not None
+    }
 
 
 def chosen(client: Client, models: list[str], name: str | None) -> str:
@@ -163,7 +176,7 @@ def chosen(client: Client, models: list[str], name: str | None) -> str:
     if name in models:
         return str(name)
     mend = f"--engine-arg model={name}: is not there" if name else "name one with --engine-arg model=NAME"
-    raise UserError(f"{client.url} serves {', '.join(models) or 'nothing'}: {mend}")
+    raise UserError(f"{client.url} serves {short(', '.join(models)) or 'nothing'}: {mend}")
 
 
 def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling, timed: bool = False) -> Any:
@@ -179,8 +192,8 @@ def read(road: Road, answered: Any, k: int) -> tuple[Answer, Times | None]:
     of another shape.
     """
     if not isinstance(answered, Stream):
-        return road.read(answered, k), None
-    return road.read(road.streamed(answered.events), k), times_of(answered)
+        return sound(road.read(answered, k)), None
+    return sound(road.read(road.streamed(answered.events), k)), times_of(answered)
 
 
 def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road, Answer]:
@@ -193,8 +206,8 @@ def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road,
         except Refused as error:
             closed = str(error)
             continue
-        except (KeyError, IndexError, TypeError) as error:
-            closed = f"{client.url}{road.path}: an answer without {error}: is it {row.name}'s? (--dialect)"
+        except WRONG as error:
+            closed = f"{client.url}{road.path}: an answer without {short(error)}: is it {row.name}'s? (--dialect)"
             continue
         if best is None or ORDER.index(answer.evidence) < ORDER.index(best[1].evidence):
             best = road, answer
@@ -220,7 +233,7 @@ def _version(row: Dialect, pages: dict[str, Any], listed: Any) -> str | None:
         "sglang": info.get("version"),
         "llamacpp": (pages["/props"] or {}).get("build_info"),
     }.get(row.name)
-    return None if found is None else str(found)
+    return None if found is None else short(found)
 
 
 def _context(row: Dialect, pages: dict[str, Any], listed: Any) -> int:
@@ -283,5 +296,5 @@ def counters(client: Client, seen: Seen, k: int) -> Any:
     if not seen.totals:
         return None
     counted = metrics.counters(client.text("/metrics"), seen.dialect.metrics)
-    counted.num_accepted_tokens_per_pos += [0] * (k - len(counted.num_accepted_tokens_per_pos))
+    counted.num_accepted_tokens_per_pos = metrics.of_positions(counted, k)
     return counted

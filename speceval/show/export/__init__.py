@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from speceval.errors import UserError
-from speceval.estimate import replay
+from speceval.estimate import books, replay
 from speceval.show.export.card import model_card
 from speceval.show.export.lm_eval import lm_eval_json
 from speceval.show.export.profile import profile_json
@@ -26,6 +26,7 @@ def export(run: StoredRun, kind: str) -> str:
     What is exported travels without its run, so only sound ones are: raises `UserError` for a run that is unfinished,
     whose books do not balance, that measured nothing, whose acceptance was forced, or that is a replay.
     """
+    books.require_positions(run, "export")
     drafted = run.steps["drafted"] > 0
     for fault, wrong in (
         ("is unfinished: finish it with the command that began it", not run.complete),
