@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from speceval.drafters.base import Loaded
+from speceval.drafters.eagle import Eagle
 from speceval.drafters.eagle3 import Eagle3
 from speceval.drafters.heads import Medusa, MLPSpeculator
 from speceval.drafters.models import LanguageModel
@@ -18,6 +19,7 @@ from speceval.drafters.mtp import MTP
 from speceval.errors import UserError
 
 KINDS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], int], Loaded]] = {
+    "eagle": Eagle,
     "eagle3": Eagle3,
     "mtp": MTP,
     "medusa": Medusa,

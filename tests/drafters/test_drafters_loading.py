@@ -149,3 +149,20 @@ def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
             if tokens[start : start + length] == tokens[-length:]:
                 return tokens[start + length :][:k]
     return []
+
+
+@pytest.mark.parametrize(
+    ("rename", "fields", "says"),
+    [
+        ({"layers.0.mlp.up": "layers.1.mlp.up"}, {}, "it has more than one layer"),
+        ({"self_attn.q_proj": "self_attn.q_a_proj"}, {}, "its layer is not Llama's"),
+        ({}, {"logit_scale": 0.5}, "its config.json has logit_scale"),
+    ],
+)
+def test_an_eagle_layer_of_another_kind_is_refused(
+    tmp_path: Path, rename: dict[str, str], fields: dict[str, float], says: str
+) -> None:
+    place = tiny.write_eagle(tmp_path / "eagle", tiny.write_target(tmp_path / "target"))
+    assert drafts(place, "eagle").shape[0] == K
+    with pytest.raises(UserError, match=f"{says}: measure it with `run --replay`$|{says}.*run --replay"):
+        drafts(rewritten(place, rename, **fields), "eagle")
