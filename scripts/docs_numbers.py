@@ -60,7 +60,10 @@ def blocks() -> dict[Path, dict[str, str]]:
             "recorder": recorder_table(),
         },
         ROOT / "docs" / "measure" / "same-text.md": {"replay": replay_table()},
-        ROOT / "docs" / "measure" / "without-the-target.md": {"capture": capture_table()},
+        ROOT / "docs" / "measure" / "without-the-target.md": {
+            "capture": capture_table(),
+            "storage": storage_table(),
+        },
         ROOT / "docs" / "measure" / "make-tables.md": {
             "table-arch": layout_table("paper-arch", DEMO_ALL),
             "table-mean": layout_table("paper-mean", PUBLISHED),
@@ -430,6 +433,21 @@ def capture_table() -> str:
         f"{first['seconds_capture']:.0f} seconds (by the clock, other work beside)."
     )
     return f"{_markdown(rows)}\n\n{cost}"
+
+
+def storage_table() -> str:
+    """What drafters measure on a capture whose states are stored in fewer bits."""
+    found = pd.read_csv(STATISTICS / "capture_storage.csv")
+    rows = [["target", "drafter", "states", "bytes of a token", "tau committed", "change, %", "kept moves", "most"]]
+    for (_, _), part in found.groupby(["target", "drafter"], sort=False):
+        own = part.iloc[0]
+        for row in part.to_dict("records"):
+            change = 100 * (row["tau"] / own["tau"] - 1)
+            moved = ["as computed"] * 3 if row["states"] == own["states"] else []
+            moved = moved or [f"{change:+.3f}", f"{row['kept_mean']:.0e}", f"{row['kept_largest']:.0e}"]
+            names = [f"`{row['target']}`", f"`{row['drafter']}`", row["states"]]
+            rows.append([*names, f"{row['bytes']:,}", f"{row['tau']:.4f}", *moved])
+    return _markdown(rows)
 
 
 def gate_texts_table() -> str:

@@ -239,6 +239,35 @@ LEDGER: tuple[Patch, ...] = (
         until="drafts are drawn with all of the request's sampling parameters",
     ),
     Patch(
+        id="v1-chunk-token",
+        title=(
+            "Where a prompt is read in pieces, EAGLE and MTP drafters are given the prompt's last token at the end of "
+            "each piece but the last, in place of the piece's next one."
+        ),
+        effect=(
+            "Lossless, but every later draft of such a request attends to what was made of the wrong token: it accepts "
+            "a little less, at any temperature."
+        ),
+        module="vllm.v1.spec_decode.llm_base_proposer",
+        symbol="SpecDecodeBaseProposer.prepare_next_token_ids_padded",
+        replacement="vllm_patches.patches.v1_chunk_token",
+        device=ANY,
+        sampling_only=False,
+        versions=CHECKED,
+        parameters=("self", "sampled_token_ids", "requests", "gpu_input_batch", "discard_request_mask"),
+        sources={
+            "0.29.0": "2faf49d742d26d11",
+            "0.30.0": "609fd756f6bac1cb",
+            "0.31.0": "bf1490e5069ca564",
+            "0.32.0": "bf1490e5069ca564",
+            "0.33.0": "bf1490e5069ca564",
+        },
+        upstream=("docs/upstream/v1-chunk-token.md",),
+        tested_by="tests/vllm_patches/test_chunk_token.py",
+        until="`prepare_next_token_ids_padded` takes the token after the tokens that the step has read",
+        methods=("eagle", "eagle3", "mtp"),
+    ),
+    Patch(
         id="v1-medusa",
         title="MEDUSA's drafts are the heads' argmaxes at any temperature, and the drafting option is ignored.",
         effect="Lossless, but measures p(argmax q) in place of sum min(p, q).",

@@ -137,7 +137,7 @@ def judge(
         notes = _undrafted("baseline", baseline) + _undrafted("run", run)
         return Report(counted, base, new, allowed, notes=notes, only=only)
     on_texts = texts.check(base.steps(), new.steps(), margin, base.spread)
-    rounding = max((base.spread or {}).values(), default=0.0)  # is no loss in the other part either
+    rounding = max((one.tolerance_percent or 0.0 for one in on_texts.suites), default=0.0) / 100  # no loss there either
     statistical = gate.check(base.counts(), new.counts(), margin + rounding, position_margin)
     statistical = replace(statistical, margin_percent=100 * margin)
     return Report(statistical, base, new, allowed, on_texts, _around(run, on_texts))

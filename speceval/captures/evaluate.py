@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from speceval.store.schema import SamplingFacts
 
-SCORES = 1 << 22
-"""Batch x places x tokens at once, which attention scores of every head take."""
+SCORES = {"cpu": 1 << 18}
+"""Batch x places x tokens at once, which attention scores of every head take: on a CPU what its caches hold."""
+MOST_SCORES = 1 << 24
+"""On other devices."""
 LOGITS = 1 << 26
 """Batch x places x vocabulary at once."""
 
@@ -102,7 +104,7 @@ def along(
     ids = getattr(drafter, "draft_ids", None) if draft_ids is None else draft_ids
     inside = None if ids is None else _inside(ids, capture, question.device)
     target = _Target(capture, question.device)
-    for texts in batches(capture.texts, capture.manifest.vocab_size):
+    for texts in batches(capture.texts, capture.manifest.vocab_size, question.device):
         batch = _Batch(capture, texts, target, question.k)
         yield from batch.kept(drafter, question, inside, overlap)
 
@@ -144,13 +146,14 @@ def table(kept: Sequence[Kept], k: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def batches(texts: Sequence[Text], vocabulary: int) -> Iterator[list[Text]]:
+def batches(texts: Sequence[Text], vocabulary: int, device: str = "cpu") -> Iterator[list[Text]]:
     """All texts with a place, those of about the same length together, as many as fit into memory."""
     batch: list[Text] = []
+    scores = SCORES.get(torch.device(device).type, MOST_SCORES)
     for text in sorted((text for text in texts if text.places > 0), key=lambda text: -text.rows):
         most = max([text, *batch], key=lambda one: one.places).places
         size = (len(batch) + 1) * max([text, *batch], key=lambda one: one.rows).rows
-        if batch and (size * most > SCORES or size * vocabulary > LOGITS):
+        if batch and (size * most > scores or size * vocabulary > LOGITS):
             yield batch
             batch = []
         batch.append(text)

@@ -58,7 +58,7 @@ def replay(
             return known
     evaluate.require(spec.k, device)
     _require_target(capture)
-    found = catalog.fetch_draft(capture.manifest.target, found)
+    found = _fetched(capture.manifest.target, found, method)
     catalog.check_k(found, spec.k)
     begin = time.perf_counter()
     with torch.inference_mode():
@@ -100,7 +100,6 @@ def _spec(
     chosen = k if k is not None else draft.default_k
     if chosen is None:
         raise UserError(f"--k is needed: nothing says how many tokens {draft.name} should draft a step")
-    catalog.check_k(draft, chosen)
     if unknown := sorted(
         draft_args.keys() - ({"prompt_lookup_min", "prompt_lookup_max"} if draft.model is None else set())
     ):
@@ -130,6 +129,15 @@ def _require_target(capture: Capture) -> None:
             f"{capture.directory}: captured of a target with weights {weights}, {target.name} has {now} here: "
             "capture the target that the drafter is for"
         )
+
+
+def _fetched(target: catalog.Target, draft: catalog.Draft, method: str | None) -> catalog.Draft:
+    """The drafter with its files here. One that is kept packed is made with its target's configuration."""
+    if draft.stored is None:
+        return catalog.fetch_draft(target, draft)
+    made = catalog.fetch(catalog.resolve(target.name, draft.name, method)).draft
+    assert made is not None
+    return made
 
 
 def _kept(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str) -> Iterator[Kept]:

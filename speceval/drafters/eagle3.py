@@ -61,7 +61,7 @@ class Eagle3(Loaded):
         state = F.linear(joined[:, :-1], self.weight("fc"))
         embedded = norm(F.embedding(tokens[:, 1:], embedding), self.weight("layers.0.input_layernorm"), self._eps)
         turn = self._rotary.at(torch.arange(state.shape[1], device=tokens.device))
-        _, keys, values = self._attention.split(self._inputs(embedded, state)[0], turn)
+        keys, values = self._attention.keys(self._inputs(embedded, state)[0], turn)
         chain = Chain(places, keys, values)
         state = pick(state, places)
         head = self.weights.get("lm_head.weight", states.output)

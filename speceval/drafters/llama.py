@@ -89,9 +89,13 @@ class Attention:
 
     def split(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each [batch, heads, time, head_dim], of x [batch, time, inputs]."""
-        q, k, v = (self._heads(x, *each) for each in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)))
+        return rotate(self._heads(x, "q", self.heads), turn), *self.keys(x, turn)
+
+    def keys(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """The last two of these."""
+        k, v = self._heads(x, "k", self.kv_heads), self._heads(x, "v", self.kv_heads)
         k, v = (each.repeat_interleave(self.heads // self.kv_heads, dim=1) for each in (rotate(k, turn), v))
-        return rotate(q, turn), k, v
+        return k, v
 
     def join(self, heads: Tensor) -> Tensor:
         """Output map of attention results [batch, heads, time, head_dim]."""

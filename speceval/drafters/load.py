@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from speceval.drafters.base import Loaded, States
+from speceval.drafters.eagle import Eagle
 from speceval.drafters.eagle3 import Eagle3
 from speceval.drafters.heads import Medusa, MLPSpeculator
 from speceval.drafters.models import LanguageModel
@@ -20,6 +21,7 @@ from speceval.errors import UserError
 from speceval.foreign import json_object
 
 KINDS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], int], Loaded]] = {
+    "eagle": Eagle,
     "eagle3": Eagle3,
     "mtp": MTP,
     "medusa": Medusa,

@@ -49,25 +49,26 @@ class MTP(Loaded):
         embedded[:, 0] = 0
         embedded = norm(embedded, self.weight("enorm"), self._eps)
         turn = self._rotary.at(torch.arange(embedded.shape[1], device=tokens.device))
-        _, keys, values = self._split(self._inputs(embedded, states.final[:, :-1]), turn)
+        keys, values = self._keys(self._normed(embedded, states.final[:, :-1])[0], turn)
         chain = Chain(places, keys, values, (self._plain + self._turned) ** -0.5)
         state = pick(states.final, places)
         for j in range(1, self.k + 1):
-            x = self._inputs(pick(embedded, places + j - 1), state)
-            attended = chain.attend(j, *self._split(x, self._rotary.at(places[:, None] + j - 1)))
+            normed, x = self._normed(pick(embedded, places + j - 1), state)
+            turn = self._rotary.at(places[:, None] + j - 1)
+            attended = chain.attend(j, self._queries(normed, turn), *self._keys(normed, turn))
             x = x + F.linear(attended.transpose(1, 2).flatten(2), self.weight("self_attn.o_proj"))
             x = x + mlp(norm(x, self.weight("post_attention_layernorm"), self._eps), self.weights, "mlp.")
             state = norm(x, self.weight("shared_head.norm"), self._eps)
             yield F.linear(state, states.output)
 
-    def _inputs(self, embedded: Tensor, state: Tensor) -> Tensor:
-        return F.linear(
-            torch.cat((embedded, norm(state, self.weight("hnorm"), self._eps)), dim=-1), self.weight("eh_proj")
-        )
+    def _normed(self, embedded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What the attention reads, and what is added to its result."""
+        joined = torch.cat((embedded, norm(state, self.weight("hnorm"), self._eps)), dim=-1)
+        x = F.linear(joined, self.weight("eh_proj"))
+        return norm(x, self.weight("input_layernorm"), self._eps), x
 
-    def _split(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [batch, heads, time, size]: keys and values come from a latent vector."""
-        x = norm(x, self.weight("input_layernorm"), self._eps)
+    def _queries(self, x: Tensor, turn: Turn) -> Tensor:
+        """[batch, heads, time, size]."""
         if "self_attn.q_a_proj.weight" in self.weights:
             narrow = norm(
                 F.linear(x, self.weight("self_attn.q_a_proj")), self.weight("self_attn.q_a_layernorm"), self._eps
@@ -76,11 +77,14 @@ class MTP(Loaded):
         else:
             q = F.linear(x, self.weight("self_attn.q_proj"))
         q = q.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        return torch.cat((q[..., : self._plain], rotate_pairs(q[..., self._plain :], turn)), dim=-1)
+
+    def _keys(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Keys and values [batch, heads, time, size], which come from a latent vector."""
         compressed = F.linear(x, self.weight("self_attn.kv_a_proj_with_mqa"))
         latent, turned = compressed.split((self._latent, self._turned), dim=-1)
         latent = norm(latent, self.weight("self_attn.kv_a_layernorm"), self._eps)
         kv = F.linear(latent, self.weight("self_attn.kv_b_proj")).unflatten(-1, (self._heads, -1)).transpose(1, 2)
         k, v = kv.split((self._plain, self._value), dim=-1)
-        q = torch.cat((q[..., : self._plain], rotate_pairs(q[..., self._plain :], turn)), dim=-1)
         turned = rotate_pairs(turned[:, None], turn).expand(-1, self._heads, -1, -1)
-        return q, torch.cat((k, turned), dim=-1), v
+        return torch.cat((k, turned), dim=-1), v

@@ -194,6 +194,8 @@ class Text(Strict, strict=True):
     """Of every place: one for each token but the first."""
     kept: str
     """kept_j of the places with drafts (`store.pack`, one kind)."""
+    p: str | None = None
+    """The target's chance of the token due at each place (float32); None where the replay has none."""
 
     @model_validator(mode="after")
     def _has_every_place(self) -> Self:
@@ -211,9 +213,15 @@ class Text(Strict, strict=True):
             raise ValueError(f"{self.conversation!r}: kept is not of {due.sum()} places and {k} positions") from None
         if ((values < 0) | (values > 1)).any():
             raise ValueError(f"{self.conversation!r}: kept is no chance")
+        if self.p is not None and len(self.chances()) != len(drafted):
+            raise ValueError(f"{self.conversation!r}: p is not of {len(drafted)} places")
         table = np.full((len(drafted), k), np.nan, np.float32)
         table[due] = values
         return table
+
+    def chances(self) -> NDArray[np.float32]:
+        """The target's, of each place; empty where none are kept. Raises `ValueError`."""
+        return np.frombuffer(base64.b64decode(self.p or "", validate=True), "<f4")
 
 
 class TextBaseline(Source, strict=True):
@@ -266,6 +274,7 @@ class TextBaseline(Source, strict=True):
                     token_ids=line["token_ids"],
                     drafted=steps["drafted"].tolist(),
                     kept=pack(kept[:, None]),
+                    p=pack(steps[["p_1"]].to_numpy(np.float32)[:, None]) if "p_1" in steps else None,
                 )
             )
         made = cls(**facts, k=meta.spec.k, asked=meta.spec.model_dump(mode="json"), spread=None, texts=texts)
@@ -288,6 +297,8 @@ class TextBaseline(Source, strict=True):
         for text in sorted(self.texts, key=lambda text: (text.suite, text.conversation, text.seed, text.turn)):
             frame = pd.DataFrame(text.table(self.k), columns=names)
             frame = frame.assign(**{name: getattr(text, name) for name in REQUEST}, drafted=text.drafted)
+            if text.p is not None:
+                frame["p_1"] = text.chances()
             frames.setdefault(text.suite, []).append(frame.assign(step=np.arange(1, len(frame) + 1)))
         return {suite: pd.concat(parts, ignore_index=True) for suite, parts in frames.items()}
 

@@ -1,9 +1,11 @@
 """The gate on replays: two drafters on the same texts, where nothing is left to chance.
 
 `tau_committed` of a replay is a number, the same each time (`estimate.replay`), so a loss on these texts is arithmetic:
-no error, no "inconclusive". The one tolerance is the spread of floating-point sums, measured by replaying the
-baseline's own weights again in batches of another size. What the loss is on prompts like these is another question,
-with an error: `gate.check` on the tables of `count`. Docs: docs/measure/may-it-be-released.md.
+no error, no "inconclusive". The one tolerance is the spread of floating-point sums. It is measured on the target: both
+replays have its chance of every token of the texts, which no drafter changes, so that what differs there is rounding
+(`target_rounding`); replays of the baseline's own weights in batches of another size can add to it. What the loss is on
+prompts like these is another question, with an error: `gate.check` on the tables of `count`. Docs:
+docs/measure/may-it-be-released.md.
 """
 
 from __future__ import annotations
@@ -35,6 +37,27 @@ class Place:
     """Accepted tokens that a free run of the baseline expects there, less those of the new drafter."""
 
 
+SIGNS = 24
+"""Draws of the signs of rounding errors."""
+SPREADS = 5.0
+"""Standard deviations of what they make of tau that are let through."""
+
+
+NO_ROUNDING = 0.1
+"""Mean |Δ log p| in nats above which two targets are not the same: bfloat16 makes a fifth of it."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far the target's own numbers differ between two replays of the same texts."""
+
+    mean: float
+    """Of |Δ log p| over the texts' tokens, in nats."""
+    largest: float
+    tolerance: float
+    """What errors of this size, of either sign, can make of `tau_committed`, as a share."""
+
+
 @dataclass(frozen=True)
 class SuiteTexts:
     """The verdict on the texts of one suite."""
@@ -46,7 +69,9 @@ class SuiteTexts:
     change_percent: float
     """100 (new / base - 1) of `tau_committed`, exact."""
     tolerance_percent: float | None
-    """Largest change that the baseline's own weights showed in batches of another size; None: not measured."""
+    """What rounding can make of tau: `rounding`, or what `--again` showed where that is more; None: not measured."""
+    rounding: Rounding | None
+    """Measured on the target, where both replays have its chances."""
     texts: int
     conversations: list[tuple[str, float]]
     """Those that need most steps more, worst first, with how many in percent of their steps."""
@@ -97,7 +122,8 @@ def check(
     """Verdict on the texts that both hold; `base`, `new`: the table of steps of each suite of a replay.
 
     margin: the largest share of `tau_committed` that may be lost. spread: of each suite, the share by which the same
-    weights differ from themselves; a loss fails when it is above margin + spread. Raises `NotComparable` when a suite's
+    weights differ from themselves; a loss fails when it is above margin + tolerance, the larger one of spread and
+    `target_rounding`. Raises `NotComparable` when a suite's
     texts are not the same.
     """
     suites = [
@@ -114,6 +140,36 @@ def change(base: pd.DataFrame, new: pd.DataFrame) -> float:
     return b / a - 1
 
 
+def target_rounding(base: pd.DataFrame, new: pd.DataFrame) -> Rounding | None:
+    """What the target's rounding differs by between two replays of a suite, row by row; None where one lacks p.
+
+    kept_j = min(1, q/p): an error d of log p moves it by the factor exp(-d). Signs are of chance, so tau is worked out
+    `SIGNS` times with other ones, the same for all drafts of a token; the tolerance is `SPREADS` of its standard
+    deviations, times the root of two, as the drafter's sums are rounded like the target's.
+    """
+    if "p_1" not in base or "p_1" not in new:
+        return None
+    p, other = base["p_1"].to_numpy(float), new["p_1"].to_numpy(float)
+    both = (p > 0) & (other > 0)  # NaN is neither
+    if not both.any():
+        return None
+    error = np.abs(np.log(other, where=both, out=np.zeros(len(p))) - np.log(p, where=both, out=np.zeros(len(p))))
+    found = error[both]
+    if not found.any():
+        return Rounding(0.0, 0.0, 0.0)
+    names = [f"kept_{j}" for j in range(1, replay.depth(base) + 1)]
+    kept, rng = base[names].to_numpy(float), np.random.default_rng(0)
+    due = np.minimum(np.arange(len(base))[:, None] + np.arange(len(names)), len(base) - 1)  # the row of each draft's p
+    taus = []
+    for _ in range(SIGNS):
+        moved = kept * np.exp(error * rng.choice((-1.0, 1.0), len(error)))[due]
+        taus.append(
+            _tau(base.assign(**dict(zip(names, np.where(kept < 1, np.minimum(moved, 1), kept).T, strict=True))))
+        )
+    spread = float(np.std(taus, ddof=1) / np.mean(taus))
+    return Rounding(float(found.mean()), float(found.max()), float(SPREADS * np.sqrt(2) * spread))
+
+
 def _tau(steps: pd.DataFrame) -> float:
     totals = replay.conversation_totals(steps).sum()
     return float(totals["committed"] / totals["steps"]) if totals["steps"] else 1.0
@@ -124,17 +180,26 @@ def _suite(name: str, base: pd.DataFrame, new: pd.DataFrame, margin: float, spre
     if len(base) != len(new) or not base[keys].reset_index(drop=True).equals(new[keys].reset_index(drop=True)):
         raise NotComparable(f"suite {name}: the texts are not the same: replay those of the baseline")
     lost = change(base, new)
+    rounding = target_rounding(base, new)
+    if rounding is not None and rounding.mean > NO_ROUNDING:
+        raise NotComparable(
+            f"suite {name}: the target gives the texts' tokens other chances than in the baseline (log p differs by "
+            f"{rounding.mean:.2g} on average): that is no rounding but another target"
+        )
+    known = [share for share in (spread, None if rounding is None else rounding.tolerance) if share is not None]
+    tolerance = max(known, default=None)
     needed = pd.DataFrame(
         {"base": replay.conversation_totals(base)["steps"], "new": replay.conversation_totals(new)["steps"]}
     )
     more = (100 * (needed["new"] / needed["base"].where(needed["base"] > 0) - 1)).dropna().sort_values(ascending=False)
     return SuiteTexts(
         suite=name,
-        verdict=Verdict.fail if lost < -(margin + (spread or 0.0)) else Verdict.ok,
+        verdict=Verdict.fail if lost < -(margin + (tolerance or 0.0)) else Verdict.ok,
         base_tau=_tau(base),
         new_tau=_tau(new),
         change_percent=100 * lost,
-        tolerance_percent=None if spread is None else 100 * spread,
+        tolerance_percent=None if tolerance is None else 100 * tolerance,
+        rounding=rounding,
         texts=len(base[REQUEST].drop_duplicates()),
         conversations=[(str(each), float(value)) for each, value in more.head(WORST).items() if value > 0],
         places=worst_places(base, new),

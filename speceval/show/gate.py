@@ -240,7 +240,10 @@ def _on_texts(suite: SuiteTexts) -> str:
     if suite.tolerance_percent is None:
         tolerance = "rounding was not measured (`speceval baseline --again`)"
     else:
-        tolerance = f"rounding changes it by {suite.tolerance_percent:.2g} %"
+        tolerance = f"rounding can make {suite.tolerance_percent:.2g} %"
+    if suite.rounding is not None:
+        moved = suite.rounding
+        tolerance += f" (the target's own log p differs by {moved.mean:.2g} on average, {moved.largest:.2g} at most)"
     return (
         f"tau committed {suite.base_tau:.4f} became {suite.new_tau:.4f}, {suite.change_percent:+.4f} % on "
         f"{suite.texts:,} texts, exactly; {tolerance}"

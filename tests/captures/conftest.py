@@ -11,6 +11,7 @@ import torch
 from support import calling, tiny, tiny_engine
 
 DRAFTERS = {
+    "eagle": tiny.write_eagle,
     "eagle3": tiny.write_eagle3,
     "medusa": tiny.write_medusa,
     "mlp_speculator": tiny.write_mlp_speculator,

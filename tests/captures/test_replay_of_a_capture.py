@@ -18,6 +18,7 @@ from speceval.store import REQUEST, read_run, recorded_columns
 
 K = 3
 LOGITS: dict[str, tiny.DraftLogits] = {
+    "eagle": tiny.eagle_logits,
     "eagle3": tiny.eagle3_logits,
     "narrow": tiny.eagle3_logits,
     "medusa": tiny.medusa_logits,

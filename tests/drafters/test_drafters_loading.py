@@ -239,3 +239,20 @@ def test_two_files_with_one_tensor_and_files_of_something_else_are_named(eagle3:
     (eagle3 / "pytorch_model.bin").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: no file of tensors"):
         load("eagle3", eagle3, K, layers=3)
+
+
+@pytest.mark.parametrize(
+    ("rename", "fields", "says"),
+    [
+        ({"layers.0.mlp.up": "layers.1.mlp.up"}, {}, "it has more than one layer"),
+        ({"self_attn.q_proj": "self_attn.q_a_proj"}, {}, "its layer is not Llama's"),
+        ({}, {"logit_scale": 0.5}, "its config.json has logit_scale"),
+    ],
+)
+def test_an_eagle_layer_of_another_kind_is_refused(
+    tmp_path: Path, rename: dict[str, str], fields: dict[str, float], says: str
+) -> None:
+    place = tiny.write_eagle(tmp_path / "eagle", tiny.write_target(tmp_path / "target"))
+    assert drafts(place, "eagle").shape[0] == K
+    with pytest.raises(UserError, match=f"{says}: measure it with `run --replay`$|{says}.*run --replay"):
+        drafts(rewritten(place, rename, **fields), "eagle")

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from support.records import altered, run_meta
 
-from speceval.errors import UserError
-from speceval.estimate import replay
+from speceval.errors import NotComparable, UserError
+from speceval.estimate import replay, texts
 from speceval.measure.replay import INHERITED, source
 from speceval.store import OUTPUTS, StoredRun, recorded_columns
 
@@ -349,3 +349,56 @@ def test_importing_it_needs_neither_torch_nor_vllm() -> None:
         "print({'torch', 'vllm'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def two_replays(rng: np.random.Generator, error: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Texts of 200 places with a chance at each, and the same again with the target's log p off by `error`."""
+    rows, k = 20 * 200, 3
+    p = rng.uniform(0.05, 0.9, rows)
+    q = rng.uniform(0.05, 0.9, (rows, k))
+    due = np.minimum(np.arange(rows)[:, None] + np.arange(k), rows - 1)
+    signs = rng.normal(size=rows)
+    base = pd.DataFrame(
+        {
+            "suite": "s",
+            "conversation": np.repeat([f"{n}" for n in range(20)], 200),
+            "seed": 0,
+            "turn": 1,
+            "step": np.tile(np.arange(1, 201), 20),
+            "drafted": k,
+        }
+    )
+    frames = []
+    for chance in (p, p * np.exp(error * signs)):
+        kept = np.minimum(q / chance[due], 1)
+        frames.append(base.assign(p_1=chance, **{f"kept_{j}": kept[:, j - 1] for j in (1, 2, 3)}))
+    return frames[0], frames[1]
+
+
+@pytest.mark.parametrize("error", [1e-6, 3e-2])
+def test_the_tolerance_for_rounding_is_measured_on_the_target_and_holds_what_it_does_to_tau(error: float) -> None:
+    """It is 5 standard deviations and more: no change of 8 is above it, and it is not thirty times the largest."""
+    changes, tolerances = [], []
+    for seed in range(8):
+        base, new = two_replays(np.random.default_rng(seed), error)
+        found = texts.target_rounding(base, new)
+        assert found is not None and found.mean == pytest.approx(0.8 * error, rel=0.1)
+        changes.append(abs(texts.change(base, new)))
+        tolerances.append(found.tolerance)
+    assert max(np.array(changes) / tolerances) < 0.8
+    assert max(tolerances) < 30 * max(changes)
+
+
+def test_a_target_without_rounding_has_no_tolerance_and_one_without_chances_none_that_is_known() -> None:
+    base, _ = two_replays(np.random.default_rng(0), 0.1)
+    same = texts.target_rounding(base, base)
+    assert same is not None and same.tolerance == 0.0
+    assert texts.target_rounding(base, base.drop(columns="p_1")) is None
+    [suite] = texts.check({"s": base}, {"s": base}, 0.001).suites
+    assert suite.tolerance_percent == 0.0
+
+
+def test_another_target_is_no_rounding() -> None:
+    base, other = two_replays(np.random.default_rng(0), 0.3)
+    with pytest.raises(NotComparable, match="that is no rounding but another target"):
+        texts.check({"s": base}, {"s": other}, 0.001)

@@ -359,6 +359,20 @@ def eagle3_logits(target: Weights, drafter: Weights, tokens: Tensor, drafts: Ten
     return F.pad(logits, (len(target["lm_head.weight"]) - logits.shape[1], 0), value=-torch.inf)
 
 
+def eagle_logits(target: Weights, drafter: Weights, tokens: Tensor, drafts: Tensor) -> Tensor:
+    """One layer over pairs (next token's embedding, last state), its own output fed back (arXiv 2401.15077).
+
+    As vllm/model_executor/models/llama_eagle.py: no norm before the attention, none after the layer.
+    """
+    states = _target_hidden(target, _streams(target, tokens[:, :-1]))
+    embedded = target["model.embed_tokens.weight"][torch.cat([tokens[:, 1:], drafts], dim=1)]
+    for _ in range(drafts.shape[1] + 1):
+        inputs = torch.cat([embedded[:, : states.shape[1]], states], dim=-1) @ drafter["fc.weight"].T
+        last = _block(drafter, "layers.0.", inputs, inputs)[:, -1:]
+        states = torch.cat([states, last], dim=1)
+    return last[:, 0] @ target["lm_head.weight"].T
+
+
 def mtp_logits(target: Weights, drafter: Weights, tokens: Tensor, drafts: Tensor) -> Tensor:
     """One layer over pairs (next token's embedding, hidden state), its own output fed back (arXiv 2412.19437, 2.2).
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from vllm_patches.methods import DETERMINISTIC, TRANSPORT
+from vllm_patches.patches import v1_chunk_token
 from vllm_patches.patches.v1_draft_sampling import sample
 from vllm_patches.settings import draft_truncation
 
@@ -38,6 +39,7 @@ def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         *rest: Any,
     ) -> Any:
         metadata = for_drafter(self, sampling_metadata)
+        v1_chunk_token.note(self, scheduler_output)
         if has_heads(self):
             k = scheduler_output.num_spec_tokens_to_schedule
             newest = newest_tokens(sampled_token_ids, spec_decode_metadata, sample_hidden_states)
