@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -121,10 +122,16 @@ def bench(rounds: int, conversations: int, sizes: Sequence[int], recorded: bool)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for steps in sizes:
-            a, b = (
-                str(write_run(Path(folder) / f"{name}-{steps}", conversations, steps, name, seed, recorded))
-                for seed, name in enumerate("ab", start=1)
-            )
+            a, b = (str(Path(folder) / f"{name}-{steps}") for name in "ab")
+            for seed, path in enumerate((a, b), start=1):
+                # In a process of its own: what this one has had in memory counts as a peak of those that it starts.
+                writer = multiprocessing.get_context("spawn").Process(
+                    target=write_run, args=(Path(path), conversations, steps, Path(path).name[0], seed, recorded)
+                )
+                writer.start()
+                writer.join()
+                if writer.exitcode:
+                    raise SystemExit(f"{path} could not be written")
             for arguments in (["show", a], ["compare", a, b], ["check", b, "--baseline", a]):
                 rows.append({"command": arguments[0], "steps": steps} | measure(arguments, rounds))
                 print(rows[-1], flush=True)

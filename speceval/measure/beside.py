@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,8 @@ from speceval.measure.stretch import Memory
 from speceval.measure.timing import Stream
 from speceval.store.layout import Texts
 
+PATIENCE = 10.0
+"""Seconds that the process gets to end in order."""
 LOOK = 1.0
 """Seconds after which it is looked whether the process is still there."""
 
@@ -62,7 +64,10 @@ class Beside:
         self._ask("drain")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: in order if it can, and without leaving anything behind."""
+        with suppress(OSError):  # it is gone, or this was called before
+            self._pipe.send(None)
+            self._process.join(PATIENCE)
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -148,9 +153,12 @@ def _work(job: Job, pipe: Connection, log: Path) -> None:
             alone = _Alone(engine, job)
             while True:
                 try:
-                    name, arguments = pipe.recv()
+                    asked = pipe.recv()
                 except EOFError:
                     return
+                if asked is None:
+                    return
+                name, arguments = asked
                 try:
                     pipe.send(getattr(alone, name)(*arguments))
                 except UserError as error:
