@@ -78,6 +78,8 @@ def verify(
             raise UserError(f"--{name} is needed (or --kernels, which needs neither)")
     if vllm:
         raise UserError("--vllm: goes with --kernels; an engine is the installed vLLM")
+    if url is not None and "," in url:
+        raise UserError(f"--url {url}: the law of one server is tested: name one address")
     request |= server_flags.engine(ctx, url, {"api_key_env": api_key_env, "dialect": dialect}, request)
     from speceval.exactness import EXIT_CODES, run
     from speceval.exactness.command import execute

@@ -108,7 +108,7 @@ def test_what_a_dead_server_had_goes_to_the_others_and_none_is_there_twice(
     stored = read_run(tmp_path / "run")
     assert stored.conversations == 24 and stored.meta.problems == [] and stored.meta.status == "complete"
     (note,) = [note for note in stored.meta.notes if "was lost" in note]
-    assert note.startswith(f"{url} was lost, its conversations went to the other servers")
+    assert note.startswith(f"{url} was lost, its conversations went to the other servers") and "resumes" not in note
     assert not stored.turns.duplicated(["suite", "conversation", "seed", "turn"]).any()
     assert stored.meta.segments[-1].counters is None
 
@@ -168,3 +168,8 @@ def test_addresses_that_are_none_are_one_line(tmp_path: Path, url: str, says: st
         done = CliRunner().invoke(cli.app, [*RUN, "--url", url.format(server.url), "--out", str(tmp_path / "run")])
     assert isinstance(done.exception, UserError) and says in str(done.exception)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_one_server_s_law_is_tested_at_a_time() -> None:
+    words = ["verify", "--target", "zoo", "--draft", "lk-eagle3", "--url", "http://a:1,http://b:1"]
+    assert "name one address" in str(CliRunner().invoke(cli.app, words).exception)

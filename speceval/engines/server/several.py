@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.server.client import Gone, Refused
+from speceval.engines.server.client import RESUMES, Gone, Refused
 from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
@@ -153,7 +153,8 @@ class SeveralServers(Engine):
         if not self._addresses:
             self._addresses.append(address)  # whose engine is still to be closed
             raise error
-        self._lost.append(f"{address.url} was lost, its conversations went to the other servers ({error})")
+        reason = str(error).removesuffix(f": {RESUMES}")
+        self._lost.append(f"{address.url} was lost, its conversations went to the other servers ({reason})")
         address.engine.close()
         for name, request in address.out.items():
             self.submit(name, *request)
