@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from speceval.captures.storage import Dtype, unpack
+from speceval.captures.storage import SCALE, Dtype, unpack
 from speceval.catalog.schema import Target
 from speceval.errors import UserError
 from speceval.files import Strict, first_error
 from speceval.foreign import read_json
-from speceval.protocol import digest
+from speceval.measure.replay import digest_of
 from speceval.store.layout import Key
 from speceval.store.schema import RunMeta, SamplingFacts, parse
 
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 MANIFEST, TEXTS, HEAD = "manifest.json", "texts.jsonl", "head.safetensors"
 VERSION = 1
+ABOVE = 1e-3
+"""What rounding can put log p above 0."""
+IN_FILE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float8": "F8_E4M3"}
+"""What safetensors calls a dtype."""
 FINAL = "final"
 EMBEDDING, OUTPUT = "embedding", "output"
 """Tensors of `HEAD` [vocabulary, hidden size]; where the target has one for both only the first is there."""
@@ -105,7 +109,7 @@ class Turn(BaseModel):
 
     turn: int
     prompt: list[int] = Field(min_length=1)
-    token_ids: list[int]
+    token_ids: list[int] = Field(min_length=1)
     first_row: int = Field(ge=0)
 
 
@@ -157,41 +161,11 @@ class Capture:
         self.lines = list(read_lines(directory))
         for shard in self.manifest.shards:
             _check_file(directory / shard.file, shard.bytes)
+            self._check_tensors(shard.file, self._stored(shard.rows))
         _check_file(directory / HEAD, self.manifest.head_bytes)
+        whole = (self.manifest.vocab_size, self.manifest.hidden_size)
+        self._check_tensors(HEAD, {EMBEDDING: (whole, "")}, {OUTPUT: (whole, "")})
         self._check_texts()
-        self._check_shapes()
-
-    def _check_texts(self) -> None:
-        """Are the texts those that were captured, and has each its own rows? Raises `UserError`."""
-        path, found = self.directory / TEXTS, self.manifest
-        if digest(sorted((*text.key, text.tokens[text.prompt :]) for text in self.texts))[:16] != found.replay:
-            raise UserError(f"{path}: its texts are not those that were captured: copy it again, or capture again")
-        ends = [0] * len(found.shards)
-        for text in sorted(self.texts, key=lambda text: (text.shard, text.first_row)):
-            if text.shard >= len(ends) or text.first_row != ends[text.shard]:
-                raise UserError(f"{path}: {' '.join(map(str, text.key))} is not where its states lie: capture again")
-            ends[text.shard] += text.rows
-            if not all(0 <= token < found.vocab_size for token in text.tokens):
-                raise UserError(
-                    f"{path}: a token that is none of the {found.vocab_size:,} of the target: capture again"
-                )
-        if ends != [shard.rows for shard in found.shards]:
-            raise UserError(f"{path}: its texts have not as many tokens as there are states: capture again")
-
-    def _check_shapes(self) -> None:
-        """Have the files the tensors that the manifest tells of? Raises `UserError`."""
-        found = self.manifest
-        wanted: dict[str, dict[str, list[int]]] = {HEAD: {EMBEDDING: [found.vocab_size, found.hidden_size]}}
-        for shard in found.shards:
-            states = {key: [shard.rows, found.hidden_size] for key in (FINAL, *map(name_of, found.layers))}
-            wanted[shard.file] = {**states, "log_p": [shard.rows]}
-        for name, shapes in wanted.items():
-            file = self._open(name)
-            for tensor, shape in shapes.items():
-                if tensor not in file.keys():  # noqa: SIM118 (no mapping)
-                    raise UserError(f"{self.directory / name}: no tensor {tensor} in it: capture again")
-                if (lies := file.get_slice(tensor).get_shape()) != shape:
-                    raise UserError(f"{self.directory / name}: {tensor} is {lies}, not {shape}: capture again")
 
     def __repr__(self) -> str:
         found = self.manifest
@@ -222,9 +196,17 @@ class Capture:
 
     def states(self, text: Text) -> dict[str, torch.Tensor]:
         """ "final", "layer.n" [rows, hidden size] and "log_p" [rows] of a text."""
-        file = self._open(self.manifest.shards[text.shard].file)
-        rows = slice(text.first_row, text.first_row + text.rows)
-        return unpack({name: file.get_slice(name)[rows] for name in file.keys()})  # noqa: SIM118 (no mapping)
+        import torch
+
+        shard = self.manifest.shards[text.shard].file
+        file, rows = self._open(shard), slice(text.first_row, text.first_row + text.rows)
+        stored = {name: file.get_slice(name)[rows] for name in self._stored(text.rows)}
+        due = stored["log_p"][text.prompt - 1 :]
+        if (due.isnan() | (due > ABOVE)).any() or any(
+            not torch.isfinite(state.float()).all() for name, state in stored.items() if name != "log_p"
+        ):
+            raise UserError(f"{self.directory / shard}: holds numbers that are none: copy it again, or capture again")
+        return unpack(stored)
 
     @cached_property
     def embedding(self) -> torch.Tensor:
@@ -238,6 +220,56 @@ class Capture:
         file = self._open(HEAD)
         found: torch.Tensor = file.get_tensor(OUTPUT) if OUTPUT in file.keys() else self.embedding  # noqa: SIM118
         return found
+
+    def _stored(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every tensor of a shard with so many rows."""
+        found = self.manifest
+        states = [FINAL, *map(name_of, found.layers)]
+        tensors: dict[str, tuple[tuple[int, ...], str]] = {"log_p": ((rows,), IN_FILE["float32"])}
+        for name in states:
+            tensors[name] = ((rows, found.hidden_size), IN_FILE[found.dtype])
+            if found.dtype == "float8":
+                tensors[name + SCALE] = ((rows,), IN_FILE["float32"])
+        return tensors
+
+    def _check_tensors(
+        self,
+        name: str,
+        due: dict[str, tuple[tuple[int, ...], str]],
+        possible: dict[str, tuple[tuple[int, ...], str]] | None = None,
+    ) -> None:
+        """Raises `UserError` where a file has not the tensors that the manifest speaks of. Reads its header alone."""
+        file = self._open(name)
+        there = set(file.keys())
+        wanted = due | {one: shape for one, shape in (possible or {}).items() if one in there}
+        for one, (shape, kind) in wanted.items():
+            part = file.get_slice(one) if one in there else None
+            if part is None or tuple(part.get_shape()) != shape or (kind and part.get_dtype() != kind):
+                has = "none" if part is None else f"{part.get_dtype()} {list(part.get_shape())}"
+                raise UserError(
+                    f"{self.directory / name}: tensor {one} should be {kind or 'a map'} {list(shape)} by the manifest, "
+                    f"it has {has}: copy it again, or capture again"
+                )
+
+    def _check_texts(self) -> None:
+        """Raises `UserError` where texts.jsonl does not go with manifest and shards."""
+        path, spec, sampling = self.directory / TEXTS, self.meta.spec, self.sampling
+        if (spec.temperature, spec.top_p, spec.top_k) != (sampling.temperature, sampling.top_p, sampling.top_k):
+            raise UserError(f"{self.directory / MANIFEST}: sampling differs from what was asked: the file is damaged")
+        rows = [0] * len(self.manifest.shards)
+        for text in self.texts:
+            if text.shard >= len(rows) or text.first_row != rows[text.shard]:
+                raise UserError(f"{path}: {text.key[1]!r} has not the rows that the shards give it: capture again")
+            rows[text.shard] += text.rows
+            if not 0 <= min(text.tokens) <= max(text.tokens) < self.manifest.vocab_size:
+                raise UserError(f"{path}: {text.key[1]!r} has tokens that its target has not: capture again")
+        if rows != [shard.rows for shard in self.manifest.shards]:
+            raise UserError(
+                f"{path}: {sum(rows):,} rows, the shards have another number: copy it again, or capture again"
+            )
+        told = {text.key: text.tokens[text.prompt :] for text in self.texts}
+        if not self.meta.skipped and self.manifest.replay != digest_of(told):
+            raise UserError(f"{path}: not the texts that the manifest was written for: copy it again, or capture again")
 
     def _open(self, name: str) -> Any:
         from safetensors import SafetensorError, safe_open

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,18 @@ def source_of_file(baseline: Baseline | TextBaseline, path: Path) -> dict[str, A
     return along
 
 
+def digest_of(found: Mapping[tuple[str, str, int, int], Sequence[int]]) -> str:
+    """Hash of texts, as a replay's request has it."""
+    return digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16]
+
+
 def _along(found: Texts, asked: Mapping[str, Any], fingerprint: Fingerprint) -> dict[str, Any]:
     defaults = {name: RunSpec.model_fields[name].get_default(call_default_factory=True) for name in UNWRITTEN}
     whole = defaults | dict(asked)
     return {
         "texts": found,
         "source": fingerprint,
-        "replay": digest(sorted((*key, list(tokens)) for key, tokens in found.items()))[:16],
+        "replay": digest_of(found),
         **{name: whole[name] for name in INHERITED},
     }
 

@@ -317,3 +317,68 @@ def test_a_file_in_the_place_of_the_folder_is_named(call, free) -> None:
     Path("cap").write_text("x")
     code, _, err = call("capture", run, "-o", "cap")
     assert code == 4 and err.splitlines()[-1].endswith("--out cap: not a directory: name one, or a new one")
+
+
+def shard(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], name: str = "states-00001") -> None:
+    """Write a file of ./cap again, with a manifest that has its size."""
+    path = Path("cap") / f"{name}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in change(load_file(path)).items()}, path)
+    manifest = json.loads(Path("cap/manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = Path("cap/states-00001.safetensors").stat().st_size
+    edit(shards=manifest["shards"], head_bytes=Path("cap/head.safetensors").stat().st_size)
+
+
+def lines(change: Callable[[list[dict]], object]) -> None:
+    """Edit the conversations of ./cap."""
+    path = Path("cap/texts.jsonl")
+    content = [json.loads(line) for line in path.read_text().splitlines()]
+    change(content)
+    path.write_text("".join(json.dumps(line) + "\n" for line in content))
+
+
+def cooler() -> None:
+    run = json.loads(Path("cap/manifest.json").read_text())["run"]
+    run["fingerprint"]["sampling"]["temperature"] = 0.2
+    edit(run=run)
+
+
+DAMAGES: list[tuple[Callable[[], object], str]] = [
+    (lambda: shard(lambda t: {n: v for n, v in t.items() if n != "layer.2"}), r"tensor layer.2 should be F32 .* none"),
+    (lambda: shard(lambda t: {n: v for n, v in t.items() if n != "log_p"}), "tensor log_p should be F32"),
+    (lambda: shard(lambda t: {n: v[:7] for n, v in t.items()}), r"it has F32 \[7"),
+    (lambda: shard(lambda t: {**t, "layer.1": t["layer.1"][:7]}), "tensor layer.1 should be"),
+    (lambda: shard(lambda t: {**t, "final": t["final"][:, :9]}), "tensor final should be"),
+    (lambda: shard(lambda t: {**t, "final": t["final"].long()}), "it has I64"),
+    (lambda: edit(dtype="bfloat16"), "should be BF16"),
+    (lambda: edit(dtype="float8"), "should be F8_E4M3"),
+    (lambda: edit(hidden_size=7), "by the manifest"),
+    (lambda: edit(shards=[]), "has not the rows that the shards give it"),
+    (lambda: edit(replay="0" * 16), "not the texts that the manifest was written for"),
+    (cooler, "sampling differs from what was asked"),
+    (lambda: shard(lambda t: {n: v[:20] for n, v in t.items()}, "head"), "tensor embedding should be a map"),
+    (lambda: shard(lambda t: {"output": t["embedding"]}, "head"), "tensor embedding should be a map .* none"),
+    (lambda: shard(lambda t: {**t, "final": t["final"] * torch.nan}), "holds numbers that are none"),
+    (lambda: shard(lambda t: {**t, "log_p": t["log_p"] * torch.nan}), "holds numbers that are none"),
+    (lambda: shard(lambda t: {**t, "log_p": t["log_p"] * 0 + 3}), "holds numbers that are none"),
+    (lambda: lines(lambda all: all[0]["turns"][0].update(first_row=3)), "has not the rows"),
+    (lambda: lines(lambda all: all[0]["turns"][0].update(token_ids=[])), "line 1 is damaged"),
+    (lambda: lines(lambda all: all[0]["turns"][0]["prompt"].__setitem__(0, -4)), "tokens that its target has not"),
+    (lambda: lines(lambda all: all[0]["turns"][0]["token_ids"].__setitem__(0, 24)), "tokens that its target has not"),
+    (lambda: lines(lambda all: all[0]["turns"][0]["token_ids"].__setitem__(1, 5)), "not the texts that"),
+    (lambda: lines(lambda all: all.append(all[0])), "has not the rows"),
+    (lambda: lines(lambda all: all.pop()), "the shards have another number"),
+    (lambda: Path("cap/texts.jsonl").unlink(), "the shards have another number"),
+]  # fmt: skip
+
+
+def test_what_does_not_fit_together_is_one_line_and_no_number(captured: Path) -> None:
+    shutil.copytree("cap", "whole")
+    for damage, says in DAMAGES:
+        shutil.rmtree("cap")
+        shutil.copytree("whole", "cap")
+        damage()
+        with pytest.raises(speceval.UserError, match=says) as error:
+            capture = speceval.read_capture("cap")
+            for text in capture.texts:
+                capture.states(text)
+        assert "\n" not in str(error.value) and str(error.value).startswith("cap/")
