@@ -40,6 +40,8 @@ HASHED = SECOND_HASHED | {"until", "against", "replay", "record"}
 """Fields of a request that its name always tells apart. Never add to it: a new field counts when it is not at its
 default, so that the runs that are stored keep their names. The other two are what schemas 1 and 2 hashed."""
 
+MOST_SHARDS = 100_000
+"""Of a run: more than any suite has conversations."""
 UNWRITTEN = frozenset({"method", "draft_args", "runner", "stratified", "shard", "rate"})
 """Fields of a request that run.json has only when they are not at their default."""
 
@@ -181,7 +183,8 @@ class RunSpec(Strict):
     def _one_of_several(cls, value: str | None) -> str | None:
         if value is not None:
             number, slash, count = value.partition("/")
-            if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            decimal = slash and all(part.isascii() and part.isdecimal() and len(part) < 10 for part in (number, count))
+            if not decimal or not 1 <= int(number) <= int(count) <= MOST_SHARDS:
                 raise ValueError("must be i/n, such as 2/4")
             return f"{int(number)}/{int(count)}"  # one spelling: shards are merged by it
         return value

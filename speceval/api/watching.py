@@ -173,9 +173,12 @@ def _take(
             write_whole(file, json.dumps(learned.model_dump(), indent=1))
 
 
+SECONDS_OF_A_DAY = 86_400
+
+
 def _check(interval: float, learn_slices: int, margin: float, false_alarms: float) -> None:
     for wrong, says in (
-        (not interval > 0, f"--interval {interval:g}: above 0"),
+        (not 0 < interval <= SECONDS_OF_A_DAY, f"--interval {interval:g}: above 0, at most a day of seconds"),
         (learn_slices < LEAST_LEARNED, f"--learn {learn_slices}: at least {LEAST_LEARNED} slices"),
         (not 0 <= margin < 0.5, f"--margin {margin:g}: a share below 0.5, such as 0.02"),
         (not 0 < false_alarms < 1, f"--false-alarms {false_alarms:g}: a chance between 0 and 1"),

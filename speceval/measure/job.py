@@ -87,6 +87,7 @@ def prepare(
         **fields,
     )
     _check_method(spec, pair.draft.method)
+    _check_draft_args(spec, pair.draft)
     if spec.shard is not None and spec.until is not None:
         raise UserError("--until: has no meaning with --shard, which knows its own part alone: leave one out")
     if spec.rate is not None and spec.shard is not None:
@@ -96,12 +97,27 @@ def prepare(
     if spec.stratified and spec.limit is None:
         raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
     loaded = [load(name, data_dir, spec.limit, spec.shuffle_seed, spec.stratified) for name in spec.suites]
-    if len({suite.name for suite in loaded}) < len(loaded):
-        raise UserError(f"--suite {','.join(names)}: two suites are called {loaded[0].name}: rename one")
+    called = [suite.name for suite in loaded]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise UserError(f"--suite {','.join(names)}: two suites are called {twice[0]}: rename one")
     if reference is not None:
         loaded = until.restrict(loaded, reference)
     directory = out or run_directory(Path("results"), spec)
     return Job(spec, pair.target, pair.draft, loaded, directory, texts, source, against=reference)
+
+
+OF_METHODS = {"prompt_lookup_": {"ngram", "ngram_gpu"}, "suffix_decoding_": {"suffix"}}
+"""How keys of vLLM's speculative_config begin that some methods alone read."""
+OF_A_MODEL = ("draft_tensor_parallel_size", "parallel_drafting", "quantization", "revision", "code_revision")
+"""Those that are about a drafter's checkpoint."""
+
+
+def _check_draft_args(spec: RunSpec, draft: catalog.Draft) -> None:
+    """Raises `UserError` for a key that the drafter's method does not read: it would be stored as if it had."""
+    for key in spec.draft_args:
+        others = any(key.startswith(begin) and draft.method not in methods for begin, methods in OF_METHODS.items())
+        if others or (draft.model is None and key in OF_A_MODEL):
+            raise UserError(f"--draft-arg {key}: has no meaning for {draft.method} drafts: leave it out")
 
 
 def against(job: Job, directory: Path) -> Job:

@@ -136,6 +136,7 @@ def test_time_that_is_up_without_a_fall_is_exit_code_0(sleepless: None) -> None:
         (("--margin", "70%"), "--margin 70%"),
         (("--false-alarms", "0"), "--false-alarms 0"),
         (("--interval", "0"), "--interval 0"),
+        (("--interval", "inf"), "--interval inf"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(words: tuple[str, ...], says: str) -> None:

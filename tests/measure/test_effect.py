@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -10,6 +12,7 @@ import pytest
 from speceval.engines.simulated import Characters
 from speceval.errors import UserError
 from speceval.measure import effect
+from speceval.measure.job import prepare
 from speceval.suites import Conversation, Suite
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -107,3 +110,33 @@ def test_a_system_prompt_that_the_template_drops_is_refused(made: Suite) -> None
 def test_a_system_prompt_that_is_the_template_s_own_default_is_not_called_dropped() -> None:
     default = "{% if messages[0].role != 'system' %}[system]Be nice.{% endif %}" + PLAIN
     assert effect.check(Jinja(default), [suite("Be nice.")], {}, {}, "t") == []
+
+
+def prepared(draft: str, suites: Sequence[str] = ("demo",), **fields: Any) -> None:
+    prepare(target="zoo", draft=draft, temperature=1.0, k=3, suite_names=list(suites), **fields)
+
+
+@pytest.mark.parametrize(
+    ("draft", "key"),
+    [
+        ("lk-eagle3", "prompt_lookup_max"),
+        ("lk-medusa", "suffix_decoding_max_tree_depth"),
+        ("suffix", "prompt_lookup_min"),
+        ("ngram", "suffix_decoding_min_token_prob"),
+        ("ngram", "quantization"),
+        ("suffix", "draft_tensor_parallel_size"),
+        ("ngram", "parallel_drafting"),
+    ],
+)
+def test_a_key_that_the_drafter_s_method_does_not_read_is_refused(draft: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^--draft-arg {key}: has no meaning for \w+ drafts"):
+        prepared(draft, draft_args={key: 1})
+    prepared("ngram", draft_args={"prompt_lookup_max": 1})  # one that it reads
+
+
+def test_two_suites_of_one_name_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(UserError, match="two suites are called b: rename one"):
+        prepared("ngram", suites=[str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "c/b")])

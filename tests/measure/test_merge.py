@@ -89,7 +89,9 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         speceval.merge(*shards, out=whole.directory)
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/2/3", ""])
+@pytest.mark.parametrize(
+    "shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/2/3", "", "1/99999999999", "١/٢", "9" * 5000 + "/2"]
+)
 def test_a_shard_that_is_none_is_one_line(tmp_path: Path, shard: str) -> None:
     with pytest.raises(UserError, match=r"^shard: must be i/n, such as 2/4 \(got"):
         run(tmp_path, shard=shard)

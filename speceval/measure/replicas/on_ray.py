@@ -39,6 +39,10 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 """Which accelerators a replica has is Ray's to say."""
 
 
+MOST_REPLICAS = 10_000
+"""Engines that one run may ask a cluster for."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What is asked of Ray."""
@@ -50,8 +54,8 @@ class Cluster:
     """Of each replica; 0: a CPU. None: as many as its engine's arguments share the target among."""
 
     def __post_init__(self) -> None:
-        if self.replicas is not None and self.replicas < 1:
-            raise UserError(f"--replicas {self.replicas}: at least 1")
+        if self.replicas is not None and not 1 <= self.replicas <= MOST_REPLICAS:
+            raise UserError(f"--replicas {self.replicas}: at least 1, at most {MOST_REPLICAS:,}")
         if self.gpus is not None and self.gpus < 0:
             raise UserError(f"--gpus-per-replica {self.gpus}: 0 (a CPU) or more")
         if self.gpus == 0 and self.replicas is None:

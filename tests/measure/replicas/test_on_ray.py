@@ -71,6 +71,7 @@ def test_replicas_get_the_variables_that_matter_and_no_secrets() -> None:
         (("--ray", "soon"), "--ray soon: must be auto, local or the address of a cluster, host:port"),
         (("--replicas", "2"), "--replicas: has no meaning without --ray"),
         (("--ray", "local", "--replicas", "0"), "--replicas 0: at least 1"),
+        (("--ray", "local", "--replicas", "99999999"), "--replicas 99999999: at least 1, at most 10,000"),
         (("--ray", "local", "--gpus-per-replica", "-1"), "--gpus-per-replica -1: 0 (a CPU) or more"),
         (("--ray", "local", "--gpus-per-replica", "0"), "--replicas is needed with --gpus-per-replica 0"),
         (("--ray", "local", "--speedup"), "--speedup: is timed on one engine, without --ray"),
