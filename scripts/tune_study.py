@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STATISTICS = ROOT / "results" / "statistics"
 PIECES = STATISTICS / "tune"
 DRAFTERS = {"lk-eagle3": (1, 3, 7), "kl-medusa": (1, 3, 6), "kl-draft": (1, 3, 7)}
-BATCHES, BURSTS, BLOCKS = (1, 4), 8, 32
+BATCHES, BURSTS, BLOCKS = (1, 4), 32, 32
 PROMPTS, ANSWERS, SEEDS = 24, 72, 6
 """72 answers are three of each of the demo's 24 prompts; a free run has six of each."""
 

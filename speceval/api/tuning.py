@@ -64,7 +64,7 @@ def tune(
     temperature: float = 1.0,
     suite: str | Path = "",
     max_tokens: int | None = None,
-    bursts: int = 8,
+    bursts: int = 32,
     answers: int = 64,
     beside: bool | None = None,
     confirm: bool = True,
@@ -84,7 +84,7 @@ def tune(
         temperature: of the target, and of sampled drafts.
         suite: whose prompts are generated; "": MT-Bench, with the zoo its demo.
         max_tokens: longest answer; None: the suite's own.
-        bursts: timed at each batch size, 64 steps of the engine each.
+        bursts: timed at each batch size, 16 steps of the engine each.
         answers: of the target, that acceptance is told from.
         beside: whether the target alone stands beside each engine and is timed in turns with it, which takes memory for
             both; None: on a CPU. Otherwise it is timed before and after all others.

@@ -18,7 +18,7 @@ def tune(
     temp: Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")] = 1.0,
     suite: Annotated[str, typer.Option(help="Whose prompts are generated [default: mt_bench].")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer [default: the suite's own].")] = None,
-    bursts: Annotated[int, typer.Option(help="Bursts of 64 steps that are timed at each batch size.")] = 8,
+    bursts: Annotated[int, typer.Option(help="Bursts of 16 steps that are timed at each batch size.")] = 32,
     answers: Annotated[int, typer.Option(help="Answers of the target that acceptance is told from.")] = 64,
     beside: Annotated[
         bool | None, typer.Option(help="Time the target alone in turns with each engine [default: on a CPU].")

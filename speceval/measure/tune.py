@@ -30,8 +30,10 @@ from speceval.store.layout import Texts
 
 FEWEST = 3
 """Bursts of each batch size: below, there is no error to speak of."""
-BURST = 64
-"""Steps of an engine in a burst."""
+BURST = 16
+"""Steps of an engine in a burst: few, so that both of a pair meet the same machine, which others may use too."""
+WARM_UP = 64
+"""Steps before the first burst of a batch size, in which the batch fills."""
 MOST_ANSWERS = 100_000
 TOGETHER = ("cpu", "simulated")
 """Devices on which two engines find room side by side without being told how to share it."""
@@ -146,17 +148,18 @@ def _cost(how: str, turns: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:
 
 
 def time_bursts(engine: Engine, job: Job, batch: int, bursts: int, alone: Beside | None) -> list[Burst]:
-    """Bursts of a batch size, each beside one of the target alone; the first, in which the batch fills, not counted."""
+    """Bursts of a batch size, each beside one of the target alone."""
     stream = Stream(engine, job, job.suites[0], batch)
+    stream.steps(WARM_UP)
     if alone is None:
-        times = [stream.steps(BURST) for _ in range(bursts + 1)]
-        found = [Burst(*time) for time in times]
+        found = [Burst(*stream.steps(BURST)) for _ in range(bursts)]
     else:
         alone.begin(batch)
-        found = [_pair(stream, alone, turn=number % 2) for number in range(bursts + 1)]
+        alone.steps(WARM_UP)
+        found = [_pair(stream, alone, turn=number % 2) for number in range(bursts)]
         alone.drain()
     stream.drain()
-    return found[1:]
+    return found
 
 
 def _pair(stream: Stream, alone: Beside, turn: int) -> Burst:
@@ -171,6 +174,6 @@ def _visit(found: Measured, alone: Beside, batches: Sequence[int], bursts: int) 
     """Time the target alone, for itself."""
     for batch in batches:
         alone.begin(batch)
-        times = [alone.steps(BURST) for _ in range(bursts + 1)][1:]
+        alone.steps(WARM_UP)
+        found.alone.setdefault(batch, []).append([Burst(*alone.steps(BURST)) for _ in range(bursts)])
         alone.drain()
-        found.alone.setdefault(batch, []).append([Burst(*time) for time in times])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -51,6 +52,9 @@ def test_replicas_give_what_one_engine_gives_and_each_answers_for_its_part(tmp_p
     assert sum(segment.conversations for segment in segments) == 48 == len(pool.dealt)
     assert sum(segment.counters.num_drafts for segment in segments) == len(run.steps)
     assert min(Counter(replica for replica, _ in pool.dealt).values()) > 10
+    assert run.meta.wall_seconds is not None and run.meta.wall_seconds < 0.6 * run.meta.engine_seconds  # side by side
+    told = json.loads(speceval.export(run, "lm-eval-style-json"))["total_evaluation_time_seconds"]
+    assert float(told) == run.meta.wall_seconds
 
 
 def test_what_a_dead_replica_had_is_measured_again_once(tmp_path: Path) -> None:
