@@ -156,6 +156,7 @@ def test_a_stored_mlp_speculator_drafts_as_a_checkpoint_what_it_drafted_in_train
 
     from speceval.catalog import packed
     from speceval.catalog.recognise import recognise
+    from speceval.drafters import heads
     from speceval.drafters.base import States
     from speceval.drafters.heads import MLPSpeculator
 
@@ -172,7 +173,8 @@ def test_a_stored_mlp_speculator_drafts_as_a_checkpoint_what_it_drafted_in_train
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert recognise(config, "made").method == "mlp_speculator" and config["n_predict"] == task.depth == 3
     weights = {name: values.float() for name, values in load_file(tmp_path / "made" / "model.safetensors").items()}
-    made = MLPSpeculator(config, weights, task.depth)
+    made = MLPSpeculator({**config, heads.OWN_ROWS: False}, dict(weights), task.depth)
+    cut = MLPSpeculator(config, dict(weights), task.depth)
     answers, anchors = task.draw(torch.Generator().manual_seed(1))
     batch, _, _ = task.batch(answers, anchors)
     states = States(batch.final.float(), {}, task)
@@ -184,3 +186,4 @@ def test_a_stored_mlp_speculator_drafts_as_a_checkpoint_what_it_drafted_in_train
     outside = torch.ones(50, dtype=torch.bool)
     outside[task.draft_ids] = False
     assert as_checkpoint[..., outside].max() < -80, "no token outside the draft vocabulary is ever drafted"
+    assert packed.OWN_ROWS == heads.OWN_ROWS and cut.draft_ids.tolist() == task.draft_ids.tolist()

@@ -25,6 +25,8 @@ GROUP = 32
 SCALE = ".row_scale"
 MLP_HEADS = 5
 """Of a stored MLP speculator, which are all the same; how many there are is in the weight that the state has."""
+OWN_ROWS = "drafts_own_rows_alone"
+"""Field of a config.json: tokens whose rows of the output map are all the same are as good as never drafted."""
 ROPE_THETA = 10000.0
 """The drafter's own attention, whatever the target's."""
 
@@ -202,6 +204,7 @@ def _mlp(target: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         "top_k_tokens_per_head": [1] * MLP_HEADS,
         "tie_weights": True,
         "scale_input": True,
+        OWN_ROWS: True,
     }
 
 
@@ -218,4 +221,5 @@ def _medusa(target: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any
         "num_hidden_layers": 1,
         "medusa_fc_bias": any(name.endswith(".bias") for name in tensors),
         "original_lm_head": True,
+        OWN_ROWS: True,
     }

@@ -17,22 +17,14 @@ from speceval.errors import UserError
 EPS = 1e-6
 
 
-class OutputMap:
-    """An output map. Where most of its rows are the same one, as outside a draft vocabulary, that is computed once."""
+OWN_ROWS = "drafts_own_rows_alone"
+"""Field of a config.json (`catalog.packed`): tokens whose rows of the output map are all the same are never drafted."""
 
-    def __init__(self, weight: Tensor) -> None:
-        row = weight[(weight[:, 0] == weight[:, 0].median()).nonzero()[0, 0]]  # the commonest, if one is
-        self._own = (weight != row).any(-1).nonzero()[:, 0]
-        self._size, self._row, self._weight = len(weight), row, weight[self._own]
-        self._whole = weight if 2 * len(self._own) > len(weight) else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of states [..., size]."""
-        if self._whole is not None:
-            return F.linear(x, self._whole)
-        logits = (x @ self._row)[..., None].repeat(*[1] * (x.ndim - 1), self._size)
-        logits[..., self._own] = F.linear(x, self._weight)
-        return logits
+def own_rows(weight: Tensor) -> Tensor:
+    """Ids [D] of the rows of an output map that differ from the commonest one, which more than half of them are."""
+    row = weight[(weight[:, 0] == weight[:, 0].median()).nonzero()[0, 0]]
+    return (weight != row).any(-1).nonzero()[:, 0]
 
 
 class Medusa(Loaded):
@@ -48,7 +40,9 @@ class Medusa(Loaded):
         if not any(name.startswith("blocks.0.") for name in weights):
             raise UserError("its tensors have the names of the first MEDUSA checkpoints: convert it as for vLLM")
         self._layers = int(config.get("num_hidden_layers") or config.get("medusa_num_layers") or 1)
-        self._maps: dict[str, OutputMap] = {}
+        if config.get(OWN_ROWS):
+            self.draft_ids = own_rows(self.weights["lm_head.weight"])
+            self.weights["lm_head.weight"] = self.weights["lm_head.weight"][self.draft_ids]
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
         """Logits of each draft position."""
@@ -59,13 +53,9 @@ class Medusa(Loaded):
                 name = f"blocks.{j}.layers.{layer}"
                 x = x + F.silu(F.linear(x, self.weight(name), self.weights.get(f"{name}.bias")))
             head = 0 if self.config.get("original_lm_head") else j
-            yield self._output(f"lm_heads.{head}.weight")(x)
-
-    def _output(self, name: str) -> OutputMap:
-        if name not in self._maps:
+            name = f"lm_heads.{head}.weight"
             shared = name not in self.weights and "lm_head.weight" in self.weights
-            self._maps[name] = OutputMap(self.weights["lm_head.weight" if shared else name])
-        return self._maps[name]
+            yield F.linear(x, self.weight("lm_head.weight" if shared else name))
 
 
 class MLPSpeculator(Loaded):
@@ -74,8 +64,9 @@ class MLPSpeculator(Loaded):
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
         super().__init__(config, {name.removeprefix("speculator."): tensor for name, tensor in weights.items()}, k)
         self.most = int(config["n_predict"])
-        heads = range(1 if "head.1.weight" not in self.weights else self.most)
-        self._maps = [OutputMap(self.weights[f"head.{j}.weight"]) for j in heads]
+        if config.get(OWN_ROWS):
+            self.draft_ids = own_rows(self.weights["head.0.weight"])
+            self.weights["head.0.weight"] = self.weights["head.0.weight"][self.draft_ids]
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
         """Logits of each draft position."""
@@ -92,7 +83,7 @@ class MLPSpeculator(Loaded):
             )
             mixed = F.linear(state, self._part("proj", j)) + token_weight * embedded
             state = F.gelu(F.rms_norm(mixed, (inner,), self._part("ln", j), EPS) + self._part("ln", j, "bias"))
-            yield self._maps[min(j, len(self._maps) - 1)](state)
+            yield F.linear(state, self._part("head", j))
 
     def _part(self, name: str, j: int, kind: str = "weight") -> Tensor:
         """A tensor of head j; where heads are tied they share those of the first (the projections: of the second)."""

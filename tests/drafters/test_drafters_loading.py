@@ -154,15 +154,22 @@ def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize("own", [7, 60])
-def test_an_output_map_with_equal_rows_gives_what_it_gives_row_by_row(own: int) -> None:
-    from speceval.drafters.heads import OutputMap
+def test_heads_that_draft_few_rows_alone_give_those_and_name_their_tokens() -> None:
+    from speceval.drafters.heads import OWN_ROWS, Medusa
 
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(1, 12, generator=generator).repeat(64, 1)
-    weight[torch.randperm(64, generator=generator)[:own]] = torch.randn(own, 12, generator=generator)
-    x = torch.randn(3, 5, 12, generator=generator)
-    torch.testing.assert_close(OutputMap(weight)(x), x @ weight.T)
+    own = torch.randperm(64, generator=generator)[:7].sort().values
+    head = torch.zeros(64, 12)
+    head[own] = torch.randn(7, 12, generator=generator)
+    weights = {"blocks.0.layers.0.weight": torch.randn(12, 12, generator=generator), "lm_head.weight": head}
+    config = {"num_heads": 1, "original_lm_head": True}
+    states = States(torch.randn(2, 9, 12, generator=generator), {}, SimpleNamespace())
+    places = torch.tensor([[1, 2], [3, 5]])
+    whole, cut = (Medusa(config | more, dict(weights), 1) for more in ({}, {OWN_ROWS: True}))
+    (of_all,), (of_own,) = (list(drafter(torch.zeros(2, 9), states, places)) for drafter in (whole, cut))
+    assert whole.draft_ids is None and cut.draft_ids is not None and torch.equal(cut.draft_ids, own)
+    assert of_own.shape == (2, 2, 7)
+    torch.testing.assert_close(of_own, of_all[..., own])
 
 
 # ------------------------------------------------------------------------------------- no draft is made of noise
