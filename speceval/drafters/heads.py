@@ -53,9 +53,9 @@ class Medusa(Loaded):
                 name = f"blocks.{j}.layers.{layer}"
                 x = x + F.silu(F.linear(x, self.weight(name), self.weights.get(f"{name}.bias")))
             head = 0 if self.config.get("original_lm_head") else j
-            name = f"lm_heads.{head}.weight"
-            shared = name not in self.weights and "lm_head.weight" in self.weights
-            yield F.linear(x, self.weight("lm_head.weight" if shared else name))
+            name = f"lm_heads.{head}"
+            shared = f"{name}.weight" not in self.weights and "lm_head.weight" in self.weights
+            yield F.linear(x, self.weight("lm_head" if shared else name))
 
 
 class MLPSpeculator(Loaded):
