@@ -55,12 +55,12 @@ def summarise(turns: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     return found
 
 
-def throughput(turns: pd.DataFrame, seconds: float, confidence: float = 0.95) -> dict[str, Any]:
+def throughput(turns: pd.DataFrame, seconds: float, most: int, confidence: float = 0.95) -> dict[str, Any]:
     """Of the whole run: `concurrency`, the mean number of requests in flight, and what was finished in a second.
 
     The intervals are for other conversations at the same concurrency: what a request does in a second of its own time,
-    Σ tokens / Σ latency, times that number. `waited_ms`: for how long a conversation that was due was not sent, because
-    as many as may be were in flight, `held`: how many were, for longer than a hundredth of a second.
+    Σ tokens / Σ latency, times that number. `waited_ms`: for how long a conversation that was due was not sent; `held`:
+    how many of them (`begun`) were due while as many requests as may be (`most`) were in flight.
     """
     known, clusters = timed(turns), _clusters(timed(turns))
     latency = known["latency"].to_numpy()
@@ -80,13 +80,15 @@ def throughput(turns: pd.DataFrame, seconds: float, confidence: float = 0.95) ->
         "output_throughput": a_second(output),
         "total_token_throughput": a_second(output + known["prompt_tokens"].to_numpy(float)),
         "waited_ms": 1000 * float(first["waited"].mean()) if len(first) else None,
-        "held": int((first["waited"] > HELD).sum()),
+        "held": int((_in_flight(known, (first["sent"] - first["waited"]).to_numpy()) >= most).sum()),
         "begun": len(first),
     }
 
 
-HELD = 0.01
-"""Seconds from which a conversation has waited for room, and not for the harness."""
+def _in_flight(turns: pd.DataFrame, moments: Floats) -> Any:
+    """Requests that were in flight at each moment."""
+    sent, ended = np.sort(turns["sent"].to_numpy()), np.sort((turns["sent"] + turns["latency"]).to_numpy())
+    return np.searchsorted(sent, moments, "left") - np.searchsorted(ended, moments, "right")
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:

@@ -74,11 +74,11 @@ def load_of(run: StoredRun) -> dict[str, Any] | None:
     if not len(load.timed(run.turns)):
         return None
     whole = run.complete and not any(segment.interrupted or not segment.seconds for segment in run.meta.segments)
-    seconds = sum(segment.seconds for segment in run.meta.segments)
+    seconds, most = sum(segment.seconds for segment in run.meta.segments), run.meta.spec.batch * servers(run)
     return {
         "rate": run.meta.spec.rate,
-        "max_concurrency": run.meta.spec.batch * servers(run),
-        "throughput": load.throughput(run.turns, seconds) if whole else None,
+        "max_concurrency": most,
+        "throughput": load.throughput(run.turns, seconds, most) if whole else None,
         "suites": {name: load.summarise(run.suite(name)[1]) for name in run.suites},
     }
 
@@ -219,6 +219,10 @@ def _add_times(table: Table, shown: dict[str, Any], more: list[str] = []) -> Non
                 table.add_row(f"{label} {name.replace('p99', 'P99')} (ms)", *cells, *more)
 
 
+LATE = 20
+"""Milliseconds on average from which it is said that the harness was late."""
+
+
 def _load(found: dict[str, Any] | None) -> list[str]:
     """What a reader must know of a run's times, and its throughput."""
     if found is None:
@@ -234,8 +238,10 @@ def _load(found: dict[str, Any] | None) -> list[str]:
     if found["rate"] != "inf" and whole["held"]:
         lines.append(
             f"{whole['held']} of {whole['begun']} conversations were due while {found['max_concurrency']} were in "
-            f"flight and were sent later, {whole['waited_ms']:.0f} ms on average: the server did not keep up."
+            "flight and were sent later: the server did not keep up."
         )
+    elif (whole["waited_ms"] or 0) > LATE:
+        lines.append(f"conversations were sent {whole['waited_ms']:.0f} ms late on average: this machine is busy.")
     return lines
 
 

@@ -205,6 +205,7 @@ def test_what_is_no_answer_is_one_line(
 
 @pytest.mark.parametrize("after", ["nan", "-5", "inf", "1e999", "Wed, 21 Oct 2099 07:28:00 GMT", ""])
 def test_any_retry_after_is_a_pause_that_ends(after: str) -> None:
+    assert 0 <= http._pause(after, 1) <= http.LONGEST_PAUSE
     with StandIn(active()) as server, closing(engines.open(order(server))) as engine:
         server.faults[GENERATE] = [(503, {"Retry-After": after}, b"{}")]
         found = contract.finish(engine, {"r": ([97, 98, 99], contract.sampling())})

@@ -37,12 +37,14 @@ def test_the_means_are_those_that_the_benchmark_prints() -> None:
 
 
 def test_throughput_is_what_was_finished_over_the_time_of_the_run() -> None:
-    found = load.throughput(turns(ROWS, waited=[0.0, 0.0, 0.5, 0.001]), seconds=2.0)
+    found = load.throughput(turns(ROWS, sent=[0.0, 0.6, 0.9, 2.0], waited=[0.0, 0.0, 0.5, 0.5]), seconds=2.0, most=1)
     assert found["request_throughput"]["value"] == pytest.approx(4 / 2)
     assert found["output_throughput"]["value"] == pytest.approx(21 / 2)
     assert found["total_token_throughput"]["value"] == pytest.approx((21 + 40) / 2)
     assert found["concurrency"] == pytest.approx(2.4 / 2)
-    assert (found["held"], found["begun"]) == (1, 3) and found["waited_ms"] == pytest.approx(501 / 3)
+    # b was due at 0.4, when a's first turn was out; c at 1.5, when b was, but with room for two it was only late.
+    assert (found["held"], found["begun"]) == (2, 3) and found["waited_ms"] == pytest.approx(1000 / 3)
+    assert load.throughput(turns(ROWS, sent=[0.0, 0.6, 0.9, 2.0], waited=[0.0, 0.0, 0.5, 0.5]), 2.0, 2)["held"] == 0
     assert found["output_throughput"]["low"] < 10.5 < found["output_throughput"]["high"]
 
 
