@@ -245,8 +245,8 @@ LEDGER: tuple[Patch, ...] = (
             "each piece but the last, in place of the piece's next one."
         ),
         effect=(
-            "Lossless, but every later draft of such a request attends to what was made of the wrong token: it accepts "
-            "a little less, at any temperature."
+            "Lossless, but every later draft of such a request attends to what was made of the wrong token, at any "
+            "temperature: tau of the zoo's EAGLE-3 moves by -0.6 to +0.3 % where prompts are cut often."
         ),
         module="vllm.v1.spec_decode.llm_base_proposer",
         symbol="SpecDecodeBaseProposer.prepare_next_token_ids_padded",

@@ -8,7 +8,9 @@ from support import records
 
 from speceval import catalog
 from speceval.errors import UserError
+from speceval.measure import launch, record
 from speceval.measure.job import Job, prepare
+from speceval.measure.output import output_to, unwatched
 from speceval.measure.start import check_settings, order
 from speceval.protocol import LOSSLESS, RunSpec
 from speceval.store.schema import Facts
@@ -75,3 +77,20 @@ def test_what_an_engine_has_no_setting_for_is_not_held_against_it() -> None:
     check_settings(FACTS.model_copy(update={"generation_config": None}), SPEC)
     with pytest.raises(UserError, match="resolved generation_config to 'auto'"):
         check_settings(FACTS.model_copy(update={"generation_config": "auto"}), SPEC)
+
+
+@pytest.mark.parametrize(("cause", "left"), [(None, []), (ValueError("broken"), ["run", "run/engine.log"])])
+def test_a_refused_run_leaves_nothing_and_an_engine_that_failed_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception | None, left: list[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError("no") from cause
+
+    monkeypatch.setattr(record, "opened", refuse)
+    asked = prepare(
+        target="zoo", draft="kl-eagle3", temperature=1, suite_names=["demo"], k=3, engine="simulated",
+        out=tmp_path / "run",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no"):
+        launch.run(asked, unwatched, output_to)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
