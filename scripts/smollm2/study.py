@@ -77,7 +77,7 @@ class Text:
     def replay(self, work: Path, draft: str) -> list[str]:
         """The command that measures a drafter on it."""
         given = str(work / "drafters" / draft) if draft in SECOND else draft.removesuffix("-greedy")
-        folder, k = work / self.name, str(K[kind(draft)])
+        folder, k = work / self.name, str(K_OF_PARTS if draft in GREEDY else K[kind(draft)])
         how = ["--drafting", "greedy"] if draft in GREEDY else []
         return ["replay", str(folder / "states"), "--draft", given, "--k", k, *how, "-o", str(folder / draft)]
 
