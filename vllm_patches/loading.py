@@ -175,10 +175,12 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
 
 
 def not_finite(drafter: Any) -> str:
-    """The first parameter with numbers that are none: what it drafts is noise. Empty if there is none."""
+    """The first parameter of the checkpoint with numbers that are none: it drafts noise. Empty if there is none."""
     import torch
 
     for name, parameter in drafter.named_parameters():
+        if name in LAST.shares or _QUANTISED.search(name):
+            continue  # not filled by it: what is in their memory need not be numbers
         if parameter.dtype in (torch.float32, torch.bfloat16, torch.float16) and not parameter.isfinite().all():
             return f"its tensor {name} holds NaN or infinity"
     return ""

@@ -53,7 +53,8 @@ def validate(run: Source) -> list[str]:
     request and with the engine's own counters (docs/trust/is-a-stored-run-sound.md). Raises `UserError` when the files
     cannot be read.
     """
-    return books.problems(run if isinstance(run, StoredRun) else read_run(run))
+    stored = run if isinstance(run, StoredRun) else read_run(run)
+    return books.problems(stored) + books.texts(stored)
 
 
 @errors_by_parameter()

@@ -40,7 +40,8 @@ def _validate(run: Path) -> dict[str, Any]:
     from speceval.store import read_run
 
     try:
-        problems, readable = books.problems(read_run(run)), True
+        stored = read_run(run)
+        problems, readable = books.problems(stored) + books.texts(stored), True
     except UserError as error:
         problems, readable = [str(error).removeprefix(str(run)).lstrip(":/ ")], False
     return {"run": str(run), "ok": not problems, "readable": readable, "problems": problems}

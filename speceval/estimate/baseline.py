@@ -261,6 +261,7 @@ class TextBaseline(Source, strict=True):
                 f"{run.directory}: a replay whose texts ({OUTPUTS}) are gone: `speceval compare` sets it against "
                 "another replay; replay again to check it"
             )
+        books.require_texts(run)
         columns = recorded_columns(meta.spec.k, RECORDED_COLUMNS["kept"])
         rows = dict(list(run.steps.groupby(REQUEST, sort=False)))
         texts = []

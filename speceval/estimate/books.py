@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,9 @@ from speceval.errors import UserError
 from speceval.estimate import rao_blackwell, replay
 from speceval.estimate.identities import check_counters, reconcile
 from speceval.protocol import RunSpec
-from speceval.store import Key, StoredRun, is_recorded, read_run
+from speceval.store import OUTPUTS, REQUEST, Key, StoredRun, is_recorded, read_lines, read_run
 from speceval.store.schema import Counters, Evidence, RunMeta, Segment
+from speceval.store.tables import OutputLine
 
 ROUNDING = 1e-4
 """By how much a sum of float32 probabilities may exceed 1."""
@@ -92,6 +94,35 @@ def require_positions(run: StoredRun, what: str) -> None:
 def problems(run: StoredRun) -> list[str]:
     """What is wrong with a stored run, one line each: found when it was measured, and identities that fail now."""
     return list(dict.fromkeys([*run.meta.problems, *identities(run)]))
+
+
+def texts(run: StoredRun) -> list[str]:
+    """What outputs.jsonl, where there is one, does not have as the tables say: a line each. Raises `UserError`."""
+    path = run.directory / OUTPUTS
+    if not run.complete or not path.exists():
+        return []
+    measured = dict(zip(map(tuple, run.turns[REQUEST].to_numpy()), run.turns["output_tokens"], strict=True))
+    found: dict[tuple[Any, ...], int] = {}
+    problems = []
+    for row in read_lines(path, kind=OutputLine):
+        key = tuple(row[name] for name in REQUEST)
+        told = f"{OUTPUTS}: {key[0]}, conversation {key[1]}, seed {key[2]}, turn {key[3]}"
+        if key in found:
+            problems.append(f"{told}: stands there twice")
+        elif key not in measured:
+            problems.append(f"{told}: was not measured")
+        elif len(row["token_ids"]) != measured[key]:
+            problems.append(f"{told}: {len(row['token_ids'])} tokens, {measured[key]} were measured")
+        found[key] = len(row["token_ids"])
+    if lost := [key for key in measured if key not in found]:
+        problems.append(f"{OUTPUTS}: lacks {len(lost)} of {len(measured)} turns")
+    return problems
+
+
+def require_texts(run: StoredRun) -> None:
+    """Raises `UserError` for a run whose outputs.jsonl is not that of its tables."""
+    if wrong := texts(run):
+        raise UserError(f"{run.directory}: {wrong[0]}: `speceval validate` names all; make the run again")
 
 
 def identities(run: StoredRun) -> list[str]:

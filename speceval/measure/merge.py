@@ -99,6 +99,7 @@ def _outputs(shards: Sequence[StoredRun]) -> Iterator[str]:
     """The lines of outputs.jsonl."""
     lines: list[tuple[Any, ...]] = []
     for shard in shards:
+        books.require_texts(shard)
         for line in read_lines(shard.directory / OUTPUTS, kind=OutputLine):
             lines.append((*(line[name] for name in REQUEST), json.dumps(line, ensure_ascii=False)))
     yield from (f"{line[-1]}\n" for line in sorted(lines))

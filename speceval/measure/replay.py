@@ -83,6 +83,7 @@ def source(run: StoredRun) -> dict[str, Any]:
     ):
         if wrong:
             raise UserError(f"--replay {run.directory}: {fault}")
+    books.require_texts(run)
     return _along(texts(run.directory), spec.model_dump(mode="json"), run.meta.fingerprint)
 
 

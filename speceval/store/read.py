@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from speceval.store.layout import (
     TURNS,
     is_recorded,
 )
-from speceval.store.tables import frames, read_lines
+from speceval.store.tables import OutputLine, frames, read_lines
 
 RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 53), 1 << 53)}
 """Whole numbers of the columns' types; the larger ones are still exact in floating point."""
@@ -206,9 +205,8 @@ def directories(path: Path) -> list[Path]:
 
 def thoughts(directory: Path) -> dict[tuple[str, str, int, int], int]:
     """Tokens of the thought of each request of a run that has one, from outputs.jsonl; runs from before have none."""
-    path, name = directory / OUTPUTS, f'"{THOUGHT}": '.encode()
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        lines = (json.loads(line) for line in file if name in line)
-        return {tuple(line[column] for column in REQUEST): int(line[THOUGHT]) for line in lines if THOUGHT in line}
+    return {
+        tuple(row[column] for column in REQUEST): row[THOUGHT]
+        for row in read_lines(directory / OUTPUTS, kind=OutputLine)
+        if THOUGHT in row
+    }

@@ -260,6 +260,7 @@ class OutputLine(_Line):
     user: InstanceOf[str]
     output: InstanceOf[str]
     """Also what is no Unicode text, such as half an emoji."""
+    thought_tokens: Number = 0
 
 
 def read_lines(path: Path, ignore_torn: bool = False, kind: type[BaseModel] = JournalLine) -> Iterator[dict[str, Any]]:

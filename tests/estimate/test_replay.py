@@ -263,7 +263,10 @@ class TestSource:
             for c, s, t, ids in rows
         ]
         (directory / OUTPUTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return StoredRun(directory, meta, pd.DataFrame(), pd.DataFrame())
+        turns = [
+            dict(zip(replay.REQUEST, ("s", c, s, t), strict=True), output_tokens=len(ids)) for c, s, t, ids in rows
+        ]
+        return StoredRun(directory, meta, pd.DataFrame(turns), pd.DataFrame())
 
     def test_texts_and_what_is_inherited(self, tmp_path: Path) -> None:
         found = source(self.run(tmp_path))

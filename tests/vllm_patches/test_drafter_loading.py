@@ -151,3 +151,9 @@ def test_a_drafter_with_numbers_that_are_none_is_named(monkeypatch: pytest.Monke
     assert loading.not_finite(load(monkeypatch, **WHOLE)) == ""
     told = loading.not_finite(load(monkeypatch, **WHOLE | {"norm__weight": odd}))
     assert told == "its tensor norm.weight holds NaN or infinity"
+
+
+def test_what_a_checkpoint_does_not_fill_need_not_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(monkeypatch, **{name: tensor for name, tensor in WHOLE.items() if name != "norm__weight"})
+    model.norm.weight.data.fill_(float("nan"))  # memory that nobody wrote: it is named as unfilled, if it is used
+    assert loading.not_finite(model) == "" and "norm.weight" in unfilled(model)

@@ -13,6 +13,7 @@ from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
+from speceval.private import without_places
 from speceval.show import published
 from speceval.show.published import Figure
 from speceval.show.tables import grade_note, suite_summary
@@ -46,7 +47,7 @@ class Entry:
     name: str = ""
     """A run's own name of the suite."""
     apart: str = ""
-    """Its run's directory, where another run has an entry of the same names."""
+    """The end of its run's directory, where another run has an entry of the same names."""
 
     @property
     def label(self) -> str:
@@ -179,7 +180,7 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     keys = [(*row_key(entry), entry.temperature, entry.drafting, entry.suite) for entry in entries]
     several = {key for key, count in Counter(keys).items() if count > 1}
     return [
-        replace(entry, apart=str(entry.run.directory)) if key in several and entry.run else entry
+        replace(entry, apart=without_places(str(entry.run.directory))) if key in several and entry.run else entry
         for key, entry in zip(keys, entries, strict=True)
     ]
 

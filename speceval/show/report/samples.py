@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from speceval.estimate import books
 from speceval.show.report.decode import Decode, decoder, gives, token_texts
 from speceval.show.report.text import cut
 from speceval.store import OUTPUTS, REQUEST, Key, StoredRun, read_lines
@@ -92,6 +93,7 @@ def read_outputs(run: StoredRun, keys: Iterable[Key]) -> dict[Key, list[dict[str
     path = run.directory / OUTPUTS
     if not path.is_file():
         return None
+    books.require_texts(run)
     found: dict[Key, list[dict[str, Any]]] = {key: [] for key in keys}
     for row in read_lines(path, kind=OutputLine):
         rows = found.get((row["suite"], row["conversation"], row["seed"]))

@@ -272,6 +272,7 @@ def test_runs_where_nothing_was_drafted_give_a_page(tmp_path: Path) -> None:
     nothing = replace(run, steps=steps, turns=turns)
     assert said([nothing], "Nothing was measured on demo") == "bad"
     assert "n/a" in assert_sound(build.render(build.gather([nothing]))).text
+    (run.directory / "outputs.jsonl").unlink()
     empty = replace(run, steps=run.steps.iloc[:0], turns=run.turns.iloc[:0])
     assert "There is no conversation in the run yet" in assert_sound(build.render(build.gather([empty]))).text
 
