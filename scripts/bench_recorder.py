@@ -49,7 +49,7 @@ CALLS: tuple[tuple[Any, str], ...] = (
 )
 """Everything that a run does because it records."""
 RESULT = Path("results/bench/recorder.json")
-V2_ROUNDS = 5
+V2_ROUNDS = 4
 V2_SEEDS = (0,)
 V2_CASES = (("lk-eagle3", 5, 64), ("lk-mtp", 7, 64))
 V2_RESULT = Path("results/bench/recorder_v2.json")

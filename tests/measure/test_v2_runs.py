@@ -138,7 +138,7 @@ def test_a_run_on_v2_stops_when_tau_is_known(tmp_path: Path) -> None:
     rows = [{"turns": [f"Name {number} things that are red."], "category": "red"} for number in range(200)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     request = ("run", "--target", "zoo", "--draft", DRAFT, "--temp", "1", "--runner", "v2", "--batch", "64")
-    asked = ("--suite", str(tmp_path / "own.jsonl"), "--max-tokens", "24", "--until", "0.4")
+    asked = ("--suite", str(tmp_path / "own.jsonl"), "--max-tokens", "24", "--until", "12%")
     process = speceval(tmp_path / "log", *request, *asked, "--out", str(tmp_path / "run"))
     assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-4000:]
     run = read_run(tmp_path / "run")
