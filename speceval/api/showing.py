@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Sources = Source | Iterable[Source]
 
-Layout = Literal["summary", "paper-main", "paper-arch", "paper-mean", "positions", "categories", "lengths"]
+Layout = Literal["summary", "paper-main", "paper-arch", "paper-mean", "positions", "categories", "lengths", "load"]
 Format = Literal["md", "csv", "latex", "html", "json"]
 Kind = Literal["positions", "tau-k", "forest", "along", "context", "conversations"]
 Shape = Literal["model-card", "speculation-profile", "lm-eval-style-json"]
