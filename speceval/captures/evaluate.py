@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speceval.captures.folder import FINAL, Capture, Text, name_of
-from speceval.captures.law import log_law
+from speceval.captures.law import log_chance, log_law
 from speceval.drafters.base import Drafter, States
 from speceval.errors import UserError
 from speceval.protocol import Drafting
@@ -260,7 +260,7 @@ def _chance(logits: Tensor, token: Tensor, log_p: Tensor, question: Question, in
     index = torch.where(known, index, 0)
     if question.drafting == "greedy" or question.sampling.temperature == 0:
         return ((logits.argmax(-1) == index) & known).float()
-    log_q = log_law(logits, question.sampling, question.truncated).gather(-1, index[..., None])[..., 0]
+    log_q = log_chance(logits, index, question.sampling, question.truncated)
     return torch.where(known, (log_q - log_p).exp().clamp(max=1), 0.0).nan_to_num(0.0)
 
 

@@ -22,6 +22,14 @@ def log_law(logits: Tensor, sampling: SamplingFacts, truncated: bool = True) -> 
     return logits.log_softmax(-1)
 
 
+def log_chance(logits: Tensor, index: Tensor, sampling: SamplingFacts, truncated: bool = True) -> Tensor:
+    """`log_law` of one token each: logits [..., V], index [...]. Without truncation no table of the law is made."""
+    if truncated and (0 < sampling.top_k < logits.shape[-1] or sampling.top_p < 1):
+        return log_law(logits, sampling).gather(-1, index[..., None])[..., 0]
+    heated = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    return heated.gather(-1, index[..., None])[..., 0] - heated.logsumexp(-1)
+
+
 def log_p(logits: Tensor, tokens: Tensor, sampling: SamplingFacts) -> Tensor:
     """log p [...] of `tokens` [...] under the target's `logits` [..., V]; at temperature 0 that is 0 or -inf."""
     if sampling.temperature == 0:

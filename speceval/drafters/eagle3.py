@@ -67,8 +67,9 @@ class Eagle3(Loaded):
         head = self.weights.get("lm_head.weight", states.output)
         for j in range(1, self.k + 1):
             inputs, residual = self._inputs(pick(embedded, places + j - 1), state)
-            q, k, v = self._attention.split(inputs, self._rotary.at(places[:, None] + j - 1))
-            x = residual + self._attention.join(chain.attend(j, q, k, v))
+            turn = self._rotary.at(places[:, None] + j - 1)
+            own = self._attention.keys(inputs, turn) if j > 1 else None
+            x = residual + self._attention.join(chain.attend(self._attention.queries(inputs, turn), own))
             after = norm(x, self.weight("layers.0.post_attention_layernorm"), self._eps)
             state = x + mlp(after, self.weights, "layers.0.mlp.")
             yield F.linear(norm(state, self.weight("norm"), self._eps), head)

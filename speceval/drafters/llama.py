@@ -87,12 +87,12 @@ class Attention:
     heads: int
     kv_heads: int
 
-    def split(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each [batch, heads, time, head_dim], of x [batch, time, inputs]."""
-        return rotate(self._heads(x, "q", self.heads), turn), *self.keys(x, turn)
+    def queries(self, x: Tensor, turn: Turn) -> Tensor:
+        """Rotated queries [batch, heads, time, head_dim] of x [batch, time, inputs]."""
+        return rotate(self._heads(x, "q", self.heads), turn)
 
     def keys(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        """The last two of these."""
+        """Rotated keys, and values, likewise."""
         k, v = self._heads(x, "k", self.kv_heads), self._heads(x, "v", self.kv_heads)
         k, v = (each.repeat_interleave(self.heads // self.kv_heads, dim=1) for each in (rotate(k, turn), v))
         return k, v
@@ -123,10 +123,13 @@ class Chain:
         self._hidden = torch.arange(keys.shape[2], device=places.device) > places[:, None, :, None]
         self._later: list[tuple[Tensor, Tensor]] = []
 
-    def attend(self, position: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Results of draft position `position`, 1, 2, … in order; all are [batch, heads, n, head_dim]."""
-        if position > 1:  # the first one's own key is among those of all places
-            self._later.append((k, v))
+    def attend(self, q: Tensor, own: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Results of draft positions 1, 2, … in order; all are [batch, heads, n, head_dim].
+
+        `own`: keys and values of this position; None for the first, whose own are among those of all places.
+        """
+        if own is not None:
+            self._later.append(own)
         q = q * (q.shape[-1] ** -0.5 if self._scale is None else self._scale)
         scores = (q @ self._keys.mT).masked_fill_(self._hidden, -torch.inf)
         later = [(q * key).sum(-1, keepdim=True) for key, _ in self._later]

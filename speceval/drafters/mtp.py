@@ -55,7 +55,7 @@ class MTP(Loaded):
         for j in range(1, self.k + 1):
             normed, x = self._normed(pick(embedded, places + j - 1), state)
             turn = self._rotary.at(places[:, None] + j - 1)
-            attended = chain.attend(j, self._queries(normed, turn), *self._keys(normed, turn))
+            attended = chain.attend(self._queries(normed, turn), self._keys(normed, turn) if j > 1 else None)
             x = x + F.linear(attended.transpose(1, 2).flatten(2), self.weight("self_attn.o_proj"))
             x = x + mlp(norm(x, self.weight("post_attention_layernorm"), self._eps), self.weights, "mlp.")
             state = norm(x, self.weight("shared_head.norm"), self._eps)

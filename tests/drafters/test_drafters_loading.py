@@ -131,8 +131,8 @@ def test_attention_biases_are_added() -> None:
     draw = torch.Generator().manual_seed(0)
     weights = {f"{name}_proj.weight": torch.randn(8, 8, generator=draw) for name in "qkvo"}
     x, turn = torch.randn(1, 3, 8, generator=draw), Rotary.of({}, 4).at(torch.arange(3))
-    plain = Attention(weights, "", 2, 2).split(x, turn)[2]
-    biased = Attention(weights | {"v_proj.bias": torch.ones(8)}, "", 2, 2).split(x, turn)[2]
+    plain = Attention(weights, "", 2, 2).keys(x, turn)[1]
+    biased = Attention(weights | {"v_proj.bias": torch.ones(8)}, "", 2, 2).keys(x, turn)[1]
     torch.testing.assert_close(biased, plain + 1)
 
 
