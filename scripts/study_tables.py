@@ -7,6 +7,7 @@ be cut afterwards: the law at K = 5 is that of the first five positions of a rep
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def blocks() -> dict[str, str]:
         "full-change": change_table(),
         "category": category_table(),
         "along": along_table(),
+        "training-seeds": training_seeds_table(),
         "full-cost": cost_table(),
         "same-text": same_text_table(ks=(K,)),
         "tau-k": tau_k_table(),
@@ -283,6 +285,8 @@ def training_seeds_table(k: int = K) -> str:
         for draft, pair in both.items()
         if all(table is not None for table in pair)
     }
+    common = functools.reduce(pd.Index.intersection, (one.index for pair in of.values() for one in pair))
+    of = {draft: [one.loc[common] for one in pair] for draft, pair in of.items()}
     heads = ("seed 0: tau", "seed 1: tau", "seed 1 over seed 0", "seed 0: Δ% over KL", "seed 1: Δ% over KL")
     rows = [["loss", *heads]]
     for draft, pair in of.items():
