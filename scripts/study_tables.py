@@ -66,6 +66,7 @@ def blocks() -> dict[str, str]:
         "full-change": change_table(),
         "category": category_table(),
         "along": along_table(),
+        "greedy": greedy_table(),
         "training-seeds": training_seeds_table(),
         "full-cost": cost_table(),
         "same-text": same_text_table(ks=(K,)),
@@ -262,16 +263,17 @@ def along_table() -> str:
 
 def greedy_table(k: int = K) -> str:
     """Sampled and greedy drafts of the same drafters at T=1, and what the loss is worth with each."""
-    rows = [["drafts", *(f"{name}: {what}" for name in SUITES.values() for what in ("KL", "LK-λ", "Δ%"))]]
-    for mode, suffix in (("sampled", ""), ("greedy", "-greedy")):
-        pair = [stored(f"{draft}-eagle3{suffix}") for draft in ("kl", "lk")]
-        if any(table is None for table in pair):
-            continue
+    modes = {"sampled": "", "greedy": "-greedy"}
+    found = {(mode, loss): stored(f"{loss}-eagle3{end}") for mode, end in modes.items() for loss in ("kl", "lk")}
+    tables = {name: table for name, table in found.items() if table is not None}
+    suites = [suite for suite in SUITES if all(suite in suites_of(table) for table in tables.values())]
+    heads = (f"{SUITES[suite]}: {what}" for suite in suites for what in ("KL", "LK-λ", "Δ%"))
+    rows = [["drafts", *heads]]
+    for mode in modes:
         cells = []
-        for suite in SUITES:
-            of = [of_conversations(table[table["suite"] == suite], k) for table in pair if table is not None]
-            change = _change(_difference(*of).relative_percent) if len(of[0]) else "–"
-            cells += [*(_tau(one, k) if len(one) else "–" for one in of), change]
+        for suite in suites:
+            pair = [of_conversations(tables[mode, loss], k).loc[[suite]] for loss in ("kl", "lk")]
+            cells += [*(_tau(one, k) for one in pair), _change(_difference(*pair).relative_percent)]
         rows.append([mode, *cells])
     return markdown(rows)
 
