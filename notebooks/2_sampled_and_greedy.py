@@ -194,3 +194,69 @@ pd.DataFrame(rows).T.round(4)
 # the same argmax does not count there, and there are fewer samples too. So a table must say which of the two it
 # shows, and never mix them. `speceval` records the drafting mode in each run's protocol and refuses to compare across
 # it.
+
+# %% [markdown]
+# ## The same on a real model
+#
+# SmolLM2-135M, vocabulary 49,152, along the answers that it gave to the benchmarks at T=1 (`results/reference/smollm2`,
+# [the study](../docs/study.md)): the same drafters, the same text, drafts once drawn from $q$ and once $\arg\max q$.
+# Along one text nothing is left to chance but the text itself, so that the
+# two ways differ by what they are and not by where their steps happened to start.
+
+# %%
+STUDY = ROOT / "results" / "reference" / "smollm2"
+SUITES = {"mt_bench": "MT-Bench", "humaneval": "HumanEval", "gsm8k": "GSM8K"}
+
+
+def along(drafter: str, k: int = 5) -> pd.DataFrame:
+    """Expected steps and committed tokens of each conversation at K = k, by suite and conversation."""
+    tables = pd.concat([pd.read_parquet(path) for path in sorted(STUDY.glob(f"T1*/{drafter}.parquet"))])
+    whole = tables[(tables["part"] == 0) & (tables["k"] == k)].astype({"suite": str, "conversation": str})
+    return whole.groupby(["suite", "conversation"], sort=False)[["committed", "steps"]].sum()
+
+
+measured = along("lk-eagle3-greedy").index.unique("suite")
+SUITES = {suite: title for suite, title in SUITES.items() if suite in measured}
+rows = {}
+for suite, title in SUITES.items():
+    for drafter in ("kl-eagle3", "lk-eagle3"):
+        sampled, greedy = (along(name).xs(suite) for name in (drafter, f"{drafter}-greedy"))
+        change = ratio_difference(sampled["committed"], sampled["steps"], greedy["committed"], greedy["steps"])
+        rows[title, drafter] = {
+            "tau sampled": sampled["committed"].sum() / sampled["steps"].sum(),
+            "tau greedy": greedy["committed"].sum() / greedy["steps"].sum(),
+            **{f"greedy - sampled, {end}": getattr(change, end) for end in ("value", "low", "high")},
+        }
+real = pd.DataFrame(rows).T.astype(float)
+real.round(3)
+
+# %% [markdown]
+# Conversation by conversation, with the LK-λ drafter:
+
+# %%
+panels = Figure(figsize=(style.PAGE, 2.6), layout="constrained")
+both = [along(name) for name in ("lk-eagle3", "lk-eagle3-greedy")]
+axes = panels.subplots(1, len(SUITES), sharex=True, sharey=True, squeeze=False)[0]
+for axis, (suite, title) in zip(axes, SUITES.items(), strict=True):
+    sampled, greedy = (of.xs(suite)["committed"] / of.xs(suite)["steps"] for of in both)
+    axis.plot(sampled, greedy, "o", markersize=2.5, alpha=0.6, color=style.COLOURS[0])
+    axis.axline((1, 1), slope=1, color="0.5", linewidth=0.8)
+    axis.set(title=title, xlabel="tau, sampled drafts")
+panels.axes[0].set_ylabel("tau, greedy drafts")
+panels
+
+# %% [markdown]
+# And what the loss is worth with each of them:
+
+# %%
+rows = {}
+for suite, title in SUITES.items():
+    for mode, ending in (("sampled", ""), ("greedy", "-greedy")):
+        kl, lk = (along(f"{loss}-eagle3{ending}").xs(suite) for loss in ("kl", "lk"))
+        change = ratio_difference(kl["committed"], kl["steps"], lk["committed"], lk["steps"])
+        rows[title, mode] = {f"LK-λ - KL, {end}": getattr(change, end) for end in ("value", "low", "high")}
+worth = pd.DataFrame(rows).T.astype(float)
+worth.round(4)
+
+# %% [markdown]
+# As in the zoo: greedy drafts are accepted far less at T=1, and what LK losses train is worth nothing to them.

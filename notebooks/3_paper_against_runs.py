@@ -224,7 +224,7 @@ axis.set_ylim(len(labels) - 0.5, -0.5)
 beside
 
 # %% [markdown]
-# Every loss is ahead of KL in every suite, here as there, and nearly everywhere by less here: drafters that accept
+# Every loss but the paper's TV is ahead of KL in every suite, and nearly everywhere by less here: drafters that accept
 # less have less to gain. In both EAGLE-3's gain is largest in code. What the paper has for MEDUSA, more than for
 # EAGLE-3, is not seen here at all: our MEDUSA gains least of the three. The intervals are over prompts and answers;
 # drafters of other training seeds would give other numbers ([the study](../docs/study.md)).

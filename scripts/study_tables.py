@@ -7,6 +7,7 @@ be cut afterwards: the law at K = 5 is that of the first five positions of a rep
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def blocks() -> dict[str, str]:
         "full-change": change_table(),
         "category": category_table(),
         "along": along_table(),
+        "greedy": greedy_table(),
+        "training-seeds": training_seeds_table(),
         "full-cost": cost_table(),
         "same-text": same_text_table(ks=(K,)),
         "tau-k": tau_k_table(),
@@ -260,16 +263,17 @@ def along_table() -> str:
 
 def greedy_table(k: int = K) -> str:
     """Sampled and greedy drafts of the same drafters at T=1, and what the loss is worth with each."""
-    rows = [["drafts", *(f"{name}: {what}" for name in SUITES.values() for what in ("KL", "LK-λ", "Δ%"))]]
-    for mode, suffix in (("sampled", ""), ("greedy", "-greedy")):
-        pair = [stored(f"{draft}-eagle3{suffix}") for draft in ("kl", "lk")]
-        if any(table is None for table in pair):
-            continue
+    modes = {"sampled": "", "greedy": "-greedy"}
+    found = {(mode, loss): stored(f"{loss}-eagle3{end}") for mode, end in modes.items() for loss in ("kl", "lk")}
+    tables = {name: table for name, table in found.items() if table is not None}
+    suites = [suite for suite in SUITES if all(suite in suites_of(table) for table in tables.values())]
+    heads = (f"{SUITES[suite]}: {what}" for suite in suites for what in ("KL", "LK-λ", "Δ%"))
+    rows = [["drafts", *heads]]
+    for mode in modes:
         cells = []
-        for suite in SUITES:
-            of = [of_conversations(table[table["suite"] == suite], k) for table in pair if table is not None]
-            change = _change(_difference(*of).relative_percent) if len(of[0]) else "–"
-            cells += [*(_tau(one, k) if len(one) else "–" for one in of), change]
+        for suite in suites:
+            pair = [of_conversations(tables[mode, loss], k).loc[[suite]] for loss in ("kl", "lk")]
+            cells += [*(_tau(one, k) for one in pair), _change(_difference(*pair).relative_percent)]
         rows.append([mode, *cells])
     return markdown(rows)
 
@@ -283,6 +287,8 @@ def training_seeds_table(k: int = K) -> str:
         for draft, pair in both.items()
         if all(table is not None for table in pair)
     }
+    common = functools.reduce(pd.Index.intersection, (one.index for pair in of.values() for one in pair))
+    of = {draft: [one.loc[common] for one in pair] for draft, pair in of.items()}
     heads = ("seed 0: tau", "seed 1: tau", "seed 1 over seed 0", "seed 0: Δ% over KL", "seed 1: Δ% over KL")
     rows = [["loss", *heads]]
     for draft, pair in of.items():
