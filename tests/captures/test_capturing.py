@@ -191,7 +191,7 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: Path("cap/texts.jsonl").unlink(), ("cap", *EAGLE), "0 rows, the shards have another number"),
         (lambda: retold(lambda lines: lines + lines), ("cap", *EAGLE), "has not the rows"),
         (lambda: retold(lambda lines: lines[:-1]), ("cap", *EAGLE), "rows, the shards have another number"),
-        (lambda: turned("token_ids", lambda ids: [*ids[:-1], 1 - min(ids[-1], 1)]), ("cap", *EAGLE), "not the texts that"),
+        (lambda: turned("token_ids", lambda ids: [*ids[:-1], 1 - min(ids[-1], 1)]), ("cap", *EAGLE), "not the texts"),
         (lambda: turned("token_ids", lambda _: []), ("cap", *EAGLE), "line 1 is damaged"),
         (lambda: turned("prompt", lambda ids: [10**30, *ids[1:]]), ("cap", *EAGLE), "tokens that its target has not"),
         (lambda: turned("first_row", lambda row: row + 1), ("cap", *EAGLE), "has not the rows"),
