@@ -146,9 +146,9 @@ class Rate:
 def rates(measured: Measured, confidence: float = 0.95) -> list[Rate]:
     """Tokens per second of the target alone and of every setting at every batch size, by the delta method.
 
-    Units: of acceptance the conversation, of step times a group of bursts, of the drift the visits of the target alone. At each
-    batch size the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons together
-    (Holm); in a difference of two settings what their answers and the machine's speed have in common cancels.
+    Units: of acceptance the conversation, of step times a group of bursts, of the drift the visits of the target alone.
+    At each batch size the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons
+    together (Holm); in a difference of two settings what their answers and the machine's speed have in common cancels.
     """
     batches = sorted({batch for tried in measured.tried.values() for batch in tried.bursts})
     return [rate for batch in batches for rate in _marked(_at(measured, batch, confidence), batch)]
