@@ -24,6 +24,8 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from speceval.estimate.statistics import holm, paired_estimates, ratio_estimates
 
 SIGNIFICANT = 0.05
+UNITS = 4
+"""Of a step time's error: groups of bursts in a row. Single bursts are too alike on a machine that others use too."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,9 @@ class Rate:
 def rates(measured: Measured, confidence: float = 0.95) -> list[Rate]:
     """Tokens per second of the target alone and of every setting at every batch size, by the delta method.
 
-    Units: of acceptance the conversation, of step times the burst, of the drift the visits of the target alone. At each
-    batch size the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons together
-    (Holm); in a difference of two settings what their answers and the machine's speed have in common cancels.
+    Units: of acceptance the conversation, of step times a group of bursts, of the drift the visits of the target alone.
+    At each batch size the best is marked, and every one that is not worse at 5 %, two-sided, for all comparisons
+    together (Holm); in a difference of two settings what their answers and the machine's speed have in common cancels.
     """
     batches = sorted({batch for tried in measured.tried.values() for batch in tried.bursts})
     return [rate for batch in batches for rate in _marked(_at(measured, batch, confidence), batch)]
@@ -180,7 +182,7 @@ def _drift(visits: Sequence[Sequence[Burst]]) -> Error:
 
 
 def _rate(setting: Setting, tried: Tried, batch: int, slot: float, drift: Error, confidence: float) -> Rate:
-    accepted, bursts = tried.accepted, tried.bursts[batch]
+    accepted, bursts = tried.accepted, _joined(tried.bursts[batch])
     tokens, steps = accepted["tokens"], accepted["steps"] + accepted["turns"]
     gained = ratio_estimates(tokens, steps)
     g = float(gained.value)
@@ -205,6 +207,21 @@ def _rate(setting: Setting, tried: Tried, batch: int, slot: float, drift: Error,
     step_ms = 1000 * batch * sum(own[0]) / sum(own[1])
     bounds = (speedup, speedup / ratio, speedup * ratio)
     return Rate(setting, batch, value, value / rate, value * rate, bounds, tau, step_ms, time, gain)
+
+
+def _joined(bursts: Sequence[Burst]) -> list[Burst]:
+    """Bursts in a row made one, so that there are `UNITS`: what slows the machine down for seconds slows several."""
+    parts = [bursts[start:end] for start, end in pairwise(np.linspace(0, len(bursts), UNITS + 1).astype(int))]
+    return [
+        Burst(
+            sum(burst.seconds for burst in part),
+            sum(burst.steps for burst in part),
+            None if part[0].alone_seconds is None else sum(burst.alone_seconds or 0.0 for burst in part),
+            None if part[0].alone_steps is None else sum(burst.alone_steps or 0 for burst in part),
+        )
+        for part in parts
+        if part
+    ]
 
 
 def _finite(se: Any) -> float:

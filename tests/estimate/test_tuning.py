@@ -94,6 +94,16 @@ def test_without_the_target_beside_them_its_two_visits_tell_the_drift() -> None:
     assert rates(found)[0].speedup[2] > 1.5 * rates(found)[0].speedup[1]
 
 
+def test_noise_that_lasts_longer_than_a_burst_is_in_the_interval() -> None:
+    """A step takes 1.2 times the target's in one half of the bursts and 1.6 in the other: 32 bursts are no 32 units."""
+    found = measured({A: (2.4, 1.4)}, seed=1)
+    halves = [1.2 if number < 16 else 1.6 for number in range(32)]
+    slot = SLOT / 1000 * STEPS
+    found.tried[A].bursts[BATCH] = [Burst(slower * slot, STEPS, slot, STEPS) for slower in halves]
+    low, high = rates(found)[0].speedup[1:]
+    assert low < gained(2.4) / 1.6 and gained(2.4) / 1.2 < high
+
+
 def test_the_best_and_what_is_not_significantly_worse_are_marked() -> None:
     found = {rate.setting: rate for rate in rates(measured({A: (2.4, 1.3), B: (2.4, 1.3), C: (2.4, 2.6)}, seed=1))}
     assert {setting for setting, rate in found.items() if rate.as_good} == {A, B}
