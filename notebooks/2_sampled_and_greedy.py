@@ -259,4 +259,4 @@ worth = pd.DataFrame(rows).T.astype(float)
 worth.round(4)
 
 # %% [markdown]
-# As in the zoo: greedy drafts are accepted far less at T=1, and what LK losses train is worth nothing to them.
+# As in the zoo: greedy drafts are accepted less at T=1, least behind in code, and no gain of LK-λ is seen with them.
