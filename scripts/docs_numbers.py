@@ -20,8 +20,9 @@ from speceval.estimate import explain
 from speceval.estimate.comparison import compare_runs
 from speceval.files import write_whole
 from speceval.show import layouts, plots, render
+from speceval.show.cells import plus_minus
 from speceval.show.comparison import comparison_tables
-from speceval.show.tables import plus_minus, run_json
+from speceval.show.tables import run_json
 from vllm_patches import ledger, unpatched
 
 sys.path.append(str(Path(__file__).parent))

@@ -38,7 +38,7 @@ class Estimate:
 
     def __format__(self, spec: str) -> str:
         """`spec`: digits after the point, as in f"{tau:2}" [3]."""
-        from speceval.show.tables import plus_minus
+        from speceval.show.cells import plus_minus
 
         return plus_minus({"value": self.value, "low": self.low, "high": self.high}, int(spec or 3))
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from speceval.estimate.statistics import COVERS
 from speceval.fitting import Fitting
-from speceval.show.tables import LOAD, plus_minus
+from speceval.show.cells import plus_minus
+from speceval.show.tables import LOAD
 
 LEVEL = 0.05
 

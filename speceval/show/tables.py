@@ -12,8 +12,9 @@ from speceval.errors import UserError
 from speceval.estimate import acceptance, books, load, replay, speedup
 from speceval.fitting import Fitting
 from speceval.measure import until
+from speceval.show import notes
+from speceval.show.cells import plus_minus, rate_cell
 from speceval.store import StoredRun
-from speceval.store.schema import RunMeta, Segment, Skipped
 
 TAUS = {
     "tau": "tau",
@@ -23,15 +24,6 @@ TAUS = {
     "tau_request_mean": "tau request mean",
 }
 """Acceptance lengths by column name, with the label under which people read them."""
-
-SCREENFUL = 20
-"""Problems that are shown with a run; there can be one for every step."""
-
-SEVERAL = 1.05
-"""Engines that measured at a time, on average: from here on there was more than one."""
-
-LOPSIDED = 0.1
-"""An interval is shown by its bounds when its middle is off the value by more than this share of its half."""
 
 
 def run_json(run: StoredRun) -> dict[str, Any]:
@@ -164,9 +156,8 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     table.add_row("conversations", *(f"{suite['conversations']}{samples}" for suite in suites.values()))
     table.add_row("steps", *(f"{suite['steps']:,}" for suite in suites.values()))
     table.add_row("tokens", *(f"{suite['committed']:,}" for suite in suites.values()))
-    return Group(
-        Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in _notes(run, shown))
-    )
+    below = notes.of_run(run, shown)
+    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in below))
 
 
 def _coarse_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
@@ -189,17 +180,17 @@ def _coarse_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
     _add_times(table, shown, [""] if found else [])
     row("conversations", [f"{suite['conversations']}" for suite in suites])
     row("tokens", [f"{suite['committed']:,}" for suite in suites])
-    notes = [line] if (line := _speed(run.meta)) else []
+    below = [line] if (line := notes.speed(run.meta)) else []
     if found:
-        notes.append("the server's totals have no interval: it told no request's steps, and others' are in them")
-    notes += [
-        *_load(shown["load"]),
-        *_skipped(run.meta.skipped),
+        below.append("the server's totals have no interval: it told no request's steps, and others' are in them")
+    below += [
+        *notes.of_load(shown["load"]),
+        *notes.skipped(run.meta.skipped),
         *run.meta.notes,
-        *_problems(shown["problems"]),
+        *notes.problems(shown["problems"]),
         f"run: {run.directory}",
     ]
-    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
+    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in below))
 
 
 LOAD = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2EL"}
@@ -219,42 +210,6 @@ def _add_times(table: Table, shown: dict[str, Any], more: list[str] = []) -> Non
                 table.add_row(f"{label} {name.replace('p99', 'P99')} (ms)", *cells, *more)
 
 
-LATE = 20
-"""Milliseconds on average from which it is said that the harness was late."""
-
-
-def _load(found: dict[str, Any] | None) -> list[str]:
-    """What a reader must know of a run's times, and its throughput."""
-    if found is None:
-        return []
-    arrivals = "each as soon as there is room" if found["rate"] == "inf" else f"{found['rate']:g} a second, at random"
-    lines = [f"load: conversations begin {arrivals}; at most {found['max_concurrency']} requests at once."]
-    whole = found["throughput"]
-    if whole is None:
-        return [*lines, "throughput: not told, the run was interrupted."]
-    parts = (("request", "requests", 2), ("output", "output tokens", 1), ("total_token", "tokens with prompts", 1))
-    told = ", ".join(f"{plus_minus(whole[f'{name}_throughput'], digits)} {what}" for name, what, digits in parts)
-    lines.append(f"throughput: {told} a second, {whole['concurrency']:.1f} requests in flight on average.")
-    if found["rate"] != "inf" and whole["held"]:
-        lines.append(
-            f"{whole['held']} of {whole['begun']} conversations were due while {found['max_concurrency']} were in "
-            "flight and were sent later: the server did not keep up."
-        )
-    elif (whole["waited_ms"] or 0) > LATE:
-        lines.append(f"conversations were sent {whole['waited_ms']:.0f} ms late on average: this machine is busy.")
-    return lines
-
-
-def _speed(meta: RunMeta) -> str:
-    """Tokens per second of the run; empty if that is not known."""
-    tokens, seconds = sum(segment.tokens for segment in meta.segments), meta.wall_seconds
-    if not seconds:
-        return ""
-    engines = meta.engine_seconds / seconds
-    each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
-    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}"
-
-
 def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
     """The same for a replay, which has no counts: everything in it is an expectation along the given texts."""
     table = Table("")
@@ -269,57 +224,24 @@ def _replay_tables(run: StoredRun, shown: dict[str, Any]) -> RenderableType:
     table.add_row("tokens of the texts", *(f"{suite['text_tokens']:,}" for suite in suites))
     table.add_row("their law: z", *(_law(suite["text_law"]) for suite in suites))
     table.add_row("impossible (p = 0)", *(f"{suite['text_law']['impossible']:,}" for suite in suites))
-    notes = [
+    below = [
         "replay: expectations along given texts. Compare `tau committed` with that of other runs, but positions (of "
         "drafts within the text) with other replays only.",
         "± is half a 95 % interval over new prompts like these and new texts; unit: the conversation.",
-        *_load(shown["load"]),
-        *_without_drafts(run),
-        *_fallbacks(run.meta.segments),
-        *_unchecked(run),
+        *notes.of_load(shown["load"]),
+        *notes.without_drafts(run),
+        *notes.fallbacks(run.meta.segments),
+        *notes.unchecked(run),
         *run.meta.notes,
-        *_problems(shown["problems"]),
+        *notes.problems(shown["problems"]),
         f"run: {run.directory}",
     ]
-    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in notes))
-
-
-def _without_drafts(run: StoredRun) -> list[str]:
-    """Of a replay: places of the texts where nothing was drafted."""
-    undrafted, places = int((run.steps["drafted"] == 0).sum()), len(run.steps)
-    if undrafted <= acceptance.FEW_UNDRAFTED * places:
-        return []
-    return [f"{undrafted:,} of {places:,} places had no drafts: each is a step of one token, in no number here."]
+    return Group(Text(_title(shown), style="bold"), Fitting(table, by="columns"), *(Text(line) for line in below))
 
 
 def _law(law: dict[str, Any]) -> str:
     """z of the test that texts have the target's law; "n/a" where there is none."""
     return "n/a" if law["z"] is None else f"{law['z']:+.1f}"
-
-
-def plus_minus(interval: dict[str, Any], digits: int = 3) -> str:
-    """A value with its interval: "2.314 ± 0.018", "1.020 [1.000, 1.051]" when lopsided, "n/a" without a value."""
-    if interval["value"] is None:
-        return "n/a"
-    if interval["low"] is None:
-        return f"{interval['value']:.{digits}f}"
-    value, low, high = (interval[name] for name in ("value", "low", "high"))
-    half = (high - low) / 2
-    if abs(low + half - value) > max(0.5 * 10**-digits, LOPSIDED * half):
-        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f} ± {half:.{digits}f}"
-
-
-def z_value(z: float) -> str:
-    """A z-value with its sign, "+0.0" from either side."""
-    return f"{round(z, 1) + 0:+.1f}"
-
-
-def rate_cell(position: dict[str, Any]) -> str:
-    """One position's unconditional rate and, in brackets, the conditional one: "0.351 (0.646)"."""
-    rates = (position["unconditional"], position["conditional"])
-    unconditional, conditional = ("n/a" if rate is None else f"{rate:.3f}" for rate in rates)
-    return f"{unconditional} ({conditional})"
 
 
 def _title(shown: dict[str, Any]) -> str:
@@ -331,137 +253,3 @@ def _title(shown: dict[str, Any]) -> str:
         f"{shown['target']} · {shown['draft']} · T={shown['temperature']:g} · K={shown['k']} · {drafting}{engine}"
         f"{unfinished}{forced}"
     )
-
-
-def _notes(run: StoredRun, shown: dict[str, Any]) -> list[str]:
-    notes = [
-        "± is half a 95 % interval over new prompts like these and new samples of each; unit: the conversation.",
-        "position j: share of steps that accept draft token j (in brackets: of the steps that reach it).",
-    ]
-    for name, suite in shown["suites"].items():
-        parts = [f"{suite['finish'].get('length', 0)} of {suite['turns']} turns ended at max_tokens"]
-        if suite["undrafted_steps"]:
-            parts.append(f"{suite['undrafted_steps']} steps without drafts left out")
-        if suite["padded_steps"]:
-            parts.append(f"{suite['padded_steps']} padded steps, which no drafter drafted for, left out")
-        if suite["excess"]:
-            parts.append(f"{suite['excess']} tokens past the end of a turn in tau, not in committed")
-        notes.append(f"{name}: {'; '.join(parts)}.")
-        if (line := acceptance.undrafted_note(run.suite(name)[0])) is not None:
-            notes.append(f"{name}: {line}.")
-    if shown["speedup"]:
-        notes.append(
-            "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
-            "a block of conversations."
-        )
-        notes += _in_flight(shown["speedup"])
-    if shown["evidence"] == "histogram" and not books.positions_known(run):
-        notes.append(f"positions: not shown, {books.UNKNOWN_POSITIONS}.")
-    notes += _load(shown["load"])
-    recorded = {name: suite["agreement"] for name, suite in shown["suites"].items() if suite["agreement"]["steps"]}
-    notes += [_agreement(name, found, shown["suites"][name]["steps"]) for name, found in recorded.items()]
-    notes += _variance(shown["suites"])
-    notes += until.notes(run.meta)
-    notes += _warnings(shown["suites"]) + _skipped(run.meta.skipped) + _fallbacks(run.meta.segments)
-    notes += _unchecked(run) + run.meta.notes
-    notes += _problems(shown["problems"])
-    notes.append(f"run: {run.directory}")
-    return notes
-
-
-def _in_flight(speedups: dict[str, dict[str, Any]]) -> list[str]:
-    """How many requests there were while a batch was timed, where it was not as many as it says."""
-    lines = []
-    for suite, batches in speedups.items():
-        for batch, timed in batches.items():
-            if timed["running"] is None:
-                part = "the number in flight was not recorded, its blocks were not full to the end"
-            elif timed["running"] < FULL * int(batch):
-                part = f"{timed['running']:.1f} requests in flight on average"
-            else:
-                continue
-            if int(batch) > 1:
-                lines.append(f"{suite}, speed-up at batch {batch}: {part}.")
-    return lines
-
-
-FULL = 0.95
-"""Share of a batch in flight from which it counts as full."""
-
-
-def _agreement(suite: str, found: dict[str, Any], steps: int) -> str:
-    """Whether counting and Rao-Blackwell tell the same."""
-    if found["z"] is None:
-        return f"{suite}: {found['steps']} steps have a record of p and q: too few to hold against the counts."
-    word = "agree" if found["agrees"] else "DISAGREE: the engine or the recorder is wrong"
-    return (
-        f"{suite}: counts and Rao–Blackwell {word} (z = {z_value(found['z'])}, from the {found['steps']:,} of "
-        f"{steps:,} steps whose p and q were recorded)."
-    )
-
-
-def _variance(suites: dict[str, dict[str, Any]]) -> list[str]:
-    """What more seeds could still do, for suites that have several."""
-    lines = []
-    for name, suite in suites.items():
-        if found := suite.get("variance"):
-            share = found["cluster_share"]
-            lines.append(
-                f"{name}: of the variance of tau's estimate {100 * share:.0f} % is between prompts, the rest sampling "
-                f"(standard error {found['se']:.3f}, for new seeds of these prompts {found['se_samples']:.3f}): more "
-                f"seeds can narrow the interval by {100 * (1 - share**0.5):.0f} % at most."
-            )
-    return lines
-
-
-def _warnings(suites: dict[str, dict[str, Any]]) -> list[str]:
-    """Each warning once, after the suites that it holds for."""
-    holders: dict[str, list[str]] = {}
-    for name, suite in suites.items():
-        for warning in suite["warnings"]:
-            holders.setdefault(warning, []).append(name)
-    return [f"{', '.join(names)}: {warning}." for warning, names in holders.items()]
-
-
-def _problems(problems: list[str]) -> list[str]:
-    """A line each, up to a screenful."""
-    lines = [f"PROBLEM: {problem}" for problem in problems[:SCREENFUL]]
-    left = len(problems) - len(lines)
-    return [*lines, f"PROBLEM: {left:,} more: `speceval validate` names all."] if left else lines
-
-
-def _unchecked(run: StoredRun) -> list[str]:
-    """How much of a finished run the engine's counters say nothing about, if anything."""
-    checked, measured = run.checked
-    if not run.complete or checked >= measured:
-        return []
-    return [
-        f"{checked:,} of {measured:,} conversations were held against the engine's counters: the others were measured "
-        "by an engine that was killed before it could be asked."
-    ]
-
-
-def _fallbacks(segments: list[Segment]) -> list[str]:
-    """How many steps were verified with another q than the one drafted with."""
-    counters = [segment.counters for segment in segments if segment.counters is not None]
-    one_hot, structured = sum(c.steps_one_hot for c in counters), sum(c.steps_structured for c in counters)
-    with_q = sum(c.steps_with_q for c in counters)
-    total, lines = with_q + one_hot + structured, []
-    if one_hot:
-        lines.append(
-            f"{one_hot:,} of {total:,} steps had lost q and were verified as if their drafts were certain: lossless, "
-            "but they accept less."
-        )
-    if structured:
-        lines.append(f"{structured:,} of {total:,} steps had a grammar and drafted argmaxes.")
-    return lines
-
-
-def _skipped(rows: list[Skipped]) -> list[str]:
-    """One line for each suite that lost turns, with the first reason."""
-    lines = []
-    for suite in dict.fromkeys(row.suite for row in rows):
-        mine = [row for row in rows if row.suite == suite]
-        first = f"{mine[0].conversation}: {mine[0].skipped}"
-        lines.append(f"{suite}: {len(mine)} conversations cut short (first: {first}).")
-    return lines

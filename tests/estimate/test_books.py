@@ -19,7 +19,7 @@ from speceval.estimate import books, replay
 from speceval.estimate.identities import reconcile
 from speceval.measure.runner import Progress, Template, measure
 from speceval.protocol import make_spec
-from speceval.show import tables
+from speceval.show import notes
 from speceval.store import JOURNAL, REQUEST, STEPS, TURNS, Store, read_meta, read_run, write_meta
 from speceval.suites import Conversation, Suite
 
@@ -120,7 +120,7 @@ def test_show_and_validate_name_what_does_not_balance_and_exit_with_1(call: Call
     assert (code, err) == (1, "") and all(line.startswith(f"{run}: ") for line in out.splitlines())
     assert pd.Series(out.splitlines()).str.contains(BROKEN[edit]).any()
     code, shown, err = call("show", run)
-    assert (code, err) == (1, "") and "PROBLEM: " in shown and shown.count("PROBLEM: ") <= tables.SCREENFUL + 1
+    assert (code, err) == (1, "") and "PROBLEM: " in shown and shown.count("PROBLEM: ") <= notes.SCREENFUL + 1
     code, shown, _ = call("show", run, "--json")
     lines = [line.removeprefix(f"{run}: ") for line in out.splitlines()]
     assert code == 1 and json.loads(shown)["problems"][: len(lines)] == lines

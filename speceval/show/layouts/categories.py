@@ -8,11 +8,11 @@ import pandas as pd
 
 from speceval.errors import UserError
 from speceval.estimate import acceptance
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.cells import INTERVALS, NONE, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.layouts.positions import run_heading
-from speceval.show.tables import plus_minus
 
 ALL = "all"
 DECIMALS = 3

@@ -10,10 +10,10 @@ from scipy.special import stdtrit
 
 from speceval.estimate.acceptance import variance
 from speceval.show import published
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.best import Best
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell
-from speceval.show.tables import plus_minus
 
 PAPER = "tau_paper"
 """The acceptance length that the published figures are: 1 + K · accepted / drafted."""

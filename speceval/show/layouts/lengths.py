@@ -9,11 +9,11 @@ from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.estimate.lengths import by_length, contexts, starts, truncated, whole
 from speceval.estimate.parts import Part, of_part
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.cells import INTERVALS, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
 from speceval.show.layouts.positions import run_heading
-from speceval.show.tables import plus_minus
 from speceval.store import thoughts
 
 DECIMALS = 3

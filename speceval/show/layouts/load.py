@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from speceval.errors import UserError
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.cells import INTERVALS, NONE, number
 from speceval.show.layouts.entries import Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
-from speceval.show.tables import LOAD, load_of, plus_minus, servers
+from speceval.show.tables import LOAD, load_of, servers
 
 TIMES = tuple((kind, name) for kind in LOAD for name in ("mean", "p99") if (kind, name) != ("itl_ms", "p99"))
 """Columns of times: of pauses there is the mean alone."""

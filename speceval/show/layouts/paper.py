@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from speceval.errors import UserError
 from speceval.show import published
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.best import Best, column_group, find_best, mean_change, mean_tau, reason
 from speceval.show.layouts.cells import (
     GROUP,
@@ -24,7 +25,6 @@ from speceval.show.layouts.cells import (
 )
 from speceval.show.layouts.entries import KL, Entry, refuse_twice, row_key, with_published
 from speceval.show.layouts.form import Cell, Column, Row, Table
-from speceval.show.tables import plus_minus
 
 DECIMALS = 2
 """Of every acceptance length and speed-up, as the paper prints them."""

@@ -8,11 +8,11 @@ from typing import Any
 from speceval.errors import NotComparable, UserError
 from speceval.estimate.comparison import compare_runs
 from speceval.estimate.statistics import holm
+from speceval.show.cells import plus_minus
 from speceval.show.layouts.best import reason
 from speceval.show.layouts.cells import INTERVALS, NONE, number, percent, unique
 from speceval.show.layouts.entries import KL, Entry
 from speceval.show.layouts.form import Cell, Column, Row, Table
-from speceval.show.tables import plus_minus
 
 DECIMALS = 3
 DEFINITION = "tau_committed"

@@ -16,6 +16,7 @@ from speceval.estimate.statistics import COVERS
 from speceval.files import write_whole
 from speceval.private import without_places
 from speceval.protocol import flatten
+from speceval.show.cells import plus_minus, z_value
 from speceval.show.comparison import signed
 from speceval.show.labels import labels
 from speceval.show.plots import style
@@ -23,7 +24,7 @@ from speceval.show.report import along, differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
-from speceval.show.tables import TAUS, grade_note, plus_minus, suite_summary, z_value
+from speceval.show.tables import TAUS, grade_note, suite_summary
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, PatchState
 
