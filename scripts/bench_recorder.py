@@ -49,8 +49,8 @@ CALLS: tuple[tuple[Any, str], ...] = (
 )
 """Everything that a run does because it records."""
 RESULT = Path("results/bench/recorder.json")
-V2_ROUNDS = 4
-V2_SEEDS = (0,)
+V2_ROUNDS = 8
+V2_SEEDS = tuple(range(4))
 V2_CASES = (("lk-eagle3", 5, 64), ("lk-mtp", 7, 64))
 V2_RESULT = Path("results/bench/recorder_v2.json")
 
