@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from speceval.api.words import errors_by_parameter
-from speceval.engines.server.client import Client
+from speceval.engines.server.client import STANDS_ALONE, Client
 from speceval.engines.server.probe import Seen, look
 
 
@@ -26,5 +26,5 @@ def probe(url: str, *, dialect: str | None = None, model: str | None = None, api
     Raises:
         UserError: nothing answers there, or not like a server of that kind.
     """
-    with closing(Client(url, key_variable=api_key_env)) as client:
+    with closing(Client(url, key_variable=api_key_env, mend=STANDS_ALONE)) as client:
         return look(client, model, dialect)

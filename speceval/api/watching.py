@@ -14,7 +14,7 @@ import pandas as pd
 
 from speceval.api.words import errors_by_parameter
 from speceval.engines.server import metrics
-from speceval.engines.server.client import Client
+from speceval.engines.server.client import STANDS_ALONE, Client
 from speceval.errors import UserError
 from speceval.estimate.watching import LEAST_LEARNED, Detector, Learned, Slice, Slicer, learn, threshold
 from speceval.files import write_whole
@@ -120,7 +120,7 @@ def watch(
     if file is not None and file.exists():
         found.detector = Detector(_read(file), margin, limit)
     ends = None if seconds is None else time.monotonic() + seconds
-    with closing(Client(url, key_variable=api_key_env, seconds=max(interval, 5.0))) as client:
+    with closing(Client(url, key_variable=api_key_env, seconds=max(interval, 5.0), mend=STANDS_ALONE)) as client:
         prefix = _prefix(client)
         try:
             while found.alarm is None and (ends is None or time.monotonic() < ends):

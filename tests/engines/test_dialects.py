@@ -139,6 +139,13 @@ def test_what_a_server_cannot_be_asked_is_one_line() -> None:
         speceval.probe(server.url, dialect="sglang")
 
 
+@pytest.mark.parametrize("name", ["probe", "watch"])
+def test_a_command_that_stores_nothing_promises_no_resuming(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speceval.engines.server.client.TRIES", 1)
+    told = str(command(name, "http://127.0.0.1:9").exception)
+    assert told.endswith("cannot be reached (All connection attempts failed): is the server up, and its address right?")
+
+
 def test_probe_names_the_flag_that_is_missing() -> None:
     with StandIn(active(), detailed=False, closed=WORKERLESS) as server:
         done = command("probe", server.url)

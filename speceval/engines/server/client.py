@@ -28,6 +28,9 @@ SECONDS_OF_A_FAREWELL = 3.0
 BUSY = (429, 503)
 """Status of a request that was turned away before any work on it."""
 RESUMES = "what was finished is stored, the same command resumes"
+"""What to do when the server of a run fails."""
+STANDS_ALONE = "is the server up, and its address right?"
+"""The same, where nothing is stored."""
 
 
 LONGEST_LINE = 1 << 24
@@ -73,8 +76,13 @@ class Client:
         connections: int = 1,
         key_variable: str | None = None,
         seconds: float = SECONDS,
+        mend: str = RESUMES,
     ) -> None:
-        """`key_variable`: environment variable that holds the key. Raises `UserError`."""
+        """`key_variable`: environment variable that holds the key; `mend` ends the lines that say what went wrong.
+
+        Raises `UserError`.
+        """
+        self._mend = mend
         try:
             address = httpx.URL(url.rstrip("/"))
         except httpx.InvalidURL as error:
@@ -139,7 +147,7 @@ class Client:
                     came.append(time.perf_counter() - begun)
                     events.append(self._event(text, path))
             if not events:
-                raise UserError(f"{self.url}{path}: answered nothing that is a stream: {RESUMES}")
+                raise UserError(f"{self.url}{path}: answered nothing that is a stream: {self._mend}")
             return Stream(sent, events, came)
 
         return self._start(answer())
@@ -149,11 +157,11 @@ class Client:
         try:
             event = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+            raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
         if not isinstance(event, dict):
-            raise UserError(f"{self.url}{path}: answered something that is no JSON object: {RESUMES}")
+            raise UserError(f"{self.url}{path}: answered something that is no JSON object: {self._mend}")
         if event.get("error"):
-            raise UserError(f"{self.url}{path}: {_told(event)}: {RESUMES}")
+            raise UserError(f"{self.url}{path}: {_told(event)}: {self._mend}")
         return event
 
     def hurry(self) -> None:
@@ -196,9 +204,9 @@ class Client:
             async with AsyncExitStack() as open_:
                 yield await self._taken(open_, self._http.build_request(verb, path, json=body, timeout=self._timeout))
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise Gone(f"{self.url}{path}: no answer in time, the server stalled: {RESUMES}") from error
+            raise Gone(f"{self.url}{path}: no answer in time, the server stalled: {self._mend}") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise Gone(f"{self.url}{path}: the connection broke off ({_line(error)}): {RESUMES}") from error
+            raise Gone(f"{self.url}{path}: the connection broke off ({_line(error)}): {self._mend}") from error
 
     async def _taken(self, open_: AsyncExitStack, request: httpx.Request) -> httpx.Response:
         """The answer of a server that was there and not too busy, not read yet."""
@@ -208,7 +216,7 @@ class Client:
                 answer = await self._http.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last or "CERTIFICATE" in str(error).upper():
-                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {RESUMES}") from error
+                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {self._mend}") from error
                 await asyncio.sleep(_pause(None, number))
                 continue
             if answer.status_code in BUSY and not last:
@@ -230,7 +238,7 @@ class Client:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.url}{path}: answered something that is no JSON: {RESUMES}") from error
+            raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
 
     @property
     def _seconds(self) -> float:
