@@ -103,7 +103,13 @@ def pairs(draft: str, k: int, batch: int) -> dict[str, Any]:
 def case(draft: str, k: int, batch: int, ratios: list[float]) -> dict[str, Any]:
     """One entry of the result."""
     rounded = [round(ratio, 4) for ratio in ratios]
-    return {"draft": draft, "k": k, "batch": batch, "ratios": rounded, "median_ratio": statistics.median(rounded)}
+    return {
+        "draft": draft,
+        "k": k,
+        "batch": batch,
+        "ratios": rounded,
+        "median_ratio": round(statistics.median(rounded), 4),
+    }
 
 
 @contextmanager

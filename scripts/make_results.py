@@ -68,6 +68,7 @@ ENTRIES = (
     Entry("bench", ("scripts/bench.py",), ("results/bench/harness.json",), 3),
     Entry("bench-patches", ("scripts/bench_patches.py",), ("results/bench/patches.json",), 6),
     Entry("bench-recorder", ("scripts/bench_recorder.py",), ("results/bench/recorder.json",), 5),
+    Entry("bench-recorder-v2", ("scripts/bench_recorder.py", "--runner", "v2"), ("results/bench/recorder_v2.json",), 5),
     Entry("bench-scale", ("scripts/bench_scale.py",), ("results/bench/scale.json",), 2),
     Entry("verify", ("scripts/verify_matrix.py",), ("results/verify/engine.csv",), 90, usual=False),
     Entry("known-bad", ("scripts/known_bad.py", "installed"), ("results/verify/kernels.csv",), 10, usual=False),
