@@ -189,7 +189,8 @@ def test_an_installed_wheel_reads_lists_and_draws_without_vllm_and_says_so_where
     assert "gpt-oss-120b" in call("ls", "targets")
     listing = call("ls", "patches").replace("\n", "").replace(" ", "")
     (reports,) = installed.parents[1].glob("lib/python*/site-packages/speceval/data/upstream")
-    assert all(str(report) in listing for report in reports.iterdir()), "our reports are named where they are"
+    to_vllm = [report for report in reports.iterdir() if not report.name.startswith("llamacpp")]
+    assert all(str(report) in listing for report in to_vllm), "our reports are named where they are"
     assert not any(f"https://{place}" in listing for place in DATA.values())
     call("report", "run", "--out", "page.html")
     for arguments in (
