@@ -135,7 +135,7 @@ def test_a_request_without_further_keys_is_written_as_it_was_before_there_were_a
     assert RunSpec(**asked.model_dump(mode="json")) == asked
 
 
-@pytest.mark.parametrize("shard", ["2/4", "02/4", "２/４"])
+@pytest.mark.parametrize("shard", ["2/4", "02/4", "2/04"])
 def test_a_shard_has_one_spelling(shard: str) -> None:
     """Shards are merged by it."""
     spec = RunSpec(target="zoo", draft="d", k=3, temperature=0, drafting="greedy", suites=("demo",), shard=shard)

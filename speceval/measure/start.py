@@ -54,7 +54,7 @@ def check_engine(engine: Engine, spec: RunSpec) -> None:
         check_settings(engine.facts(), spec)
     if missing := engine.missing_patches():
         raise UserError(
-            f"sampled acceptance on this engine would be wrong without a patch that is not active: {missing[0]} "
+            f"acceptance on this engine would be wrong without a patch that is not active: {missing[0]} "
             "(`speceval ls patches` tells more)"
         )
 

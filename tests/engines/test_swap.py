@@ -115,7 +115,7 @@ def test_engines_of_two_kinds_have_nothing_to_exchange(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        ("eagle3", "0", "5"),
+        pytest.param(("eagle3", "0", "5"), marks=pytest.mark.long),
         ("eagle3", "1", "5"),
         *(pytest.param((kind, "1", "5", "v2"), marks=pytest.mark.long) for kind in ("eagle3", "medusa", "mlp")),
     ],

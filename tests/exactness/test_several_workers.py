@@ -34,49 +34,45 @@ class Results:
     workers: int
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    """Of both cases, side by side: a sampled run, the same drafter along its texts, and a verification."""
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=[pytest.mark.long] * (case != "two workers")) for case in CASES]
+)
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A sampled run, the same drafter along its texts, and a verification."""
     root = tmp_path_factory.mktemp("workers")
     target, draft = write_pair(root, "eagle3-cut")
     words = [{"turns": [prompt]} for prompt in (*PROMPTS, "1 8 8 20", "6 6 2")]
     (root / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
     pair = ("--target", target, "--draft", draft, "--k", "4", "--temp", "1")
+    environment, engine_args = CASES[request.param]
+    engine = [part for argument in (*ENGINE_ARGS, *engine_args) for part in ("--engine-arg", argument)]
 
-    def run(name: str) -> Results:
-        environment, engine_args = CASES[name]
-        folder = root / name.replace(" ", "-")
-        folder.mkdir()
-        engine = [part for argument in (*ENGINE_ARGS, *engine_args) for part in ("--engine-arg", argument)]
+    def speceval(*arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "speceval", *arguments, *engine],
+            cwd=root,
+            env=os.environ
+            | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+            | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, 2), done.stderr[-3000:]  # 2: verify was not asked for enough to be sure
 
-        def speceval(*arguments: str) -> None:
-            done = subprocess.run(
-                [sys.executable, "-m", "speceval", *arguments, *engine],
-                cwd=folder,
-                env=os.environ
-                | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-                | environment,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode in (0, 2), done.stderr[-3000:]  # 2: verify was not asked for enough to be sure
-
-        suite = ("--suite", str(root / "words.jsonl"), "--seeds", "0-19", "--max-tokens", "24", "--batch", "32")
-        speceval("run", *pair, *suite, "--out", "free")
-        speceval("run", *pair, *suite, "--out", "replayed", "--replay", "free")
-        prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
-        speceval("verify", *pair, *prompts, "--samples", "1500", "--out", "verify")
-        report = json.loads((folder / "verify" / "verify.json").read_text())
-        return Results(read_run(folder / "free"), read_run(folder / "replayed"), report, 1 + len(engine_args))
-
+    suite = ("--suite", str(root / "words.jsonl"), "--seeds", "0-19", "--max-tokens", "24", "--batch", "32")
+    prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+    free = ("run", *pair, *suite, "--out", "free")
+    verify = ("verify", *pair, *prompts, "--samples", "1500", "--out", "verify")
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+        list(pool.map(lambda words: speceval(*words), (free, verify)))
+    speceval("run", *pair, *suite, "--out", "replayed", "--replay", "free")
+    report = json.loads((root / "verify" / "verify.json").read_text())
+    return Results(read_run(root / "free"), read_run(root / "replayed"), report, 1 + len(engine_args))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_verify_makes_every_row_test_and_finds_no_bias(results: dict[str, Results], case: str) -> None:
+def test_verify_makes_every_row_test_and_finds_no_bias(results: Results) -> None:
     """False alarms of the whole verification < 1e-6."""
-    report = results[case].report
+    report = results.report
     assert report["verdict"] != "biased" and report["missing"] == [], report["line"]
     assert report["rows_tested"]
     kinds = {check["kind"] for check in report["checks"] if check["where"] == "all drafts" and "p" in check}
@@ -86,21 +82,19 @@ def test_verify_makes_every_row_test_and_finds_no_bias(results: dict[str, Result
     assert drafts < 12000
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_step_has_a_record_that_agrees_with_the_counts(results: dict[str, Results], case: str) -> None:
+def test_every_step_has_a_record_that_agrees_with_the_counts(results: Results) -> None:
     """|z| < 5: a false alarm of 6e-7."""
-    free = results[case].free
+    free = results.free
     assert free.meta.problems == []
     found = rao_blackwell.agreement(free.steps)
     assert found["steps"] == len(acceptance.drafted_steps(free.steps)) > 300 and found["agrees"] is True
     counters = free.meta.segments[0].counters
     assert counters is not None and counters.steps_with_q == found["steps"] and counters.steps_one_hot == 0
-    assert free.meta.fingerprint.engine.tensor_parallel == results[case].workers
+    assert free.meta.fingerprint.engine.tensor_parallel == results.workers
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_replay_emits_the_texts_and_records_what_would_be_kept(results: dict[str, Results], case: str) -> None:
-    free, replayed = results[case].free, results[case].replayed
+def test_a_replay_emits_the_texts_and_records_what_would_be_kept(results: Results) -> None:
+    free, replayed = results.free, results.replayed
     assert replayed.meta.problems == [] and replay.unrecorded(replayed.steps) == 0
 
     def tokens(run: StoredRun) -> list[Any]:

@@ -34,7 +34,9 @@ def test_switched_off_the_worker_says_so_and_a_measurement_at_temperature_is_ref
     assert states["cpu-expand"] == "switched off"
     expected = [f"{patch.id}: switched off (SPECEVAL_PATCHES=0)" for patch in LEDGER if patch.runner != "V2"]
     assert missing(statuses, device="cpu", temperature=1.0) == expected
-    assert missing(statuses, device="cpu", temperature=0.0, method="eagle3") == []
+    at_0 = "v1-chunk-token: switched off (SPECEVAL_PATCHES=0)"
+    assert missing(statuses, device="cpu", temperature=0.0, method="eagle3") == [at_0]
+    assert missing(statuses, device="cpu", temperature=0.0, method="medusa") == []
 
 
 def test_one_log_line_says_what_is_active(engines: dict[str, Any]) -> None:
