@@ -117,7 +117,8 @@ def deferred() -> Iterator[Interrupt]:
         for number in SIGNALS:
             if signal.getsignal(number) in (_raise, signal.default_int_handler):
                 before[number] = signal.signal(number, note)
-    interrupt.between_steps = signal.SIGINT in before
+    # One that is ignored, as in a job in the background, comes at no time.
+    interrupt.between_steps = signal.SIGINT in before or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     try:
         yield interrupt
     finally:

@@ -69,7 +69,7 @@ def test_a_job_in_the_background_ignores_ctrl_c_as_its_shell_asked_and_obeys_sig
     code, complaint = interrupted(tmp_path / "run", [INT, TERM], fault="ignored")
     assert code == 128 + TERM and "interrupted:" in complaint and "Traceback" not in complaint
     [stretch] = read_run(tmp_path / "run").meta.segments
-    assert stretch.counters is not None
+    assert stretch.counters is not None and stretch.unfinished_most is not None
 
 
 def test_handlers_of_others_are_left_alone() -> None:
