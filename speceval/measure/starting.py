@@ -127,14 +127,22 @@ class Starting:
 
     def _tell(self, log: Path, over: threading.Event) -> None:
         line, began = OneLine(self._console), time.monotonic()
-        place = log.stat().st_size if log.exists() else 0
+        _, place = _read(log, 0)
         text = ""
         while not over.wait(LOOK_SECONDS):
-            with log.open(errors="replace") as file:
-                file.seek(place)
-                text += file.read()
-                place = file.tell()
+            more, place = _read(log, place)
+            text += more
             doing = phase(text)
             passed = int(time.monotonic() - began)
             line.say(f"starting {self._engine}{f': {doing}' if doing else ''} ({passed // 60}:{passed % 60:02d})")
         line.clear()
+
+
+def _read(log: Path, place: int) -> tuple[str, int]:
+    """What a log holds from a place on, and where that ends; nothing, if a refused run has taken its log with it."""
+    try:
+        with log.open(errors="replace") as file:
+            file.seek(place)
+            return file.read(), file.tell()
+    except FileNotFoundError:
+        return "", place

@@ -85,6 +85,19 @@ def test_what_it_does_is_told_with_the_time_that_has_passed(
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_log_that_goes_with_its_run_leaves_no_traceback(tmp_path: Path) -> None:
+    signs = Starting(terminal.console(Screen(False)), "vllm")
+    path = tmp_path / "engine.log"
+    path.touch()
+    signs.begin(path)
+    path.unlink()
+    time.sleep(0.1)
+    assert signs._thread is not None and signs._thread.is_alive()
+    signs.over()
+
+
+@pytest.mark.usefixtures("often")
 def test_a_short_start_says_nothing_in_a_pipe_and_nothing_is_said_once_progress_begins(tmp_path: Path) -> None:
     signs, begun = Starting(terminal.console(screen := Screen(False)), "vllm"), []
 
