@@ -30,6 +30,7 @@ def docs_numbers() -> ModuleType:
     return script("docs_numbers")
 
 
+@pytest.mark.slow
 def test_every_table_is_what_the_stored_runs_give(docs_numbers) -> None:
     for page, contents in docs_numbers.blocks().items():
         text = page.read_text()
@@ -37,6 +38,7 @@ def test_every_table_is_what_the_stored_runs_give(docs_numbers) -> None:
         assert stale is None, f"run scripts/docs_numbers.py: {page.name}: {stale}"
 
 
+@pytest.mark.slow
 def test_a_stale_table_is_seen(docs_numbers) -> None:
     page, contents = next(iter(docs_numbers.blocks().items()))
     text = page.read_text().replace("± 0.", "± 1.", 1)

@@ -131,6 +131,7 @@ def test_the_page_of_old_forms_lists_what_the_commands_read() -> None:
 
 
 @pytest.mark.parametrize("rejection", ["synthetic", "fly"])
+@pytest.mark.slow
 def test_a_method_that_is_refused_is_not_offered_and_says_why(rejection: str) -> None:
     for command in ("run", "verify"):
         assert "<standard|block>" in help_of(command) and rejection not in help_of(command)

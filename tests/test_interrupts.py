@@ -16,6 +16,9 @@ from speceval import interrupts
 from speceval.estimate import books
 from speceval.store import read_run
 
+pytestmark = pytest.mark.slow
+
+
 TESTS = Path(__file__).resolve().parent
 INT, TERM = signal.SIGINT, signal.SIGTERM
 

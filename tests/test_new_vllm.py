@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FAKE = "9.1.0"
 ROTARY = "vllm.model_executor.layers.rotary_embedding.base"
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="reads the installed vLLM's files")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="reads the installed vLLM's files"),
+]
 
 
 @pytest.fixture(scope="module")

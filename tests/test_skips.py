@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from support import machine, skips
 
+pytestmark = pytest.mark.slow
+
+
 pytest_plugins = ["pytester"]
 
 CONFTEST = """

@@ -79,6 +79,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.slow
 def test_a_command_works_without_vllm(told: dict[str, tuple[int, str]], command: str) -> None:
     code, output = told[command]
     assert code == 0 and "Traceback" not in output, output

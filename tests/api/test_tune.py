@@ -20,6 +20,9 @@ from speceval.measure.beside import Beside
 from speceval.measure.job import prepare
 from speceval.measure.output import output_to
 
+pytestmark = pytest.mark.slow
+
+
 ASKED: dict[str, Any] = {"engine": "simulated", "max_tokens": 8, "confirm": False, "bursts": 3, "answers": 24}
 
 

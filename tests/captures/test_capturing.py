@@ -19,6 +19,8 @@ import speceval
 from speceval.captures import storage, write
 from speceval.store import read_run
 
+pytestmark = pytest.mark.slow
+
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}

@@ -16,6 +16,9 @@ import speceval
 from speceval.captures.folder import Text
 from speceval.store import REQUEST, read_run, recorded_columns
 
+pytestmark = pytest.mark.slow
+
+
 K = 3
 LOGITS: dict[str, tiny.DraftLogits] = {
     "eagle": tiny.eagle_logits,

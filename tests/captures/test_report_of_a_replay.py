@@ -15,6 +15,9 @@ from speceval.estimate import replay
 from speceval.show.report import along, build
 from speceval.store import OUTPUTS, read_run
 
+pytestmark = pytest.mark.slow
+
+
 NAME = "<b>x</b>\u202e\x1b[31m{{ 7*7 }}"
 
 

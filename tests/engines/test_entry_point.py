@@ -16,6 +16,9 @@ from speceval import engines
 from speceval.errors import UserError
 from speceval.store import read_run
 
+pytestmark = pytest.mark.slow
+
+
 RUN = ("run", "--engine", "ten-lines", "--target", "zoo", "--draft", "lk-eagle3", "--k", "3", "--temp", "1")
 
 

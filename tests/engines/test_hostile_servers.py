@@ -23,6 +23,9 @@ from speceval.engines.server import client as http
 from speceval.engines.server.client import Client
 from speceval.errors import UserError
 
+pytestmark = pytest.mark.slow
+
+
 HOSTILE: tuple[Any, ...] = (
     None, -1, 0, 1 << 70, 1.5, float("nan"), True, "", "\x1b[31mred\n\x07", "9" * 5000, [], {}, [None], [[[]]], {"a": 1}
 )  # fmt: skip

@@ -16,6 +16,9 @@ from speceval.engines.server import client as http
 from speceval.errors import UserError
 from speceval.store import read_run
 
+pytestmark = pytest.mark.slow
+
+
 INFORMATION = {
     "model_config": {"model": "/models/target"},
     "speculative_config": {"model": "/models/draft", "method": "eagle3", "num_speculative_tokens": 4},

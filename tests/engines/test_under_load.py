@@ -19,6 +19,9 @@ from speceval import engines
 from speceval.errors import UserError
 from speceval.store import TIME_COLUMNS, read_run
 
+pytestmark = pytest.mark.slow
+
+
 PROMPT = [97, 98, 99]
 
 

@@ -101,6 +101,7 @@ def test_no_number_settles_an_estimate_at_the_margin(gap: float, spread: float) 
     assert gate.conversations_needed(gap, spread, 0.05) is None
 
 
+@pytest.mark.slow
 def test_at_the_margin_pass_and_fail_are_both_rare() -> None:
     """1,500 runs of 80 unequal conversations that lost exactly the margin of tau, evenly over three positions.
 

@@ -317,6 +317,7 @@ def read_text(written_at: float, read_at: float, tokens: int, seed: int = 0) -> 
     return pd.DataFrame({"p_1": at, "rank_1": rank, "spread_1": (1 - (p**3).sum(axis=1)) / 12})
 
 
+@pytest.mark.slow
 def test_a_text_of_the_target_s_law_agrees_and_one_of_another_temperature_does_not() -> None:
     """z of the first is normal with a variance of 1 here, false alarm of both lines below 1e-6.
 
@@ -379,6 +380,7 @@ def two_replays(rng: np.random.Generator, error: float) -> tuple[pd.DataFrame, p
 
 
 @pytest.mark.parametrize("error", [1e-6, 3e-2])
+@pytest.mark.slow
 def test_the_tolerance_for_rounding_is_measured_on_the_target_and_holds_what_it_does_to_tau(error: float) -> None:
     """It is 5 standard deviations and more: no change of 8 is above it, and it is not thirty times the largest."""
     changes, tolerances = [], []

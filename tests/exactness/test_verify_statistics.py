@@ -35,6 +35,9 @@ from speceval.exactness.reference import Filter
 from speceval.exactness.run import SAMPLES, Settings
 from speceval.exactness.verdict import ALPHA
 
+pytestmark = pytest.mark.slow
+
+
 K = 3
 LEVEL = ALPHA / planned(K, 6)
 

@@ -109,6 +109,7 @@ def test_the_prefix_is_what_a_run_to_the_end_gives_for_the_same_conversations(ca
     assert run.steps.to_dict("list") == prefix.to_dict("list") and len(prefix) < len(full.steps)
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_resumes_to_the_same_decision(call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Late kills hit the run while it finishes the turns in flight behind the stopping point."""
     arguments = (*RUN, "--suite", "own.jsonl", "--until", TARGET)

@@ -20,6 +20,9 @@ from speceval.zoo.recipe import METHODS
 from vllm_patches import methods
 from vllm_patches.worker import Extension
 
+pytestmark = pytest.mark.slow
+
+
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 STORED = sorted(path.parent for path in REFERENCE.glob("**/run.json"))
 MLP = [path for path in STORED if "-mlp-" in path.name]

@@ -13,6 +13,9 @@ from speceval.estimate.comparison import compare_runs
 from speceval.show.layouts import build
 from speceval.show.layouts.form import Table
 
+pytestmark = pytest.mark.slow
+
+
 STUDY = Path(__file__).resolve().parents[2] / "results" / "smollm2"
 RUNS = [STUDY / f"{drafter}-T1-replay" for drafter in ("lk-eagle3", "kl-eagle3", "lk-medusa", "kl-medusa")]
 

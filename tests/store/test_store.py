@@ -389,6 +389,7 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert [directory.name for directory, _ in list_runs(tmp_path)] == ["new", "old"]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_no_stored_conversation(tmp_path: Path) -> None:
     """Kills a writer at five moments while it appends as fast as it can: every line that it reported is there."""
     script = (

@@ -13,6 +13,8 @@ from speceval.errors import UserError
 from speceval.exactness import kernels
 from speceval.exactness.kernels import main, reduced_environment, sources
 
+pytestmark = pytest.mark.slow
+
 
 def tree(directory: Path, version: str = "__version__ = version = '0.30.1+cu130'\n") -> Path:
     package = directory / "vllm"

@@ -16,7 +16,7 @@ from support.report_runs import write_run
 
 from speceval.show.report import write
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
 FRAME = """<!DOCTYPE html><iframe id="frame" width="{width}" height="800" src="{page}"></iframe><pre id="found"></pre>
 <script>
