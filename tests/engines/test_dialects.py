@@ -117,13 +117,7 @@ def test_coarse_evidence_is_compared_only_where_it_can_be(tmp_path: Path) -> Non
 
 def test_others_traffic_spoils_totals_alone(tmp_path: Path) -> None:
     with StandIn(active(), detailed=False, closed=WORKERLESS) as server:
-        respond = server._generate
-
-        def shared(body: dict[str, Any]) -> dict[str, Any]:
-            server.foreign += 1
-            return respond(body)
-
-        server._generate = shared  # type: ignore[method-assign]
+        server.shared = 1
         done = command(*RUN, "--url", server.url, "--out", str(tmp_path / "run"))
     assert done.exit_code == 1 and "others used the server meanwhile" in read_run(tmp_path / "run").meta.problems[0]
 
@@ -284,15 +278,7 @@ def test_a_run_does_not_go_on_under_another_grade(tmp_path: Path) -> None:
     """Its server was restarted without the flag: half of the run would have no order."""
     out = tmp_path / "run"
     with StandIn(active(), closed=WORKERLESS) as server:
-        respond, left = server._generate, [9]
-
-        def dying(body: dict[str, Any]) -> dict[str, Any]:
-            left[0] -= 1
-            if left[0] < 0:
-                raise ConnectionError("killed")
-            return respond(body)
-
-        server._generate = dying  # type: ignore[method-assign]
+        server.left = 9
         assert command(*RUN, "--url", server.url, "--out", str(out)).exit_code
         port = server.port
     with StandIn(active(), detailed="summary", closed=WORKERLESS, port=port) as server:

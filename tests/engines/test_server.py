@@ -92,13 +92,7 @@ def test_a_server_of_its_own_is_measured_as_it_was_started_and_stopped(
 
 
 def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: Path) -> None:
-    respond = server._generate
-
-    def shared(body: dict[str, Any]) -> dict[str, Any]:
-        server.foreign += 1
-        return respond(body)
-
-    server._generate = shared  # type: ignore[method-assign]
+    server.shared = 1
     done = run(server, tmp_path / "run")
     assert done.exit_code == 0, (done.output, done.exception)
     meta = read_run(tmp_path / "run").meta

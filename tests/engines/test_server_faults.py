@@ -10,7 +10,6 @@ import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import contract
@@ -29,15 +28,7 @@ def test_a_server_that_is_killed_and_restarted_costs_one_line_and_the_same_comma
     """Its totals begin anew with it: each stretch is held against its own."""
     out = tmp_path / "run"
     with StandIn(active()) as first:
-        respond, left = first._generate, [12]
-
-        def dying(body: dict[str, Any]) -> dict[str, Any]:
-            left[0] -= 1
-            if left[0] < 0:
-                raise ConnectionError("killed")
-            return respond(body)
-
-        first._generate = dying  # type: ignore[method-assign]
+        first.left = 12
         died = run(first, out, "--batch", "2")
         port = first.port
     assert isinstance(died.exception, UserError) and "\n" not in str(died.exception)

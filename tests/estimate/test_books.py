@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.calling import caller
 
 from speceval import cli
 from speceval.engines.simulated import SimulatedEngine
@@ -36,18 +36,7 @@ Edit = Callable[[pd.DataFrame, pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """A command, in a directory of its own: exit code, output, complaint."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speceval", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return caller(monkeypatch, capfd)
 
 
 def edited(directory: Path, edit: Edit, of: Path = SOUND) -> Path:

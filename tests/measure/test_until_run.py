@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.calling import caller
 
 from speceval import cli, store
 from speceval.engines.base import Sampling
@@ -48,16 +48,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speceval", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return (code, *capfd.readouterr())
-
-    return run
+    return caller(monkeypatch, capfd)
 
 
 def order(suite: str = "own.jsonl") -> list[str]:

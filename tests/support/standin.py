@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,10 @@ class StandIn:
         self.faults: dict[str, list[Reply]] = {}
         self.calls: list[tuple[str, dict[str, str], Any]] = []
         self.foreign, self.busy = 0, 0
+        self.shared = 0
+        """Requests of others that come with each of ours."""
+        self.left = math.inf
+        """Requests that it answers before it breaks off, as a server that is killed does."""
         self.listening: set[str] = set()
         self.recorded: list[tuple[str, np.ndarray]] = []
         self.tokens, self.answered = 0, 0
@@ -166,6 +171,10 @@ class StandIn:
         return {"speculative_decoding": told | {"per_step_drafted": None, "per_step_accepted": None}}
 
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.foreign += self.shared
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError("killed")
         how = body["sampling_params"]
         text = (how.get("extra_args") or {}).get(TEXT)
         sampling = Sampling(

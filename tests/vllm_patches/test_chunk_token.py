@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.one_thread import run_script
 
 from vllm_patches.patches import v1_chunk_token
 
@@ -36,15 +34,7 @@ print(json.dumps({"read": [row[0] for row in read[:3]], "prompt": prompt, "first
 
 
 def generate(checkpoints: tuple[Path, Path], patches: str) -> dict[str, list[int]]:
-    environment = os.environ | {
-        "SPECEVAL_PATCHES": patches,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", SCRIPT, *map(str, checkpoints)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_script(SCRIPT, *checkpoints, patches=patches)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, list[int]] = json.loads(done.stdout.splitlines()[-1])
     return found

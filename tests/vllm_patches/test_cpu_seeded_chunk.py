@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.one_thread import run_script
 
 SCRIPT = """
 import json, sys
@@ -23,18 +21,6 @@ print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
 """
 
 
-def generate(target: Path, budget: int, patches: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "SPECEVAL_PATCHES": patches,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", SCRIPT, str(target), str(budget)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 @pytest.mark.slow
 @pytest.mark.engine
 def test_a_seeded_request_samples_the_same_tokens_however_its_prompt_is_cut(checkpoints: tuple[Path, Path]) -> None:
@@ -42,7 +28,7 @@ def test_a_seeded_request_samples_the_same_tokens_however_its_prompt_is_cut(chec
 
     Rounding depends on how the prompt is cut, so one of the four may differ.
     """
-    whole, cut = (generate(checkpoints[0], budget, patches="1") for budget in (1024, 100))
+    whole, cut = (run_script(SCRIPT, checkpoints[0], budget, patches="1") for budget in (1024, 100))
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert cut.returncode == 0, cut.stderr[-2000:]
     tokens, others = (json.loads(done.stdout.splitlines()[-1]) for done in (whole, cut))
@@ -52,6 +38,6 @@ def test_a_seeded_request_samples_the_same_tokens_however_its_prompt_is_cut(chec
 @pytest.mark.slow
 @pytest.mark.engine
 def test_the_stock_engine_dies_on_it(checkpoints: tuple[Path, Path]) -> None:
-    stock = generate(checkpoints[0], budget=100, patches="0")
+    stock = run_script(SCRIPT, checkpoints[0], 100, patches="0")
     assert stock.returncode != 0
     assert "CPU Generator does not use offset" in stock.stderr

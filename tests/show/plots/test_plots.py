@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from support.calling import caller
 from support.records import altered, run_meta
 
-from speceval import cli
 from speceval.errors import NotComparable, UserError
 from speceval.estimate import acceptance
 from speceval.estimate.statistics import ratio_interval
@@ -428,17 +428,7 @@ def test_no_estimate_or_interval_lies_outside_its_panel(kind: str) -> None:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["speceval", "plot", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return partial(caller(monkeypatch, capfd), "plot")
 
 
 @pytest.mark.parametrize("count", [1, 2])
