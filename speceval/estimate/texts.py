@@ -123,8 +123,7 @@ def check(
 
     margin: the largest share of `tau_committed` that may be lost. spread: of each suite, the share by which the same
     weights differ from themselves; a loss fails when it is above margin + tolerance, the larger one of spread and
-    `target_rounding`. Raises `NotComparable` when a suite's
-    texts are not the same.
+    `target_rounding`. Raises `NotComparable` when a suite's texts are not the same.
     """
     suites = [
         _suite(name, base[name], new[name], margin, None if spread is None else spread.get(name, 0.0))
@@ -153,8 +152,8 @@ def target_rounding(base: pd.DataFrame, new: pd.DataFrame) -> Rounding | None:
     both = (p > 0) & (other > 0)  # NaN is neither
     if not both.any():
         return None
-    error = np.abs(np.log(other, where=both, out=np.zeros(len(p))) - np.log(p, where=both, out=np.zeros(len(p))))
-    found = error[both]
+    error = np.zeros(len(p))
+    error[both] = found = np.abs(np.log(other[both]) - np.log(p[both]))
     if not found.any():
         return Rounding(0.0, 0.0, 0.0)
     names = [f"kept_{j}" for j in range(1, replay.depth(base) + 1)]
