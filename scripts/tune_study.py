@@ -133,7 +133,7 @@ def table() -> None:
     write_whole(STATISTICS / "tune.csv", pd.DataFrame(cells).to_csv(index=False, float_format="%.5f"))
     print(pd.DataFrame(taus).to_string())
     print(pd.DataFrame(cells).to_string())
-    print(f"inside: {sum(row['inside'] for row in cells)} of {len(cells)}")
+    print(f"inside: {sum(row['inside'] for row in cells)} of {len(cells)}, {sum(row['agree'] for row in cells)} agree")
 
 
 def tau_row(setting: Setting, predicted: pd.DataFrame, source: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +175,7 @@ def cell_row(rate: Rate, own: dict[str, Any]) -> dict[str, Any]:
     relative = paired_ratio_difference(alone_tokens, alone_seconds, tokens, seconds).relative_percent
     measured, se = 1 + (relative.value or 0.0) / 100, (relative.se or 0.0) / 100
     predicted, low, high = rate.speedup
+    measured_low, measured_high = (1 + (end or 0.0) / 100 for end in (relative.low, relative.high))
     return {
         "draft": rate.setting.draft,
         "k": rate.setting.k,
@@ -183,19 +184,32 @@ def cell_row(rate: Rate, own: dict[str, Any]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "measured": measured,
-        "measured_low": 1 + (relative.low or 0.0) / 100,
-        "measured_high": 1 + (relative.high or 0.0) / 100,
+        "measured_low": measured_low,
+        "measured_high": measured_high,
         "measured_se": se,
         "inside": low <= measured <= high,
+        "agree": agree((predicted, low, high), (measured, measured_low, measured_high)),
         "chosen": False,
         "measured_best": False,
         "worse_p": None,
+        "told_apart": None,
         "vllm": own["vllm"],
     }
 
 
+def agree(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
+    """Whether the interval of log a - log b holds 0; both are independent, as value, low and high.
+
+    By the method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27:1693).
+    """
+    upper, lower = (a, b) if a[0] >= b[0] else (b, a)
+    return math.log(upper[0] / lower[0]) <= math.hypot(math.log(upper[0] / upper[1]), math.log(lower[2] / lower[0]))
+
+
 def choose(cells: list[dict[str, Any]]) -> None:
-    """Mark each drafter's predicted and measured best K of each batch size, and how sure it is that they differ."""
+    """Mark each drafter's predicted and measured best K of each batch size, how sure it is that they differ, and
+    whether the predictions had told them apart.
+    """
     for draft in DRAFTERS:
         for batch in BATCHES:
             here = [row for row in cells if (row["draft"], row["batch"]) == (draft, batch)]
@@ -203,6 +217,8 @@ def choose(cells: list[dict[str, Any]]) -> None:
                 chosen = max(here, key=lambda row: row["predicted"])
                 best = max(here, key=lambda row: row["measured"])
                 chosen["chosen"], best["measured_best"] = True, True
+                foretold = [tuple(row[end] for end in ("predicted", "low", "high")) for row in (chosen, best)]
+                chosen["told_apart"] = not agree(*foretold)
                 error = math.hypot(chosen["measured_se"] / chosen["measured"], best["measured_se"] / best["measured"])
                 distance = math.log(best["measured"] / chosen["measured"])
                 chosen["worse_p"] = 1.0 if chosen is best else 2 * float(ndtr(-distance / error))

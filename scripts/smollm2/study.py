@@ -85,8 +85,8 @@ class Text:
 TEXTS = (
     Text("T1", 1.0, "mt_bench,humaneval", 128),
     Text("T1-gsm8k", 1.0, "gsm8k", 128, 160),
-    Text("T0", 0.0, "mt_bench,humaneval", 64),
-    Text("T0-gsm8k", 0.0, "gsm8k", 64, 160),
+    Text("T0", 0.0, "mt_bench,humaneval", 128),
+    Text("T0-gsm8k", 0.0, "gsm8k", 128, 160),
 )
 
 
