@@ -25,15 +25,30 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "bench" / "sweep.json"
 
 
+def planned(folder: Path, architectures: list[str]) -> Any:
+    """The built-in sweep, of these architectures."""
+    from speceval.measure import sweep
+
+    file = sweep.read_sweep_file("demo-all")
+    changes = {"drafter": [one for one in file.axes["drafter"] if one["draft"][0].split("-")[-1] in architectures]}
+    return sweep.prepare_sweep(file.model_copy(update={"axes": file.axes | changes}), folder)
+
+
+def train(folder: Path, architectures: list[str]) -> None:
+    """Train the zoo's models that are not there yet: that is no part of either side."""
+    from speceval.measure import launch
+
+    for cell in planned(folder, architectures).cells:
+        launch.fetch(cell.job)
+
+
 def side(name: str, folder: Path, architectures: list[str]) -> None:
     """Measure every run, as a sweep or each with an engine of its own; what it took goes to folder.json."""
     begin = time.perf_counter()
     from speceval.measure import launch, sweep
     from speceval.measure.output import output_to, unwatched
 
-    file = sweep.read_sweep_file("demo-all")
-    changes = {"drafter": [one for one in file.axes["drafter"] if one["draft"][0].split("-")[-1] in architectures]}
-    prepared = sweep.prepare_sweep(file.model_copy(update={"axes": file.axes | changes}), folder)
+    prepared = planned(folder, architectures)
     how: Counter[str] = Counter()
     if name == "sweep":
         for outcome in sweep.execute(prepared, lambda number, cell: unwatched, output_to):
@@ -54,6 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     content: dict[str, Any] = {"command": f"python scripts/sweep_gain.py --draft {options.draft}"}
     with tempfile.TemporaryDirectory() as root:
+        train(Path(root) / "none", options.draft.split(","))
         for name in ("sweep", "separate"):
             folder = Path(root) / name
             folder.mkdir()

@@ -27,7 +27,8 @@ from speceval.foreign import read_json
 from speceval.private import public
 from speceval.store import OUTPUTS, REQUEST, StoredRun, pack, read_lines, recorded_columns
 from speceval.store.layout import RECORDED_COLUMNS
-from speceval.store.schema import Fingerprint, migrate_fingerprint
+from speceval.store.older import migrate_fingerprint
+from speceval.store.schema import Fingerprint
 from speceval.store.tables import OutputLine
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]

@@ -13,6 +13,7 @@ from speceval.errors import UserError
 from speceval.foreign import read_json
 from speceval.private import without_places
 from speceval.protocol import RunSpec
+from speceval.store.older import migrate_turns
 from speceval.store.schema import RunMeta, parse
 
 if TYPE_CHECKING:
@@ -88,11 +89,6 @@ def read_meta(directory: Path) -> RunMeta:
     except FileNotFoundError:
         raise UserError(f"{directory}: no run here ({RUN} is missing): `speceval ls runs` lists them") from None
     return parse(content, path)
-
-
-def migrate_turns(turns: pd.DataFrame) -> pd.DataFrame:
-    """The turn table of an older schema with the columns of this one."""
-    return turns if "padded_steps" in turns else turns.assign(padded_steps=0)
 
 
 def read_run(directory: Path) -> StoredRun:

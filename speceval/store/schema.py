@@ -1,4 +1,4 @@
-"""The record of a run: what run.json holds, as types, and how older schemas become this one.
+"""The record of a run: what run.json holds, as types.
 
 An unknown key is refused: only a later version can have written it, and it may change what the others mean. A field
 that a later version adds has a default, which is what it stood for in every run before; all others are required.
@@ -31,9 +31,10 @@ from speceval import files
 from speceval.errors import UserError
 from speceval.private import masked, public, without_places
 from speceval.protocol import Drafting, RunSpec, digest, flatten
+from speceval.store.older import migrate
 
 SCHEMA_VERSION = 3
-"""Of run.json. Runs of versions 1 and 2 are read too: `migrate`."""
+"""Of run.json. Runs of versions 1 and 2 are read too (`speceval.store.older`)."""
 
 OUTPUTS = {
     "run": 1,
@@ -59,9 +60,6 @@ not when one is added."""
 Evidence = Literal["steps", "histogram", "requests", "totals", "nothing"]
 """What an engine tells of its drafts: the counts of each step; for each request how many steps accepted 0, 1, … K
 drafts; the sums of each request; the sums of all; or nothing, so that only speed and texts are known."""
-
-METHOD_PATCHES = ("v1-medusa", "cpu-rotary")
-"""Patches of stored runs that only some drafting methods needed, of the time before runs said so themselves."""
 
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
@@ -620,54 +618,6 @@ def parse(content: Any, path: Path) -> RunMeta:
         fault = first_fault(error)
         mend = "update it" if fault.endswith(UNKNOWN) else "the file is damaged"
         raise UserError(f"{path}: {fault}: {mend}") from None
-
-
-def migrate(content: dict[str, Any]) -> dict[str, Any]:
-    """run.json's content of an older schema as this version writes it, without `schema`; the given one is left alone.
-
-    2: prefills that vLLM padded are counted beside (`padded_steps`; `store.migrate_turns`), q is truncated as p is.
-    3: r and alpha of every draft may be recorded. What no run could ask for then has its default, or is None.
-    Of any: `own_method`, `bound_patches`; the evidence stood beside the fingerprint.
-    """
-    content = dict(content)
-    if (told := content.pop("evidence", None)) is not None and isinstance(content.get("fingerprint"), dict):
-        content["fingerprint"] = {"evidence": told} | content["fingerprint"]
-    if content.pop("schema") < 3:
-        content["spec"] = {"record": False} | content["spec"]
-        content["fingerprint"] = migrate_fingerprint(content["fingerprint"])
-    return content | {"fingerprint": bound_patches(own_method(content["fingerprint"]))}
-
-
-def migrate_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint of an older schema as this version writes it."""
-    engine = fingerprint.get("engine")
-    told = {"engine": {"draft_truncation": True} | engine} if isinstance(engine, dict) else {}
-    return bound_patches(own_method({"replay": None} | fingerprint | told))
-
-
-def bound_patches(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """A stored fingerprint that says which of its patches only some drafting methods need."""
-    active = fingerprint.get("patches")
-    if not isinstance(active, list):
-        return fingerprint
-    return {"method_patches": [name for name in active if name in METHOD_PATCHES]} | fingerprint
-
-
-def own_method(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """A stored fingerprint with the drafter's own method, where it has the name by which vLLM takes a class of ours.
-
-    That was an MLP speculator before vLLM 0.33, and from 0.33 on also MEDUSA: there the drafter's names decide, and
-    "heads" says that they do not.
-    """
-    engine, draft = fingerprint.get("engine"), fingerprint.get("draft")
-    if not isinstance(engine, dict) or not isinstance(draft, dict) or engine.get("method") != "custom_class":
-        return fingerprint
-    names = f"{draft.get('name')} {draft.get('model')}".lower()
-    release = tuple(int(part) for part in str(engine.get("vllm", "0.32")).split(".")[:2])
-    method = "medusa" if "medusa" in names else "heads"
-    if release < (0, 33) or "mlp" in names:
-        method = "mlp_speculator"
-    return {**fingerprint, "engine": {**engine, "method": method}}
 
 
 def differences(a: BaseModel, b: BaseModel) -> list[str]:

@@ -15,7 +15,8 @@ from speceval.show import layouts, render
 from speceval.show.export import FORMATS, export
 from speceval.show.plots import style, tau_k
 from speceval.store import read_run
-from speceval.store.schema import SCHEMA_VERSION, own_method
+from speceval.store.older import own_method
+from speceval.store.schema import SCHEMA_VERSION
 from speceval.zoo.recipe import METHODS
 from vllm_patches import methods
 from vllm_patches.worker import Extension

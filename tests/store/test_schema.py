@@ -16,7 +16,8 @@ from speceval import cli
 from speceval.errors import UserError
 from speceval.exactness import selftest
 from speceval.store import schema, write_meta
-from speceval.store.schema import OUTPUTS, SCHEMA_VERSION, Fingerprint, RunMeta, differences, migrate, parse
+from speceval.store.older import migrate
+from speceval.store.schema import OUTPUTS, SCHEMA_VERSION, Fingerprint, RunMeta, differences, parse
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 STORED = sorted(REFERENCE.glob("*/*/run.json"))
