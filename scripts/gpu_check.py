@@ -25,6 +25,8 @@ from speceval.commands.options import pairs
 from speceval.files import write_whole
 from speceval.measure.fingerprint import environment
 
+OUT = Path("results/gpu-check")
+"""Not where the project keeps what it has seen on a GPU (results/gpu)."""
 LIMIT = 240
 """Seconds that a part may take."""
 VOCABULARIES, BATCHES, K = (128256, 151936, 201088), (1, 8, 64), 7
@@ -42,13 +44,15 @@ def main() -> None:
     """Do the parts, print a line for each, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true", help="In small, on a CPU.")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"))
-    parser.add_argument("--only", default="", help="Parts, comma-separated.")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"Folder of both files [default: {OUT}].")
+    parser.add_argument("--only", default="", help="Parts, comma-separated: " + ", ".join(PARTS))
     parser.add_argument("--at-once", type=int, default=1, help="Engines that run at the same time.")
     parser.add_argument("--engine-arg", action="append", default=[], help="key=value, for every engine.")
     options = parser.parse_args()
     EXTRA[:] = [word for pair in options.engine_arg for word in ("--engine-arg", pair)]
     chosen = options.only.split(",") if options.only else list(PARTS)
+    if unknown := [name for name in chosen if name not in PARTS]:
+        parser.error(f"--only {unknown[0]}: the parts are {', '.join(PARTS)}")
     rows = [attempt(name, options.dry) for name in chosen if name in ALONE]
     with ThreadPoolExecutor(options.at_once) as pool:
         rows += pool.map(lambda name: attempt(name, options.dry), [name for name in chosen if name not in ALONE])

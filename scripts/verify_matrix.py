@@ -67,6 +67,46 @@ V2_VERSIONS = (
     *("medusa T=1, V2", "mlp T=1, V2"),
 )
 """The same for versions from V2_FIRST on."""
+V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp")
+HEADS = ("medusa", "mlp")
+"""They have three heads, and vLLM's V2 runner has no drafter for them."""
+V2_BATCH = "1024"
+"""Interpreted, a step of many requests takes little longer than one of few."""
+V2_PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=1920", "--engine-arg", "max_num_batched_tokens=4096")
+"""Room for 480 requests of the long prompt, whose prefills are cut to what a step has room for."""
+WORDS: dict[str, tuple[str, ...]] = {
+    "cut": CUT,
+    "seeded": ("--seeded",),
+    "greedy": ("--greedy-share", "0.25"),
+    "cached": ("--prefix-caching", *BLOCKS),
+    "preempted": V2_PREEMPTION,
+    "ahead": (),
+}
+"""What a word of V2_DESIGN adds; ahead: asynchronous scheduling."""
+V2_DESIGN = (
+    "eagle3 1.3 4 cut seeded ahead preempted",
+    "draft_model 0.7 1 seeded ahead preempted greedy",
+    "mtp 1 7 cut seeded ahead cached",
+    "medusa 0.7 1 cut seeded cached greedy",
+    "eagle 1 4 cut seeded ahead cached greedy",
+    "mlp 0.7 3 seeded preempted greedy",
+    "eagle3-cut 0.7 7 cut ahead",
+    "eagle3 0.7 7 cached greedy",
+    "mtp 0.7 4 cut ahead preempted greedy",
+    "draft_model 1.3 7 cached greedy",
+    "eagle 1.3 7",
+    "medusa 1 3 preempted",
+    "eagle3-cut 1.3 4 preempted greedy",
+    "mlp 1.3 1 cut cached",
+    "eagle3 1 1 cut seeded ahead",
+    "draft_model 1 4 cut",
+    "mtp 1.3 1 seeded greedy",
+    "eagle 0.7 1 cut seeded preempted greedy",
+    "eagle3-cut 1 1 seeded cached greedy",
+    "medusa 1.3 3 cut",
+    "mlp 1 3 cut greedy",
+)
+"""Method, temperature, K and words: any two values of two of these meet in a row, where vLLM lets them."""
 V2_FIRST = Version("0.32")
 """The first vLLM whose V2 runner starts on a CPU."""
 
@@ -85,11 +125,13 @@ class Row:
     """Continue one prompt of 124 tokens, more than a block of the KV cache, in place of two short ones."""
     v2: bool = False
     """On the V2 runner, its kernels interpreted."""
+    ahead: bool = False
+    """With asynchronous scheduling."""
 
     @property
     def samples(self) -> int:
-        """How many continuations: stock engines give themselves away at once, interpreted ones take their time."""
-        return (V2_SAMPLES if self.v2 else SAMPLES) if self.patches else STOCK_SAMPLES
+        """How many continuations: V1 as released gives itself away at once, interpreted kernels take their time."""
+        return V2_SAMPLES if self.v2 else SAMPLES if self.patches else STOCK_SAMPLES
 
 
 def plan() -> list[Row]:
@@ -124,26 +166,27 @@ def plan() -> list[Row]:
 
 
 def v2_rows() -> list[Row]:
-    """Those on the V2 runner."""
-    one = ("--temp", "1", "--batch", "256")
-    four = (*one, "--k", "4")
-    rows = [Row(f"{draft} T=1, V2", draft, four) for draft in ("eagle3", "draft_model", "mtp")]
-    rows += [
-        Row("eagle3 top-k 8, top-p 0.9, V2", "eagle3", (*four, *CUT)),
-        Row("eagle3 K=7, V2", "eagle3", (*one, "--k", "7")),
-        Row("eagle3 seeded, V2", "eagle3", (*four, "--seeded")),
-        Row("eagle3 T=0.7, V2", "eagle3", ("--temp", "0.7", "--batch", "256", "--k", "4")),
-        Row("mtp T=1.3, V2", "mtp", ("--temp", "1.3", "--batch", "256", "--k", "4")),
-        Row("draft_model a quarter greedy, V2", "draft_model", (*four, "--greedy-share", "0.25")),
-        Row("eagle3 preempted, V2", "eagle3", ("--temp", "1", "--batch", "64", "--k", "4", *PREEMPTION), long=True),
-        Row("eagle3 K=1, V2", "eagle3", (*one, "--k", "1")),
-    ]
-    for draft in ("medusa", "mlp"):
-        rows.append(Row(f"{draft} T=1, V2", draft, (*one, *own_k(draft))))
-        rows.append(
-            Row(f"{draft} T=0.7, top-k 8, top-p 0.9, V2", draft, ("--temp", "0.7", *one[2:], *own_k(draft), *CUT))
-        )
-    return [replace(row, v2=True, options=(*row.options, "--runner", "v2")) for row in rows]
+    """Those on the V2 runner: each method alone, V2 as released beside it, and V2_DESIGN."""
+    one = ("--temp", "1", "--batch", V2_BATCH)
+    cut = "eagle3 top-k 8, top-p 0.9"
+    rows = [Row(f"{draft} T=1", draft, (*one, *own_k(draft))) for draft in V2_METHODS]
+    rows.append(Row(cut, "eagle3", (*one, "--k", "4", *CUT)))
+    stock = [replace(row, name=f"stock {row.name}", patches=False) for row in rows if row.draft not in HEADS]
+    rows += stock + [designed(line) for line in V2_DESIGN]
+    return [replace(row, name=f"{row.name}, V2", v2=True, options=(*row.options, "--runner", "v2")) for row in rows]
+
+
+def designed(line: str) -> Row:
+    """The row of a line of V2_DESIGN."""
+    draft, t, k, *words = line.split()
+    options = [option for word in words for option in WORDS[word]]
+    return Row(
+        f"{draft} T={t} K={k} {' '.join(words)}".rstrip(),
+        draft,
+        ("--temp", t, "--batch", V2_BATCH, "--k", k, *options),
+        long=bool({"cached", "preempted"} & set(words)),
+        ahead="ahead" in words,
+    )
 
 
 def versions(directory: str) -> list[Row]:
@@ -158,7 +201,7 @@ def own_k(draft: str) -> tuple[str, ...]:
     """K: MEDUSA and MLP speculators have three heads. n-gram's long prompt makes every token of a reference dear."""
     if draft == "ngram":
         return ("--k", "4", "--n-tokens", "5")
-    return ("--k", "3" if draft in ("medusa", "mlp") else "4")
+    return ("--k", "3" if draft in HEADS else "4")
 
 
 def stock_drafting(draft: str) -> tuple[str, ...]:
@@ -168,17 +211,21 @@ def stock_drafting(draft: str) -> tuple[str, ...]:
 
 def run(row: Row, samples: int | None) -> dict[str, Any] | None:
     """The row's result as one line of engine.csv; None if the engine did not run."""
+    from support import live  # type: ignore[import-not-found]
     from support.pairs import NGRAM_PROMPT, PROMPTS, write_pair  # type: ignore[import-not-found]
 
     with tempfile.TemporaryDirectory() as folder:
         target, draft = write_pair(Path(folder), row.draft)
-        command = [sys.executable, "-m", "speceval", "verify", "--target", target, "--draft", draft, *row.options]
+        speceval = [str(ROOT / "tests" / "support" / "ahead_run.py")] if row.ahead else ["-m", "speceval"]
+        command = [sys.executable, *speceval, "verify", "--target", target, "--draft", draft, *row.options]
         command += ["--samples", str(samples or row.samples), "--json", "--out", str(Path(folder) / "out")]
         for prompt in (NGRAM_PROMPT,) if row.long or row.draft == "ngram" else PROMPTS:
             command += ["--prompt", prompt]
         for argument in ENGINE_ARGS:
             command += ["--engine-arg", argument]
         environment = os.environ | ENGINE | {"SPECEVAL_PATCHES": str(int(row.patches))}
+        if row.ahead and row.v2:
+            environment |= live.V2
         if row.vllm:
             environment["PYTHONPATH"] = os.pathsep.join([row.vllm, *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

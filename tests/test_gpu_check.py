@@ -50,6 +50,25 @@ def test_without_a_gpu_every_part_is_named_as_not_done(
     assert all(f"| {name} | skipped |" in page for name in script.PARTS)
 
 
+def test_trying_it_leaves_what_was_seen_on_a_gpu_as_it_is(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "device", lambda: "cpu")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    script.main()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["gpu-check"]
+
+
+def test_a_part_that_there_is_not_is_one_line(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "recorder,lwa"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "--only lwa: the parts are recorder, " in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("part", ["recorder", "patches", "live", "kernels", "selftest", "law", "run", "eager", "v1"])
 def test_on_a_gpu_every_part_is_done(script: ModuleType, part: str) -> None:

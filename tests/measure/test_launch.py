@@ -28,6 +28,8 @@ FACTS = Facts(**records.FACTS)
         ({}, {"rejection": "block"}, "resolved rejection_sample_method to 'standard', asked for 'block'"),
         ({"draft_truncation": False}, {"top_k": 8}, "resolved draft_truncation to False, asked for True"),
         ({}, {"top_p": 0.9, "draft_truncation": False}, "resolved draft_truncation to True, asked for False"),
+        ({}, {"engine_args": {"async_scheduling": True}}, "resolved async_scheduling to False, asked for True"),
+        ({"enforce_eager": True}, {"engine_args": {"enforce_eager": False}}, "resolved enforce_eager to True"),
     ],
 )
 def test_a_setting_that_vllm_changed_stops_the_run(facts: dict[str, Any], spec: dict[str, Any], says: str) -> None:
