@@ -22,8 +22,12 @@ GLUED = re.compile(r"\b(\w+?)(token|secret|password|passwd|passphrase|credential
 """Words that end like a secret: written without what would separate the last part."""
 KEYS = frozenset(
     {"api", "access", "private", "secret", "signing", "encryption", "auth", "account", "ssh", "shared", "master"}
+    | {"deploy", "client", "license", "licence", "subscription", "ssl", "tls", "aes", "hmac", "service", "session"}
+    | {"admin", "root", "storage", "webhook", "consumer", "app", "application", "user", "recovery", "wrapping"}
 )
 """Words before "key" that make it a secret."""
+LAST = ("pass", "auth")
+"""Words that end the key of a secret, as in DB_PASS, but name much else besides: alone only where a value is given."""
 VOCABULARY = frozenset(
     {"bos", "eos", "pad", "unk", "mask", "sep", "cls", "stop", "image", "video", "audio", "draft", "per", "new", "last"}
     | {"special", "added", "placeholder", "vision", "boi", "eoi", "start", "end", "decoder", "think", "thinking"}
@@ -38,15 +42,18 @@ _SPLITS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+"), re.compil
 _USER = re.compile(r"(?:(?<=://)|(?<=:/)(?!/))(?!git@)[^\s/?#]+(?=@)")
 """Who asks, in a URL, or in one that was taken for a path and has lost a slash."""
 _KNOWN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[A-Z0-9]{12,}|xox[a-z]-[\w-]{10,}"
-    r"|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|AIza[\w-]{30,}|nvapi-[\w-]{16,}|gsk_\w{16,}|r8_\w{16,})"
+    r"(?i:(?<=authorization: )[\w-]+ [^\s'\",;]+)"
+    r"|(?<![\w/.@-])[\w.%+-]+:[^\s/:@]+(?=@(?:(?:[\w-]+\.)+[a-z]{2,}\b|localhost\b|[\d.]+:\d))"
+    r"|\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|A[KS]IA[A-Z0-9]{12,}|xox[a-z]-[\w-]{10,}"
+    r"|npm_[A-Za-z0-9]{30,}|pypi-Ag[\w-]{16,}|ya29\.[\w-]{16,}|[rs]k_(?:live|test)_\w{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|(?:xai|pplx|csk)-\w{24,}|(?:dop|tgp|wandb)_v1_\w{16,}|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|AIza[\w-]{30,}|nvapi-[\w-]{16,}|gsk_\w{16,}|r8_\w{16,})"
     r"|(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=[Bb]asic )[\w+/=-]{8,}"
     r"|(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$))"
 )
 """Secrets that their own form gives away."""
 _KEY = r"""([\w.-]+|'[^'\n]*'|"[^"\n]*")"""
 _NAMED = re.compile(rf"{_KEY}\s*=\s*|(?<![\w./-]){_KEY}\s*:\s*|(?<!\S)(--[\w-]+) +(?!-)")
-_VALUE = re.compile(r"""'[^'\n]*'|"[^"\n]*"|[^\s,&;}\])'"]+""")
+_VALUE = re.compile(r"""'[^'\n]*'|"[^"\n]*"|['"]?[^\s,&;}\])'"]+""")
 """A key with its sign, or a flag, but no file's name before what is said of it; and what may follow."""
 _PLACE = re.compile(
     r"(?<![\w.~/:\\-])(?:file://)?(?:~[\w.-]*(?=[/\\])|(?=/)|[A-Za-z]:(?=[/\\]))(?:[/\\]+[^\s/\\,:;='\"(){}\[\]<>]+)+[/\\]?"
@@ -60,6 +67,8 @@ def is_secret(key: str) -> bool:
 
 
 def _names_secret(words: list[str]) -> bool:
+    if len(words) > 1 and words[-1] in LAST:
+        return True
     words = GLUED.sub(r"\1 \2", re.sub(r"\bpass (?=word|phrase|code)", "pass", " ".join(words))).split()
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if word == "token" and (before in VOCABULARY or after in NUMBERED):
@@ -67,6 +76,10 @@ def _names_secret(words: list[str]) -> bool:
         if after != "env" and (word in WORDS or (word in ("key", "keys") and before in KEYS)):
             return True  # api_key_env names a variable of the environment
     return False
+
+
+_LINE = re.compile(r"^\s*(?:- )?([\w.-]+): *\S+\s*$", re.MULTILINE)
+"""A line of YAML that gives a key one word."""
 
 
 def secret_in(value: Any, place: str = "") -> str | None:
@@ -93,17 +106,27 @@ def _secrets(value: Any, place: str) -> Iterator[str]:
         yield place
     for key, item in items:
         at = f"{place}.{key}" if place else str(key)
-        if isinstance(key, str) and ((is_secret(key) and item not in UNSAID) or _tells(key)):
+        if isinstance(key, str) and ((_gives_secret(place, key, item) and item not in UNSAID) or _tells(key)):
             yield masked(at)
         else:
             yield from _secrets(item, at)
 
 
+def _gives_secret(place: str, key: str, item: Any) -> bool:
+    """Whether a key names a secret, by itself or with the one that it stands below: `api: {key: …}`."""
+    if key.lower().endswith(LAST) and isinstance(item, dict):
+        return False  # settings of how to log in, say: looked through
+    return is_secret(key) or key.lower() in LAST or (not isinstance(item, dict) and is_secret(f"{place}.{key}"))
+
+
 def _tells(text: str) -> bool:
-    """Whether a value holds a secret. Prose may speak of passwords; a URL, `key=value` and JSON in a text name them."""
+    """Whether a value holds a secret. Prose may speak of passwords; URLs, `key=value`, JSON and YAML name them."""
+    if any(is_secret(match[1]) for match in _LINE.finditer(text)):
+        return True
     if not text.lstrip().startswith(("{", "[")) and "://" not in text:
         text = text.replace(":", " ")
-    plain = unquote(text) if "://" in text else text  # a URL may spell its keys in percents
+    encoded = "://" in text or "%3a%2f%2f" in text.lower()
+    plain = unquote(text) if encoded else text  # a URL may spell its keys in percents
     return masked(text) != text or masked(plain) != plain
 
 
@@ -114,7 +137,8 @@ def masked(text: str) -> str:
     while key := _NAMED.search(text, place):
         place = key.end()
         value = _VALUE.match(text, place)
-        if value and is_secret(key[1] or key[2] or key[3]):
+        name = key[1] or key[2] or key[3]
+        if value and (is_secret(name) or (name.lower() in LAST and "=" in key[0])):
             text = f"{text[: value.start()]}{MASK}{text[value.end() :]}"
             place = value.start() + len(MASK)
     return text

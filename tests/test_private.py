@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speceval import terminal
-from speceval.private import is_secret, masked
+from speceval.private import is_secret, masked, secret_in
 
 SECRET = [
     "hf_token",
@@ -27,6 +27,11 @@ SECRET = [
     "x-api-key",
     "azure_storage_account_key",
     "X-Amz-Security-Token",
+    "DB_PASS",
+    "basic-auth",
+    "deploy_key",
+    "clientKey",
+    "Ocp-Apim-Subscription-Key",
 ]
 HARMLESS = [
     "max_tokens",
@@ -48,6 +53,10 @@ HARMLESS = [
     "subtoken",
     "api_key_env",
     "public_key",
+    "ssl_keyfile",
+    "primary_key",
+    "pass",
+    "author",
 ]
 
 
@@ -64,10 +73,34 @@ def test_keys_of_secrets_are_told_from_others_by_whole_and_by_glued_words() -> N
         "https://h/?sig=S3",
         "--api-key S3 --x",
         "Authorization: Basic S3S3S3S3",
+        "-H 'Authorization: ApiKey S3'",
+        "https://h/?user=u&pass=S3",
+        "proxy u:S3@proxy.example:3128",
+        'password="S3',
+        f"cannot read npm_{'S3' * 20}",
+        f"ASIA{'S3' * 8}",
     ],
 )
 def test_secrets_in_a_text_are_masked_whole(text: str) -> None:
     assert "S3" not in masked(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"api": {"key": "S3"}}, "api.key"),
+        ({"auth": {"user": "u", "pass": "S3"}}, "auth.pass"),
+        ({"auth": ["u", "S3"]}, "auth"),
+        ({"file": "a: 1\ntoken: S3\n"}, "file"),
+        ({"url": "https%3A%2F%2Fu%3AS3%40h"}, "url"),
+        ({"auth": {"type": "none"}}, None),
+        ({"pass_config": {"fuse": True}, "enable_pass": True}, None),
+        ({"eos_token": {"id": 3, "content": "x"}}, None),
+        ({"image": "vllm:0.3@sha256:abc", "model": "org/name@main", "note": "token: as it is"}, None),
+    ],
+)
+def test_secrets_are_found_at_any_depth_and_in_any_form(value: dict[str, object], place: str | None) -> None:
+    assert secret_in(value) == place
 
 
 def test_the_name_of_a_file_hides_nothing_of_what_is_said_about_it() -> None:

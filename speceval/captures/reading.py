@@ -6,10 +6,11 @@ same text comes out. It comes out at once, for prompt and text are one prompt to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speceval.engines.base import Engine, Finished, Piece, Readable, Sampling
+from speceval.engines.base import Engine, Finished, Parsed, Piece, Readable, Sampling
 from speceval.errors import UserError
 from speceval.store.schema import Counters
 
@@ -63,6 +64,10 @@ class Reading(Engine):
     @classmethod
     def require(cls) -> None:
         """It needs what the engine behind does."""
+
+    def parser(self, template_kwargs: Mapping[str, Any]) -> Callable[[Sequence[int]], Parsed] | None:
+        """That of the engine behind: the next prompts are to be the run's own."""
+        return self._engine.parser(template_kwargs)
 
     def warm_up(self) -> None:
         """That of the engine behind."""

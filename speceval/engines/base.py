@@ -5,9 +5,9 @@ docs/build/add-an-engine.md shows a whole engine; tests/support/contract.py says
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
 from speceval.errors import UserError
@@ -135,6 +135,18 @@ class Finished:
     """
     times: Times | None = None
     """Of an engine that was to tell them, and a request that got a token."""
+
+
+class Parsed(NamedTuple):
+    """An answer as a reasoning parser reads it."""
+
+    text: str
+    """All of it, special tokens included."""
+    thought: str
+    content: str
+    """What a server would give as the answer."""
+    end: str
+    """What closes a thought; empty if that is not known."""
 
 
 class Served(Protocol):
@@ -274,6 +286,10 @@ class Engine(Protocol):
 
     def counters(self) -> Counters | None:
         """Its own totals since it started; None if it counts nothing."""
+
+    def parser(self, template_kwargs: Mapping[str, Any]) -> Callable[[Sequence[int]], Parsed] | None:
+        """The reasoning parser that its order names, if any. Raises `UserError` where it does not fit the target."""
+        return None
 
     def foreign(self) -> str:
         """A line about what others asked of it since `warm_up`; "" if nothing, or if that cannot be told."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from speceval.engines.base import Engine
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.measure import effect, runner, until
+from speceval.measure import effect, runner, thoughts, until
 from speceval.measure.fingerprint import environment, make_fingerprint
 from speceval.measure.job import Job
 from speceval.measure.replay import require_law
@@ -48,6 +48,7 @@ def ask(engine: Engine, job: Job) -> Told:
     notes += effect.check(
         engine.tokenizer, job.suites, rendered.kwargs, job.target.chat_template_kwargs, job.target.name
     )
+    notes += thoughts.notes(engine, rendered.answer_marker, rendered.kwargs)
     if job.spec.shard is not None:
         notes.append(f"shard {job.spec.shard} of the conversations: `speceval merge` joins them")
     return Told(

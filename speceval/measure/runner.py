@@ -25,6 +25,8 @@ from speceval.suites import Conversation, Suite
 if TYPE_CHECKING:
     from speceval.measure.until import Looks
 
+See = Callable[[Sequence[int], Sequence[int]], thoughts.Visible]
+"""From a prompt and its answer to what the next turn may see of it."""
 LONGEST_WAIT = 1.0
 """Seconds between two looks at whether the user wants an end."""
 QUEUE_AHEAD = 2
@@ -110,17 +112,17 @@ class Live:
     def request_id(self) -> str:
         return "\x1f".join((self.suite.name, self.conversation.id, str(self.seed)))
 
-    def receive(
-        self, result: Finished, tokenizer: Any, answer_marker: str | None, marks: thoughts.Marks, kind: str
-    ) -> None:
-        """Take a finished turn; its visible answer becomes part of the conversation. `kind`: of what is recorded."""
-        answer, cut, thought = chat.visible_answer(tokenizer, result.token_ids, answer_marker, marks, self._prompt)
-        whole = answer_marker is None and not cut and not thought
+    def receive(self, result: Finished, tokenizer: Any, see: See, kind: str) -> None:
+        """Take a finished turn; what is visible of its answer becomes part of the conversation.
+
+        `see`: of `thoughts.visible`; `kind`: of what is recorded.
+        """
+        answer, cut, thought = see(self._prompt, result.token_ids)
         self.turns.append(
             {
                 "turn": self.turn,
                 "user": self.messages[-1]["content"],
-                "output": answer if whole else tokenizer.decode(result.token_ids),
+                "output": tokenizer.decode(result.token_ids) if cut or thought else answer,
                 "token_ids": result.token_ids,
                 "prompt_tokens": len(self._prompt),
                 "cached_tokens": result.cached_tokens,
@@ -209,7 +211,8 @@ class InHand:
         """By the name of the request that is out."""
         self._engine, self._spec, self._template, self._texts = engine, spec, template, texts
         self._settle, self._closed = settle, closed
-        self._marks, self._kind = thoughts.marks(engine.tokenizer), "recorded" if texts is None else "kept"
+        self._see = thoughts.visible(engine, template.answer_marker, template.kwargs)
+        self._kind = "recorded" if texts is None else "kept"
 
     def take(self, live: Live) -> None:
         """Begin a conversation, or go on with its next turn."""
@@ -225,7 +228,7 @@ class InHand:
         committed, finished = self._engine.step()
         lives = [self.lives[result.request_id] for result in finished]
         for live, result in zip(lives, finished, strict=True):
-            live.receive(result, self._engine.tokenizer, self._template.answer_marker, self._marks, self._kind)
+            live.receive(result, self._engine.tokenizer, self._see, self._kind)
         for live in lives:
             self.take(live)
         return committed

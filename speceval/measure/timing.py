@@ -115,7 +115,7 @@ class Stream:
         self._engine, self._suite, self._batch = engine, suite, batch
         self._spec = job.spec.model_copy(update={"batch": batch})
         self._template = runner.Template(job.spec.chat_template_kwargs, job.target.answer_marker)
-        self._marks = thoughts.marks(engine.tokenizer)
+        self._see = thoughts.visible(engine, self._template.answer_marker, self._template.kwargs)
         self._ahead = self._endless()
         self._active: dict[str, runner.Live] = {}
         self._over = 0
@@ -163,7 +163,7 @@ class Stream:
         committed, finished = self._engine.step()
         for result in finished:
             live = self._active.pop(result.request_id)
-            live.receive(result, self._engine.tokenizer, self._template.answer_marker, self._marks, "recorded")
+            live.receive(result, self._engine.tokenizer, self._see, "recorded")
             self._submit(live)
         return committed
 

@@ -21,6 +21,7 @@ ROLES = {
 }
 """What a message's `role` or `from` may be."""
 _ROLE, _TEXT = ("role", "from"), ("content", "value", "text")
+_PARTS = ("text", "input_text")
 _LISTED = ("messages", "conversations", "conversation")
 """Columns that hold messages: a list of them as a text would be measured as one prompt."""
 
@@ -119,7 +120,8 @@ def _messages(messages: list[Any], place: str) -> Talk:
         if role == "assistant":
             answers += 1
             continue
-        content = _content(message, place, part)
+        content, unread = _content(message, place, part)
+        unused |= unread
         unused |= {name for name, value in message.items() if value not in (None, [], "") and name not in _ROLE + _TEXT}
         if role == "system":
             system = whole(content, place, part)
@@ -135,25 +137,38 @@ def _role(message: Any, where: str) -> str | None:
         raise UserError(f"{where} is {_kind(message)} instead of an object with role and content")
     if isinstance(message, Repeated):
         raise UserError(f"{where} has '{message.key}' twice")
-    named = next((message[name] for name in _ROLE if message.get(name) is not None), None)
-    if named is None:
+    field = _only(message, _ROLE, where)
+    if field is None:
         return None
+    named = message[field]
     if not isinstance(named, str) or named.lower() not in ROLES:
         raise UserError(f"{where} has the role {named!r}, which is not played: system, user and assistant are")
     return ROLES[named.lower()]
 
 
-def _content(message: Mapping[str, Any], place: str, part: str) -> str:
-    """A message's text; OpenAI's list of parts may hold one text."""
-    field = next((name for name in _TEXT if message.get(name) is not None), None)
+def _content(message: Mapping[str, Any], place: str, part: str) -> tuple[str, set[str]]:
+    """A message's text, and what of it nothing reads. Parts that are all text are joined as vLLM joins them."""
+    field = _only(message, _TEXT, f"{place}: {part}")
     if field is None:
         raise UserError(f"{place}: {part} has no content")
     value = message[field]
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("type") == "text":
-        value = value[0].get("text")
-    if not isinstance(value, str):
-        raise UserError(f"{place}: {part}, field '{field}': {_kind(value)} instead of text")
-    return value
+    if isinstance(value, str):
+        return value, set()
+    where = f"{place}: {part}, field '{field}'"
+    if not isinstance(value, list) or not value or not all(isinstance(piece, dict) for piece in value):
+        raise UserError(f"{where}: {_kind(value)} instead of text")
+    for piece in value:
+        if piece.get("type") not in _PARTS or not isinstance(piece.get("text"), str):
+            raise UserError(f"{where}: a part of type {piece.get('type')!r}, which is not played: text is")
+    return "\n".join(piece["text"] for piece in value), {name for piece in value for name in piece} - {"type", "text"}
+
+
+def _only(message: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
+    """The one field of those names that is there. Raises UserError for two that differ."""
+    there = [name for name in names if message.get(name) is not None]
+    if len(there) > 1 and message[there[0]] != message[there[1]]:
+        raise UserError(f"{where} has '{there[0]}' and '{there[1]}': which one is meant?")
+    return there[0] if there else None
 
 
 def _kind(value: Any) -> str:

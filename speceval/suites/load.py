@@ -21,7 +21,7 @@ from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 SUITES_DIR = data_directory("suites")
 """The built-in suites: a YAML each, with row hashes or rows beside it."""
 
-_ROWS = re.compile(r"(.+)\.(?:parquet|(?:jsonl|json|ndjson)(?:\.(?:gz|bz2|xz))?)")
+_ROWS = re.compile(r"(.+)\.(?:parquet|(?:jsonl|json|ndjson|csv|tsv)(?:\.(?:gz|bz2|xz))?)", re.IGNORECASE)
 """Names of files that are rows and no YAML: the suite's name, and how they are written."""
 
 
@@ -57,8 +57,8 @@ def load(
     shuffle_seed: int | None = None,
     stratified: bool = False,
 ) -> Suite:
-    """A built-in suite by name, or a user's `.yaml` (same schema), `.jsonl`, `.json` or `.parquet` (rows as in
-    `forms`).
+    """A built-in suite by name, or a user's `.yaml` (same schema), or rows as in `forms`: `.jsonl`, `.json`, `.csv`,
+    `.tsv` or `.parquet`.
 
     Rows come from beside the YAML, else from `data_dir`, else (no `data_dir` given) from the dataset hub. Pinned suites
     are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id, so that a shorter `limit` is a
@@ -130,13 +130,13 @@ def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
         return read_suite_file(SUITES_DIR / f"{name_or_path.lower()}.yaml"), SUITES_DIR
     path = Path(name_or_path).expanduser()
     rows = _ROWS.fullmatch(path.name)
-    is_yaml, is_rows = path.suffix in (".yaml", ".yml"), rows is not None
+    is_yaml, is_rows = path.suffix.lower() in (".yaml", ".yml"), rows is not None
     if not is_yaml and not is_rows:
         close = get_close_matches(name_or_path.lower(), names(), n=2, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(
-            f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl, .json or .parquet "
-            "file"
+            f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl, .json, .csv, .tsv "
+            "or .parquet file"
         )
     if not path.is_file():
         raise UserError(f"suite '{name_or_path}': no such file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -20,6 +21,9 @@ from .schema import Hub
 
 _PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open), b"\xfd7zXZ\x00": ("xz", lzma.open)}
 """First bytes of a packed file -> how it is packed, and what opens it."""
+_NOT_READ = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 1 << 30
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -40,22 +44,22 @@ class Repeated(dict[str, Any]):
 
 
 def local_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file or of a JSON array, packed with gzip, bzip2 or xz or not, or a parquet file's
-    rows. Blank lines are none.
+    """The objects of a JSON-lines file or of a JSON array, or the rows of a CSV file, packed with gzip, bzip2 or xz or
+    not, or a parquet file's rows. Blank lines are none.
 
     Nothing is made of their values: no dates, no numbers out of text, no common type of a column.
     Raises UserError with file and row (from 1) for the first that is no JSON object.
     """
-    if path.suffix == ".parquet":
+    kinds = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if kinds[-1:] == [".parquet"]:
         yield from _of_parquet(path)
         return
     number = 0
     packing, file = _opened(path)
+    delimiter = next((_DELIMITERS[kind] for kind in kinds if kind in _DELIMITERS), None)
     with file:
         try:
-            head = file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-            rows = _of_array(file.read(), path) if head.startswith(b"[") else _of_lines(file, path)
-            for row in rows:
+            for row in _of_json(file, path) if delimiter is None else _of_cells(file, path, delimiter):
                 number += 1
                 yield row
         except _DAMAGED as error:
@@ -85,10 +89,41 @@ def _opened(path: Path) -> tuple[str, io.BufferedReader]:
     """How the file is packed ("gzip ", or nothing), and its unpacked content."""
     with path.open("rb") as file:
         head = file.read(6)
+    if unread := next((name for magic, name in _NOT_READ.items() if head.startswith(magic)), None):
+        raise UserError(f"{path}: packed with {unread}, which is not read here: unpack it")
     for magic, (name, unpack) in _PACKED.items():
         if head.startswith(magic):
             return f"{name} ", io.BufferedReader(unpack(path, "rb"))  # type: ignore[operator]
     return "", path.open("rb")
+
+
+def _of_json(file: io.BufferedReader, path: Path) -> Iterator[dict[str, Any]]:
+    head = file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _of_array(file.read(), path) if head.startswith(b"[") else _of_lines(file, path)
+
+
+def _of_cells(file: io.BufferedReader, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Every cell is text; an empty one is none."""
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    number = 0
+    while True:
+        where = f"{path}: row {number + 1}"
+        try:
+            row = next(reader, None)
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not UTF-8 text") from None
+        except csv.Error as error:
+            raise UserError(f"{where}: not CSV ({error})") from None
+        if row is None:
+            return
+        number += 1
+        names = reader.fieldnames or ()
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{path}: two columns are called '{repeated}'")
+        if None in row or None in row.values():
+            raise UserError(f"{where}: not as many cells as there are columns ({len(names)}): is a quote missing?")
+        yield {name: cell for name, cell in row.items() if cell}
 
 
 def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
@@ -98,7 +133,7 @@ def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
             continue
         number += 1
         where = f"{path}: row {number}"
-        with _explained(where):
+        with _explained(where, ": one object a line, or an array of them"):
             row = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         yield _checked(row, where)
 
@@ -162,14 +197,14 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Errors of the reader as one line that begins with `where`."""
+def _explained(where: str, form: str = "") -> Iterator[None]:
+    """Errors of the reader as one line that begins with `where`; what is no JSON at all is told what is to be."""
     try:
         yield
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise UserError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
+        raise UserError(f"{where}: not JSON ({error.msg}, {line}column {error.colno}){form}") from None
     except RecursionError:
         raise UserError(f"{where}: objects or lists too deep within each other") from None

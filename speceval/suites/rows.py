@@ -83,7 +83,7 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
     if id_field is not None:
         row_id = read[id_field] = _identifier(record[id_field], f"{where}, field '{id_field}'")
     category_field = _present(record, suite.fields.category)
-    if category_field is not None:
+    if category_field is not None and record[category_field] != "":
         category = read[category_field] = _text(record[category_field], f"{where}, field '{category_field}'")
     read[text_field] = _canonical(held.turns)
     system_field = _present(record, suite.fields.system)
@@ -166,8 +166,10 @@ def _text_field(record: Mapping[str, Any], fields: Fields, where: str) -> str:
     if not present:
         plain = [name for name in fields.text if name not in FORMS] or fields.text
         others = ", ".join(name for name in fields.text if name not in plain)
+        columns = [name for name in record if name.isprintable()][:MOST_NAMED]
+        hint = f"; it has {', '.join(columns)}: a suite's YAML names another (fields: {{text: …}})" if columns else ""
         raise UserError(
-            f"{where}, field '{' or '.join(plain)}': missing{f' (nor is there {others})' if others else ''}"
+            f"{where}, field '{' or '.join(plain)}': missing{f' (nor is there {others})' if others else ''}{hint}"
         )
     if len(present) > 1 and "text" not in fields.model_fields_set:
         raise UserError(

@@ -1,18 +1,23 @@
 """Prompts go through the target's chat template; only the visible answer goes on."""
 
+from typing import Any
+
+import jinja2
 import pytest
 
-from speceval.engines.simulated import Characters
+from speceval.engines.simulated import Characters, SimulatedEngine
 from speceval.errors import UserError
-from speceval.measure import chat
-from speceval.measure.thoughts import Marks
+from speceval.measure import chat, thoughts
 
-NONE = Marks(frozenset(), frozenset())
 FINAL = "<|channel|>final<|message|>"
 
 
+def see(text: str, marker: str | None) -> thoughts.Visible:
+    return thoughts.visible(SimulatedEngine((0.0,)), marker, {})([], [ord(c) for c in text])
+
+
 def visible(text: str, marker: str | None) -> str:
-    return chat.visible_answer(Characters(), [ord(c) for c in text], marker, NONE, [])[0]
+    return see(text, marker).text
 
 
 def test_a_model_without_channels_shows_all_it_said() -> None:
@@ -30,7 +35,7 @@ def test_an_answer_cut_while_thinking_shows_nothing() -> None:
 
 def test_a_thought_ends_behind_the_last_marker_of_the_answer() -> None:
     def tokens(text: str) -> int:
-        return chat.visible_answer(Characters(), [ord(c) for c in text], FINAL, NONE, []).thought
+        return see(text, FINAL).thought
 
     assert tokens(f"{FINAL}draft<|end|>hm{FINAL}four") == len(f"{FINAL}draft<|end|>hm{FINAL}")
     assert tokens("<|channel|>analysis<|message|>2+2 is") == len("<|channel|>analysis<|message|>2+2 is")
@@ -40,9 +45,9 @@ def test_template_arguments_reach_the_template() -> None:
     class Recorder(Characters):
         def apply_chat_template(self, messages: list[dict[str, str]], **kwargs: object) -> str:
             assert kwargs == {"tokenize": False, "add_generation_prompt": True, "reasoning_effort": "low"}
-            return "x"
+            return "y"
 
-    assert chat.render(Recorder(), [{"role": "user", "content": "y"}], {"reasoning_effort": "low"}) == [120]
+    assert chat.render(Recorder(), [{"role": "user", "content": "y"}], {"reasoning_effort": "low"}) == [121]
 
 
 def test_a_target_without_a_template_is_refused() -> None:
@@ -70,3 +75,41 @@ def test_a_template_in_code_is_used_though_there_is_none_to_read() -> None:
         chat_template = None  # type: ignore[assignment]
 
     assert chat.render(InCode(), [{"role": "user", "content": "y"}], {}) == [ord(c) for c in "user: y\n"]
+
+
+class Jinja(Characters):
+    def __init__(self, source: str) -> None:
+        self.chat_template = source
+
+    def apply_chat_template(self, messages: Any, add_generation_prompt: bool, **_: object) -> str:
+        def refuse(reason: str) -> None:
+            raise jinja2.TemplateError(reason)
+
+        return jinja2.Environment().from_string(self.chat_template).render(messages=messages, raise_exception=refuse)
+
+
+LOOP = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+LOOP += "{% endif %}{% endfor %}{% endfor %}"
+STRICT = "{% for m in messages %}{% if m.content is string %}{{ raise_exception('parts, please') }}{% endif %}"
+STRICT += "[{{ m.role }}]{{ m.content[0].text }}{% endfor %}"
+TALK = [
+    {"role": "user", "content": "Hi there"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "Q "},
+]
+
+
+@pytest.mark.parametrize("source", [LOOP, STRICT])
+def test_a_template_that_reads_contents_in_parts_gets_them_so(source: str) -> None:
+    text = "".join(map(chr, chat.render(Jinja(source), TALK, {})))
+    assert text == "[user]Hi there[assistant][user]Q "
+
+
+def test_a_template_that_changes_what_is_said_has_read_it() -> None:
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}{% endfor %}"
+    assert "".join(map(chr, chat.render(Jinja(source), TALK[:1], {}))) == "[user]HI THERE"
+
+
+def test_a_template_that_drops_what_is_said_is_refused() -> None:
+    with pytest.raises(UserError, match="what the user says is not in the prompt"):
+        chat.render(Jinja("{% for m in messages %}[{{ m.role }}]{% endfor %}"), TALK, {})

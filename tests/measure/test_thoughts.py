@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from speceval.engines.base import Parsed
 from speceval.engines.simulated import Characters, SimulatedEngine
 from speceval.measure import thoughts
 from speceval.measure.runner import Progress, Template, measure
@@ -24,6 +25,14 @@ PAIRS = [
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|thinking_start|>", "<|thinking_end|>"),
+    ("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),
+    ("<ifm|think_fast>", "</ifm|think_fast>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|think|>", "<|/think|>"),
+    ("<｜begin▁of▁thinking｜>", "<｜end▁of▁thinking｜>"),
+    ("<|startofthought|>", "<|endofthought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<longcat_think>", "</longcat_think>"),
 ]
 
 
@@ -48,37 +57,104 @@ def words(*more: str) -> Any:
 
 @pytest.mark.parametrize(("start", "end"), PAIRS)
 def test_the_marks_of_thoughts_are_found_by_their_form(start: str, end: str) -> None:
-    assert thoughts.marks(words(start, end)) == ({1000}, {1001})
+    assert thoughts.marks(words(start, end)) == ({1000}, {1001}, {1000, 1001}, ())
 
 
 def test_a_model_without_thoughts_has_no_marks_and_shows_all() -> None:
-    none = thoughts.marks(words("<tool_call>", "</tool_call>", "<|im_end|>"))
-    assert none == (frozenset(), frozenset()) == thoughts.marks(Characters())
-    assert thoughts.visible(none, [1, 2], [3, 4]) == ([3, 4], False, False)
+    others = ("<tool_call>", "</tool_call>", "<|im_end|>", "<|channel|>", "[end]", "<|endoftext|>", "</reasonable")
+    none = thoughts.marks(words(*others))
+    assert none == thoughts.Marks(frozenset(), frozenset()) == thoughts.marks(Characters())
+    assert thoughts.outside(Characters(), none, [1, 2], [97, 98]) == ("ab", False, 0)
 
 
-MARKS = thoughts.Marks(frozenset({8}), frozenset({9}))
+THINKS = words("<think>", "</think>")
+S, E = 1000, 1001
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "seen", "unfinished"),
+    ("prompt", "answer", "seen", "cut", "thought"),
     [
-        ([1, 8], [2, 3, 9, 4, 5], [4, 5], False),  # opened by the template
-        ([1], [8, 2, 9, 4, 5], [4, 5], False),  # by the model
-        ([1], [2, 9, 4], [4], False),  # by nobody
-        ([1, 8], [2, 3], [], True),
-        ([1], [8, 2, 3], [], True),
-        ([1, 8, 9], [2, 3], [2, 3], False),  # an empty thought in the prompt: it does not think
-        ([8, 9, 1], [2, 3], [2, 3], False),
-        ([1, 8], [2, 9], [], False),
-        ([8, *[1] * 20], [2, 3], [2, 3], False),  # a user who writes of marks
+        ([97, S], [98, 98, E, 99, 100], "cd", False, 3),  # opened by the template
+        ([97], [S, 98, E, 99, 100], "cd", False, 3),  # by the model
+        ([97], [98, E, 99], "c", False, 2),  # by nobody
+        ([97, S], [98, 98], "", True, 2),
+        ([97], [98, S, 98, 98], "", True, 4),
+        ([97, S, E], [98, 99], "bc", False, 0),  # an empty thought in the prompt: it does not think
+        ([S, E, 97], [98, 99], "bc", False, 0),
+        ([97, S], [98, E], "", False, 2),
+        ([S, *[97] * 20], [98, 99], "bc", False, 0),  # a user who writes of marks
+        ([97], [S, 98, E, 99, S, 98, E, 100], "cd", False, 3),  # it thinks again
+        ([97], [S, 98, E, 99, S, 98], "c", False, 3),
+        ([97], [S, 98, E, 99, E, 100], "cd", False, 3),  # two ends
     ],
 )
 def test_the_thought_is_cut_where_a_server_cuts_it(
-    prompt: list[int], answer: list[int], seen: list[int], unfinished: bool
+    prompt: list[int], answer: list[int], seen: str, cut: bool, thought: int
 ) -> None:
-    cut = thoughts.visible(MARKS, prompt, answer)
-    assert (cut.token_ids, cut.unfinished) == (seen, unfinished)
+    assert thoughts.outside(THINKS, thoughts.marks(THINKS), prompt, answer) == (seen, cut, thought)
+
+
+def template(source: str | dict[str, str]) -> Any:
+    tokenizer = words()
+    tokenizer.chat_template = source
+    return tokenizer
+
+
+OPENS = "{{ '<|im_start|>assistant\n<think>' }}"
+SPLITS = "{{ message['content'].split('</think>')[-1] }}{{ '[' + message['thinking'] + ']' }}"
+
+
+@pytest.mark.parametrize("source", [OPENS, SPLITS + OPENS, {"default": OPENS}])
+@pytest.mark.parametrize(
+    ("prompt", "answer", "seen", "cut", "thought"),
+    [
+        ("assistant\n<think>", "hm</think>four", "four", False, 10),
+        ("assistant\n<think>\n", "hm, what", "", True, 8),
+        ("assistant\n", "<think>hm</think>\n\nfour</think>", "\n\nfour</think>", False, 17),
+        ("assistant\n", "<think>hm", "", True, 9),
+        ("what is <think>?\nassistant\n", "four", "four", False, 0),
+    ],
+)
+def test_marks_that_are_several_tokens_are_read_from_the_template(
+    source: Any, prompt: str, answer: str, seen: str, cut: bool, thought: int
+) -> None:
+    tokenizer = template(source)
+    own = thoughts.marks(tokenizer)
+    assert own.texts == (("<think>", "</think>"),)
+    assert thoughts.outside(tokenizer, own, tokenizer.encode(prompt), tokenizer.encode(answer)) == (seen, cut, thought)
+
+
+class Parsing(SimulatedEngine):
+    """Its order names a parser: everything up to "Answer:" is thought."""
+
+    def parser(self, template_kwargs: Any) -> Any:
+        def parse(answer: Any) -> Parsed:
+            text = self.tokenizer.decode(answer)
+            thought, end, content = text.partition("Answer:")
+            return (
+                Parsed(text, thought, content.replace("-", ""), "Answer:") if end else Parsed(text, text, "", "Answer:")
+            )
+
+        return parse
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [("hm Answer:four", ("four", False, 10)), ("hm", ("", True, 2)), ("hm Answer:", ("", False, 10)),
+     ("hm Answer:fo-ur", ("four", False, 10))],
+)  # fmt: skip
+def test_a_parser_that_the_user_names_has_the_word(answer: str, seen: tuple[str, bool, int]) -> None:
+    see = thoughts.visible(Parsing((0.0,), tokenizer=THINKS), None, {})
+    assert see([], THINKS.encode(answer)) == seen
+
+
+def test_a_target_that_speaks_of_thoughts_and_ends_none_is_named() -> None:
+    (note,) = thoughts.notes(
+        SimulatedEngine((0.0,), tokenizer=words("<|content_thinking|>", "<|end_message|>")), None, {}
+    )
+    assert "has the token <|content_thinking|>, and none that ends a thought" in note
+    for engine in (SimulatedEngine((0.0,)), SimulatedEngine((0.0,), tokenizer=THINKS), Parsing((0.0,))):
+        assert thoughts.notes(engine, None, {}) == []
 
 
 class Thinking(SimulatedEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,10 @@ def test_the_hash_is_of_content_not_of_spelling(tmp_path: Path) -> None:
         ('{"prompt": "x", "category": 4}\n', "row 1, field 'category': int instead of text"),
         ('{"prompt": "x", "id": 1.5}\n', "row 1, field 'id': float"),
         (b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
+        ('{\n"prompt": "x"\n}\n', r"row 1: not JSON .*: one object a line, or an array of them"),
+        ('{"question": "x", "answer": "y"}\n', r"missing .*; it has question, answer: a suite's YAML names another"),
+        (b"\x28\xb5\x2f\xfd....", "packed with zstd, which is not read here: unpack it"),
+        (b"PK\x03\x04....", "packed with zip"),
     ],
 )
 def test_bad_rows_get_one_line_with_file_row_and_field(tmp_path: Path, content: str | bytes, told: str) -> None:
@@ -64,6 +69,48 @@ def test_nothing_but_our_line_is_printed_for_a_bad_row(tmp_path: Path) -> None:
     code = f"from speceval import errors, suites\ntry: suites.load({path!r})\nexcept errors.UserError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and done.stdout.startswith(f"{path}: row 2: not JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.csv", b'\xef\xbb\xbfprompt,id,category\r\n"a, ""b""\nc",0012,\r\n2024-01-01,,d\r\n'),
+        ("own.tsv", b'prompt\tid\tcategory\n"a, ""b""\nc"\t0012\t\n2024-01-01\t\td\n'),
+        ("OWN.CSV.GZ", gzip.compress(mtime=0, data=b'prompt,id,category\n"a, ""b""\nc",0012,\n2024-01-01,,d\n')),
+        (
+            "own.JSONL",
+            b'{"prompt":"a, \\"b\\"\\nc","id":"0012","category":""}\n{"prompt":"2024-01-01","category":"d"}\n',
+        ),
+    ],
+)
+def test_cells_of_a_table_stay_text_and_an_empty_one_is_none(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    suite = suites.load(str(tmp_path / name))
+    assert suite.name.lower() == "own"
+    assert suite.conversations == [
+        suites.Conversation("0012", None, ['a, "b"\nc']), suites.Conversation("0001", "d", ["2024-01-01"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"prompt,id\na,1\nb\n", r"row 2: not as many cells as there are columns \(2\)"),
+        (b"prompt\na,b\n", "row 1: not as many cells"),
+        (b'prompt\na\n"b\n', r"row 2: not CSV \("),
+        (b"prompt,prompt\na,b\n", "two columns are called 'prompt'"),
+        (b"prompt\na\n\xe9\n", "row [12]: not UTF-8 text"),
+        (b"prompt;id\na;1\n", "it has prompt;id"),
+        (b"prompt\n", "empty: no rows"),
+        (b'messages\n"[{}]"\n', "row 1, field 'messages': JSON in a text"),
+    ],
+)
+def test_bad_tables_get_one_line_with_file_and_row(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=told) as caught:
+        suites.load(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 YAML = "name: mine\nversion: 3\ndata: {file: rows.jsonl}\nfields: {text: ask}\ncategory: math\nmax_tokens: 32\n"

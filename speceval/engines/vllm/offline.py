@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from speceval.catalog.schema import Target
-from speceval.engines.base import Engine, Finished, Order, Piece, Sampling
-from speceval.engines.vllm import listing, loading, model_runner, start, watchdog
+from speceval.engines.base import Engine, Finished, Order, Parsed, Piece, Sampling
+from speceval.engines.vllm import answers, listing, loading, model_runner, start, watchdog
 from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.listening import Listening
 from speceval.engines.vllm.recordings import Recordings, pieces
@@ -96,7 +96,7 @@ class OfflineEngine(Listening, Engine):
 
     def _check_workers(self) -> None:
         """Read back what the workers obey, and have them record what is to be recorded. Raises `UserError`."""
-        self.tokenizer = self.llm.get_tokenizer()
+        self.tokenizer = answers.tokenizer(self.llm)
         if wrong := self._ask(ask_disobedience, switches()):
             raise UserError(f"{wrong}: nothing was measured")
         self._loaded = self._ask(ask_loading)
@@ -228,6 +228,11 @@ class OfflineEngine(Listening, Engine):
     def notes(self) -> list[str]:
         """The same in words."""
         return loading.notes(self._loaded)
+
+    def parser(self, template_kwargs: Mapping[str, Any]) -> Callable[[Sequence[int]], Parsed] | None:
+        """The one of `--engine-arg reasoning_parser=NAME`."""
+        name = self._config.structured_outputs_config.reasoning_parser
+        return answers.parser(name, self.tokenizer, template_kwargs) if name else None
 
     def missing_patches(self) -> list[str]:
         """One line for each patch that the order needs and that is not active where the engine samples."""
