@@ -19,10 +19,14 @@ from speceval.store import StoredRun, read_run
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")
-CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "another process": ({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, ()),
-    "two workers": ({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, ("tensor_parallel_size=2",)),
+TWO = ("--engine-arg", "tensor_parallel_size=2")
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "another process": ("1", ()),
+    "two workers": ("0", TWO),
+    "another process, V2": ("1", ("--runner", "v2")),
+    "two workers, V2": ("0", ("--runner", "v2", *TWO)),
 }
+"""VLLM_ENABLE_V1_MULTIPROCESSING, and options."""
 ROW_TESTS = {"accepted", "drafts", "favoured", "recovered"}
 
 
@@ -44,8 +48,8 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     words = [{"turns": [prompt]} for prompt in (*PROMPTS, "1 8 8 20", "6 6 2")]
     (root / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
     pair = ("--target", target, "--draft", draft, "--k", "4", "--temp", "1")
-    environment, engine_args = CASES[request.param]
-    engine = [part for argument in (*ENGINE_ARGS, *engine_args) for part in ("--engine-arg", argument)]
+    processes, options = CASES[request.param]
+    engine = [*options, *(part for argument in ENGINE_ARGS for part in ("--engine-arg", argument))]
 
     def speceval(*arguments: str) -> None:
         done = subprocess.run(
@@ -53,7 +57,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             cwd=root,
             env=os.environ
             | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-            | environment,
+            | {"VLLM_ENABLE_V1_MULTIPROCESSING": processes},
             capture_output=True,
             text=True,
         )
@@ -67,7 +71,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         list(pool.map(lambda words: speceval(*words), (free, verify)))
     speceval("run", *pair, *suite, "--out", "replayed", "--replay", "free")
     report = json.loads((root / "verify" / "verify.json").read_text())
-    return Results(read_run(root / "free"), read_run(root / "replayed"), report, 1 + len(engine_args))
+    return Results(read_run(root / "free"), read_run(root / "replayed"), report, 2 if TWO[1] in options else 1)
 
 
 def test_verify_makes_every_row_test_and_finds_no_bias(results: Results) -> None:

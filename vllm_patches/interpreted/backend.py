@@ -41,8 +41,8 @@ def install() -> None:
     """
     if installed():
         return
-    decided = sys.modules.get(DECIDES)
-    if decided is not None:
+    # Where that module is the first to ask for the platform, this runs in the middle of its import, before it decides.
+    if hasattr(sys.modules.get(DECIDES), "HAS_TRITON"):
         raise RuntimeError("vLLM has started without Triton in this process: its V2 runner needs another one")
     if "triton" in sys.modules and not _interprets():
         raise RuntimeError("Triton was imported to compile in this process: the V2 runner needs another one")

@@ -126,9 +126,13 @@ class ReplayV2(Replay):
 
         @wraps(add)
         def add_requests(scheduler_output: Any) -> None:
+            for name in scheduler_output.finished_req_ids:
+                self._given.pop(name, None)
+                self._out.pop(name, None)
             for new in scheduler_output.scheduled_new_reqs:
                 self._given[new.req_id] = (new.sampling_params.extra_args or {}).get(TEXT, [])
-                self._out.setdefault(new.req_id, 0)  # one that was preempted comes again
+                # One that was preempted comes again, and reads what was out like a prompt.
+                self._out[new.req_id] = len(new.prefill_token_ids) - new.prompt_len
             add(scheduler_output)
 
         @wraps(sample)

@@ -69,15 +69,14 @@ class OfflineEngine(Listening, Engine):
         from vllm.sampling_params import RequestOutputKind
 
         try:
-            with start.measured(), set_aside():
+            with start.measured(), set_aside(), watchdog.watching():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
             self._restore_environment()
             traceback.print_exc()  # into the engine's log
-            raise UserError(f"vLLM could not start: {_reason(error)}") from error
+            raise UserError(f"vLLM could not start: {_why(error)}") from error
         self._engine = self.llm.llm_engine
         self._config = self._engine.vllm_config
-        watchdog.watch(self._engine.engine_core)
         self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
         self._commits: dict[str, list[int]] = {}
         self._tokens: dict[str, list[int]] = {}
@@ -400,11 +399,14 @@ def _failing_in_one_line() -> Iterator[None]:
         raise UserError(f"{error}: what this engine samples cannot be trusted") from error
     except Exception as error:
         traceback.print_exc()
-        reason = "a process of its engine has ended" if watchdog.of_a_dead_engine(error) else _reason(error)
         raise UserError(
-            f"vLLM failed while generating: {reason} (details in engine.log); what was finished is stored, "
+            f"vLLM failed while generating: {_why(error)} (details in engine.log); what was finished is stored, "
             "the same command resumes"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    return "a process of its engine has ended" if watchdog.of_a_dead_engine(error) else _reason(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -8,16 +8,34 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 SECONDS = 0.5
 """Between two looks."""
 
 
-def watch(core: Any) -> None:
-    """Have a client of an engine (`LLMEngine.engine_core`) raise when its engine dies; in one process there is none."""
-    if hasattr(core, "outputs_queue") and hasattr(core, "resources"):
-        threading.Thread(target=_watch, args=(weakref.ref(core),), name="engine watchdog", daemon=True).start()
+@contextmanager
+def watching() -> Iterator[None]:
+    """Have every client of an engine that is made meanwhile raise when its engine dies, from its first question on:
+    `vllm.LLM` asks some before there is an `LLM`. In one process there is no client.
+    """
+    from vllm.v1.engine.core_client import MPClient
+
+    original = MPClient.start_engine_core_monitor
+
+    @wraps(original)
+    def start_engine_core_monitor(self: Any) -> None:
+        original(self)
+        threading.Thread(target=_watch, args=(weakref.ref(self),), name="engine watchdog", daemon=True).start()
+
+    MPClient.start_engine_core_monitor = start_engine_core_monitor
+    try:
+        yield
+    finally:
+        MPClient.start_engine_core_monitor = original
 
 
 def _watch(core: weakref.ref[Any]) -> None:
@@ -34,7 +52,8 @@ def wake(client: Any) -> None:
     """Raise in whoever waits for an output or an answer of a dead engine."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    client.outputs_queue.put_nowait(EngineDeadError())
+    if hasattr(client, "outputs_queue"):  # not yet: vLLM itself raises in whoever asks after the death
+        client.outputs_queue.put_nowait(EngineDeadError())
     for answer in list(getattr(client, "utility_results", {}).values()):
         if not answer.done():
             answer.set_exception(EngineDeadError())

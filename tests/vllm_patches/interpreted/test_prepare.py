@@ -52,9 +52,19 @@ def test_triton_that_was_imported_to_compile_cannot_interpret_any_more() -> None
     assert "RuntimeError: Triton was imported to compile" in result.stderr
 
 
+DECIDING = "import types; deciding = sys.modules['vllm.triton_utils.importing'] = types.ModuleType('importing')"
+"""As a worker process has it when vLLM loads platform plugins in the middle of this module's import."""
+
+
+def test_vllm_that_is_about_to_decide_whether_there_is_triton_is_told_in_time() -> None:
+    pytest.importorskip("triton")
+    result = prepared(DECIDING, **interpreted.ENVIRONMENT)
+    assert result.stdout.split("\n")[2] == "True InterpretedFunction", result.stderr
+
+
 def test_vllm_that_has_decided_against_triton_cannot_be_told_any_more() -> None:
     pytest.importorskip("triton")
-    result = prepared("import types; sys.modules['vllm.triton_utils.importing'] = types", **interpreted.ENVIRONMENT)
+    result = prepared(f"{DECIDING}; deciding.HAS_TRITON = False", **interpreted.ENVIRONMENT)
     assert "RuntimeError: vLLM has started without Triton" in result.stderr
 
 

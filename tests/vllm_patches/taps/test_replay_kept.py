@@ -195,12 +195,22 @@ class RunnerV2:
 def test_on_the_v2_runner_each_step_emits_the_texts_next_token_and_takes_all_drafts_back() -> None:
     live = RunnerV2()
     given = {"a": [10, 11, 12, 13], "b": None, "c": [20, 21]}
-    new = [
-        SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=text and {TEXT: text}))
-        for name, text in given.items()
-    ]
+
+    def come(names: str, out: int = 0, gone: str = "") -> None:
+        """Requests with a prompt of three tokens come in, of whose texts some tokens are out; others are done."""
+        new = [
+            SimpleNamespace(
+                req_id=name,
+                sampling_params=SimpleNamespace(extra_args=(text := given[name]) and {TEXT: text}),
+                prompt_len=3,
+                prefill_token_ids=[1] * (3 + out),
+            )
+            for name in names
+        ]
+        live.add_requests(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(gone)))
+
     replaying = replay.start(live)
-    live.add_requests(SimpleNamespace(scheduled_new_reqs=new))
+    come("abc")
 
     def step(drafts: int, *numbers: int) -> tuple[list[Any], list[list[int]]]:
         starts = np.arange(4) * (drafts + 1)
@@ -213,13 +223,17 @@ def test_on_the_v2_runner_each_step_emits_the_texts_next_token_and_takes_all_dra
     assert step(0, 1, 1, 0) == ([[[10], [9], []], [0, 0, 1]], [[11, 7, 21], [12, 7, 7]])
     assert replaying.texts(list(given)) == [(given["a"], 1), ([], 1), (given["c"], 0)]
     assert step(2, 3, 2, 1)[0] == [[[11], [9, 8], [20]], [2, 1, 2]]
-    live.add_requests(SimpleNamespace(scheduled_new_reqs=new[:1]))  # preempted, and there again
+    come("a", out=2)  # preempted, and there again
     emitted, drafts = step(2, 3, 1, 3)
     assert emitted == [[[12], [9], [21]], [2, 2, 2]] and drafts == [[13, 7, 7], [7, 7, 7]]
     assert step(2, 3, 1, 3)[0][0] == [[13], [9], [9, 8, 8]]  # the text of c is over
+    come("a", out=1)  # two of its steps were thrown away
+    assert replaying.texts("a") == [(given["a"], 1)]
+    come("", gone="ac")
+    assert replaying.texts(list(given)) == [([], 0), ([], 5), ([], 0)]
     replaying.close()
     assert step(2, 3, 1, 3) == ([[[9, 8, 8], [9], [9, 8, 8]], [0, 2, 0]], [[7, 7, 7]] * 2)
-    assert live.added == ["a", "b", "c", "a"]
+    assert live.added == ["a", "b", "c", "a", "a"]
 
 
 def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
