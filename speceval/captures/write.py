@@ -31,7 +31,7 @@ from speceval.captures.folder import (
     key_of,
     read_manifest,
 )
-from speceval.captures.law import log_p
+from speceval.captures.law import along
 from speceval.captures.reading import Read, Reading
 from speceval.captures.storage import Dtype, bytes_of_row, pack, unpack
 from speceval.engines.base import Engine, Order, Readable, Verifiable
@@ -58,8 +58,6 @@ CHECKED_TOKENS = 256
 """Of the first text, whose log p the engine is asked for too."""
 HEAD_AGREES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Mean difference of log p between the engine and last state times output map that rounding explains, by dtype."""
-ROWS = 512
-"""Rows of logits at once."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,8 @@ def prepare(
     """
     if batch is not None and batch < 1:
         raise UserError(f"--batch {batch}: at least one request")
+    if (out / "run.json").exists():
+        raise UserError(f"--out {out}: holds a run: name another directory")
     stored = books.read(run)
     spec, fingerprint = stored.meta.spec, stored.meta.fingerprint
     found = source(stored)
@@ -376,18 +376,6 @@ def _recovered(directory: Path, shards: int) -> list[dict[str, Any]]:
         kept.append((line, content))
     write_whole(path, b"".join(line for line, _ in kept))
     return [content for _, content in kept]
-
-
-def along(final: torch.Tensor, head: torch.Tensor, tokens: Sequence[int], sampling: Any) -> torch.Tensor:
-    """log p [n] of `tokens` [n] after last states [n, hidden], a few rows of logits at a time."""
-    import torch
-
-    due, weight = torch.tensor(tokens), head.float()
-    parts = [
-        log_p(final[at : at + ROWS].float() @ weight.T, due[at : at + ROWS], sampling)
-        for at in range(0, len(due), ROWS)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
