@@ -37,7 +37,7 @@ from speceval.captures.storage import Dtype, bytes_of_row, pack, unpack
 from speceval.engines.base import Engine, Order, Readable, Verifiable
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.files import write_whole
+from speceval.files import save_tensors, write_whole
 from speceval.locks import open_locked
 from speceval.measure import runner
 from speceval.measure.content import target_facts
@@ -340,12 +340,12 @@ class Writer:
         path = self._plan.directory / name
         whole = {which: torch.cat(parts).contiguous() for which, parts in self._states.items()}
         shards = list(self._manifest.shards)
-        if whole:  # not of skipped conversations alone
-            write_whole(path, lambda place: _save(whole, place))
-            shards.append(Shard(file=name, bytes=path.stat().st_size, rows=self._rows))
-        with (self._plan.directory / TEXTS).open("ab") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in self._lines)
-            file.flush()
+        with _making_room(self._plan.directory):
+            if whole:  # not of skipped conversations alone
+                write_whole(path, lambda place: save_tensors(place, whole))
+                shards.append(Shard(file=name, bytes=path.stat().st_size, rows=self._rows))
+            with (self._plan.directory / TEXTS).open("ab") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in self._lines)
         self._manifest = self._manifest.model_copy(update={"shards": tuple(shards)})
         self._write_manifest()
         self._lines, self._states, self._rows, self._bytes = [], {}, 0, 0
@@ -357,7 +357,19 @@ class Writer:
 
     def _write_manifest(self) -> None:
         content = self._manifest.model_dump(mode="json")
-        write_whole(self._plan.directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+        with _making_room(self._plan.directory):
+            write_whole(self._plan.directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def _making_room(directory: Path) -> Iterator[None]:
+    """A disk that is full is one line. Raises `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written: {error.strerror or error}: make room; the same command resumes"
+        ) from None
 
 
 def _recovered(directory: Path, shards: int) -> list[dict[str, Any]]:
@@ -385,17 +397,10 @@ def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     path = plan.directory / HEAD
     if not (plan.directory / MANIFEST).exists():  # else it is this capture's
         tensors = _of_checkpoint(plan)
-        write_whole(path, lambda place: _save(tensors, place))
+        with _making_room(plan.directory):
+            write_whole(path, lambda place: save_tensors(place, tensors))
     tensors = load_file(path)
     return tensors.get(OUTPUT, tensors[EMBEDDING]), path.stat().st_size
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file that others may read too."""
-    from safetensors.torch import save_file
-
-    save_file(tensors, path)
-    path.chmod(0o644)
 
 
 def _of_checkpoint(plan: Plan) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -386,6 +387,27 @@ def test_weights_in_eight_bits_are_named_as_such(call, captured: Path) -> None:
     code, _, err = call("replay", "cap", *EAGLE, "--out", "again")
     assert code == 4 and "tensor fc.weight is torch.float8_e4m3fn: quantised weights" in err
     assert not Path("again").exists()
+
+
+@pytest.mark.parametrize("room", [8_000, 15_000, 30_000], ids=["not for the head", "not for a shard", "for two shards"])
+def test_a_disk_that_is_full_is_one_line_and_the_capture_goes_on(call, free, monkeypatch, room: int) -> None:
+    run = free()
+    assert call("capture", run, "-o", "whole", "--layers", "1,2,3")[0] == 0
+    monkeypatch.setattr(write, "SHARD_BYTES", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        code, _, err = call("capture", run, "-o", "cap", "--layers", "1,2,3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 4 and err.endswith(
+        "error: cap: cannot be written: File too large: make room; the same command resumes\n"
+    )
+    assert Path("cap").exists() == (room > 13_000)
+    code, _, err = call("capture", run, "-o", "cap", "--layers", "1,2,3")
+    assert code == 0, err
+    whole, resumed = (speceval.evaluate(uniform(), name, 3).steps for name in ("whole", "cap"))
+    assert whole.equals(resumed)
 
 
 def test_a_run_s_own_directory_is_no_place_for_its_capture(call, free) -> None:
