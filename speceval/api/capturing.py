@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -186,7 +186,8 @@ def evaluate(
         drafter: called with `tokens` [batch, time] (int64), `states` (`final` and `layers[n]`, each [batch, time,
             hidden], `embedding` and `output` [vocabulary, hidden], float32) and `places` [batch, n]; gives logits
             [K, batch, n, D], or an iterator of [batch, n, D]: entry j - 1 predicts token `places + j + 1` and may read
-            the tokens up to `places + j` and the states up to `places`. K tokens and more follow every place.
+            the tokens up to `places + j` and the states up to `places`. K tokens and more follow every place. A
+            `torch.nn.Module` is evaluated as if `eval()` had been called.
         capture: folder, or what `read_capture` returns.
         k: draft positions.
         temperature: None: that of the texts, which is the only one that they have the law of.
@@ -205,19 +206,39 @@ def evaluate(
 
     found = capture if isinstance(capture, Capture) else Capture(Path(capture))
     evaluating.require(k, device)
+    if not callable(drafter):
+        raise UserError(f"drafter: {drafter!r} is no function: `speceval.replay` measures names and checkpoints")
+    if drafting not in (None, "probabilistic", "greedy"):
+        raise UserError(f"drafting={drafting}: probabilistic or greedy")
     if temperature is not None and temperature != found.sampling.temperature:
         raise UserError(
-            f"temperature={temperature:g}: the texts were sampled at {found.sampling.temperature:g}: capture a run at "
+            f"temperature={temperature}: the texts were sampled at {found.sampling.temperature:g}: capture a run at "
             "that temperature"
         )
+    if not any(text.places for text in found.texts):
+        raise UserError(f"{found.directory}: no text has a second token: there is nothing to draft")
     mode: Drafting = drafting or default_drafting("draft_model", found.sampling.temperature)
     question = evaluating.Question(k, mode, found.sampling, device=device)
     sums = evaluating.Overlap() if overlap else None
-    ids = None if draft_ids is None else backend.as_tensor(draft_ids)
-    with backend.no_grad():
-        kept = list(evaluating.along(drafter, found, question, ids, sums))
+    with backend.no_grad(), _at_work(drafter):
+        kept = list(evaluating.along(drafter, found, question, draft_ids, sums))
     means = [] if sums is None else [_means(values, sums.places) for values in (sums.alpha, sums.kl)]
     return Evaluation(evaluating.table(kept, k), k, *means)
+
+
+@contextmanager
+def _at_work(drafter: Any) -> Iterator[None]:
+    """A module that is being trained drops nothing out meanwhile."""
+    from torch.nn import Module
+
+    training = [part for part in drafter.modules() if part.training] if isinstance(drafter, Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _means(sums: list[float], counts: list[int]) -> list[float]:

@@ -6,7 +6,7 @@ K passes of the drafter over all texts are enough. Derivation: docs/measure/with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speceval.captures.folder import FINAL, Capture, Text, name_of
+from speceval.captures.law import along as log_p_along
 from speceval.captures.law import log_chance, log_law
 from speceval.drafters.base import Drafter, States
 from speceval.errors import UserError
@@ -35,6 +36,10 @@ MOST_SCORES = 1 << 24
 """On other devices."""
 LOGITS = 1 << 26
 """Batch x places x vocabulary at once."""
+CHECKED = 16
+"""Tokens of the first text of each shard whose log p is worked out again."""
+AGREES = {"exact": 1e-3, "rounded": 0.2}
+"""Mean difference of log p, 1 at most, between what is kept and last state times output map, by how states are kept."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,12 @@ class Question:
 
 
 def require(k: int, device: str) -> None:
-    """Raises `UserError` for a K that drafts nothing, and for a device that is not here."""
-    if k < 1:
-        raise UserError(f"k={k}: at least one draft position")
+    """Raises `UserError` for a K that drafts nothing, and for a device that is not here, or holds no numbers."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k={k}: not a whole number from 1 on: that many draft positions")
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except (RuntimeError, AssertionError, TypeError):
         raise UserError(f"--device {device}: torch has no such device here") from None
 
 
@@ -99,11 +104,12 @@ def along(
     """What `drafter` keeps of each text, in no certain order; `overlap`: is filled meanwhile.
 
     `draft_ids`: the target's ids [D] of what it can draft; None: its own attribute of that name, or 0 … D - 1.
-    Raises `UserError` for logits of another vocabulary, or fewer positions than K.
+    Raises `UserError` for logits of another vocabulary, for fewer positions than K, and for what are no logits.
     """
     ids = getattr(drafter, "draft_ids", None) if draft_ids is None else draft_ids
     inside = None if ids is None else _inside(ids, capture, question.device)
     target = _Target(capture, question.device)
+    _check_law(capture, target)
     for texts in batches(capture.texts, capture.manifest.vocab_size, question.device):
         batch = _Batch(capture, texts, target, question.k)
         yield from batch.kept(drafter, question, inside, overlap)
@@ -223,11 +229,13 @@ class _Batch:
     ) -> Tensor:
         """kept [batch, places, K] of some places."""
         places, real = self.places[:, at : at + each], self.real[:, at : at + each]
-        found = []
-        for j, logits in enumerate(islice(drafter(self.tokens[:, :-1], self.states, places), question.k), start=1):
-            _check_shape(logits, places, self.capture.manifest.vocab_size, inside)
+        given = (self.tokens, self.places, self.states.final, *self.states.layers.values())
+        before, found = [tensor._version for tensor in given], []
+        drafts = _positions(drafter(self.tokens[:, :-1], self.states, places))
+        for j, logits in enumerate(islice(drafts, question.k), start=1):
             due = places + j  # whose prediction is draft position j
             within = real & (due < self.rows[:, None])
+            _check(logits, j, places, within, self.capture.manifest.vocab_size, inside)
             due = due.minimum(self.rows[:, None] - 1)
             token = self.tokens.gather(1, due + 1)
             chance = _chance(logits, token, self.log_p.gather(1, due), question, inside)
@@ -236,6 +244,8 @@ class _Batch:
                 self._overlap(overlap, j, logits, due, within, question, inside)
         if len(found) < question.k:
             raise UserError(f"k={question.k}: the drafter gives {len(found)} positions: ask for at most that many")
+        if [tensor._version for tensor in given] != before:
+            raise UserError("the drafter changes what it is given, which others read after it: have it change a copy")
         return torch.stack(found, dim=-1)
 
     def _overlap(
@@ -264,25 +274,73 @@ def _chance(logits: Tensor, token: Tensor, log_p: Tensor, question: Question, in
     return torch.where(known, (log_q - log_p).exp().clamp(max=1), 0.0).nan_to_num(0.0)
 
 
-def _inside(ids: Tensor, capture: Capture, device: str) -> Tensor:
+def _inside(ids: Any, capture: Capture, device: str) -> Tensor:
     """The drafter's id of each of the target's tokens [V]; -1 for what it cannot draft. Raises `UserError`."""
     size = capture.manifest.vocab_size
-    ids = torch.as_tensor(ids).long().cpu()
-    if len(ids) and int(ids.max()) >= size:
+    try:
+        ids = torch.as_tensor(ids).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.zeros(0)
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool)
+    if ids.ndim != 1 or not len(ids) or not whole or int(ids.min()) < 0 or len(ids.unique()) < len(ids):
+        raise UserError(
+            "draft_ids: not a list of different token ids of the target, one for each token that is drafted"
+        )
+    if int(ids.max()) >= size:
         raise UserError(
             f"the drafter drafts token {int(ids.max())}, the captured target has {size}: another vocabulary"
         )
     found = torch.full((size,), -1)
-    found[ids] = torch.arange(len(ids))
+    found[ids.long()] = torch.arange(len(ids))
     return found.to(device)
 
 
-def _check_shape(logits: Tensor, places: Tensor, vocabulary: int, inside: Tensor | None) -> None:
-    size = vocabulary if inside is None else int((inside >= 0).sum())
+def _check_law(capture: Capture, target: _Target) -> None:
+    """Raises `UserError` where log p is not what last state, output map and sampling parameters say: some are others'.
+
+    Of a few tokens of each shard.
+    """
+    allowed = AGREES["exact" if capture.manifest.storage is None else "rounded"]
+    for text in capture.texts:
+        if text.first_row > 0:
+            continue
+        states = capture.states(text)
+        rows, tokens = slice(text.prompt - 1, text.prompt - 1 + CHECKED), text.tokens[text.prompt :][:CHECKED]
+        kept = states["log_p"][rows].to(target.device)
+        again = log_p_along(states[FINAL][rows], target.output, tokens, capture.sampling)
+        change = torch.where(kept == again, 0.0, (kept - again).abs().clamp(max=1)).mean()
+        if not change <= allowed:
+            raise UserError(
+                f"{capture.directory / capture.manifest.shards[text.shard].file}: log p is not what states, output map "
+                f"and sampling parameters say ({float(change):.2g} apart): files of several captures: capture again"
+            )
+
+
+def _positions(drafts: Any) -> Iterable[Any]:
+    """What a drafter has returned, one position after the other. Raises `UserError` for what has none."""
+    try:
+        return iter(drafts)
+    except TypeError:
+        raise UserError(f"the drafter gives {type(drafts).__name__}: {FORM}") from None
+
+
+FORM = "give logits [K, batch, places, vocabulary], or an iterator of [batch, places, vocabulary]"
+"""What an error says of a drafter's answer."""
+
+
+def _check(logits: Any, j: int, places: Tensor, within: Tensor, vocabulary: int, inside: Tensor | None) -> None:
+    """Raises `UserError` for what are no logits of draft position j."""
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the drafter gives {type(logits).__name__} for draft position {j}: {FORM}")
     if tuple(logits.shape[:2]) != tuple(places.shape) or logits.ndim != 3:
         raise UserError(
-            f"the drafter's logits have shape {list(logits.shape)}, for {list(places.shape)} places: give "
-            "[batch, places, vocabulary] for each position"
+            f"the drafter's logits have shape {list(logits.shape)}, for {list(places.shape)} places: {FORM}"
         )
+    size = vocabulary if inside is None else int((inside >= 0).sum())
     if logits.shape[-1] != size:
         raise UserError(f"the drafter has {logits.shape[-1]} tokens, the captured target {size}: another vocabulary")
+    if not logits.is_floating_point() or logits.device != places.device:
+        kind = f"{logits.dtype} on {logits.device}"
+        raise UserError(f"the drafter's logits are {kind}: give floating-point numbers on {places.device}")
+    if not logits.amax(-1)[within].isfinite().all():
+        raise UserError(f"the drafter's logits of draft position {j} are NaN, infinite, or all -infinity at some place")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from speceval.store.schema import SamplingFacts
+
+ROWS = 512
+"""Rows of logits at once."""
 
 
 def log_law(logits: Tensor, sampling: SamplingFacts, truncated: bool = True) -> Tensor:
@@ -35,3 +40,13 @@ def log_p(logits: Tensor, tokens: Tensor, sampling: SamplingFacts) -> Tensor:
     if sampling.temperature == 0:
         return torch.where(logits.argmax(-1) == tokens, 0.0, -torch.inf)
     return log_law(logits, sampling).gather(-1, tokens[..., None])[..., 0]
+
+
+def along(final: Tensor, output: Tensor, tokens: Sequence[int], sampling: SamplingFacts) -> Tensor:
+    """log p [n] of `tokens` [n] after last states [n, hidden], by the output map [vocabulary, hidden]."""
+    due, weight = torch.tensor(tokens, device=output.device), output.float()
+    parts = [
+        log_p(final[at : at + ROWS].to(output.device).float() @ weight.T, due[at : at + ROWS], sampling)
+        for at in range(0, len(due), ROWS)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0)

@@ -61,7 +61,7 @@ def replay(
     found = _fetched(capture.manifest.target, found, method)
     catalog.check_k(found, spec.k)
     begin = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():
         kept = {one.text.key: one for one in _kept(capture, found, spec, device)}
     meta = _meta(capture, found, spec, device, command)
     with Store(directory) as store:

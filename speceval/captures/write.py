@@ -31,13 +31,13 @@ from speceval.captures.folder import (
     key_of,
     read_manifest,
 )
-from speceval.captures.law import log_p
+from speceval.captures.law import along
 from speceval.captures.reading import Read, Reading
 from speceval.captures.storage import Dtype, bytes_of_row, pack, unpack
 from speceval.engines.base import Engine, Order, Readable, Verifiable
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.files import write_whole
+from speceval.files import save_tensors, write_whole
 from speceval.locks import open_locked
 from speceval.measure import runner
 from speceval.measure.content import target_facts
@@ -58,8 +58,6 @@ CHECKED_TOKENS = 256
 """Of the first text, whose log p the engine is asked for too."""
 HEAD_AGREES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Mean difference of log p between the engine and last state times output map that rounding explains, by dtype."""
-ROWS = 512
-"""Rows of logits at once."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,8 @@ def prepare(
     """
     if batch is not None and batch < 1:
         raise UserError(f"--batch {batch}: at least one request")
+    if (out / "run.json").exists():
+        raise UserError(f"--out {out}: holds a run: name another directory")
     stored = books.read(run)
     spec, fingerprint = stored.meta.spec, stored.meta.fingerprint
     found = source(stored)
@@ -340,12 +340,12 @@ class Writer:
         path = self._plan.directory / name
         whole = {which: torch.cat(parts).contiguous() for which, parts in self._states.items()}
         shards = list(self._manifest.shards)
-        if whole:  # not of skipped conversations alone
-            write_whole(path, lambda place: _save(whole, place))
-            shards.append(Shard(file=name, bytes=path.stat().st_size, rows=self._rows))
-        with (self._plan.directory / TEXTS).open("ab") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in self._lines)
-            file.flush()
+        with _making_room(self._plan.directory):
+            if whole:  # not of skipped conversations alone
+                write_whole(path, lambda place: save_tensors(place, whole))
+                shards.append(Shard(file=name, bytes=path.stat().st_size, rows=self._rows))
+            with (self._plan.directory / TEXTS).open("ab") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in self._lines)
         self._manifest = self._manifest.model_copy(update={"shards": tuple(shards)})
         self._write_manifest()
         self._lines, self._states, self._rows, self._bytes = [], {}, 0, 0
@@ -357,7 +357,19 @@ class Writer:
 
     def _write_manifest(self) -> None:
         content = self._manifest.model_dump(mode="json")
-        write_whole(self._plan.directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+        with _making_room(self._plan.directory):
+            write_whole(self._plan.directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def _making_room(directory: Path) -> Iterator[None]:
+    """A disk that is full is one line. Raises `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written: {error.strerror or error}: make room; the same command resumes"
+        ) from None
 
 
 def _recovered(directory: Path, shards: int) -> list[dict[str, Any]]:
@@ -378,18 +390,6 @@ def _recovered(directory: Path, shards: int) -> list[dict[str, Any]]:
     return [content for _, content in kept]
 
 
-def along(final: torch.Tensor, head: torch.Tensor, tokens: Sequence[int], sampling: Any) -> torch.Tensor:
-    """log p [n] of `tokens` [n] after last states [n, hidden], a few rows of logits at a time."""
-    import torch
-
-    due, weight = torch.tensor(tokens), head.float()
-    parts = [
-        log_p(final[at : at + ROWS].float() @ weight.T, due[at : at + ROWS], sampling)
-        for at in range(0, len(due), ROWS)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
 def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     """Write embeddings and output map, as the checkpoint has them; the output map, and the file's size."""
     from safetensors.torch import load_file
@@ -397,17 +397,10 @@ def _write_head(plan: Plan) -> tuple[torch.Tensor, int]:
     path = plan.directory / HEAD
     if not (plan.directory / MANIFEST).exists():  # else it is this capture's
         tensors = _of_checkpoint(plan)
-        write_whole(path, lambda place: _save(tensors, place))
+        with _making_room(plan.directory):
+            write_whole(path, lambda place: save_tensors(place, tensors))
     tensors = load_file(path)
     return tensors.get(OUTPUT, tensors[EMBEDDING]), path.stat().st_size
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file that others may read too."""
-    from safetensors.torch import save_file
-
-    save_file(tensors, path)
-    path.chmod(0o644)
 
 
 def _of_checkpoint(plan: Plan) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speceval.errors import UserError
+from speceval.files import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,6 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
     """
     import torch
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     tensors, packed = read(stored)
     ids = packed["draft_ids"].long()
@@ -140,7 +140,7 @@ def write_checkpoint(stored: Path, target: Path, directory: Path) -> None:
         tensors["lm_head.weight"][ids] = embeddings[ids]
         config = _medusa(facts, tensors)
     weights = {name: values.bfloat16().contiguous() for name, values in tensors.items()}
-    save_file(weights | vocabulary_map, directory / "model.safetensors", {"format": "pt"})
+    save_tensors(directory / "model.safetensors", weights | vocabulary_map, {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 

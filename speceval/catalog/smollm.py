@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from speceval.errors import UserError
+from speceval.files import save_tensors
 
 from .gguf import Floats, Gguf
 
@@ -76,9 +77,9 @@ def _halves(rows: Floats, heads: int) -> Floats:
 
 def _save_weights(file: Gguf, path: Path) -> None:
     import torch
-    from safetensors.torch import save_file
 
-    save_file({name: torch.from_numpy(values).bfloat16() for name, values in tensors(file)}, path, {"format": "pt"})
+    weights = {name: torch.from_numpy(values).bfloat16() for name, values in tensors(file)}
+    save_tensors(path, weights, {"format": "pt"})
 
 
 def config(file: Gguf) -> dict[str, Any]:

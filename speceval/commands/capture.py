@@ -97,26 +97,37 @@ def replay(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure drafters on a capture, without the target: each becomes a replayed run, exact on these texts."""
+    """Measure drafters on a capture, without the target: each becomes a replayed run, exact on these texts.
+
+    One that cannot be measured does not stand in the way of the others; it is named at the end, with exit code 4.
+    """
     from speceval.api.capturing import replayed
     from speceval.show import tables
 
-    names = options.split(draft, "--draft")
-    runs = [
-        replayed(
-            directory,
-            name,
-            k=k,
-            drafting=drafting,
-            draft_truncation=draft_truncation,
-            method=method,
-            draft_args=options.pairs(draft_arg, "--draft-arg"),
-            device=device,
-            out=out if out is None or len(names) == 1 else out / Path(name).name,
-            progress=True,
-        )
-        for name in names
-    ]
+    names, arguments = options.split(draft, "--draft"), options.pairs(draft_arg, "--draft-arg")
+    places = [out if out is None or len(names) == 1 else out / Path(name).name for name in names]
+    if twice := [place for place in places if place is not None and places.count(place) > 1]:
+        raise UserError(f"--draft {draft}: two of them would be written to {twice[0]}: replay one after the other")
+    runs, errors = [], []
+    for name, place in zip(names, places, strict=True):
+        try:
+            found = replayed(
+                directory,
+                name,
+                k=k,
+                drafting=drafting,
+                draft_truncation=draft_truncation,
+                method=method,
+                draft_args=arguments,
+                device=device,
+                out=place,
+                progress=True,
+            )
+            runs.append(found)
+        except UserError as error:
+            errors.append(str(error))
+    if errors and not runs:
+        raise UserError("; ".join(dict.fromkeys(errors)))
     contents = [tables.run_json(run) for run in runs]
     if as_json:
         options.print_json("replay", {"runs": contents})
@@ -124,5 +135,7 @@ def replay(
         for run, content in zip(runs, contents, strict=True):
             options.output().print(tables.run_tables(run, content))
             print(f"written: {terminal.line(str(run.directory))}", file=sys.stderr)
+    if errors:
+        raise UserError("; ".join(dict.fromkeys(errors)))
     if any(content["problems"] for content in contents):
         raise typer.Exit(1)

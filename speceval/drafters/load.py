@@ -105,6 +105,8 @@ def _tensors(directory: Path, device: str) -> dict[str, Tensor]:
             raise UserError(f"tensor {min(twice)} stands in {path.name} and in a file before it: which one counts?")
         found |= content
     for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.element_size() == 1:
+            raise UserError(f"tensor {name} is {tensor.dtype}: quantised weights are measured with `run --replay`")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UserError(f"tensor {name} holds NaN or infinity")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,14 @@ def other_end(ids: list[int]) -> list[int]:
     return [*ids[:-1], 1 - min(ids[-1], 1)]
 
 
+def asked_otherwise(**sampling: float) -> None:
+    """Other sampling parameters in all places of the manifest that name them."""
+    run = json.loads(Path("cap/manifest.json").read_text())["run"]
+    run["fingerprint"]["sampling"] |= sampling
+    run["spec"] |= sampling
+    edit(run=run)
+
+
 def other_target() -> None:
     content = json.loads(Path("cap/manifest.json").read_text())
     content["run"]["fingerprint"]["target"]["weights"] = "sha256:0"
@@ -204,6 +213,10 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: turned("first_row", lambda row: row + 1), ("cap", *EAGLE), "has not the rows"),
         (lambda: turned("first_row", lambda _: 10**9), ("cap", *EAGLE), "has not the rows"),
         (lambda: edit(layers=[1, 2]), ("cap", *EAGLE), "./eagle3: reads layer 3, cap has 1, 2: capture again with"),
+        (lambda: asked_otherwise(temperature=0.7), ("cap", *EAGLE), "log p is not what states, output map"),
+        (lambda: asked_otherwise(top_k=2), ("cap", *EAGLE), "log p is not what states, output map"),
+        (lambda: shard(lambda t: {**t, "final": t["final"].flip(0)}), ("cap", *EAGLE), "log p is not what states, "),
+        (lambda: shard(lambda t: {n: v.roll(1, 0) for n, v in t.items()}, "head"), ("cap", *EAGLE), "log p is not"),
         (other_target, ("cap", *EAGLE), "captured of a target with weights sha256:0, ./target has sha256:"),
         (lambda: tiny.write_medusa(Path("medusa"), tiny.write_target(Path("wide"), vocab=30)),
          ("cap", "--draft", "./medusa", "--k", "3"), "its vocab_size is 30, the target's vocab_size is 24"),
@@ -272,20 +285,136 @@ def test_another_target_or_another_s_folder_or_a_replay_is_not_captured(call, fr
     assert not Path("new2").exists()
 
 
-def test_an_evaluation_refuses_what_does_not_fit(captured: Path) -> None:
-    def drafts(positions: int, size: int):
-        return lambda tokens, states, places: torch.zeros(positions, *places.shape, size)
+def uniform(positions: int = 3, size: int = 24, value: float = 0.0, **kind: Any):
+    """A drafter for which all tokens are as likely."""
+    return lambda tokens, states, places: torch.full((positions, *places.shape, size), value, **kind)
 
+
+def spoilt(value: float):
+    """`uniform`, but for one logit of draft position 3 at one place."""
+
+    def draft(tokens: torch.Tensor, states: Any, places: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(3, *places.shape, 24)
+        logits[2, 0, 1, 5] = value
+        return logits
+
+    return draft
+
+
+def greedy_hands(tokens: torch.Tensor, states: Any, places: torch.Tensor) -> torch.Tensor:
+    """A drafter that works on the states it was given."""
+    return states.final.mul_(0.5).sum() + torch.zeros(3, *places.shape, 24)
+
+
+def test_an_evaluation_refuses_what_does_not_fit(captured: Path) -> None:
+    nothing, ids = -torch.inf, "draft_ids: not a list of different token ids"
     for drafter, options, says in (
-        (drafts(3, 24), {"temperature": 0.7}, "temperature=0.7: the texts were sampled at 1"),
-        (drafts(3, 23), {}, "the drafter has 23 tokens, the captured target 24: another vocabulary"),
-        (drafts(3, 24), {"device": "abacus"}, "device abacus: torch has no such device"),
-        (drafts(2, 24), {}, "k=3: the drafter gives 2 positions"),
-        (drafts(3, 2), {"draft_ids": [1, 24]}, "drafts token 24, the captured target has 24"),
+        (uniform(), {"temperature": 0.7}, "temperature=0.7: the texts were sampled at 1"),
+        (uniform(size=23), {}, "the drafter has 23 tokens, the captured target 24: another vocabulary"),
+        (uniform(), {"device": "abacus"}, "device abacus: torch has no such device"),
+        (uniform(), {"device": "meta"}, "device meta: torch has no such device"),
+        (uniform(2), {}, "k=3: the drafter gives 2 positions"),
+        (uniform(size=2), {"draft_ids": [1, 24]}, "drafts token 24, the captured target has 24"),
+        (uniform(size=2), {"draft_ids": [1, 1]}, ids),
+        (uniform(size=2), {"draft_ids": [-1, 2]}, ids),
+        (uniform(size=2), {"draft_ids": [1.5, 2]}, ids),
+        (uniform(size=0), {"draft_ids": []}, ids),
+        (uniform(), {"draft_ids": 3}, ids),
+        (uniform(), {"drafting": "deterministic"}, "drafting=deterministic: probabilistic or greedy"),
+        (uniform(), {"k": 0}, "k=0: not a whole number from 1 on"),
+        (uniform(), {"k": 2.5}, "k=2.5: not a whole number from 1 on"),
+        (uniform(), {"k": True}, "k=True: not a whole number from 1 on"),
         (lambda tokens, states, places: torch.zeros(3, 5, 24), {}, "logits have shape"),
+        (lambda *_: None, {}, "the drafter gives NoneType: give logits"),
+        (lambda *_: ["a"], {}, "the drafter gives str for draft position 1: give logits"),
+        (uniform(dtype=torch.long, value=1), {}, "logits are torch.int64 on cpu: give floating-point numbers on cpu"),
+        (uniform(device="meta"), {}, "logits are torch.float32 on meta: give floating-point numbers on cpu"),
+        (uniform(value=torch.nan), {}, "draft position 1 are NaN, infinite"),
+        (uniform(value=nothing), {"drafting": "greedy"}, "draft position 1 are NaN, infinite, or all -infinity"),
+        (spoilt(torch.nan), {}, "draft position 3 are NaN, infinite"),
+        (spoilt(torch.inf), {"drafting": "greedy"}, "draft position 3 are NaN, infinite"),
+        (greedy_hands, {}, "changes what it is given"),
+        ("./eagle3", {}, "drafter: './eagle3' is no function: `speceval.replay`"),
     ):
         with pytest.raises(speceval.UserError, match=says):
-            speceval.evaluate(drafter, captured, 3, **options)
+            speceval.evaluate(drafter, captured, **({"k": 3} | options))
+    masked = speceval.evaluate(spoilt(nothing), captured, 3)  # a token that is never drafted is no fault
+    assert masked.tau().value == pytest.approx(speceval.evaluate(uniform(), captured, 3).tau().value, abs=0.2)
+
+
+def test_a_module_in_training_is_evaluated_as_it_would_be_served(captured: Path) -> None:
+    class Drops(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.frozen = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5)
+            self.frozen.eval()
+
+        def forward(self, tokens: torch.Tensor, states: Any, places: torch.Tensor) -> list[torch.Tensor]:
+            index = places[..., None].expand(-1, -1, states.final.shape[-1])
+            return [self.frozen(self.whole(states.final.gather(1, index))) @ states.output.T] * 3
+
+    module = Drops()
+    found = [speceval.evaluate(module, captured, 3).tau().value for _ in range(2)]
+    assert module.training and module.whole.training and not module.frozen.training
+    assert found[0] == found[1] == speceval.evaluate(module.eval(), captured, 3).tau().value
+
+
+def test_texts_without_a_second_token_are_no_capture_to_evaluate_on(call, free) -> None:
+    assert call("capture", free("--temp", "1", "--max-tokens", "1"), "-o", "cap")[0] == 0
+    with pytest.raises(speceval.UserError, match="cap: no text has a second token: there is nothing to draft"):
+        speceval.evaluate(uniform(), "cap", 3)
+    code, out, _ = call("replay", "cap", *EAGLE, "--out", "again", "--json")
+    [run] = json.loads(out)["runs"]
+    assert code == 0 and run["suites"]["own"]["tau_committed"]["value"] is None
+
+
+def test_one_drafter_that_cannot_be_measured_does_not_stop_the_others(call, captured: Path) -> None:
+    both = ("replay", "cap", "--draft", "./medusa,./nowhere,./mtp,dflash-x", "--k", "3", "--out", "runs", "--json")
+    code, out, err = call(*both)
+    assert code == 4 and [run["draft"] for run in json.loads(out)["runs"]] == ["./medusa", "./mtp"]
+    last = err.splitlines()[-1]
+    assert last.startswith("error: drafter './nowhere': no such directory; ") and "dflash-x" in last
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["medusa", "mtp"]
+    shutil.copytree("medusa", "deep/medusa")
+    code, _, err = call("replay", "cap", "--draft", "./medusa,./deep/medusa", "--k", "3", "--out", "same")
+    assert code == 4 and "two of them would be written to same/medusa: replay one after the other" in err
+    assert not Path("same").exists()
+
+
+def test_weights_in_eight_bits_are_named_as_such(call, captured: Path) -> None:
+    weights = load_file("eagle3/model.safetensors")
+    save_file(weights | {"fc.weight": weights["fc.weight"].to(torch.float8_e4m3fn)}, "eagle3/model.safetensors")
+    code, _, err = call("replay", "cap", *EAGLE, "--out", "again")
+    assert code == 4 and "tensor fc.weight is torch.float8_e4m3fn: quantised weights" in err
+    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize("room", [8_000, 15_000, 30_000], ids=["not for the head", "not for a shard", "for two shards"])
+def test_a_disk_that_is_full_is_one_line_and_the_capture_goes_on(call, free, monkeypatch, room: int) -> None:
+    run = free()
+    assert call("capture", run, "-o", "whole", "--layers", "1,2,3")[0] == 0
+    monkeypatch.setattr(write, "SHARD_BYTES", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        code, _, err = call("capture", run, "-o", "cap", "--layers", "1,2,3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 4 and err.endswith(
+        "error: cap: cannot be written: File too large: make room; the same command resumes\n"
+    )
+    assert Path("cap").exists() == (room > 13_000)
+    code, _, err = call("capture", run, "-o", "cap", "--layers", "1,2,3")
+    assert code == 0, err
+    whole, resumed = (speceval.evaluate(uniform(), name, 3).steps for name in ("whole", "cap"))
+    assert whole.equals(resumed)
+
+
+def test_a_run_s_own_directory_is_no_place_for_its_capture(call, free) -> None:
+    before = tree(free())
+    code, _, err = call("capture", "free", "-o", "free")
+    assert code == 4 and err == "error: --out free: holds a run: name another directory\n"
+    assert tree(Path("free")) == before
 
 
 def test_a_replay_counts_the_texts_of_every_turn(call, captured: Path) -> None:
