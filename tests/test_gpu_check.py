@@ -75,3 +75,9 @@ def test_on_a_gpu_every_part_is_done(script: ModuleType, part: str) -> None:
     row = script.attempt(part, dry=False)
     print(json.dumps(row, indent=1))
     assert row["status"] == "done"
+
+
+def test_what_the_project_has_seen_on_a_gpu_is_not_a_trial_on_a_cpu() -> None:
+    seen = json.loads((SCRIPT.parents[1] / "results" / "gpu" / "gpu_check.json").read_text())
+    assert seen["device"] != "cpu" and not seen["dry"]
+    assert any(part["status"] == "done" for part in seen["parts"])
