@@ -100,8 +100,10 @@ def replay(
     """Measure drafters on a capture, without the target: each becomes a replayed run, exact on these texts."""
     from speceval.api.capturing import replayed
     from speceval.show import tables
+    from speceval.show.labels import directory_names
 
     names = options.split(draft, "--draft")
+    folders = directory_names([Path(name) for name in names])
     runs = [
         replayed(
             directory,
@@ -112,10 +114,10 @@ def replay(
             method=method,
             draft_args=options.pairs(draft_arg, "--draft-arg"),
             device=device,
-            out=out if out is None or len(names) == 1 else out / Path(name).name,
+            out=out if out is None or len(names) == 1 else out / folder,
             progress=True,
         )
-        for name in names
+        for name, folder in zip(names, folders, strict=True)
     ]
     contents = [tables.run_json(run) for run in runs]
     if as_json:
