@@ -3,9 +3,10 @@
 A large population of conversations is simulated once per scenario; its ratio of sums is the truth. Then G
 conversations are drawn with replacement, many times, and each draw's 95 % interval is asked whether it holds
 the truth. `hard_cases` does the same with the populations of scripts/populations.py: answers that loop, poor drafters,
-differences that few prompts carry, several seeds; and asks whether the output would have warned.
+differences that few prompts carry, several seeds; and asks whether the output would have warned. `three_suites` counts
+tables of three suites and two drafters in which any difference is starred though there is none.
 
-    python scripts/coverage.py [--replications 20000] [--out results/statistics/coverage.csv]
+    python scripts/coverage.py [--replications 20000] [--only PART …] [--out results/statistics/coverage.csv]
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import in_parts
 import numpy as np
-import pandas as pd
 import populations
 from numpy.typing import NDArray
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from speceval.estimate.statistics import (
     LEAST_EFFECTIVE,
@@ -28,15 +30,18 @@ from speceval.estimate.statistics import (
     effective_bounds,
     effective_clusters,
     estimate_bounds,
+    mirrored,
     paired_estimates,
     ratio_estimates,
+    tail,
 )
-from speceval.files import write_whole
 
 K = 5
 CLUSTERS = (5, 10, 20, 40, 80, 164, 1319)
 HARD_CLUSTERS = (10, 20, 40, 80, 164)
-HARD_REPLICATIONS = 2000
+HARD_REPLICATIONS = 2500
+SUITES = {"chat": 80, "long answers easier": 164, "tau 1.1": 80}
+"""Three suites of one table: population and conversations of each."""
 Floats = NDArray[np.float64]
 Counts = dict[str, Floats]
 
@@ -189,24 +194,73 @@ def paired_coverage(a: Counts, b: Counts, clusters: int, replications: int, seed
     ]
 
 
-def hard_cases(replications: int) -> Iterator[dict[str, Any]]:
-    """Rows of the populations of `populations`, with `seeds`, `warned` (share of draws) and `coverage_unwarned`."""
-    for name in populations.POPULATIONS:
-        a, b = populations.pair(name, "none")
-        skewed = populations.pair(name, populations.EFFECTS[1])
-        for seeds in (1, 4):
-            for clusters in HARD_CLUSTERS:
-                rng = np.random.default_rng([2, clusters, seeds])
-                (counts,) = populations.draw((a,), seeds, clusters, replications, rng)
-                facts = {"scenario": name, "seeds": seeds}
-                for found in single_rows(counts, a[:, :seeds].sum((0, 1)).astype(float)):
-                    yield facts | found
-                counts_a, counts_b = populations.draw(skewed, seeds, clusters, replications, rng)
-                truth = populations.tau(skewed[1][:, :seeds]) - populations.tau(skewed[0][:, :seeds])
-                for found in difference_rows(counts_a, counts_b, truth):
-                    yield facts | {"scenario": f"{name}: a tenth gains, the rest lose"} | found
-                counts_a, counts_b = populations.draw((a, b), seeds, clusters, replications, rng)
-                yield facts | power_row(counts_a, counts_b)
+def kind_cases(name: str, replications: int, conversations: int = 20_000) -> Iterator[dict[str, Any]]:
+    """Rows of one of `SCENARIOS`."""
+    a, b = population(SCENARIOS[name], conversations, seed=1)
+    facts = {"scenario": name, "seeds": 1}
+    for clusters in CLUSTERS:
+        count = replications if clusters <= 164 else max(replications // 4, 1)
+        for estimator, (x, y) in terms(a).items():
+            for found in coverage(x, y, clusters, count, seed=2):
+                yield facts | {"estimator": estimator} | found
+        for found in paired_coverage(a, b, clusters, count // 2, seed=3):
+            yield facts | found
+
+
+def hard_cases(name: str, replications: int) -> Iterator[dict[str, Any]]:
+    """Rows of one of `populations`, with `seeds`, `warned` (share of draws) and `coverage_unwarned`."""
+    a, b = populations.pair(name, "none")
+    skewed = populations.pair(name, populations.EFFECTS[1])
+    for seeds in (1, 4):
+        for clusters in HARD_CLUSTERS:
+            rng = np.random.default_rng([2, clusters, seeds])
+            (counts,) = populations.draw((a,), seeds, clusters, replications, rng)
+            facts = {"scenario": name, "seeds": seeds}
+            for found in single_rows(counts, a[:, :seeds].sum((0, 1)).astype(float)):
+                yield facts | found
+            counts_a, counts_b = populations.draw(skewed, seeds, clusters, replications, rng)
+            truth = populations.tau(skewed[1][:, :seeds]) - populations.tau(skewed[0][:, :seeds])
+            for found in difference_rows(counts_a, counts_b, truth):
+                yield facts | {"scenario": f"{name}: a tenth gains, the rest lose"} | found
+            counts_a, counts_b = populations.draw((a, b), seeds, clusters, replications, rng)
+            yield facts | power_row(counts_a, counts_b)
+
+
+def three_suites(replications: int) -> Iterator[dict[str, Any]]:
+    """Share of tables without any starred difference, Holm's correction over `SUITES` and two drafters.
+
+    Both drafters gain in a tenth of the prompts and lose in the rest; their tau is the baseline's (what the populations
+    differ by is subtracted).
+    """
+    runs = {}
+    for name in SUITES:
+        base, new = populations.pair(name, populations.EFFECTS[1])
+        runs[name] = base, new, populations.pair(name, populations.EFFECTS[1], seed=4)[1]
+    for seeds in (1, 4):
+        least: dict[str, list[Floats]] = {"cautious": [], "skew": []}
+        for number, (name, clusters) in enumerate(SUITES.items()):
+            rng = np.random.default_rng([5, number, seeds])
+            old, *others = populations.draw(runs[name], seeds, clusters, replications, rng)
+            for fresh, counts in zip(others, runs[name][1:], strict=True):
+                truth = populations.tau(counts[:, :seeds]) - populations.tau(runs[name][0][:, :seeds])
+                found = paired_estimates(
+                    old[..., 0] + old[..., 1], old[..., 0], fresh[..., 0] + fresh[..., 1], fresh[..., 0], relative=False
+                )
+                found = found._replace(value=found.value - truth)
+                for method, below in (("cautious", tail), ("skew", hall_alone)):
+                    least[method].append(2 * np.fmin(below(found), below(mirrored(found))))
+        for method, p_values in least.items():
+            starred = len(p_values) * np.min(p_values, axis=0) <= 0.05  # Holm's first step
+            facts = {"scenario": "three suites, two drafters", "seeds": seeds, "estimator": "any difference"}
+            sizes = {"clusters": sum(SUITES.values()), "truth": 0.0, "replications": replications}
+            yield facts | {"method": method, "coverage": 1 - starred.mean()} | sizes
+
+
+def hall_alone(found: Estimates) -> Floats:
+    """One-sided p-value of "the truth is not below 0" by Hall's transformation alone, as before `cautious`."""
+    t, a = found.value / found.se, found.skew
+    values: Floats = stdtr(found.df, t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6)
+    return values
 
 
 def single_rows(counts: Floats, everything: Floats) -> Iterator[dict[str, Any]]:
@@ -268,37 +322,25 @@ def warned_row(
     }
 
 
-def table(replications: int, conversations: int = 20_000) -> pd.DataFrame:
-    """One row per scenario, estimator, method and number of conversations."""
-    parts = []
-    for name, scenario in SCENARIOS.items():
-        a, b = population(scenario, conversations, seed=1)
-        rows = []
-        for clusters in CLUSTERS:
-            count = replications if clusters <= 164 else max(replications // 4, 1)
-            for estimator, (x, y) in terms(a).items():
-                rows += [{"estimator": estimator} | r for r in coverage(x, y, clusters, count, seed=2)]
-            rows += paired_coverage(a, b, clusters, count // 2, seed=3)
-        parts.append(pd.DataFrame(rows).assign(scenario=name, seeds=1))
-    parts.append(pd.DataFrame(list(hard_cases(min(replications, HARD_REPLICATIONS)))))
-    return pd.concat(parts, ignore_index=True)
-
-
-def write(found: pd.DataFrame, path: Path) -> None:
-    """Write a table of results, whole or not at all."""
-    write_whole(path, found.to_csv(index=False, float_format="%.5g"))
+def parts(replications: int) -> in_parts.Parts:
+    """What the table is made of: a part for each scenario, one for each of the hard populations, one for tables."""
+    few = min(replications, HARD_REPLICATIONS)
+    return {
+        **{name: partial(kind_cases, name, replications) for name in SCENARIOS},
+        **{name: partial(hard_cases, name, few) for name in populations.POPULATIONS},
+        "three suites": partial(three_suites, 2 * few),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--replications", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=Path("results/statistics/coverage.csv"))
+    in_parts.add_option(parser)
     args = parser.parse_args()
-    found = table(args.replications)
-    write(found[["scenario", *found.columns.drop("scenario")]], args.out)
+    found = in_parts.write(parts(args.replications), args.out, args)
     keys = ["scenario", "seeds", "estimator", "method"]
     print(found.pivot_table(index=keys, columns="clusters", values="coverage").round(3).to_string())
-    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ few prompts carry, poor drafters, several seeds; a drafter that is better or equ
 behind a gain at another; checks repeated as their own advice says. Every case is decided by the gate in use and by the
 one before it knew of them: Hall's bounds alone, pooled rates of the positions, a pass from any number of conversations.
 
-    python scripts/gate_power.py [--draws 4000]       # writes results/statistics/gate.csv, docs/images/gate-power.png
+    python scripts/gate_power.py [--draws 2000] [--only PART …]  # writes results/statistics/gate.csv and the figure
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import in_parts
 import numpy as np
 import pandas as pd
 import populations
@@ -33,7 +35,6 @@ from scipy.stats import gamma
 from speceval.estimate import gate, statistics
 from speceval.estimate.acceptance import drafted_steps
 from speceval.estimate.statistics import Floats
-from speceval.files import write_whole
 from speceval.store import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,8 @@ FIGURE = ROOT / "docs" / "images" / "gate-power.png"
 MARGIN = 0.02
 CONVERSATIONS = {80: "MT-Bench", 164: "HumanEval", 1319: "GSM8K"}
 HARD_SIZES = (20, 40, 80, 164, 1319)
+SEEDS = (1, 4, 8)
+"""Samples of each conversation that are summed."""
 AT_THE_MARGIN = (
     "even loss",
     "8 % of the prompts lose",
@@ -249,21 +252,29 @@ def one_by_one(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, at_
         assert (verdict is gate.Verdict.ok, verdict is gate.Verdict.fail) == (passes, fails), (verdict, passes, fails)
 
 
-def hard_rows(draws: int) -> Iterator[dict[str, Any]]:
-    """The cases of `populations`: at a loss of exactly the margin, and where nothing or one position is worse."""
-    for name in populations.POPULATIONS:
-        for effect in AT_THE_MARGIN:
-            counts = populations.pair(name, effect)
-            for seeds in (1, 4):
-                lost = -populations.change(*counts, seeds)
-                for conversations in HARD_SIZES:
-                    few = draws if conversations < 1000 else draws // 4
-                    yield from hard_row(f"{name}: {effect}", counts, seeds, conversations, lost, lost / 100, few)
-        counts = populations.pair(name, "none")
-        for seeds in (1, 4):
+def kind_rows(name: str, draws: int) -> Iterator[dict[str, Any]]:
+    """Rows of one of `SCENARIOS`."""
+    population = Population(SCENARIOS[name])
+    for conversations in CONVERSATIONS:
+        for loss in SCENARIOS[name].losses:
+            for row in simulate(population, loss / 100, conversations, draws):
+                yield {"scenario": name, "seeds": 1} | row
+
+
+def hard_rows(name: str, draws: int) -> Iterator[dict[str, Any]]:
+    """One of `populations`: at a loss of exactly the margin, and where nothing is lost."""
+    for effect in ("none", *AT_THE_MARGIN):
+        counts = populations.pair(name, effect, seeds=max(SEEDS))
+        for seeds in SEEDS:
+            lost = 0.0 if effect == "none" else -populations.change(*counts, seeds)
             for conversations in HARD_SIZES:
                 few = draws if conversations < 1000 else draws // 4
-                yield from hard_row(f"{name}: no loss", counts, seeds, conversations, 0.0, MARGIN, few)
+                scenario = f"{name}: {'no loss' if effect == 'none' else effect}"
+                yield from hard_row(scenario, counts, seeds, conversations, lost, lost / 100 or MARGIN, few)
+
+
+def position_rows(draws: int) -> Iterator[dict[str, Any]]:
+    """Where one position is better or worse."""
     for scenario, counts in one_position().items():
         lost = -populations.change(*counts, 1)
         for conversations in CONVERSATIONS:
@@ -359,20 +370,14 @@ def advice_rows(draws: int, checks: int = 3) -> Iterator[dict[str, Any]]:
         }
 
 
-def table(draws: int) -> pd.DataFrame:
-    """One row per scenario, number of conversations, true loss and method."""
-    rows: list[dict[str, Any]] = []
-    for name, scenario in SCENARIOS.items():
-        population = Population(scenario)
-        for conversations in CONVERSATIONS:
-            for loss in scenario.losses:
-                found = simulate(population, loss / 100, conversations, draws)
-                rows += [{"scenario": name, "seeds": 1} | row for row in found]
-                print(rows[-2], flush=True)
-    for row in (*hard_rows(draws), *advice_rows(draws // 8)):
-        rows.append(row)
-        print(row, flush=True)
-    return pd.DataFrame(rows)
+def parts(draws: int) -> in_parts.Parts:
+    """What the table is made of: a part for each scenario and hard population, for positions, for repeated checks."""
+    return {
+        **{name: partial(kind_rows, name, draws) for name in SCENARIOS},
+        **{name: partial(hard_rows, name, draws) for name in populations.POPULATIONS},
+        "positions": partial(position_rows, draws),
+        "advice": partial(advice_rows, draws // 4),
+    }
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
@@ -410,14 +415,13 @@ def figure(found: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--draws", type=int, default=4000)
+    parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--figure", type=Path, default=FIGURE)
+    in_parts.add_option(parser)
     args = parser.parse_args()
-    found = table(args.draws)
-    write_whole(args.out, found.to_csv(index=False, float_format="%.5g"))
-    figure(found, args.figure)
-    print(f"wrote {args.out} and {args.figure}")
+    figure(in_parts.write(parts(args.draws), args.out, args), args.figure)
+    print(f"wrote {args.figure}")
 
 
 if __name__ == "__main__":

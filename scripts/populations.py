@@ -130,8 +130,8 @@ EFFECTS = (
 evenly; a loss that few prompts carry; the second one with 2 % of tau lost."""
 
 
-def pair(name: str, effect: str, seeds: int = 4, conversations: int = 8000) -> tuple[Counts, Counts]:
-    """All samples of a population's conversations by two drafters (`POPULATIONS`, `EFFECTS`)."""
+def pair(name: str, effect: str, seeds: int = 4, conversations: int = 8000, seed: int = 3) -> tuple[Counts, Counts]:
+    """All samples of a population's conversations by two drafters (`POPULATIONS`, `EFFECTS`); seed: of run b."""
     given = prompts(POPULATIONS[name], conversations, seed=1)
     none = np.zeros((conversations, 1))
     a = decode(given, none, seeds, seed=2)
@@ -141,7 +141,7 @@ def pair(name: str, effect: str, seeds: int = 4, conversations: int = 8000) -> t
         return np.where(few, GAIN, -shift)[:, None] if effect.startswith("a tenth") else none - shift
 
     def b(shift: Floats, samples: int = seeds) -> Counts:
-        return decode(given, shift, samples, seed=3)
+        return decode(given, shift, samples, seed)
 
     if effect == "none":
         return a, b(none)

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from coverage import SCENARIOS, Counts, population, terms, write
+from coverage import SCENARIOS, Counts, population, terms
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from speceval.estimate.statistics import Estimates, Interval, estimate_bounds, paired_estimates, ratio_estimates
 from speceval.estimate.stopping import ERROR, FIRST_LOOK, decide, grid
+from speceval.files import write_whole
 
 SIZES = (80, 164, 1319)
 TARGETS = (0.005, 0.01, 0.02, 0.05)
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/statistics/until.csv"))
     args = parser.parse_args()
     found = table(args.replications)
-    write(found, args.out)
+    write_whole(args.out, found.to_csv(index=False, float_format="%.5g"))
     shown = found.pivot_table(
         index=["quantity", "scenario", "size", "target", "first_look"],
         columns="rule",

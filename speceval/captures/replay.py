@@ -22,13 +22,13 @@ from speceval.drafters import ngram
 from speceval.drafters.load import load, require, try_out
 from speceval.errors import UserError
 from speceval.estimate import books
-from speceval.measure.content import checkpoint_facts
+from speceval.measure.content import checkpoint_changes, checkpoint_facts, draft_changes, require_unchanged
 from speceval.measure.fingerprint import environment
 from speceval.measure.weights import files_of, weights_hash
 from speceval.private import masked
 from speceval.protocol import RunSpec, make_spec
 from speceval.store import Store, StoredRun, pack, read_meta, read_run, run_directory
-from speceval.store.schema import Counters, RunMeta, Segment, other_request
+from speceval.store.schema import Counters, Fingerprint, RunMeta, Segment, other_request
 
 ENGINE = "capture"
 """What such a run names as its engine."""
@@ -52,8 +52,10 @@ def replay(
     spec = _spec(capture, found, k, drafting, method, draft_args or {}, draft_truncation)
     directory = out or run_directory(Path("results"), spec)
     if (directory / "run.json").exists():
-        if other := other_request(read_meta(directory), spec):
+        meta = read_meta(directory)
+        if other := other_request(meta, spec):
             raise UserError(f"--out {directory} holds another run ({'; '.join(other)}): name another directory")
+        require_unchanged(directory, meta.status, _changes(capture, found, meta.fingerprint))
         if (known := read_run(directory)).complete:
             return known
     evaluate.require(spec.k, device)
@@ -118,6 +120,16 @@ def _spec(
             "draft_args": draft_args,
         }
     )
+
+
+def _changes(capture: Capture, draft: catalog.Draft, stored: Fingerprint) -> list[str]:
+    """In what a stored replay differs from one that would begin now: the drafter, the captured target, its states."""
+    states = stored.drafter.get("states", stored.engine.dtype), capture.manifest.dtype
+    return [
+        *checkpoint_changes("target", stored.target, capture.meta.fingerprint.target),
+        *draft_changes(draft, stored.draft),
+        *([f"states: {states[0]} -> {states[1]}"] if states[0] != states[1] else []),
+    ]
 
 
 def _require_target(capture: Capture) -> None:

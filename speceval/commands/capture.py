@@ -103,9 +103,13 @@ def replay(
     """
     from speceval.api.capturing import replayed
     from speceval.show import tables
+    from speceval.show.labels import directory_names
 
     names, arguments = options.split(draft, "--draft"), options.pairs(draft_arg, "--draft-arg")
-    places = [out if out is None or len(names) == 1 else out / Path(name).name for name in names]
+    places = [
+        out if out is None or len(names) == 1 else out / folder
+        for folder in directory_names([Path(name) for name in names])
+    ]
     if twice := [place for place in places if place is not None and places.count(place) > 1]:
         raise UserError(f"--draft {draft}: two of them would be written to {twice[0]}: replay one after the other")
     runs, errors = [], []

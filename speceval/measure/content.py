@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speceval import catalog, zoo
+from speceval.errors import UserError
 from speceval.measure.weights import UNKNOWN, config_hash, template_hash, tokenizer_hash, weights_hash
 from speceval.protocol import RunSpec, digest
 from speceval.store.schema import ABSENT, Checkpoint, Fingerprint, SuiteFacts, differences
@@ -59,9 +60,9 @@ def changes(
     """
     lines = []
     if (place := _place(target, "target")) is not None:
-        lines += _changes("target", stored.target, target_facts(target.model_copy(update={"model": place}), spec))
-    if (place := _place(draft, draft.name)) is not None:
-        lines += _changes("draft", stored.draft, checkpoint_facts(draft.model_copy(update={"model": place})))
+        now = target_facts(target.model_copy(update={"model": place}), spec)
+        lines += checkpoint_changes("target", stored.target, now)
+    lines += draft_changes(draft, stored.draft)
     for suite in suites:
         if (before := stored.suites.get(suite.name)) is not None:
             differ = differences(before, suite_facts(suite, spec))
@@ -69,9 +70,27 @@ def changes(
     return lines
 
 
-def _changes(side: str, before: Checkpoint, now: Checkpoint) -> list[str]:
+def draft_changes(draft: catalog.Draft, stored: Checkpoint) -> list[str]:
+    """In what a drafter differs from the one that a stored run has, as far as it is here."""
+    if (place := _place(draft, draft.name)) is None:
+        return []
+    return checkpoint_changes("draft", stored, checkpoint_facts(draft.model_copy(update={"model": place})))
+
+
+def checkpoint_changes(side: str, before: Checkpoint, now: Checkpoint) -> list[str]:
+    """In which of `HASHES` two checkpoints differ; what one does not tell is taken for the same."""
     values = [(name, getattr(before, name), getattr(now, name)) for name in HASHES]
     return [f"{side}.{name}: {a} -> {b}" for name, a, b in values if a != b and not {a, b} & {None, UNKNOWN}]
+
+
+def require_unchanged(directory: Path, status: str, changes: Sequence[str]) -> None:
+    """Raises `UserError` for a stored run that is no longer what it would be now, for these reasons."""
+    if changes:
+        state = "cannot resume" if status == "running" else "holds a finished run"
+        raise UserError(
+            f"{directory}: {state}, and what it was made of has changed since ({'; '.join(changes)}): nothing was "
+            "measured: name another --out, or undo the change"
+        )
 
 
 def _place(checkpoint: catalog.Target | catalog.Draft, name: str) -> str | None:

@@ -162,10 +162,6 @@ def stored(job: Job) -> StoredRun | None:
     meta = read_meta(job.directory)
     if other := other_request(meta, job.spec):
         raise UserError(f"--out {job.directory} holds another run ({'; '.join(other)}): name another directory")
-    if changes := content.changes(job.spec, job.target, job.draft, job.suites, meta.fingerprint):
-        state = "cannot resume" if meta.status == "running" else "holds a finished run"
-        raise UserError(
-            f"{job.directory}: {state}, and what it was made of has changed since ({'; '.join(changes)}): nothing was "
-            "measured: name another --out, or undo the change"
-        )
+    changes = content.changes(job.spec, job.target, job.draft, job.suites, meta.fingerprint)
+    content.require_unchanged(job.directory, meta.status, changes)
     return read_run(job.directory)

@@ -96,7 +96,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
         f"{COVERS} Each interval holds for itself.",
         "Δ and p are paired by conversation. p (Holm) is adjusted for all tests of the table "
         f"({tests}), * (p < 5 %) for the positions of a comparison.",
-        "could have seen: the true Δ% that one test at 5 % finds in 80 % of cases: (t_0.975 + t_0.8) · se.",
+        "could have seen: the true Δ% that one test at 5 % finds in 80 % of cases: (its critical value + t_0.8) · se.",
     ]
     if any(row["tau_rb"] for row in compared):
         notes.append("Rao–Blackwell: the same quantity with the chance of accepting integrated out, Holm by itself.")

@@ -26,7 +26,8 @@ def labels(
 ) -> list[str]:
     """A short name for each run: its drafter, what else of the request differs, and, of equals, the directory.
 
-    Fields in `leave_out` are not named. `form` is applied to every part, such as a cut of long ones.
+    Fields in `leave_out` are not named. `form` is applied to every part, such as a cut of long ones; names that it
+    makes equal get the run's number, from 1 on.
     """
     specs = [run.meta.spec for run in runs]
     differ = [
@@ -40,10 +41,14 @@ def labels(
     ]
     names = [", ".join(map(form, own)) for own in parts]
     directories = directory_names([run.directory for run in runs])
-    return [
+    told = [
         f"{name} ({form(directory)})" if names.count(name) > 1 else name
         for name, directory in zip(names, directories, strict=True)
     ]
+    bearers: dict[str, set[str]] = {}
+    for name, directory in zip(told, directories, strict=True):
+        bearers.setdefault(name, set()).add(directory)
+    return [f"{name} #{number}" if len(bearers[name]) > 1 else name for number, name in enumerate(told, start=1)]
 
 
 def directory_names(directories: Sequence[Path]) -> list[str]:

@@ -130,15 +130,15 @@ def figure_of(spec: RunSpec, suite: str) -> Figure | None:
     """The published figure that a request repeats on a suite, None if there is none.
 
     It repeats one when the catalog says which row of the source its drafter is, and target, K
-    and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 (as the source's were), and
-    the suite is called as the benchmark.
+    and temperature agree, top-k and top-p are off, drafts are sampled above temperature 0 and verified one by one (as
+    the source's were), and the suite is called as the benchmark.
     """
     publication = load()
     target = load_entries().get(spec.target)
     drafter = target.drafters.get(spec.draft) if target else None
     if drafter is None or suite not in publication.suites:
         return None
-    if (spec.top_p, spec.top_k) != (1, 0):
+    if (spec.top_p, spec.top_k, spec.rejection) != (1, 0, "standard"):
         return None
     if spec.drafting != default_drafting(drafter.method, spec.temperature):
         return None

@@ -376,9 +376,11 @@ def test_one_drafter_that_cannot_be_measured_does_not_stop_the_others(call, capt
     assert last.startswith("error: drafter './nowhere': no such directory; ") and "dflash-x" in last
     assert sorted(path.name for path in Path("runs").iterdir()) == ["medusa", "mtp"]
     shutil.copytree("medusa", "deep/medusa")
-    code, _, err = call("replay", "cap", "--draft", "./medusa,./deep/medusa", "--k", "3", "--out", "same")
-    assert code == 4 and "two of them would be written to same/medusa: replay one after the other" in err
-    assert not Path("same").exists()
+    assert call("replay", "cap", "--draft", "./medusa,./deep/medusa", "--k", "3", "--out", "same")[0] == 0
+    assert {path.parent.parent.name for path in Path("same").glob("*/medusa/run.json")} == {Path.cwd().name, "deep"}
+    code, _, err = call("replay", "cap", "--draft", "./medusa,./medusa", "--k", "3", "--out", "twice")
+    assert code == 4 and "two of them would be written to twice/medusa: replay one after the other" in err
+    assert not Path("twice").exists()
 
 
 def test_weights_in_eight_bits_are_named_as_such(call, captured: Path) -> None:

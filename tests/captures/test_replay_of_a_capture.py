@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,26 @@ def test_it_is_a_replay_that_compare_and_check_take(call, captured: Path) -> Non
     assert code == 0 and json.loads(out)["on_these_texts"]["suites"][0]["change_percent"] == 0, err
     code, out, _ = call("replay", "cap", *both)
     assert code == 0 and json.loads(out)["runs"][0] == first  # a finished one is read back
+
+
+def test_a_drafter_that_was_trained_on_is_not_given_its_old_numbers(call, captured: Path) -> None:
+    replayed(call, "eagle3")
+    before = kept(Path("again"), speceval.read_capture("cap").texts[0])
+    tiny.write_eagle3(Path("eagle3"), Path("target"), seed=9)
+    code, out, err = call("replay", "cap", "--draft", "./eagle3", "--method", "eagle3", "--k", "3", "--out", "again")
+    assert (code, out) == (4, "") and "has changed since (draft.weights: sha256:" in err and err.count("\n") == 2
+    np.testing.assert_array_equal(kept(Path("again"), speceval.read_capture("cap").texts[0]), before)
+
+
+def test_drafters_of_one_name_in_two_folders_are_measured_apart(call, captured: Path) -> None:
+    for folder in ("one", "two"):
+        shutil.copytree("eagle3", f"{folder}/mine")
+    both = ("--draft", "one/mine,two/mine", "--method", "eagle3", "--k", "3", "--out", "runs")
+    assert call("replay", "cap", *both)[0] == 0
+    assert [run.meta.spec.draft for run in map(read_run, (Path("runs/one/mine"), Path("runs/two/mine")))] == [
+        "one/mine",
+        "two/mine",
+    ]
 
 
 def heads(ids: slice):

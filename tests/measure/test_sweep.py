@@ -263,8 +263,33 @@ def test_a_difference_to_what_is_not_there_is_refused(
 
 def test_a_run_that_has_no_match_among_those_it_is_compared_with_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, exclude=[{"draft": "kl-eagle3", "temperature": 1}])
-    with pytest.raises(UserError, match=r"over kl-eagle3: no run of it is like .* in all but the drafter"):
+    with pytest.raises(UserError, match=r"over kl-eagle3: no runs of it are like .* in all but the drafter"):
         speceval.sweep(path, out=tmp_path / "out", until=0.1, over="kl-eagle3")
+
+
+def test_a_run_is_compared_with_the_one_that_drafts_as_it_does(tmp_path: Path) -> None:
+    axes = {"draft": ["lk-eagle3", "kl-eagle3"], "drafting": ["probabilistic", "greedy"]}
+    path = written(tmp_path, axes=axes, common=COMMON | {"temperature": 1})
+    cells = prepare_sweep(read_sweep_file(path), tmp_path / "out", changes={"until": 0.1}, over="lk-eagle3").cells
+    drafting = {cell.job.directory: cell.job.spec.drafting for cell in cells}
+    against = {cell.job.spec.drafting: drafting[cell.against] for cell in cells if cell.against is not None}
+    assert against == {"probabilistic": "probabilistic", "greedy": "greedy"}
+
+
+def test_a_run_that_is_like_several_of_those_it_is_compared_with_is_refused(tmp_path: Path) -> None:
+    axes = {"draft": ["lk-eagle3", "ngram"], "drafting": ["probabilistic", "greedy", "deterministic"]}
+    path = written(
+        tmp_path,
+        axes=axes,
+        common=COMMON | {"temperature": 1, "k": 3},
+        exclude=[
+            {"draft": "lk-eagle3", "drafting": "deterministic"},
+            {"draft": "ngram", "drafting": "probabilistic"},
+            {"draft": "ngram", "drafting": "greedy"},
+        ],
+    )
+    with pytest.raises(UserError, match=r"over lk-eagle3: 2 runs of it are like .*, one is needed"):
+        speceval.sweep(path, out=tmp_path / "out", until=0.1, over="lk-eagle3")
 
 
 def test_without_the_run_that_it_is_compared_with_a_run_fails_with_a_line(

@@ -28,6 +28,15 @@ def test_runs_get_names_that_tell_them_apart(tmp_path: Path) -> None:
     assert labels([a, altered(a, spec__draft="x" * 90)], form=lambda part: part[:9]) == ["lk-eagle3", "x" * 9]
 
 
+def test_names_that_a_cut_makes_equal_are_told_apart(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    drafts = [f"/models/{'x' * 60}{middle}{'y' * 90}/drafter" for middle in "AB"]
+    pair = [replace(altered(a, spec__draft=draft), directory=tmp_path / draft[1:]) for draft in drafts]
+    assert len(set(style.labels(pair))) == 2  # cut in the middle, where the names differ
+    first, second = labels(pair, form=lambda part: part[:9])  # and so are their directories
+    assert first.endswith(" #1") and second.endswith(" #2")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "names"),
     [

@@ -12,11 +12,12 @@ from scipy import stats
 from support.records import MACHINE, SUITE_FACTS
 from support.table_runs import binomial, constant, write_run
 
+from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance
 from speceval.show import published
 from speceval.show.layouts import LAYOUTS, best, build
-from speceval.show.layouts.cells import ON_A_PART, ONE_SEED, OUTSIDE
+from speceval.show.layouts.cells import ON_A_PART, ONE_SEED, OTHER_ANSWERS, OUTSIDE
 from speceval.show.layouts.entries import collect
 from speceval.show.layouts.form import FIELDS, Table
 from speceval.show.render import FORMATS
@@ -39,15 +40,23 @@ def texts(table: Table) -> list[list[str]]:
     return [[cell.text for cell in row.cells] for row in table.rows]
 
 
-def mt_bench(directory: Path, accepted: int, counts: np.ndarray | None = None, **more: Any) -> Path:
+def mt_bench(
+    directory: Path,
+    accepted: int,
+    counts: np.ndarray | None = None,
+    planned: int = 80,
+    spec: dict[str, Any] | None = None,
+    **more: Any,
+) -> Path:
     """A run of gpt-oss-120b's lk-eagle3 on MT-Bench at T=1, K=7, whose published tau is 2.69."""
     pinned = read_suite_file(SUITES_DIR / "mt_bench.yaml").pinned
     assert pinned is not None
     if counts is None:
         counts = np.random.default_rng(0).integers(accepted - 1, accepted + 2, (80, 20))
-    facts = {"mt_bench": SUITE_FACTS | {"dataset": pinned.dataset_hash}}
+    facts = {"mt_bench": SUITE_FACTS | {"dataset": pinned.dataset_hash, "conversations": planned}}
     return write_run(
         directory, {"mt_bench": counts}, target="gpt-oss-120b", draft="lk-eagle3", k=7,
+        spec={"chat_template_kwargs": load_entries()["gpt-oss-120b"].chat_template_kwargs} | (spec or {}),
         fingerprint={"suites": facts}, **more,
     )  # fmt: skip
 
@@ -170,14 +179,7 @@ def test_a_run_that_misses_the_published_figure_says_so(tmp_path: Path, accepted
 
 
 def test_a_run_that_hits_the_published_figure_says_so(tmp_path: Path) -> None:
-    pinned = read_suite_file(SUITES_DIR / "mt_bench.yaml").pinned
-    assert pinned is not None
-    draw = np.random.default_rng(3)
-    counts = draw.binomial(7, 1.69 / 7, (80, 50))
-    run = write_run(
-        tmp_path / "run", {"mt_bench": counts}, target="gpt-oss-120b", draft="lk-eagle3", k=7, seeds=2,
-        fingerprint={"suites": {"mt_bench": SUITE_FACTS | {"dataset": pinned.dataset_hash}}},
-    )  # fmt: skip
+    run = mt_bench(tmp_path / "run", 0, np.random.default_rng(3).binomial(7, 1.69 / 7, (80, 50)), seeds=2)
     assert texts(build("summary", [run]))[0][-1] == "yes"
     assert OUTSIDE not in build("paper-main", [run]).footnotes
 
@@ -197,7 +199,15 @@ def test_a_published_figure_is_of_the_same_prompts_so_that_how_these_differ_is_n
 
 
 @pytest.mark.parametrize(
-    ("more", "note"), [({}, ONE_SEED), ({"seeds": 2, "spec": {"limit": 80}}, ON_A_PART)], ids=["one seed", "a part"]
+    ("more", "note"),
+    [
+        ({}, ONE_SEED),
+        ({"seeds": 2, "spec": {"limit": 80}}, ON_A_PART),
+        ({"seeds": 2, "planned": 81}, ON_A_PART),
+        ({"seeds": 2, "spec": {"max_tokens": 64}}, OTHER_ANSWERS),
+        ({"seeds": 2, "spec": {"chat_template_kwargs": {"reasoning_effort": "low"}}}, OTHER_ANSWERS),
+    ],
+    ids=["one seed", "a part", "stopped early", "short answers", "another prompt"],
 )
 def test_what_cannot_be_judged_says_so(tmp_path: Path, more: dict[str, Any], note: str) -> None:
     run = mt_bench(tmp_path / "run", 3, **more)
@@ -205,6 +215,11 @@ def test_what_cannot_be_judged_says_so(tmp_path: Path, more: dict[str, Any], not
     [record] = records(table, definition="tau_paper")
     assert texts(table)[0][-1] == "n/a" and note in table.footnotes and record["contains_published"] is None
     assert note in build("paper-main", [run]).footnotes and OUTSIDE not in build("paper-main", [run]).footnotes
+
+
+def test_block_verification_repeats_no_published_figure(tmp_path: Path) -> None:
+    run = mt_bench(tmp_path / "run", 3, seeds=2, spec={"rejection": "block"})
+    assert not any("2.69" in row for row in texts(build("summary", [run])))
 
 
 def test_a_change_of_means_over_suites_knows_the_error_of_the_weights(tmp_path: Path) -> None:
@@ -571,6 +586,18 @@ def test_two_runs_of_one_drafter_s_name_are_told_apart_by_their_folders(tmp_path
     for name in ("epoch1", "epoch2"):
         assert any(f"./checkpoint_best ({tmp_path.name}/{name})" in text for text in shown)
     assert not any("tv-eagle3 (" in text for text in shown)
+
+
+def test_runs_under_load_are_told_apart(tmp_path: Path) -> None:
+    """By K, by kind of drafts, and those that say the same by their folders."""
+    many = [{"k": 3}, {"k": 5}, {"drafting": "greedy"}, {"batch": 4}, {}]
+    for number, more in enumerate(many):
+        spec = {"rate": 2.0} | {name: value for name, value in more.items() if name == "batch"}
+        own = {name: value for name, value in more.items() if name != "batch"}
+        write_run(tmp_path / f"run{number}", {"demo": constant(2, 1)}, spec=spec, **own)
+    rows = [tuple(row[:6]) for row in texts(build("load", [tmp_path]))]
+    assert len(set(rows)) == len(many)
+    assert [row[0] for row in rows if "(" in row[0]] == [f"kl-eagle3 ({tmp_path.name}/run{n})" for n in (0, 4)]
 
 
 def test_a_file_that_is_called_like_a_benchmark_does_not_stand_in_its_column(tmp_path: Path) -> None:

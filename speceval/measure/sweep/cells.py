@@ -89,13 +89,17 @@ OF_THE_DRAFTER = frozenset({"draft", "method", "drafting", "draft_args", "until"
 
 def _bases(jobs: list[Job], over: str) -> dict[Path, Path]:
     """Directory of each run that does not have this drafter -> that of the run that does and is like it otherwise."""
-    alike = {_rest(job): job.directory for job in jobs if job.spec.draft == over}
     bases = {}
     for job in jobs:
         if job.spec.draft != over:
-            if _rest(job) not in alike:
-                raise UserError(f"--over {over}: no run of it is like {job.directory.name} in all but the drafter")
-            bases[job.directory] = alike[_rest(job)]
+            alike = [other for other in jobs if other.spec.draft == over and _rest(other) == _rest(job)]
+            alike = [other for other in alike if other.spec.drafting == job.spec.drafting] or alike
+            if len(alike) != 1:
+                raise UserError(
+                    f"--over {over}: {len(alike) or 'no'} runs of it are like {job.directory.name} in all but the "
+                    "drafter, one is needed"
+                )
+            bases[job.directory] = alike[0].directory
     return bases
 
 

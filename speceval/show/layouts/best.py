@@ -123,7 +123,7 @@ def _mark_equals(best: Entry, others: Sequence[Entry], found: Best) -> None:
     """Mark those of `others` that are not significantly worse than `best`."""
     tested: list[tuple[Entry, float]] = []
     for other in others:
-        who = f"{other.drafter} was not compared with {best.drafter} on {best.suite}"
+        who = f"{other.label} was not compared with {best.label} on {best.suite}"
         try:
             p_value = compare(best, other)["p_value"]
         except UserError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from speceval.catalog.schema import load_entries
 from speceval.estimate.acceptance import variance
 from speceval.show import published
 from speceval.show.cells import plus_minus
@@ -23,6 +24,10 @@ NONE = Cell()
 OUTSIDE = "Differs from the published figure by more than sampling and rounding do on the same prompts."
 ONE_SEED = "Whether this repeats the published figure cannot be judged with one seed: it needs --seeds 0-3, say."
 ON_A_PART = "Whether this repeats the published figure cannot be judged on a part of the prompts."
+OTHER_ANSWERS = (
+    "Whether this repeats the published figure cannot be judged on answers of another length (--max-tokens) or to "
+    "prompts in another form (--template-arg)."
+)
 
 INTERVALS = (
     "± and brackets are 95 % intervals over new prompts like these and new samples; the unit is the conversation."
@@ -91,9 +96,13 @@ def not_judged(entry: Entry) -> str | None:
     """Why it cannot be judged whether a measured entry repeats the published figure; None where it can."""
     if entry.run is None or entry.published is None:
         return None
-    spec = entry.run.meta.spec
+    spec, planned = entry.run.meta.spec, entry.run.meta.fingerprint.suites[entry.name].conversations
     if spec.limit is not None or spec.shard is not None or not entry.run.complete:
         return ON_A_PART
+    if entry.summary["conversations"] < planned:  # --until stopped it
+        return ON_A_PART
+    if spec.max_tokens is not None or spec.chat_template_kwargs != load_entries()[spec.target].chat_template_kwargs:
+        return OTHER_ANSWERS
     if entry.temperature > 0 and len(spec.seeds) < 2:
         return ONE_SEED
     return None

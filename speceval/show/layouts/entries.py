@@ -148,7 +148,11 @@ def undrafted(entries: Iterable[Entry]) -> list[str]:
     """A line for each measured entry that has many steps without drafts."""
     measured = [entry for entry in entries if entry.run is not None]
     lines = [(entry, acceptance.undrafted_note(entry.run.suite(entry.name)[0])) for entry in measured if entry.run]
-    return [f"{one.drafter}, {one.suite}, T={one.temperature:g}: {line}." for one, line in lines if line is not None]
+    return [
+        f"{one.label}, {one.suite}, K={one.k}, T={one.temperature:g}: {line}."
+        for one, line in lines
+        if line is not None
+    ]
 
 
 def collect(paths: Iterable[Path]) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,16 +24,20 @@ def load(entries: Sequence[Entry]) -> Table:
     rows = [(entry, load_of(entry.run)) for entry in entries if entry.run is not None]
     if not rows:
         raise UserError("--layout load: published figures say nothing of load: name a run")
-    rows.sort(key=lambda row: (row[0].target, row[0].drafter, row[0].suite, *_pressure(row[0])))
+    rows.sort(key=lambda row: (row[0].target, row[0].drafter, row[0].suite, row[0].k, *_pressure(row[0])))
+    shown = Counter(_facts(entry) for entry, _ in rows)
     return Table(
         layout="load",
         caption="Acceptance and speed under load.",
         columns=(
             *(Column(("", name), "left") for name in ("drafter", "suite")),
-            *(Column(("", name)) for name in ("T", "rate", "at most", "in flight", "tau", "output tokens/s")),
+            *(Column(("", name)) for name in ("K", "T", "rate", "at most", "in flight", "tau", "output tokens/s")),
             *(Column((f"{LOAD[kind]} (ms)", name.upper() if name == "p99" else name)) for kind, name in TIMES),
         ),
-        rows=tuple(Row(_cells(entry, found), entry.target) for entry, found in rows),
+        rows=tuple(
+            Row((Cell(_name(entry, shown[_facts(entry)])), *_cells(entry, found)), entry.target)
+            for entry, found in rows
+        ),
         section_heading="target",
         notes=(
             "Rate: conversations that begin in a second, at random; inf: each as soon as there is room. In flight and "
@@ -50,6 +55,17 @@ def _pressure(entry: Entry) -> tuple[float, int]:
     return -math.inf if spec.rate is None else float(spec.rate), spec.batch
 
 
+def _facts(entry: Entry) -> tuple[Any, ...]:
+    """What a row says of a run beside its numbers."""
+    return entry.target, entry.drafter, entry.drafting, entry.suite, entry.k, entry.temperature, *_pressure(entry)
+
+
+def _name(entry: Entry, bearers: int) -> str:
+    """What a row is called; with its run where others say the same."""
+    drafting = "" if entry.usual_drafting else f", {entry.drafting} drafts"
+    return f"{entry.label if bearers > 1 else entry.drafter}{drafting}"
+
+
 def _cells(entry: Entry, found: dict[str, Any] | None) -> tuple[Cell, ...]:
     assert entry.run is not None
     spec = entry.run.meta.spec
@@ -62,7 +78,7 @@ def _cells(entry: Entry, found: dict[str, Any] | None) -> tuple[Cell, ...]:
     whole = found["throughput"] if found else None
     rate = Cell("", notes=(NO_TIMES,)) if spec.rate is None else Cell(f"{float(spec.rate):g}")
     return (
-        *(Cell(text) for text in (entry.drafter, entry.suite, f"{entry.temperature:g}")),
+        *(Cell(text) for text in (entry.suite, str(entry.k), f"{entry.temperature:g}")),
         rate,
         Cell(str(spec.batch * servers(entry.run))),
         Cell(f"{whole['concurrency']:.1f}") if whole else NONE,

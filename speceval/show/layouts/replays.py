@@ -47,7 +47,7 @@ def replays(entries: Sequence[Entry], over: str | None = None) -> Table:
             [f"Δ%: over the drafter of the same target, architecture and K {called}, paired by request."]
             * bool(changes)
         ),
-        *(f"No Δ% of {drafter}: {why}." for drafter, why in problems.items()),
+        *(f"No Δ% of {drafter}: {why}." for drafter, why in problems),
         INTERVALS,
     ]
     return Table(
@@ -65,17 +65,17 @@ def replays(entries: Sequence[Entry], over: str | None = None) -> Table:
 
 def _changes(
     entries: Sequence[Entry], over: str | None
-) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, str]]:
-    """By run and suite what it is over its baseline, with Holm's p over all; by drafter why there is none."""
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[tuple[str, str]]]:
+    """By run and suite what it is over its baseline, with Holm's p over all; drafters without one, and why."""
     runs = {str(entry.run.directory): entry for entry in entries if entry.run is not None}
     bases = {name for name, entry in runs.items() if (over or KL) in (entry.setup, *([entry.drafter] if over else []))}
     changes: dict[tuple[str, str], dict[str, Any]] = {}
-    problems: dict[str, str] = {}
-    for name in runs.keys() - bases:
+    problems: list[tuple[str, str]] = []
+    for name in (name for name in runs if name not in bases):
         try:
             compared = _over_one(runs[name], [runs[base] for base in sorted(bases)], over)
         except UserError as error:
-            problems[runs[name].drafter] = reason(error)
+            problems.append((runs[name].label, reason(error)))
             continue
         changes |= {(name, row["suite"]): row for row in compared}
     adjusted = holm([row["p_value"] for row in changes.values()])

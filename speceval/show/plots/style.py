@@ -178,16 +178,23 @@ def turns(run: StoredRun, suite: str) -> pd.DataFrame:
 
 def labels(runs: Sequence[StoredRun], leave_out: Sequence[str] = ()) -> list[str]:
     """`speceval.show.labels` of the runs, fit for a legend."""
-    return [label(name) for name in run_labels(runs, leave_out)]
+    return [wrapped(name) for name in run_labels(runs, leave_out, short)]
 
 
 def label(text: str) -> str:
     """A user's text as one matplotlib label: wrapped to a column's width, long ones cut in the middle."""
+    return wrapped(short(text))
+
+
+def short(text: str) -> str:
+    """A user's text without what no font has; long ones cut in the middle."""
     text = plain(text)
-    if len(text) > LABEL_LENGTH:
-        text = f"{text[: LABEL_LENGTH // 2]}…{text[-LABEL_LENGTH // 2 :]}"
-    lines = [text[start : start + LABEL_WIDTH] for start in range(0, len(text), LABEL_WIDTH)]
-    return "\n".join(lines)
+    return text if len(text) <= LABEL_LENGTH else f"{text[: LABEL_LENGTH // 2]}…{text[-LABEL_LENGTH // 2 :]}"
+
+
+def wrapped(text: str) -> str:
+    """`text` in lines of a column's width."""
+    return "\n".join(text[start : start + LABEL_WIDTH] for start in range(0, len(text), LABEL_WIDTH))
 
 
 def plain(text: str) -> str:

@@ -64,11 +64,13 @@ def curve(steps: pd.DataFrame, k: int) -> list[dict[str, Any]]:
 
 
 def groups(runs: Sequence[StoredRun]) -> list[list[int]]:
-    """Indices of runs that differ in K alone, each group by falling K."""
+    """Indices of runs that differ in K alone, each group by falling K: of one request and of the same weights."""
     found: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
+        fingerprint = run.meta.fingerprint
+        weights = [fingerprint.target.weights, fingerprint.draft.weights]
         spec = run.meta.spec.model_dump(mode="json", exclude={"k", "seeds", "batch"})
-        found.setdefault(digest(spec), []).append(index)
+        found.setdefault(digest([spec, weights]), []).append(index)
     return [sorted(group, key=lambda index: -runs[index].meta.spec.k) for group in found.values()]
 
 

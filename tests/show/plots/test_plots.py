@@ -173,6 +173,13 @@ def test_runs_of_one_drafter_are_one_curve_with_points() -> None:
     assert labels == ["d: curve from K=5", "d: separate runs", "e: curve from K=5", "e: separate runs"]
 
 
+def test_two_drafters_of_one_name_are_no_curve_with_points() -> None:
+    """Trained anew in the same place: the request is the same, the weights are not."""
+    old, new, longer = make_run(BY_HAND), make_run(BY_HAND), make_run(BY_HAND, k=5)
+    new = altered(new, fingerprint__draft__weights="others")
+    assert tau_k.groups([old, new, longer]) == [[2, 0], [1]]
+
+
 def test_stored_table_of_tau_against_k_says_what_the_docs_say() -> None:
     table = pd.read_csv(ROOT / "results" / "statistics" / "tau_k.csv")
     assert set(table["draft"]) == {"lk-eagle3", "kl-medusa"}
