@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,10 +39,12 @@ from speceval.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
     EXIT_NOT_COMPARABLE,
+    EXIT_OWN_FAULT,
     EXIT_TERMINATED,
     NotComparable,
     UserError,
 )
+from speceval.private import masked
 
 COME_WITH_VLLM = ("torch", "transformers", "vllm")
 """Packages that a plain installation lacks: commands that read stored runs do without."""
@@ -134,7 +137,7 @@ def main() -> None:
         _exit(EXIT_BAD_INPUT, f"error: {error}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in COME_WITH_VLLM:
-            raise
+            _own_fault()
         from speceval import engines
 
         mend = engines.find("vllm").installation
@@ -148,6 +151,8 @@ def main() -> None:
         _exit(EXIT_BAD_INPUT, f"error: cannot read or write{place}: {error.strerror or error}")
     except UsageError as error:
         _exit(EXIT_BAD_INPUT, f"error: {error.format_message()}")
+    except Exception:
+        _own_fault()
     finally:
         sys.stdout = stdout
 
@@ -171,6 +176,12 @@ def _refuse_empty(arguments: list[str]) -> None:
         if not argument.strip() or re.fullmatch(r"--[\w-]+=\s*", argument):
             name = argument.partition("=")[0] or (before if before.startswith("-") else "an argument")
             raise UserError(f"{name.strip() or 'an argument'}: empty: is a variable not set?")
+
+
+def _own_fault() -> None:
+    """The exception that nobody expected, as text that no terminal obeys, without secrets."""
+    terminal.Harmless(sys.stderr).write(masked(traceback.format_exc()))
+    _exit(EXIT_OWN_FAULT, "error: a fault of speceval's own: please report it with the lines above")
 
 
 def _exit(code: int, line: str = "") -> None:

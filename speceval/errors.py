@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EXIT_NOT_COMPARABLE = 3
 EXIT_BAD_INPUT = 4
+EXIT_OWN_FAULT = 70
+"""Nobody expected it: no verdict, and nothing that the user did."""
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 """128 + the signal's number."""
 

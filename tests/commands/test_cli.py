@@ -134,6 +134,20 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
 
 
+@pytest.mark.parametrize("kind", [ValueError, ModuleNotFoundError])
+def test_a_fault_of_our_own_is_no_verdict_and_its_traceback_steers_nothing(
+    call, simulated: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise kind("https://u:S3CR3T@h\n::error::x \x1b[31m\u202e")
+
+    monkeypatch.setattr("speceval.store.directories", fail)
+    done = call("validate", "x")
+    assert done.code == 70
+    assert "S3CR3T" not in done.err and "\n::error" not in done.err and not {"\x1b", "\u202e"} & set(done.err)
+    assert "Traceback" in done.err and done.err.splitlines()[-1].startswith("error: a fault of speceval's own")
+
+
 def test_a_missing_vllm_is_said_with_the_mend(call, simulated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, None)
     assert "vLLM is not installed: pip install" in call(*ON_VLLM, "--suite", "own.jsonl").line
@@ -421,8 +435,8 @@ def test_a_missing_module_of_our_own_is_no_bad_input(call, monkeypatch: pytest.M
         raise ModuleNotFoundError("No module named 'speceval.gone'", name="speceval.gone")
 
     monkeypatch.setattr(kernels, "main", absent)
-    with pytest.raises(ModuleNotFoundError):
-        call("verify", "--kernels")
+    done = call("verify", "--kernels")
+    assert done.code == 70 and "ModuleNotFoundError: No module named 'speceval.gone'" in done.err
 
 
 def test_a_demo_without_vllm_trains_nothing(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
