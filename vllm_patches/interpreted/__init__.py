@@ -15,8 +15,9 @@ SWITCH = "SPECEVAL_INTERPRETED"
 """Environment variable; "1": run the kernels in lockstep (`simt`); "check": through Triton's own interpreter as well,
 comparing every tensor; "triton": through that alone, some forty times slower. Unset: do nothing."""
 LOCKSTEP, CHECK, TRITON = "1", "check", "triton"
-ENVIRONMENT = {SWITCH: LOCKSTEP, "TRITON_INTERPRET": "1"}
-"""What a process must find in its environment before Triton is imported."""
+ENVIRONMENT = {SWITCH: LOCKSTEP, "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
+"""What a process must find in its environment before Triton is imported, and torch's compiler, which would take this
+Triton for one that compiles: vLLM compiles a function where several workers share the embedding."""
 
 
 def wanted() -> str | None:

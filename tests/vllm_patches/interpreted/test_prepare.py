@@ -46,6 +46,18 @@ def test_triton_gets_a_cpu_backend_and_vllm_is_not_imported() -> None:
     assert result.stdout.split("\n")[:3] == ["None", "True False", "True InterpretedFunction"], result.stderr
 
 
+@pytest.mark.slow
+def test_what_torch_would_compile_runs_as_it_is() -> None:
+    pytest.importorskip("triton")
+    script = "from vllm_patches import interpreted; interpreted.prepare(); import torch; " + (
+        "print(torch.compile(lambda x: 2 * x + 1)(torch.ones(2)).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | interpreted.ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout == "[3.0, 3.0]\n", done.stderr
+
+
 def test_triton_that_was_imported_to_compile_cannot_interpret_any_more() -> None:
     pytest.importorskip("triton")
     result = prepared("import os; del os.environ['TRITON_INTERPRET']; import triton", **interpreted.ENVIRONMENT)
