@@ -2,6 +2,9 @@
 
     python scripts/capture_storage.py CAPTURE --drafts kl-eagle3,kl-mtp --k 5 [--conversations 40]
 
+The zoo's CAPTURE is that of `capture_zoo.py --work DIR` (DIR/capture), the real model's that of
+`smollm2/study.py WORK` (WORK/T1/states).
+
 CAPTURE holds the states as the target computed them. They are stored again as `speceval capture --dtype` would, and
 each drafter is replayed on all. Adds to results/statistics/capture_storage.csv, in place of what it says of the same
 target: bytes of a token, tau_committed, and how far kept_j moves (mean and largest over places and positions).
@@ -24,10 +27,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import speceval
-from speceval.captures.folder import HEAD, MANIFEST, TEXTS, Capture
+from speceval.captures.folder import HEAD, MANIFEST, TEXTS, Capture, StorageError, key_of, read_lines
 from speceval.captures.storage import BYTES, Dtype, bytes_of_row, pack
 from speceval.estimate import replay
 from speceval.files import write_whole
+from speceval.measure.replay import digest_of
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "statistics" / "capture_storage.csv"
 FEWER: tuple[Dtype, ...] = ("bfloat16", "float8")
@@ -90,18 +94,26 @@ def stored_as(source: Path, kind: Dtype, conversations: int | None, into: Path) 
     """The capture in `source` with its states stored as `kind`, at most so many conversations of its first shard."""
     into.mkdir()
     manifest = json.loads((source / MANIFEST).read_text())
-    lines = (source / TEXTS).read_text().splitlines(keepends=True)
+    lines = list(read_lines(source))
     if conversations is not None:
-        lines = [line for line in lines if json.loads(line)["shard"] == 0][:conversations]
-        manifest["shards"] = manifest["shards"][:1]
-    (into / TEXTS).write_text("".join(lines))
+        lines = [line for line in lines if line["shard"] == 0][:conversations]
+        turns = [(key_of(line), turn) for line in lines for turn in line["turns"]]
+        rows = sum(len(turn["prompt"]) + len(turn["token_ids"]) - 1 for _, turn in turns)
+        manifest["shards"] = [manifest["shards"][0] | {"rows": rows}]
+        manifest["replay"] = digest_of({(*key, turn["turn"]): turn["token_ids"] for key, turn in turns})
+    (into / TEXTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(source / HEAD, into / HEAD)
     for shard in manifest["shards"]:
         tensors: dict[str, torch.Tensor] = {}
         for name, state in load_file(source / shard["file"]).items():
-            tensors |= {name: state} if name == "log_p" else pack(name, state, kind)
+            part = state[: shard["rows"]]
+            tensors |= {name: part} if name == "log_p" else pack(name, part, kind)
         save_file(tensors, into / shard["file"])
         shard["bytes"] = (into / shard["file"]).stat().st_size
+    if kind != manifest["dtype"]:
+        manifest["storage"] = StorageError(
+            tokens=0, mean=0.0, largest=0.0
+        ).model_dump()  # lossy; how much is asked here
     (into / MANIFEST).write_text(json.dumps(manifest | {"dtype": kind}))
     return speceval.read_capture(into)
 

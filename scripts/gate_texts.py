@@ -1,12 +1,12 @@
 """The gate on replays, on real vLLM: does it ever fail the same weights, and which losses does it catch?
 
-    python scripts/gate_texts.py --work DIR     # half an hour; writes results/statistics/gate_texts.csv
+    python scripts/gate_texts.py --work DIR [--dtype bfloat16]   # half an hour; results/statistics/gate_texts.csv
 
-`kl-eagle3` on the demo's 24 prompts, T=1, K=5. The baseline is a replay of its own texts; what rounding does to it (r)
-is the largest change over replays of the same weights in batches of other sizes, as `baseline --again` takes it. Then
-200 replays of the same weights, in engines of other batch sizes with the conversations in other orders. Damaged copies
-have their weights multiplied by 1 + eps * noise; a capture tells how much each eps costs exactly, so that eps is found
-for losses of a stated size, and these copies are replayed live.
+`kl-eagle3` on the demo's 24 prompts, T=1, K=5. The baseline is a replay of its own texts, with two more in batches of
+other sizes as `baseline --again` takes them. Then 200 replays of the same weights, in engines of other batch sizes with
+the conversations in other orders, each judged as `speceval check` does: r is what it says that rounding can make.
+Damaged copies have their weights multiplied by 1 + eps * noise; a capture tells how much each eps costs exactly, so
+that eps is found for losses of a stated size, and these copies are replayed live. Rows of other dtypes are kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import speceval
 from speceval import Run, zoo
 from speceval.engines.base import Engine
 from speceval.estimate import texts
+from speceval.estimate.gate import Verdict
 from speceval.files import write_whole
 from speceval.measure import launch, runner
 from speceval.measure.job import Job, prepare
@@ -43,7 +44,7 @@ ORDERS = 20
 AGAIN = (6, 40)
 """Batches of the replays that tell rounding."""
 MARGIN = 0.0005
-LOSSES = (0.0006, 0.001, 0.002, 0.005)
+LOSSES = {"float32": (0.0006, 0.001, 0.002, 0.005), "bfloat16": (0.001, 0.002, 0.005, 0.01, 0.02)}
 """Of tau on these texts, which the damaged copies are to have."""
 
 
@@ -51,53 +52,70 @@ def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("results/gate-texts"), help="where runs and checkpoints go")
-    rows = measured(parser.parse_args().work)
-    write_whole(OUT, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
-    print(pd.DataFrame(rows).to_string())
+    parser.add_argument("--dtype", choices=LOSSES, default="float32", help="what the engine computes in")
+    options = parser.parse_args()
+    found = pd.DataFrame(measured(options.work / options.dtype, options.dtype))
+    before = pd.read_csv(OUT)
+    rows = pd.concat([before[before["dtype"] != options.dtype], found]).sort_values(
+        "dtype", ascending=False, kind="stable"
+    )
+    write_whole(OUT, rows.to_csv(index=False, float_format="%.4g"))
+    print(rows.to_string())
 
 
-def measured(work: Path) -> list[dict[str, Any]]:
+def measured(work: Path, dtype: str) -> list[dict[str, Any]]:
     """The rows: rounding, the same weights, damaged copies."""
-    free = speceval.run("zoo", DRAFT, temperature=1, k=K, suites=["demo"], max_tokens=48, out=work / "free")
+    asked: dict[str, Any] = {"temperature": 1, "k": K, "suites": ["demo"], "max_tokens": 48}
+    free = speceval.run("zoo", DRAFT, out=work / "free", engine_args={"dtype": dtype}, **asked)
     capture = speceval.capture(free, work / "capture")
-    with Engines(free, work) as replayed:
-        base = replayed(DRAFT, 32, "base")
-        again = [texts.change(base.steps, replayed(DRAFT, batch, f"again-{batch}").steps) for batch in AGAIN]
-        spread = max(map(abs, again))
-        print("rounding", again, flush=True)
-        changes = []
+    with Engines(free, work, dtype) as replayed:
+        base = replayed(DRAFT, 32, "base").steps
+        again = [replayed(DRAFT, batch, f"again-{batch}").steps for batch in AGAIN]
+        spread = {"demo": max(abs(texts.change(base, steps)) for steps in again)}
+
+        def judged(steps: pd.DataFrame) -> texts.SuiteTexts:
+            """As `speceval check` against a baseline with --again."""
+            return texts.check({"demo": base}, {"demo": steps}, MARGIN, spread).suites[0]
+
+        print("rounding", spread, flush=True)
+        checks = []
         for batch in BATCHES:
             for order in range(ORDERS):
-                found = replayed(DRAFT, batch, f"same-{batch}-{order}", order=order)
-                changes.append(texts.change(base.steps, found.steps))
-            print(batch, max(map(abs, changes)), flush=True)
-        rows = [row("rounding", again, spread, engines=len(AGAIN)), row("same weights", changes, spread, len(BATCHES))]
-        copies = {loss: damaged(work, capture, loss) for loss in LOSSES}
-        for loss, copy in copies.items():
-            live = [replayed(str(copy), batch, f"{copy.name}-{batch}") for batch in (32, 8)]
-            rows.append(row(f"damaged by {loss:.2%}", [texts.change(base.steps, run.steps) for run in live], spread, 2))
+                checks.append(judged(replayed(DRAFT, batch, f"same-{batch}-{order}", order=order).steps))
+            print(batch, max(abs(check.change_percent) for check in checks), flush=True)
+        rows = [
+            row("rounding", dtype, [judged(steps) for steps in again], len(AGAIN)),
+            row("same weights", dtype, checks, len(BATCHES)),
+        ]
+        for loss in LOSSES[dtype]:
+            copy = damaged(work, capture, loss)
+            live = [judged(replayed(str(copy), batch, f"{copy.name}-{batch}").steps) for batch in (32, 8)]
+            rows.append(row(f"damaged by {loss:.2%}", dtype, live, len(live)))
     return rows
 
 
-def row(name: str, changes: list[float], spread: float, engines: int) -> dict[str, Any]:
+def row(name: str, dtype: str, checks: list[texts.SuiteTexts], engines: int) -> dict[str, Any]:
     """What is stored of some replays."""
+    changes = [check.change_percent for check in checks]
     return {
+        "dtype": dtype,
         "drafter": name,
         "engines": engines,
-        "replays": len(changes),
-        "least_change_percent": 100 * min(changes),
-        "largest_change_percent": 100 * max(changes),
-        "rounding_percent": 100 * spread,
+        "replays": len(checks),
+        "least_change_percent": min(changes),
+        "largest_change_percent": max(changes),
+        "log_p_moves": max(check.rounding.mean for check in checks if check.rounding is not None),
+        "rounding_percent": max(check.tolerance_percent or 0.0 for check in checks),
         "margin_percent": 100 * MARGIN,
-        "failed": sum(change < -(MARGIN + spread) for change in changes),
+        "failed": sum(check.verdict is Verdict.fail for check in checks),
     }
 
 
 class Engines:
     """Replays of a run's texts, on one engine for as long as the batch stays the same."""
 
-    def __init__(self, free: Run, work: Path) -> None:
-        self._free, self._work, self._kept = free, work, Kept()
+    def __init__(self, free: Run, work: Path, dtype: str) -> None:
+        self._free, self._work, self._dtype, self._kept = free, work, dtype, Kept()
 
     def __enter__(self) -> Engines:
         return self
@@ -113,7 +131,15 @@ class Engines:
             method = None if draft == DRAFT else "eagle3"
             suites = list(asked.pop("suites"))
             job = prepare(
-                target="zoo", draft=draft, suite_names=suites, k=K, batch=batch, out=out, method=method, **asked
+                target="zoo",
+                draft=draft,
+                suite_names=suites,
+                k=K,
+                batch=batch,
+                out=out,
+                method=method,
+                engine_args={"dtype": self._dtype},
+                **asked,
             )
             with Shuffled(order):
                 launch.run(job, unwatched, output_to, self._engine)

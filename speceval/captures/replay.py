@@ -16,7 +16,7 @@ import torch
 from speceval import catalog, zoo
 from speceval.captures import evaluate
 from speceval.captures.evaluate import Kept, Question
-from speceval.captures.folder import Capture, key_of
+from speceval.captures.folder import MANIFEST, Capture, key_of
 from speceval.catalog.methods import default_drafting
 from speceval.drafters import ngram
 from speceval.drafters.load import load, require, try_out
@@ -51,6 +51,8 @@ def replay(
     require(found.method, draft)
     spec = _spec(capture, found, k, drafting, method, draft_args or {}, draft_truncation)
     directory = out or run_directory(Path("results"), spec)
+    if (directory / MANIFEST).exists():
+        raise UserError(f"--out {directory}: holds a capture: name another directory")
     if (directory / "run.json").exists():
         meta = read_meta(directory)
         if other := other_request(meta, spec):

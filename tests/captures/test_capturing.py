@@ -227,6 +227,7 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: None, ("cap", *EAGLE, "--drafting", "deterministic"), "--drafting"),
         (lambda: None, ("cap", *EAGLE, "--device", "abacus"), "--device abacus: torch has no such device here"),
         (lambda: None, ("cap", *EAGLE, "--out", "free"), "--out free holds another run"),
+        (lambda: None, ("cap", *EAGLE, "--out", "cap"), "--out cap: holds a capture: name another directory"),
     ],
 )  # fmt: skip
 def test_a_replay_that_cannot_be_is_one_line_and_leaves_nothing(
