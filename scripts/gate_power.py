@@ -189,6 +189,7 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
     change = statistics.paired_estimates(old[0] + old[1], old[0], fresh[0] + fresh[1], fresh[0], relative=True)
     below = hall_alone if before else statistics.tail
     tau_fails = 2 * below(change, -100 * margin) <= gate.LEVEL
+    risen = (statistics.estimate_bounds(change, 1 - 2 * gate.LEVEL, cautious=True)[0] > 0)[:, None]
     p_values = []
     beyond = np.cumsum(old[2 : 2 + k].sum(-1)[::-1], axis=0)[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -196,12 +197,13 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
     for j, lost in enumerate(margins):
         accepted, reached, new_accepted, new_reached = (run[row + j] for run in (old, fresh) for row in (2, 2 + k))
         both = (reached > 0) & (new_reached > 0)
-        counted = [(part * both).sum(-1) >= gate.LEAST_ACCEPTED for part in (accepted, new_reached)]
+        enough = np.minimum((accepted * both).sum(-1), (new_reached * both).sum(-1)) >= gate.LEAST_ACCEPTED
         if not before:
+            reached, new_reached = np.where(risen, old[0], reached), np.where(risen, fresh[0], new_reached)
             accepted, reached, new_accepted, new_reached = standardised(accepted, reached, new_accepted, new_reached)
         kept = (1 - lost[:, None]) * accepted
         contrast = statistics.paired_estimates(kept, reached, new_accepted, new_reached, relative=False)
-        p_values.append(np.where(counted[0] & counted[1] & (lost < 1), below(contrast, 0.0), np.nan))
+        p_values.append(np.where(enough & (lost < 1), below(contrast, 0.0), np.nan))
     p = np.stack(p_values, axis=-1)
     tests = np.isfinite(p).sum(-1)
     position_fails = 2 * tests * np.where(np.isfinite(p), p, np.inf).min(-1) <= gate.LEVEL  # Holm's first step
@@ -223,7 +225,7 @@ def pass_bound(change: statistics.Estimates, accepted: Floats, margin: float, be
 
 
 def standardised(*counts: Floats) -> list[Floats]:
-    """Accepted and reached of both runs, as if both had reached the position equally often in each conversation."""
+    """Accepted and tried of both runs, as if both had tried the position equally often in each conversation."""
     accepted, reached, new_accepted, new_reached = counts
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.nan_to_num(reached * new_reached / (reached + new_reached))

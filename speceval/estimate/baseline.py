@@ -32,6 +32,8 @@ from speceval.store.schema import Fingerprint
 from speceval.store.tables import OutputLine
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
+PLAIN = ("steps", "undrafted", "drafted", "accepted", "committed")
+"""Counts of a conversation that are of no position."""
 
 
 class SuiteCounts(Strict, strict=True):
@@ -40,6 +42,8 @@ class SuiteCounts(Strict, strict=True):
     conversations: list[str] = Field(min_length=1)
     steps: list[Count]
     """Steps with drafts."""
+    undrafted: list[Count] | None = None
+    """Steps without; None in a file of an earlier version."""
     drafted: list[Count]
     accepted: list[Count]
     committed: list[Count]
@@ -58,7 +62,7 @@ class SuiteCounts(Strict, strict=True):
         for name, lists in by_position.items():
             if len(lists) != len(self.accepted_at):
                 raise ValueError(f"{name} has {len(lists)} positions, accepted_at {len(self.accepted_at)}")
-        plain = {name: getattr(self, name) for name in ("steps", "drafted", "accepted", "committed")}
+        plain = {name: values for name in PLAIN if (values := getattr(self, name)) is not None}
         for name, values in (*plain.items(), *((name, row) for name, rows in by_position.items() for row in rows)):
             if len(values) != len(self.conversations):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.conversations)} conversations")
@@ -81,12 +85,12 @@ class SuiteCounts(Strict, strict=True):
             f"{name}_at": [counts[f"{name}_{j}"].tolist() for j in range(1, k + 1)]
             for name in ("accepted", "drafted", "reached")
         }
-        plain = {name: counts[name].tolist() for name in ("steps", "drafted", "accepted", "committed")}
+        plain = {name: counts[name].tolist() for name in PLAIN}
         return cls.model_validate({"conversations": [str(name) for name in counts.index], **plain, **at})
 
     def table(self) -> pd.DataFrame:
         """As `gate.count` gives it."""
-        columns = {name: getattr(self, name) for name in ("steps", "drafted", "accepted", "committed")}
+        columns = {name: values for name in PLAIN if (values := getattr(self, name)) is not None}
         for name in ("accepted", "drafted", "reached"):
             columns |= {f"{name}_{j}": row for j, row in enumerate(getattr(self, f"{name}_at"), start=1)}
         return pd.DataFrame(columns, index=self.conversations, dtype="int64")

@@ -8,7 +8,8 @@ relative change of tau:
 
 so at a loss of exactly the margin each is said in at most 5 % of cases, and `inconclusive` in the rest. That has to
 hold too when few prompts carry the loss: a pass needs enough conversations to have met them (`LEAST_EFFECTIVE`), and an
-error no smaller than such a loss would give (`_error_of_a_rare_loss`). Pure: counts in, verdict out.
+error no smaller than such a loss would give (`_error_of_a_rare_loss`). Where a drafter has no drafts in many steps, all
+decode steps count (`over_all_steps`): one that drafts more often would else seem worse. Pure: counts in, verdict out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pandas as pd
 from scipy.special import stdtrit  # Student t: quantile
 
 from speceval.errors import NotComparable
-from speceval.estimate.acceptance import conversation_totals, drafted_steps
+from speceval.estimate.acceptance import FEW_UNDRAFTED, conversation_totals, drafted_steps
 from speceval.estimate.statistics import (
     LEAST_EFFECTIVE,
     NO_SPREAD,
@@ -68,10 +69,11 @@ EXIT_CODES = {Verdict.ok: 0, Verdict.fail: 1, Verdict.inconclusive: 2}
 
 @dataclass(frozen=True)
 class PositionCheck:
-    """One draft position: its conditional acceptance rate, new run against baseline, over one mix of conversations.
+    """One draft position: its acceptance rate, new run against baseline, over one mix of conversations.
 
-    A conversation weighs as both runs reach the position in it (`_standardised`): pooled over all conversations the
-    rate of an unchanged position falls when an earlier one gains in the hard ones.
+    Of the steps that reach it; where tau has risen beyond doubt, of all steps (`_trials`). A conversation weighs as
+    both runs have such steps in it (`_standardised`): pooled over all conversations the rate of an unchanged position
+    falls when an earlier one gains in the hard ones.
     """
 
     position: int
@@ -80,7 +82,7 @@ class PositionCheck:
     change_percent: float | None
     """100 (new / base - 1)."""
     tau_percent: float | None
-    """What that change by itself does to tau, in percent of it."""
+    """What that change does to tau if later positions keep theirs among the steps that reach them, in percent of it."""
     margin_percent: float
     """Largest loss of the rate that may be: one that costs the margin of tau by itself, or as asked for."""
     p_value: float | None
@@ -106,6 +108,8 @@ class SuiteCheck:
     only_base: int
     only_new: int
     """Conversations of one run alone: left out."""
+    every_step: bool
+    """Whether tau is over all decode steps (`over_all_steps`), not those with drafts alone."""
     base_tau: float | None
     new_tau: float | None
     change_percent: dict[str, float | None]
@@ -162,20 +166,23 @@ class _Compared:
     only_new: int
     undrafted: int
     """Conversations of both runs without drafted steps in one."""
+    every_step: bool
     effective: float
     change: Interval
     pass_bound: float | None
     p_tau: float | None
     position_margins: list[float]
+    risen: bool
+    """Whether tau rose beyond doubt."""
     p_positions: list[float | None]
 
 
 def count(steps: pd.DataFrame, turns: pd.DataFrame, k: int) -> pd.DataFrame:
     """Counts per conversation of one suite of a run: all that the gate needs.
 
-    Index: conversation, sorted (those of `turns`: one without drafted steps has zeros). Columns: steps, drafted,
-    accepted, committed, then for j = 1 … k accepted_j = #(A >= j), drafted_j = #(drafted >= j) and reached_j =
-    #(A >= j-1 and drafted >= j).
+    Index: conversation, sorted (those of `turns`: one without drafted steps has zeros). Columns: steps (with drafts),
+    undrafted (steps without), drafted, accepted, committed, then for j = 1 … k accepted_j = #(A >= j), drafted_j =
+    #(drafted >= j) and reached_j = #(A >= j-1 and drafted >= j).
     """
     rows = drafted_steps(steps)
     cluster, ids = pd.factorize(rows["conversation"])
@@ -186,7 +193,20 @@ def count(steps: pd.DataFrame, turns: pd.DataFrame, k: int) -> pd.DataFrame:
     columns |= {f"drafted_{j}": table[:, j:, :].sum((1, 2)) for j in range(1, k + 1)}
     columns |= {f"reached_{j}": table[:, j:, j - 1 :].sum((1, 2)) for j in range(1, k + 1)}
     counts = conversation_totals(steps).join(pd.DataFrame(columns, index=ids))
-    return counts.reindex(sorted(turns["conversation"].unique()), fill_value=0).astype("int64")
+    counts = counts.reindex(sorted(turns["conversation"].unique()), fill_value=0)
+    undrafted = steps.loc[steps["drafted"] == 0, "conversation"].value_counts()
+    counts.insert(1, "undrafted", undrafted.reindex(counts.index, fill_value=0))
+    return counts.astype("int64")
+
+
+def over_all_steps(counts: pd.DataFrame) -> pd.DataFrame:
+    """The counts with the steps without drafts among the steps; a draft that was not made counts as not accepted.
+
+    So every step that accepts all before it reaches position j, and tau is what a user's clock sees.
+    """
+    every = counts["steps"] + counts["undrafted"]
+    reached = {f"reached_{j}": counts[f"accepted_{j - 1}"] if j > 1 else every for j in range(1, _k(counts) + 1)}
+    return counts.assign(steps=every, **reached)
 
 
 def check(
@@ -197,9 +217,10 @@ def check(
 ) -> Check:
     """Verdict on a new run against a baseline; `base` and `new` give `count`'s table of each suite.
 
-    margin: the largest share of tau that may be lost, in (0, 1). position_margin: the largest share of its conditional
-    rate that a position may lose, in (0, 1]; by default what costs `margin` of tau by itself. Suites and conversations
-    of one side alone are left out. Raises `NotComparable` when no suite, or no conversation of a suite, is in both.
+    margin: the largest share of tau that may be lost, in (0, 1). position_margin: the largest share of its rate that a
+    position may lose, in (0, 1]; by default what costs `margin` of tau by itself. Suites and conversations
+    of one side alone are left out. Raises `NotComparable` when no suite, or no conversation of a suite, is in both, and
+    where one has many steps without drafts and the other does not tell (`undrafted`).
     """
     common = [suite for suite in base if suite in new]
     if not common:
@@ -218,11 +239,11 @@ def check(
 
 
 def _position_margins(base: _Run, margin: float) -> list[float]:
-    """The share of its conditional rate that each position may lose: what would cost `margin` of tau by itself.
+    """The share of its rate that each position may lose: what would cost `margin` of tau by itself.
 
-    tau = 1 + Σ_i c_1 … c_i, so a share d of c_j costs d · Σ_{i>=j} #(A >= i) / #steps. Where no position gained, a loss
-    of tau within `margin` leaves every position within its own: testing positions adds no other kind of false alarm.
-    1 where the whole position is worth less.
+    tau = 1 + Σ_i u_i with u_i = c_1 … c_i, so a share d of c_j costs d · Σ_{i>=j} u_i. Where no position gained, a loss
+    of tau within `margin` leaves every position within its own, its c_j and its u_j: testing positions adds no other
+    kind of false alarm. 1 where the whole position is worth less.
     """
     allowed = margin * float(base.tokens.sum())
     return [min(1.0, allowed / tokens) if tokens else 1.0 for tokens in _tokens_from(base)]
@@ -252,6 +273,14 @@ def _compare(
     common = base.index.intersection(new.index)
     if common.empty:
         raise NotComparable(f"suite {suite}: no conversation in common: run the baseline's conversations")
+    every_step = _has_few_drafts(base) or _has_few_drafts(new)
+    if every_step:
+        if not ("undrafted" in base and "undrafted" in new):
+            raise NotComparable(
+                f"suite {suite}: many steps of one had no drafts, and the other does not tell of its own: write the "
+                "baseline again (`speceval baseline`)"
+            )
+        base, new = over_all_steps(base), over_all_steps(new)
     k = min(_k(base), _k(new))
     both = (base["steps"].reindex(common) > 0) & (new["steps"].reindex(common) > 0)
     old, fresh = (_arrays(counts.reindex(common[both]), k) for counts in (base, new))
@@ -259,6 +288,7 @@ def _compare(
         old.tokens, old.steps, fresh.tokens, fresh.steps, confidence=1 - 2 * LEVEL
     ).relative_percent
     effective = min(float(effective_clusters(old.tokens - old.steps)), change.clusters)
+    risen = change.low is not None and change.low > 0
     margins = _position_margins(old, margin) if position_margin is None else [position_margin] * k
     return _Compared(
         base=old,
@@ -266,13 +296,21 @@ def _compare(
         only_base=len(base) - len(common),
         only_new=len(new) - len(common),
         undrafted=int((~both).sum()),
+        every_step=every_step,
         effective=effective,
         change=change,
         pass_bound=_pass_bound(change, margin, effective),
         p_tau=p_value_below(change, -100 * margin),
         position_margins=margins,
-        p_positions=[_p_position(old, fresh, j, lost) for j, lost in enumerate(margins, start=1)],
+        risen=risen,
+        p_positions=[_p_position(old, fresh, j, lost, risen) for j, lost in enumerate(margins, start=1)],
     )
+
+
+def _has_few_drafts(counts: pd.DataFrame) -> bool:
+    """Whether more than `FEW_UNDRAFTED` of the decode steps had no drafts."""
+    undrafted = counts["undrafted"].sum() if "undrafted" in counts else 0
+    return bool(undrafted > FEW_UNDRAFTED * (counts["steps"].sum() + undrafted))
 
 
 def _error_of_a_rare_loss(margin: float, effective: float) -> float:
@@ -294,35 +332,46 @@ def _pass_bound(change: Interval, margin: float, effective: float) -> float | No
     return min(change.low, float(low))
 
 
-def _p_position(base: _Run, new: _Run, j: int, margin: float) -> float | None:
-    """p-value of "position j lost at most the share `margin` of its conditional rate", None where that is not tested.
+def _p_position(base: _Run, new: _Run, j: int, margin: float, risen: bool) -> float | None:
+    """p-value of "position j lost at most the share `margin` of its rate", None where that is not tested.
 
     Tests c_new - (1 - margin) c_base >= 0 for the standardised rates, which is linear in both: the error of their
     quotient is 0 where the new run accepted nothing. The contrast is at least 0 where no conversation lost more than
     the margin, whatever happened at other positions.
     """
     both = (base.reached[j - 1] > 0) & (new.reached[j - 1] > 0)
-    enough = base.accepted[j - 1, both].sum() >= LEAST_ACCEPTED and new.reached[j - 1, both].sum() >= LEAST_ACCEPTED
+    enough = min(base.accepted[j - 1, both].sum(), new.reached[j - 1, both].sum()) >= LEAST_ACCEPTED
     if not enough or margin >= 1:
         return None
-    base_accepted, new_accepted, weight = _standardised(base, new, j)
+    base_accepted, new_accepted, weight = _standardised(base, new, j, risen)
     return p_value_below(paired_ratio_difference((1 - margin) * base_accepted, weight, new_accepted, weight).difference)
 
 
-def _standardised(base: _Run, new: _Run, j: int) -> tuple[Floats, Floats, Floats]:
-    """Accepted drafts of position j per conversation, baseline and new run, had both reached it `weight` times.
+def _standardised(base: _Run, new: _Run, j: int, risen: bool) -> tuple[Floats, Floats, Floats]:
+    """Accepted drafts of position j per conversation, baseline and new run, had both had it tried `weight` times.
 
-    weight = n_b n_n / (n_b + n_n) for n_b and n_n steps that reach it (Mantel and Haenszel 1959, J. National Cancer
-    Institute 22, 719-748): the rates of a conversation are compared within it, each by what both runs tell of it.
+    weight = n_b n_n / (n_b + n_n) for n_b and n_n trials (Mantel and Haenszel 1959, J. National Cancer Institute 22,
+    719-748): the rates of a conversation are compared within it, each by what both runs tell of it.
     """
-    reached = base.reached[j - 1], new.reached[j - 1]
-    total = reached[0] + reached[1]
-    weight = reached[0] * reached[1] / np.where(total > 0, total, 1)
+    trials = _trials(base, j, risen), _trials(new, j, risen)
+    total = trials[0] + trials[1]
+    weight = trials[0] * trials[1] / np.where(total > 0, total, 1)
     base_accepted, new_accepted = (
         weight * run.accepted[j - 1] / np.where(count > 0, count, 1)
-        for run, count in zip((base, new), reached, strict=True)
+        for run, count in zip((base, new), trials, strict=True)
     )
     return base_accepted, new_accepted, weight
+
+
+def _trials(run: _Run, j: int, risen: bool) -> Floats:
+    """Steps that position j's rate is a share of: those that reach it; all where tau has `risen` beyond doubt.
+
+    A drafter that gains at position 1 in the hard steps of a conversation lets more hard steps reach position 2, whose
+    rate among those falls though nothing became worse. Such a gain raises tau, and takes nothing from the share of all
+    steps that accept position 2. Where tau has not risen, a loss behind a gain shows best among the steps that reach
+    it.
+    """
+    return run.steps if risen else run.reached[j - 1]
 
 
 def _adjust(p_values: Mapping[Test, float | None]) -> dict[Test, float | None]:
@@ -358,6 +407,7 @@ def _judge(
         reason=reason,
         conversations=change.clusters,
         effective=found.effective,
+        every_step=found.every_step,
         only_base=found.only_base,
         only_new=found.only_new,
         base_tau=_ratio(found.base.tokens, found.base.steps),
@@ -378,7 +428,7 @@ def _positions(found: _Compared, adjusted: list[float | None]) -> list[PositionC
     for j, (margin, p, beyond) in enumerate(
         zip(found.position_margins, found.p_positions, _tokens_from(found.base), strict=True), start=1
     ):
-        *accepted, weight = _standardised(found.base, found.new, j)
+        *accepted, weight = _standardised(found.base, found.new, j, found.risen)
         base, new = (_ratio(count, weight) for count in accepted)
         change = 100 * (new / base - 1) if base and new is not None else None
         rows.append(
@@ -437,6 +487,13 @@ def _warnings(found: _Compared) -> list[str]:
     lines = cluster_warnings(found.change.clusters, found.effective, found.change.share)
     if found.change.se is not None and found.change.se <= NO_SPREAD and abs(found.change.value or 0) > NO_SPREAD:
         lines.append("every conversation shows the same change: the bounds' zero width is no proof of certainty")
+    if found.risen:
+        lines.append("tau has risen, so positions are judged by their share of all steps, not of those that reach them")
+    if found.every_step:
+        lines.append(
+            "many steps had no drafts, so tau and the positions here are of all decode steps, which is what a user's "
+            "clock sees"
+        )
     if found.undrafted and found.change.clusters:
         lines.append(f"{found.undrafted} conversations have no drafted step in one of the runs and are left out")
     return lines

@@ -1,11 +1,11 @@
 """The gate on replays: two drafters on the same texts, where nothing is left to chance.
 
 `tau_committed` of a replay is a number, the same each time (`estimate.replay`), so a loss on these texts is arithmetic:
-no error, no "inconclusive". The one tolerance is the spread of floating-point sums. It is measured on the target: both
-replays have its chance of every token of the texts, which no drafter changes, so that what differs there is rounding
-(`target_rounding`); replays of the baseline's own weights in batches of another size can add to it. What the loss is on
-prompts like these is another question, with an error: `gate.check` on the tables of `count`. Docs:
-docs/measure/may-it-be-released.md.
+no error, no "inconclusive". A place without drafts is a step of one token here. The one tolerance is the spread of
+floating-point sums. It is measured on the target: both replays have its chance of every token of the texts, which no
+drafter changes, so that what differs there is rounding (`target_rounding`); replays of the baseline's own weights in
+batches of another size can add to it. What the loss is on prompts like these is another question, with an error:
+`gate.check` on the tables of `count`. Docs: docs/measure/may-it-be-released.md.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class SuiteTexts:
 
     suite: str
     verdict: Verdict
+    every_step: bool
+    """Whether there are places without drafts, which count as steps of one token."""
     base_tau: float
     new_tau: float
     change_percent: float
-    """100 (new / base - 1) of `tau_committed`, exact."""
+    """100 (new / base - 1), exact."""
     tolerance_percent: float | None
     """What rounding can make of tau: `rounding`, or what `--again` showed where that is more; None: not measured."""
     rounding: Rounding | None
@@ -98,10 +100,11 @@ def count(steps: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
     steps commit, and its share of steps `tau_committed`.
     """
     chances, k = replay.survival(steps), replay.depth(steps)
-    v = replay.starts(steps, chances) * (steps["drafted"] > 0).to_numpy()
+    everywhere = replay.starts(steps, chances)
+    v = everywhere * (steps["drafted"] > 0).to_numpy()
     left = steps.groupby(REQUEST, sort=False).cumcount(ascending=False).to_numpy() + 1
     before = np.hstack([np.ones((len(steps), 1)), chances[:, :-1]])
-    columns: dict[str, Any] = {"steps": v}
+    columns: dict[str, Any] = {"steps": v, "undrafted": everywhere - v}
     for j in range(1, k + 1):
         inside = v * ((j < left) & steps[f"kept_{j}"].notna().to_numpy())
         columns |= {
@@ -169,9 +172,14 @@ def target_rounding(base: pd.DataFrame, new: pd.DataFrame) -> Rounding | None:
     return Rounding(float(found.mean()), float(found.max()), float(SPREADS * np.sqrt(2) * spread))
 
 
+def _steps(steps: pd.DataFrame) -> pd.Series:
+    """Decode steps that a free run along the texts expects, by conversation."""
+    return replay.decode_steps(steps, replay.depth(steps))
+
+
 def _tau(steps: pd.DataFrame) -> float:
-    totals = replay.conversation_totals(steps).sum()
-    return float(totals["committed"] / totals["steps"]) if totals["steps"] else 1.0
+    """Tokens of a decode step: every place of a text is a token that one commits. 1 without places."""
+    return len(steps) / float(_steps(steps).sum()) if len(steps) else 1.0
 
 
 def _suite(name: str, base: pd.DataFrame, new: pd.DataFrame, margin: float, spread: float | None) -> SuiteTexts:
@@ -187,13 +195,11 @@ def _suite(name: str, base: pd.DataFrame, new: pd.DataFrame, margin: float, spre
         )
     known = [share for share in (spread, None if rounding is None else rounding.tolerance) if share is not None]
     tolerance = max(known, default=None)
-    needed = pd.DataFrame(
-        {"base": replay.conversation_totals(base)["steps"], "new": replay.conversation_totals(new)["steps"]}
-    )
-    more = (100 * (needed["new"] / needed["base"].where(needed["base"] > 0) - 1)).dropna().sort_values(ascending=False)
+    more = (100 * (_steps(new) / _steps(base) - 1)).sort_values(ascending=False)
     return SuiteTexts(
         suite=name,
         verdict=Verdict.fail if lost < -(margin + (tolerance or 0.0)) else Verdict.ok,
+        every_step=bool((base["drafted"] == 0).any() or (new["drafted"] == 0).any()),
         base_tau=_tau(base),
         new_tau=_tau(new),
         change_percent=100 * lost,

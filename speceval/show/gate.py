@@ -96,6 +96,7 @@ class Report:
             "baseline": _source(self.base),
             "same_draft_weights": self.same_weights,
             "allowed_differences": self.allowed,
+            "notes": self.notes,
         }
 
 
@@ -244,8 +245,9 @@ def _on_texts(suite: SuiteTexts) -> str:
     if suite.rounding is not None:
         moved = suite.rounding
         tolerance += f" (the target's own log p differs by {moved.mean:.2g} on average, {moved.largest:.2g} at most)"
+    tau = "tau of all decode steps" if suite.every_step else "tau committed"
     return (
-        f"tau committed {suite.base_tau:.4f} became {suite.new_tau:.4f}, {suite.change_percent:+.4f} % on "
+        f"{tau} {suite.base_tau:.4f} became {suite.new_tau:.4f}, {suite.change_percent:+.4f} % on "
         f"{suite.texts:,} texts, exactly; {tolerance}"
     )
 

@@ -177,7 +177,7 @@ def test_the_file_holds_no_texts_and_says_where_it_is_from(tmp_path: Path) -> No
     assert data["run"] == run.meta.name and data["command"] == run.meta.command
     assert data["weights"]["draft"] == run.meta.fingerprint.draft.weights
     assert set(data["suites"]["demo"]) == {
-        *("conversations", "steps", "drafted", "accepted", "committed"),
+        *("conversations", "steps", "undrafted", "drafted", "accepted", "committed"),
         *("accepted_at", "drafted_at", "reached_at"),
     }
 
