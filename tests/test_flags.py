@@ -201,7 +201,12 @@ MEANT: dict[str, tuple[str, str, str]] = {
     "--num_speculative_tokens": ("run", "--k", "3"),
     "--model": ("run", "--target", "x"),
     "--drafter": ("run", "--draft", "x"),
+    "--speculative-model": ("run", "--draft", "x"),
     "--tasks": ("run", "--suite", "gsm8k"),
+    "--suites": ("run", "--suite", "gsm8k"),
+    "--dataset": ("run", "--suite", "gsm8k"),
+    "--num-prompts": ("run", "--limit", "7"),
+    "--base-url": ("run", "--url", "http://h"),
     "--seed": ("run", "--seeds", "7"),
     "--batch-size": ("run", "--batch", "7"),
     "--max-num-seqs": ("verify", "--batch", "7"),
@@ -235,6 +240,15 @@ def test_every_other_name_is_tried_above_and_told_by_the_help() -> None:
 def test_a_flag_that_is_misspelled_is_answered_with_the_one_that_may_be_meant(wrong: str, meant: str) -> None:
     line = complaint("run", *NEEDED, wrong, "1")
     assert f"No such option: {wrong}; did you mean {meant}" in line and "--max-tokens" not in line
+
+
+@pytest.mark.parametrize("flag_", ["--tensor-parallel-size", "--enforce-eager", "--reasoning-parser"])
+def test_an_argument_of_vllms_engine_is_answered_with_the_way_to_give_it(flag_: str) -> None:
+    pytest.importorskip("vllm")
+    name = flag_[2:].replace("-", "_")
+    assert f"No such option: {flag_}; it is one of vLLM's: --engine-arg {name}=VALUE" in complaint(
+        "run", *NEEDED, flag_
+    )
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -119,7 +119,7 @@ def _print_plan(prepared: Sweep, as_json: bool) -> None:
     console = options.output(piped=240)
     console.print(Fitting(sweeps.plan_table(content), "lines", heads=3))
     for line in sweeps.plan_lines(content):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _content(prepared: Sweep, outcomes: list[Outcome]) -> dict[str, Any]:

@@ -77,16 +77,22 @@ class InklingRenderer:
     """Renders in code, as vLLM's class of that name."""
 
     def render_messages(self, messages: list[dict[str, str]], params: Any) -> tuple[Any, dict[str, Any]]:
-        assert params.chat_template_kwargs == {"add_generation_prompt": True, "tokenize": False, "effort": "low"}
+        in_tokens = type(self).__name__ == "MistralRenderer"
+        assert params.chat_template_kwargs == {"add_generation_prompt": True, "tokenize": in_tokens, "effort": "low"}
         return messages, {"prompt_token_ids": [7, 8, len(messages)]}
+
+
+class MistralRenderer(InklingRenderer):
+    """Vllm's own has no faithful text."""
 
 
 class HfRenderer(InklingRenderer):
     """Vllm's own renders the tokenizer's template."""
 
 
-def test_a_template_in_code_is_rendered_as_vllm_renders_it() -> None:
-    llm = SimpleNamespace(get_tokenizer=Characters, renderer=InklingRenderer())
+@pytest.mark.parametrize("renderer", [InklingRenderer, MistralRenderer])
+def test_a_template_in_code_is_rendered_as_vllm_renders_it(renderer: type[InklingRenderer]) -> None:
+    llm = SimpleNamespace(get_tokenizer=Characters, renderer=renderer())
     tokenizer = answers.tokenizer(llm)
     assert chat.render(tokenizer, [{"role": "user", "content": "x"}], {"effort": "low"}) == [7, 8, 1]
     assert tokenizer.decode([97]) == "a"

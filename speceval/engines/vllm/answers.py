@@ -16,6 +16,7 @@ class InCode:
         self._tokenizer, self._renderer = tokenizer, renderer
         self.chat_template = (type(renderer).__name__,)
         """No Jinja source."""
+        self._in_tokens = type(renderer).__name__ == "MistralRenderer"  # its text is not faithful
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -26,7 +27,11 @@ class InCode:
         """What vLLM's server makes of the messages: tokens, or a text."""
         from vllm.renderers import ChatParams
 
-        asked = {"add_generation_prompt": add_generation_prompt, "tokenize": tokenize, **kwargs}
+        asked = {
+            "add_generation_prompt": add_generation_prompt,
+            "tokenize": tokenize or self._in_tokens,
+            **kwargs,
+        }
         _, prompt = self._renderer.render_messages(messages, ChatParams(chat_template_kwargs=asked))
         tokens = prompt.get("prompt_token_ids")
         return str(prompt["prompt"]) if tokens is None else list(tokens)

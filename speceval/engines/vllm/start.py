@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -171,10 +172,21 @@ def swappable(before: Order, after: Order) -> bool:
 
 def has_ranges() -> bool:
     """Whether the installed vLLM has the field `RANGES`, without importing it."""
+    return RANGES in _source("config", "speculative.py")
+
+
+def argument_names() -> set[str]:
+    """Arguments of the installed vLLM's engine, without importing it; none where there is none."""
+    _, _, arguments = _source("engine", "arg_utils.py").partition("class EngineArgs")
+    return set(re.findall(r"^    (\w+): ", arguments, re.MULTILINE))
+
+
+def _source(*parts: str) -> str:
+    """A file of the installed vLLM; empty where there is none."""
     spec = importlib.util.find_spec("vllm")
     places = [] if spec is None else spec.submodule_search_locations or []
-    files = (Path(place) / "config" / "speculative.py" for place in places)
-    return any(file.is_file() and RANGES in file.read_text(encoding="utf-8") for file in files)
+    files = (Path(place, *parts) for place in places)
+    return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
 
 
 def drawn_anew(order: Order) -> bool:
