@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from speceval import store
 from speceval.errors import UserError
-from speceval.estimate import rao_blackwell
+from speceval.estimate import rao_blackwell, replay
 from speceval.estimate.statistics import (
     LEAST_EFFECTIVE,
     Interval,
@@ -71,14 +71,18 @@ def tau_committed(steps: pd.DataFrame) -> float | None:
 
 
 def undrafted_note(steps: pd.DataFrame) -> str | None:
-    """What every view of tau must say where more than `FEW_UNDRAFTED` of the decode steps had no drafts; else None."""
+    """What every view of tau must say where more than `FEW_UNDRAFTED` of the decode steps had no drafts; else None.
+
+    Of a replay the same of the places of its texts, each a token.
+    """
     undrafted, rows = int((steps["drafted"] == 0).sum()), len(steps)
     if undrafted <= FEW_UNDRAFTED * rows:
         return None
-    clock = _divide(steps["committed"].sum(), rows)
+    clock = all_steps(steps).sum()
+    what = "places of the texts" if replay.depth(steps) else "decode steps"
     return (
-        f"{undrafted:,} of {rows:,} decode steps had no drafts and are in no tau but that over all steps, which is "
-        f"what a user's clock sees: {clock:.3f} tokens a step"
+        f"{undrafted:,} of {rows:,} {what} had no drafts and are in no tau but that over all steps, which is "
+        f"what a user's clock sees: {clock['tokens'] / clock['steps']:.3f} tokens a step"
     )
 
 
@@ -165,7 +169,8 @@ def compare(
     those with drafted steps in both runs), `samples` and `turns` in both (of run a), `only_a` and `only_b` (requests
     left out); `tau_a`, `tau_b`, `difference` (b - a) and `relative_percent` (100 (b/a - 1)), each {value, low, high,
     se}; `p_value` of no difference, two-sided; `detectable_percent` (`statistics.detectable`); `tau_rb`, the same
-    of the Rao-Blackwell estimates, None unless both runs recorded them; `positions`
+    of the Rao-Blackwell estimates, None unless both runs recorded them; `tau_all_steps`, the same of the tokens of a
+    decode step (`compare_all_steps`); `positions`
     (`compare_rates`); `pair_by`; `confidence`; `warnings`. Raises UserError when columns are missing, there are
     several suites, or nothing is in both runs.
     """
@@ -188,6 +193,7 @@ def compare(
         "only_a": int((~shared_a).sum()),
         "only_b": int((~shared_b).sum()),
         "tau_rb": _compare_rb(steps_a, steps_b, confidence),
+        "tau_all_steps": compare_all_steps(steps_a, steps_b, confidence),
         "positions": compare_rates(_position_counts(steps_a, steps_b), confidence),  # type: ignore[arg-type]
         "pair_by": pair_by,
         "confidence": confidence,
@@ -289,8 +295,8 @@ def _tau_intervals(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence:
         "tau_committed": (totals["committed"], totals["steps"]),
         "tau_request_mean": (own_tau.sum(), own_tau.size()),
     }
-    every = steps.groupby("conversation", sort=False)["committed"]
-    terms["tau_all_steps"] = (every.sum(), every.size())
+    every = all_steps(steps)
+    terms["tau_all_steps"] = (every["tokens"], every["steps"])
     return {
         name: ratio_interval(x, y, confidence, bounds=(1, k + 1))  # type: ignore[arg-type]
         for name, (x, y) in terms.items()
@@ -390,6 +396,25 @@ def _compare_rb(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float)
     if a.empty:
         return None
     return compare_lengths(a["steps"] + a["expected"], a["steps"], b["steps"] + b["expected"], b["steps"], confidence)
+
+
+def compare_all_steps(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any] | None:
+    """`compare_lengths` of the tokens per decode step, with drafts or without; None where nearly all have drafts."""
+    if not (undrafted_note(steps_a) or undrafted_note(steps_b)):
+        return None
+    a, b = all_steps(steps_a).align(all_steps(steps_b), join="inner")
+    return compare_lengths(a["tokens"], a["steps"], b["tokens"], b["steps"], confidence)
+
+
+def all_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Decode steps, with drafts or without, and the tokens that they commit, per conversation (index).
+
+    Of a replay those that a free run along its texts expects: every place is a token that one of them commits.
+    """
+    of = steps.groupby("conversation", sort=False)
+    if k := replay.depth(steps):
+        return pd.DataFrame({"tokens": of.size(), "steps": replay.decode_steps(steps, k)})
+    return pd.DataFrame({"tokens": of["committed"].sum(), "steps": of.size()})
 
 
 def _position_counts(steps_a: pd.DataFrame, steps_b: pd.DataFrame) -> Iterator[tuple[NDArray[Any], ...]]:

@@ -92,9 +92,9 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
     """Every run against the first one, suite by suite, as JSON-ready values.
 
     `runs`: what each is (number from 1, drafter, drafting mode …); `comparisons`: per common suite and run, `suite`,
-    `run` (its number) and `acceptance.compare`'s values, with `p_adjusted`, Holm's over all of them; `tau_rb` has its
-    own, over all Rao-Blackwell estimates; `speedups` per run; `allowed`: the lines of `require_comparable`. Raises as
-    that does, and `UserError` for a single run.
+    `run` (its number) and `acceptance.compare`'s values, with `p_adjusted`, Holm's over all of them; `tau_rb` and
+    `tau_all_steps` have their own, over all of their kind; `speedups` per run; `allowed`: the lines of
+    `require_comparable`. Raises as that does, and `UserError` for a single run.
     """
     if len(runs) < 2:
         raise UserError("compare: one run is nothing to compare: name two or more")
@@ -105,7 +105,7 @@ def compare_runs(runs: Sequence[StoredRun], allow: Collection[str] = (), confide
         for suite in common_suites(fingerprints)
         for number, run in enumerate(runs[1:], start=2)
     ]
-    for rows in (compared, [row["tau_rb"] for row in compared if row["tau_rb"]]):
+    for rows in (compared, *([row[name] for row in compared if row[name]] for name in ("tau_rb", "tau_all_steps"))):
         for row, p in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
             row["p_adjusted"] = p
     return {
@@ -165,11 +165,14 @@ def _compare_suite(a: StoredRun, b: StoredRun, suite: str, confidence: float) ->
         found = acceptance.compare(steps_a, turns_a, steps_b, turns_b, confidence, pair_by=pair_by)
     except UserError as error:
         raise type(error)(f"suite {suite}: {error}") from None
-    lines = [acceptance.undrafted_note(steps) for steps in (steps_a, steps_b)]
-    undrafted = dict(zip("ab", lines, strict=True))
     if not all(map(books.positions_known, (a, b))):
         found["positions"] = []
-    return found | {"undrafted": undrafted, "load": load.compare(turns_a, turns_b, confidence)}
+    return found | {"undrafted": _undrafted(steps_a, steps_b), "load": load.compare(turns_a, turns_b, confidence)}
+
+
+def _undrafted(steps_a: pd.DataFrame, steps_b: pd.DataFrame) -> dict[str, str | None]:
+    """What must be said of steps without drafts, of each run."""
+    return {side: acceptance.undrafted_note(steps) for side, steps in (("a", steps_a), ("b", steps_b))}
 
 
 def compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
@@ -184,7 +187,9 @@ def compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: fl
         "samples": len(steps_a[["conversation", "seed"]].drop_duplicates()),
         "only_a": 0,
         "only_b": 0,
+        "undrafted": _undrafted(steps_a, steps_b),
         "tau_rb": None,
+        "tau_all_steps": acceptance.compare_all_steps(steps_a, steps_b, confidence),
         "positions": acceptance.compare_rates(counts, confidence),
         "pair_by": "request",
         "confidence": confidence,

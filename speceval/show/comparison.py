@@ -25,7 +25,9 @@ def comparison_tables(found: dict[str, Any]) -> RenderableType:
 
 
 def _lengths(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> Table:
-    """A line for each suite and run, with a second one for the Rao-Blackwell estimates where both runs have them."""
+    """A line for each suite and run, with further ones for all decode steps where many had no drafts, and for the
+    Rao-Blackwell estimates where both runs have them.
+    """
     table = Table(title=Text(f"against {_label(runs[0])}"), title_justify="left")
     for heading in ("suite", "run", "tau a", "tau b", "Δtau", "Δ%", "p", "p (Holm)", "could have seen"):
         table.add_column(heading, justify="left" if heading in ("suite", "run") else "right", no_wrap=True)
@@ -33,8 +35,9 @@ def _lengths(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) 
         for row in compared:
             name = suite if row is compared[0] else ""
             table.add_row(Text(name), Text(_label(runs[row["run"] - 1])), *_cells(row))
-            if row["tau_rb"]:
-                table.add_row("", "  Rao–Blackwell", *_cells(row["tau_rb"]))
+            for words, more in (("  all steps", row["tau_all_steps"]), ("  Rao–Blackwell", row["tau_rb"])):
+                if more:
+                    table.add_row("", words, *_cells(more))
         table.add_section()
     return table
 
@@ -98,6 +101,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
         f"({tests}), * (p < 5 %) for the positions of a comparison.",
         "could have seen: the true Δ% that one test at 5 % finds in 80 % of cases: (its critical value + t_0.8) · se.",
     ]
+    if any(row["tau_all_steps"] for row in compared):
+        notes.append("all steps: tokens of a decode step, with drafts or without: a user's clock. Holm by itself.")
     if any(row["tau_rb"] for row in compared):
         notes.append("Rao–Blackwell: the same quantity with the chance of accepting integrated out, Holm by itself.")
     if runs[0]["replay"]:

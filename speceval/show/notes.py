@@ -54,10 +54,8 @@ def speed(meta: RunMeta) -> str:
 
 def without_drafts(run: StoredRun) -> list[str]:
     """Of a replay: places of the texts where nothing was drafted."""
-    undrafted, places = int((run.steps["drafted"] == 0).sum()), len(run.steps)
-    if undrafted <= acceptance.FEW_UNDRAFTED * places:
-        return []
-    return [f"{undrafted:,} of {places:,} places had no drafts: each is a step of one token, in no number here."]
+    lines = [(name, acceptance.undrafted_note(run.suite(name)[0])) for name in run.suites]
+    return [f"{name}: {line}." for name, line in lines if line is not None]
 
 
 def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ import pytest
 from support.records import altered, run_meta
 
 from speceval.errors import NotComparable, UserError
-from speceval.estimate import replay, texts
+from speceval.estimate import gate, replay, texts
+from speceval.estimate.acceptance import undrafted_note
 from speceval.measure.replay import INHERITED, source
 from speceval.store import OUTPUTS, StoredRun, recorded_columns
 
@@ -407,3 +408,33 @@ def test_another_target_is_no_rounding() -> None:
     base, other = two_replays(np.random.default_rng(0), 0.3)
     with pytest.raises(NotComparable, match="that is no rounding but another target"):
         texts.check({"s": base}, {"s": other}, 0.001)
+
+
+def test_replays_that_do_not_draft_everywhere_are_judged_by_all_decode_steps() -> None:
+    """200 texts of 50 places: one drafter drafts one token at every tenth place and keeps it, another one everywhere
+    and keeps it with chance 0.3. Of its own steps the first commits 2 tokens, the second 1.3.
+    """
+    texts_, places = 200, 50
+    frame = pd.DataFrame(
+        {
+            "suite": "s",
+            "conversation": np.repeat([f"c{i:03d}" for i in range(texts_)], places),
+            "seed": 0,
+            "turn": 1,
+            "step": np.tile(np.arange(1, places + 1), texts_),
+        }
+    )
+    at = frame["step"] % 10 == 0
+    seldom = frame.assign(drafted=at.astype(int), kept_1=np.where(at, 1.0, np.nan))
+    often = frame.assign(drafted=1, kept_1=0.3)
+    taus = [replay.conversation_totals(each).sum() for each in (seldom, often)]
+    assert [float(each["committed"] / each["steps"]) for each in taus] == pytest.approx([1.8, 1.3], abs=0.1)
+    [better] = texts.check({"s": seldom}, {"s": often}, 0.001).suites
+    assert better.verdict == "pass" and better.every_step
+    assert better.base_tau == pytest.approx(50 / 46) and better.change_percent > 15
+    [worse] = texts.check({"s": often}, {"s": seldom}, 0.001).suites
+    assert worse.verdict == "fail" and worse.change_percent < -15 and len(worse.conversations) == texts.WORST
+    counts = [{"s": texts.count(each, each)} for each in (seldom, often)]
+    assert gate.check(*counts, 0.02).verdict == "pass" and gate.check(*counts[::-1], 0.02).verdict == "fail"
+    assert undrafted_note(often) is None
+    assert "9,000 of 10,000 places of the texts had no drafts" in str(undrafted_note(seldom))

@@ -12,15 +12,16 @@ from support.table_runs import constant, write_run
 
 from speceval import cli
 from speceval.show.layouts import LAYOUTS, build
+from speceval.show.report import differences
 from speceval.store import REQUEST, STEPS, TURNS, read_run
 
 NOTE = "decode steps had no drafts and are in no tau but that over all steps"
 CONVERSATIONS = 40
 
 
-def rarely_drafting(directory: Path, undrafted: int, draft: str = "ngram") -> Path:
+def rarely_drafting(directory: Path, undrafted: int, draft: str = "ngram", accepted: int = 2) -> Path:
     """A run whose every conversation has 5 steps that emit 3 tokens each, and as many of one token as asked for."""
-    run = write_run(directory, {"demo": constant(2, CONVERSATIONS)}, draft=draft, k=5, drafting="deterministic")
+    run = write_run(directory, {"demo": constant(accepted, CONVERSATIONS)}, draft=draft, k=5, drafting="deterministic")
     steps, turns = pd.read_parquet(run / STEPS), pd.read_parquet(run / TURNS)
     first = steps.groupby(REQUEST).head(1)
     plain = [first.assign(step=6 + n, drafted=0, accepted=0, committed=1) for n in range(undrafted)]
@@ -63,6 +64,20 @@ def test_compare_check_and_plot_say_it(arguments: str, runs, monkeypatch, capfd,
     words = arguments.format(rare=runs[0], usual=runs[1]).split()
     shown = call(monkeypatch, capfd, *words)
     assert f"3,800 of 4,000 {NOTE}" in shown
+
+
+def test_a_drafter_that_drafts_more_often_is_compared_by_all_decode_steps_too(tmp_path, monkeypatch, capfd) -> None:
+    """A twentieth of the steps emits 3 tokens, or half of them 2: a decode step 1.1 and 1.5, which is 36 % more."""
+    seldom, often = rarely_drafting(tmp_path / "a", 95), rarely_drafting(tmp_path / "b", 5, accepted=1)
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = call(monkeypatch, capfd, "compare", seldom, often)
+    assert "all steps │ 1.100 ± 0.000 │ 1.500 ± 0.000 │ +0.400 [+0.400, +0.400] │ +36.4" in shown
+    found = differences.find([read_run(seldom), read_run(often)], ["a", "b"])
+    assert [row.quantity for row in found.rows] == ["tau", "tau of all steps"]
+    assert found.sentences == [
+        "b against a: +36.4 % [+36.4, +36.4] on 40 conversations of demo, the same in every conversation, which leaves "
+        "no error to judge by"
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

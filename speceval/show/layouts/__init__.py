@@ -42,8 +42,9 @@ def build(layout: str, paths: Iterable[Path], over: str | None = None) -> Table:
     if entries and all(entry.replayed for entry in entries):
         if layout != "summary":
             raise UserError(f"--layout {layout}: counts, and these are replays, which hold expectations: leave it out")
-        return replays(entries, over)
-    if over is not None and layout not in CHANGES:
+        table = replays(entries, over)
+    elif over is not None and layout not in CHANGES:
         raise UserError(f"--over: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
-    table = LAYOUTS[layout](entries, over) if layout in CHANGES else LAYOUTS[layout](entries)
+    else:
+        table = LAYOUTS[layout](entries, over) if layout in CHANGES else LAYOUTS[layout](entries)
     return replace(table, notes=(*table.notes, *undrafted(entries)))

@@ -255,7 +255,7 @@ def notes(runs: Sequence[StoredRun]) -> list[str]:
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in cluster_warnings(fewest)]
     for run in runs:
         for suite in shared_suites(runs):
-            if not is_replay(run) and (line := undrafted_note(run.suite(suite)[0])) is not None:
+            if (line := undrafted_note(run.suite(suite)[0])) is not None:
                 found.append(f"Run {run.directory.name}, {suite}: {line}.")
         if not run.complete:
             found.append(f"Run {run.directory.name} is unfinished.")

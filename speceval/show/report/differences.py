@@ -67,9 +67,12 @@ def find(runs: Sequence[StoredRun], labels: Sequence[str], allow: Sequence[str] 
     for compared in found["comparisons"]:
         suite, label = cut(compared["suite"]), labels[compared["run"] - 1]
         rows.append(Row(suite, label, length(runs[0]), compared))
-        if compared["tau_rb"]:
-            rows.append(Row(suite, label, "tau Rao–Blackwell", compared | compared["tau_rb"]))
-        sentences.append(sentence(labels[0], label, suite, compared, length(runs[0])))
+        clock = compared["tau_all_steps"]
+        for quantity, more in (("tau of all steps", clock), ("tau Rao–Blackwell", compared["tau_rb"])):
+            if more:
+                rows.append(Row(suite, label, quantity, compared | more))
+        name = "tau of all steps" if clock else length(runs[0])
+        sentences.append(sentence(labels[0], label, suite, compared | (clock or {}), name))
         if compared["pair_by"] == "conversation":
             cautions.append(f"{suite}, {label}: no seed is in both runs, so all seeds of a conversation count together")
     return Differences(rows, sentences, cautions)
