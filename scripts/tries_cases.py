@@ -346,7 +346,13 @@ READ = (
     ("ls", "runs", "--root", "."), (*RUN, "--max-tokens", "12", "--out", "good"), ("run", "--target", "zoo", "--draft", "kl-eagle3", "--temp", "1", "--replay", "good"),
     (*RUN, "--until", "1%", "--against", "good"),
 )  # fmt: skip
-"""Every command that reads a run."""
+"""Commands that read a run."""
+MORE = (
+    ("merge", "good", "other", "-o", "m"), ("watch", "http://127.0.0.1:9", "--baseline", "base.json"), ("watch", "http://127.0.0.1:9", "--baseline", "good"),
+    ("baseline", "good", "--texts", "-o", "b.json"), ("compare", "good", "other", "--json"), ("plot", "good", "other", "--kind", "forest", "-o", "p.png"),
+    ("table", "good", "other", "--layout", "categories", "--format", "csv"), ("explain", "good", "--json"),
+)  # fmt: skip
+"""And those that do besides something else."""
 
 
 def reading(
@@ -385,6 +391,8 @@ def stored() -> Iterator[Try]:
         yield from reading(
             f"journal torn {name}", append("half/journal.jsonl", content.replace(b"\n", b"")), False, HALF[:1]
         )
+        for file in ("run.json", "turns.parquet", "outputs.jsonl"):
+            yield from reading(f"{file} {name}", write(f"good/{file}", content), None, MORE)
     template = json.loads(SAMPLE)
     for path in leaves(template):
         for value in ODD:
@@ -408,6 +416,7 @@ def stored() -> Iterator[Try]:
         yield from reading(f"absurd {path[-1]} {str(value)[:12]}", edit("good/run.json", setting(path, value)), None)
     for change, refuse in TABLES.items():
         yield from reading(f"tables {change}", table(change), refuse)
+        yield from reading(f"tables {change}", table(change), None, MORE)
     for name in ("turns.parquet", "steps.parquet", "run.json"):
         yield from reading(
             f"no {name}",

@@ -91,6 +91,25 @@ def test_a_server_of_its_own_is_measured_as_it_was_started_and_stopped(
     assert seen == ["log_to", "wait", "stop"]
 
 
+def test_answers_of_a_server_of_its_own_are_read_as_vllm_in_this_process_reads_them(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started:
+        def __init__(self, order: Any) -> None:
+            self.url, self.name = server.url, "served"
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    monkeypatch.setattr(own, "Server", Started)
+    monkeypatch.setattr(own.answers, "parser", lambda *what: what)
+    for arguments, name in (({}, None), ({"reasoning_parser": "granite"}, "granite")):
+        with closing(own.OwnServerEngine(replace(order(server), engine_args=arguments))) as measured:
+            assert measured.parser({"a": 1}) == (name and (name, measured.tokenizer, {"a": 1}))
+    with pytest.raises(UserError, match="tokenizer_mode=deepseek_v32: prompts are rendered on this side"):
+        own.OwnServerEngine(replace(order(server), engine_args={"tokenizer_mode": "deepseek_v32"}))
+
+
 def test_what_others_ask_of_it_meanwhile_is_noticed(server: StandIn, tmp_path: Path) -> None:
     server.shared = 1
     done = run(server, tmp_path / "run")

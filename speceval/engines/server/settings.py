@@ -107,8 +107,11 @@ def tokenizer_of(order: Order) -> Any:
     if target.source == "zoo":
         target = catalog.fetch(catalog.Pair(target=target, draft=None)).target
     try:
+        own = order.engine_args.get("tokenizer")  # of a server of our own
         return AutoTokenizer.from_pretrained(
-            target.model, revision=target.revision, trust_remote_code=order.trust_remote_code
+            own or target.model,
+            revision=order.engine_args.get("tokenizer_revision") if own else target.revision,
+            trust_remote_code=order.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"--target {target.name}: its tokenizer cannot be loaded: {error}".split("\n")[0]) from error
