@@ -71,7 +71,7 @@ V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp")
 HEADS = ("medusa", "mlp")
 """They have three heads, and vLLM's V2 runner has no drafter for them."""
 V2_BATCH = "512"
-"""Interpreted, a step of many requests takes little longer than one of few. At 1024 a step has not room for all drafts."""
+"""Interpreted, a step of many requests takes little longer than one of few; of 1024 it had not room for all drafts."""
 V2_PREEMPTION = (*BLOCKS, "--engine-arg", "num_gpu_blocks_override=960", "--engine-arg", "max_num_batched_tokens=2048")
 """Room for 240 requests of the long prompt, whose prefills are cut to what a step has room for."""
 WORDS: dict[str, tuple[str, ...]] = {
