@@ -16,7 +16,7 @@ from speceval.api.words import errors_by_parameter
 from speceval.engines.server import metrics
 from speceval.engines.server.client import STANDS_ALONE, Client
 from speceval.errors import UserError
-from speceval.estimate.watching import LEAST_LEARNED, Detector, Learned, Slice, Slicer, learn, threshold
+from speceval.estimate.watching import LEAST_LEARNED, LEAST_STEPS, Detector, Learned, Slice, Slicer, learn, threshold
 from speceval.files import write_whole
 from speceval.foreign import read_json
 from speceval.terminal import line
@@ -144,14 +144,26 @@ def watch(
 def _look(found: Watched, slicer: Slicer, client: Client, prefix: str) -> Slice | None:
     """The slice that ends now, if one does."""
     try:
-        counted = metrics.counters(client.text("/metrics"), prefix)
+        page = client.text("/metrics")
+        counted, rounded = metrics.counters(page, prefix), metrics.rounding(page, prefix, ("spec_decode_num_drafts",))
     except UserError as error:
         found.unreachable = line(str(error))
         return None
+    if not metrics.counts_drafts(page, prefix):  # a server that starts, or what stands before it: no total of 0
+        found.unreachable = f"{client.url}/metrics: counts no drafts now"
+        return None
     found.unreachable = ""
-    slice_ = slicer.take(counted, time.time())
+    slice_ = slicer.take(counted, time.time(), LEAST_STEPS if rounded == 1 else ROUNDED_STEPS * rounded)
     found.restarts = slicer.restarts
+    if slicer.restarts > MOST_RESTARTS and slicer.restarts * 4 > slicer.looks:
+        raise UserError(f"{client.url}: its totals fall again and again: watch each of the servers behind it by itself")
     return slice_
+
+
+MOST_RESTARTS = 3
+"""In a row, of a server that is one."""
+ROUNDED_STEPS = 1000
+"""Of a slice, in what totals are rounded to: a tenth of a percent."""
 
 
 def _take(
@@ -191,7 +203,7 @@ def _prefix(client: Client) -> str:
     """What the server's totals begin with. Raises `UserError` where it has none."""
     page = client.text("/metrics")
     for prefix in PREFIXES:
-        if f"{prefix}spec_decode_num_drafts_total" in page:
+        if metrics.counts_drafts(page, prefix):
             return prefix
     raise UserError(f"{client.url}/metrics: counts no drafts: `speceval probe {client.url}` says what the server tells")
 

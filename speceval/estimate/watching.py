@@ -150,15 +150,20 @@ def threshold(false_alarms: float, interval: float) -> float:
 
 @dataclass
 class Slicer:
-    """Totals, as they are read one after another, to slices. `restarts`: how often they began anew."""
+    """Totals, as they are read one after another, to slices."""
 
     last: Counters | None = None
     time: float = 0.0
+    looks: int = 0
     restarts: int = 0
+    """How often the totals began anew."""
 
-    def take(self, now: Counters, time: float) -> Slice | None:
-        """The slice that ends now; None at the first look, after a restart, and while there are too few steps."""
-        if self.last is not None and now.num_drafts < self.last.num_drafts:
+    def take(self, now: Counters, time: float, least: int = LEAST_STEPS) -> Slice | None:
+        """The slice that ends now; None at the first look, after a restart, and while there are fewer steps than
+        `least`.
+        """
+        self.looks += 1
+        if self.last is not None and fell(self.last, now):
             self.restarts += 1
             self.last = None
         if self.last is None:
@@ -166,7 +171,7 @@ class Slicer:
             return None
         before = [0] * (len(now.num_accepted_tokens_per_pos) - len(self.last.num_accepted_tokens_per_pos))
         grown = now.minus(self.last.plus(Counters(num_accepted_tokens_per_pos=before)) if before else self.last)
-        if grown.num_drafts < LEAST_STEPS:
+        if grown.num_drafts < least:
             return None
         found = Slice(
             time,
@@ -178,3 +183,16 @@ class Slicer:
         )
         self.last, self.time = now, time
         return found
+
+
+def fell(before: Counters, now: Counters) -> bool:
+    """Whether totals are not those of `before` and what came after: any is lower, or a position is gone."""
+    positions = before.num_accepted_tokens_per_pos, now.num_accepted_tokens_per_pos
+    return (
+        any(getattr(now, name) < getattr(before, name) for name in DRAFTS)
+        or len(positions[1]) < len(positions[0])
+        or any(later < earlier for earlier, later in zip(*positions, strict=False))
+    )
+
+
+DRAFTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")

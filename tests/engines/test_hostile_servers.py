@@ -200,7 +200,7 @@ def test_what_is_no_answer_is_one_line(
     monkeypatch.setattr(http, "LARGEST", 1 << 20)
     monkeypatch.setattr(http, "LONGEST_LINE", 1 << 20)
     with raw(answer) as url, closing(Client(url, seconds=0.5)) as client:
-        call = (client.begin_stream if stream else client.begin)("/x", {})
+        call = client.begin_stream("/x", {}, 10) if stream else client.begin("/x", {})
         with pytest.raises(UserError, match=says) as caught:
             call.result(20)
     assert "\n" not in str(caught.value)

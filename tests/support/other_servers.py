@@ -79,9 +79,10 @@ class SGLang(Other):
         }
         told = {self.names[kind]: value for kind, value in numbers.items() if kind in self.names}
         reason = {"type": done.finish_reason, "matched": None}
+        asked = {"prompt_tokens": len(body["input_ids"]), "cached_tokens": 0}
         return {
             "output_ids": done.token_ids,
-            "meta_info": {"finish_reason": reason, "cached_tokens": 0, "spec_verify_ct": len(accepted), **told},
+            "meta_info": {"finish_reason": reason, "spec_verify_ct": len(accepted), **asked, **told},
         }
 
     def events(self, content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,5 +121,6 @@ class LlamaCpp(Other):
             timings = {"draft_n": drafted, "draft_n_accepted": accepted} if drafted else {}
             events.append({"tokens": [token], "stop": False, "timings": timings})
         ended = {"stop": "eos", "length": "limit"}[done.finish_reason]
-        events.append({"tokens": [], "stop": True, "stop_type": ended, "timings": events[-1]["timings"]})
+        last = {"stop_type": ended, "tokens_evaluated": len(body["prompt"]), "timings": events[-1]["timings"]}
+        events.append({"tokens": [], "stop": True, **last})
         return "".join(f"data: {json.dumps(event)}\n\n" for event in events)

@@ -199,7 +199,12 @@ class StandIn:
         choice = {"token_ids": done[0].token_ids, "finish_reason": done[0].finish_reason, "stop_reason": None}
         return {
             "choices": [choice],
-            "usage": {"prompt_tokens_details": {"cached_tokens": 0}},
+            "usage": {
+                "prompt_tokens": len(body["token_ids"]),
+                "completion_tokens": len(done[0].token_ids),
+                "prompt_tokens_details": {"cached_tokens": 0},
+            },
+            "prompt_token_ids": body["token_ids"],
             "metrics": {"speculative_decoding": arrays if self.detailed is True else {}} | self._summary(steps),
         }
 

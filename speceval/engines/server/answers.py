@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from speceval.engines.base import Finished, Step, Times
-from speceval.engines.server.client import Stream, short
+from speceval.engines.server.address import short
+from speceval.engines.server.client import RESUMES, Gone, Stream
 from speceval.errors import UserError
 from speceval.store.schema import Evidence
 
+GRADES: tuple[Evidence, ...] = ("steps", "histogram", "requests", "totals", "nothing")
+"""The most telling first."""
 HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_accept_histogram")
 """SGLang's names for it, the newest first."""
 ACCEPTED = ("spec_num_correct_drafts", "spec_accepted_tokens", "spec_accept_token_num")
@@ -38,6 +41,16 @@ class Answer:
     cached: int = 0
     text: str = ""
     """Of a server that tells no tokens."""
+    prompt: list[int] | None = None
+    """What it says that it was asked, and by number:"""
+    prompt_tokens: int | None = None
+    counted: int | None = None
+    """Tokens that it says it answered."""
+
+    def less_than(self, evidence: Evidence) -> bool:
+        """Whether it tells less of its steps than `evidence` would; one without drafts has none to tell."""
+        nothing_drafted = self.evidence == "histogram" and not any(step.drafted for step in self.steps)
+        return GRADES.index(self.evidence) > GRADES.index(evidence) and len(self.tokens) > 1 and not nothing_drafted
 
     def finished(self, request_id: str) -> Finished:
         """As an engine tells of it."""
@@ -52,6 +65,37 @@ def reading(where: str, kind: str) -> Iterator[None]:
     except WRONG as error:
         lacks = "without" if isinstance(error, KeyError) else "that cannot be read:"
         raise UserError(f"{where}: an answer {lacks} {short(error)}: is it {kind}'s?") from error
+
+
+def whole(answer: Answer, prompt: Sequence[int], most: int, where: str) -> Answer:
+    """The answer, if it is all of one to `prompt` of at most `most` tokens.
+
+    Raises `UserError`; `Gone` where the server gave it up.
+    """
+    tokens, ended = len(answer.tokens), answer.finish_reason
+    if ended in GIVEN_UP:
+        raise Gone(f"{where}: the server gave an answer up ({ended}): {RESUMES}")
+    for wrong, says in (
+        (ended not in ("stop", "length"), f"ended an answer with {ended!r}, which is neither stop nor length"),
+        (
+            answer.prompt not in (None, list(prompt)) or answer.prompt_tokens not in (None, len(prompt)),
+            f"answered another prompt than the one of {len(prompt)} tokens that was sent: does it change prompts?",
+        ),
+        (tokens > most, f"answered {tokens} tokens, at most {most} were asked for"),
+        (answer.counted not in (None, tokens), f"answered {tokens} tokens and counts {answer.counted}"),
+        (not tokens, "answered nothing"),
+        (
+            ended == "length" and tokens < most,
+            f"cut an answer at {tokens} tokens of the {most} that were asked for: it has a limit of its own",
+        ),
+    ):
+        if wrong:
+            raise UserError(f"{where}: the server {says}")
+    return answer
+
+
+GIVEN_UP = ("abort", "error")
+"""How an answer ends that the server could not or would not finish."""
 
 
 def sound(answer: Answer) -> Answer:
@@ -83,7 +127,8 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
     choice = answer["choices"][0]
     tokens: list[int] = choice["token_ids"]
     told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
-    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+    usage = answer.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
     if "per_step_drafted" in told and told["per_step_drafted"] is not None:
         steps = steps_of(len(tokens), told["per_step_drafted"], told["per_step_accepted"])
         evidence: Evidence = "steps"
@@ -99,6 +144,9 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
         evidence,
         choice.get("stop_reason"),
         details.get("cached_tokens") or 0,
+        prompt=answer.get("prompt_token_ids") or choice.get("prompt_token_ids"),
+        prompt_tokens=usage.get("prompt_tokens"),
+        counted=usage.get("completion_tokens"),
     )
 
 
@@ -158,7 +206,8 @@ def sglang(answer: dict[str, Any], k: int) -> Answer:
     else:
         steps = of_nothing(len(tokens))
     ended = ENDED.get(str(reason.get("type")), _reason(reason.get("type")))
-    return Answer(tokens, ended, steps, evidence, reason.get("matched"), told.get("cached_tokens") or 0)
+    cached, asked = told.get("cached_tokens") or 0, told.get("prompt_tokens")
+    return Answer(tokens, ended, steps, evidence, reason.get("matched"), cached, prompt_tokens=asked)
 
 
 def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
@@ -188,7 +237,8 @@ def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
     last = events[-1]
     ended = ENDED.get(str(last["stop_type"]), _reason(last["stop_type"]))
     evidence: Evidence = "steps" if drafted else "nothing"
-    return Answer(tokens, ended, steps, evidence, None, last.get("tokens_cached") or 0)
+    cached, asked = last.get("tokens_cached") or 0, last.get("tokens_evaluated")
+    return Answer(tokens, ended, steps, evidence, None, cached, prompt_tokens=asked)
 
 
 def openai(answer: dict[str, Any], k: int) -> Answer:

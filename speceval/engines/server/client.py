@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -15,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 
+from speceval.engines.server import address
+from speceval.engines.server.address import short
 from speceval.errors import UserError
 
 TRIES = 6
@@ -35,6 +36,8 @@ STANDS_ALONE = "is the server up, and its address right?"
 
 LONGEST_LINE = 1 << 24
 """Characters of one event of a stream."""
+EVENTS_OF_A_TOKEN, SPARE_EVENTS = 2, 100
+"""Of a stream that ends; one a token is what servers send."""
 LARGEST = 1 << 30
 """Bytes of an answer: recordings of many long requests are some hundred million."""
 T = TypeVar("T")
@@ -82,23 +85,9 @@ class Client:
 
         Raises `UserError`.
         """
-        self._mend = mend
-        try:
-            address = httpx.URL(url.rstrip("/"))
-        except httpx.InvalidURL as error:
-            raise UserError(f"--url {url}: {error}") from error
-        if address.scheme not in ("http", "https") or not address.host:
-            raise UserError(f"--url {url}: an address such as http://127.0.0.1:8000 is needed")
-        if address.userinfo:
-            raise UserError("--url: holds a password, which would be stored: use --api-key-env NAME")
-        self.url, self._timeout, self._tries = str(address), httpx.Timeout(seconds, connect=10.0, pool=None), TRIES
-        self._http = httpx.AsyncClient(
-            base_url=address,
-            headers=_authorization(key_variable),
-            # One connection a call: an idle one may be dropped, by the server or here, just as it is used again.
-            limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=0),
-            follow_redirects=False,
-        )
+        self.url, self._key, self._mend = address.normal(url), address.key(key_variable), mend
+        self._timeout, self._tries = httpx.Timeout(seconds, connect=10.0, pool=None), TRIES
+        self._http = _http(self.url, self._key, connections)
         self._room = asyncio.Semaphore(connections)
         """For calls that `begin`: those that wait must not wait in the pool, which looks through all of them each time
         that one ends, nor before what is asked besides."""
@@ -127,8 +116,8 @@ class Client:
 
         return self._start(answer())
 
-    def begin_stream(self, path: str, body: dict[str, Any]) -> Future[Stream]:
-        """POST: the events of what it will answer."""
+    def begin_stream(self, path: str, body: dict[str, Any], tokens: int) -> Future[Stream]:
+        """POST: the events of what it will answer, for so many tokens at most."""
 
         async def answer() -> Stream:
             async with self._room:
@@ -146,6 +135,8 @@ class Client:
                     limit.reschedule(self._loop.time() + seconds)
                     came.append(time.perf_counter() - begun)
                     events.append(self._event(text, path))
+                    if len(events) > EVENTS_OF_A_TOKEN * tokens + SPARE_EVENTS:
+                        raise httpx.RemoteProtocolError("a stream without an end")
             if not events:
                 raise UserError(f"{self.url}{path}: answered nothing that is a stream: {self._mend}")
             return Stream(sent, events, came)
@@ -161,7 +152,7 @@ class Client:
         if not isinstance(event, dict):
             raise UserError(f"{self.url}{path}: answered something that is no JSON object: {self._mend}")
         if event.get("error"):
-            raise UserError(f"{self.url}{path}: {_told(event)}: {self._mend}")
+            raise UserError(f"{self.url}{path}: {short(_told(event), self._key)}: {self._mend}")
         return event
 
     def hurry(self) -> None:
@@ -229,9 +220,9 @@ class Client:
 
     def _refuse(self, answer: httpx.Response, content: bytes, path: str) -> NoReturn:
         if answer.is_redirect:
-            where = short(answer.headers.get("Location", "nowhere"))
+            where = short(answer.headers.get("Location", "nowhere"), self._key)
             raise Refused(f"{self.url}{path}: redirects to {where}: give that address if you trust it", 300)
-        reason = _reason(content) or short(answer.reason_phrase)
+        reason = short(_reason(content), self._key) or short(answer.reason_phrase)
         raise Refused(f"{self.url}{path}: {answer.status_code} {reason}", answer.status_code)
 
     def _parsed(self, content: bytes, path: str) -> Any:
@@ -256,13 +247,21 @@ async def _content(answer: httpx.Response) -> bytes:
     return bytes(content)
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
-    if variable is None:
-        return {}
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"--api-key-env {variable}: that environment variable is not set")
-    return {"Authorization": f"Bearer {key}"}
+def _http(url: str, key: str, connections: int) -> httpx.AsyncClient:
+    # One connection a call: an idle one may be dropped, by the server or here, just as it is used again.
+    limits = httpx.Limits(max_connections=connections + 1, max_keepalive_connections=0)
+    try:
+        return httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=limits,
+            follow_redirects=False,
+            # With a transport of its own it asks none of the environment's proxies.
+            transport=httpx.AsyncHTTPTransport(limits=limits) if address.is_here(url) else None,
+        )
+    except (ImportError, ValueError, OSError) as error:
+        variables = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE"
+        raise UserError(f"{url}: the environment's {variables} name what cannot be used: {_line(error)}") from error
 
 
 def _pause(asked: str | None, number: int) -> float:
@@ -290,23 +289,17 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
         yield left
 
 
-def _reason(content: bytes) -> str:
-    """The server's own words, in one short line."""
+def _told(content: Any) -> Any:
+    """What an answer says that is an error: the server's own words."""
+    error = content.get("error", content.get("detail", content))
+    return error.get("message", error) if isinstance(error, dict) else error
+
+
+def _reason(content: bytes) -> Any:
     try:
         return _told(json.loads(content))
     except (ValueError, AttributeError, RecursionError):
-        return short(content[:1000].decode(errors="replace"))
-
-
-def _told(content: Any) -> str:
-    """What an answer says that is an error."""
-    error = content.get("error", content.get("detail", content))
-    return short(error.get("message", error) if isinstance(error, dict) else error)
-
-
-def short(words: Any) -> str:
-    """A server's words in one short line that no terminal obeys."""
-    return "".join(letter for letter in " ".join(str(words).split()) if letter.isprintable())[:200]
+        return content[:1000].decode(errors="replace")
 
 
 def _line(error: Exception) -> str:

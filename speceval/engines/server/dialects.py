@@ -26,6 +26,8 @@ class Road:
     """What is sent besides, for a stream."""
     only_stream: bool = False
     """Whether it tells its drafts in a stream alone."""
+    tells_always: bool = True
+    """Whether an answer for which nothing was drafted says so."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ DIALECTS = {
         ),
         Dialect(
             "llamacpp",
-            (Road("/completion", _llamacpp, answers.llamacpp, list, {"stream": True}, only_stream=True),),
+            (Road("/completion", _llamacpp, answers.llamacpp, list, {"stream": True}, True, False),),
             (("its totals", "--metrics"),),
             "llamacpp:",
         ),

@@ -15,8 +15,9 @@ from uuid import uuid4
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
 from speceval.engines.server import metrics, probe
-from speceval.engines.server.answers import joined, reading, sound, times_of, vllm
-from speceval.engines.server.client import Client, Refused, Stream, short
+from speceval.engines.server.address import short
+from speceval.engines.server.answers import joined, reading, sound, times_of, vllm, whole
+from speceval.engines.server.client import Client, Refused, Stream
 from speceval.engines.server.dialects import WITH_USAGE, parameters
 from speceval.engines.server.plain import PlainServerEngine
 from speceval.engines.server.settings import (
@@ -26,6 +27,7 @@ from speceval.engines.server.settings import (
     addresses,
     arguments,
     client,
+    hold_tokens,
     refuse,
     rest,
     tokenizer_of,
@@ -71,10 +73,12 @@ NAMED = "generate-tokens-"
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that is out: its name here and there, and whether it replays a text."""
+    """A request that is out: its name here and there, what it asks, and whether it replays a text."""
 
     request_id: str
     name: str
+    prompt: list[int]
+    max_tokens: int
     replayed: bool
 
 
@@ -108,6 +112,7 @@ class ServerEngine(Listening, Engine):
             with self._reading():
                 loading.check(self._loaded, str(checkpoint(order.draft)))
             self.tokenizer = tokenizer_of(order)
+            hold_tokens(client, model, self.tokenizer, order)
             self._record()
         except BaseException:
             self.close()
@@ -181,8 +186,8 @@ class ServerEngine(Listening, Engine):
         return reading(f"{self._client.url}/collective_rpc", "our extension")
 
     def _read_settings(self) -> Facts:
-        workers = agreed(self._ask(ask_settings))
         with self._reading():
+            workers = agreed(self._ask(ask_settings))
             return Facts(vllm=short(self._client.get("/version")["version"]), generation_config=None, **workers)
 
     def facts(self) -> Facts:
@@ -230,17 +235,19 @@ class ServerEngine(Listening, Engine):
             raise RuntimeError("the engine is closed")
         if len(prompt_token_ids) < self.shortest_prompt:
             raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
-        call = _Call(request_id, uuid4().hex, sampling.replay is not None)
+        call = _Call(request_id, uuid4().hex, prompt_token_ids, sampling.max_tokens, sampling.replay is not None)
         body = {
             "request_id": call.name,
             "model": self._model,
             "token_ids": prompt_token_ids,
             "sampling_params": _parameters(sampling),
         }
-        timed = self._order.timed
-        self._calls[
-            self._client.begin_stream(GENERATE, body | WITH_USAGE) if timed else self._client.begin(GENERATE, body)
-        ] = call
+        future: Future[Any]
+        if self._order.timed:
+            future = self._client.begin_stream(GENERATE, body | WITH_USAGE, sampling.max_tokens)
+        else:
+            future = self._client.begin(GENERATE, body)
+        self._calls[future] = call
 
     def step(self) -> tuple[int, list[Finished]]:
         """Wait until an answer is here, or for `SECONDS_OF_A_STEP`. Tokens are counted with the request they finish."""
@@ -262,13 +269,15 @@ class ServerEngine(Listening, Engine):
             answer = future.result()
         except Refused as error:
             mend = f": a server needs {START}" if error.status in (403, 404) else ""
-            raise UserError(f"{error}{mend}") from error
-        with reading(f"{self._client.url}{GENERATE}", "vLLM"):
+            raise Refused(f"{error}{mend}", error.status) from error
+        where = f"{self._client.url}{GENERATE}"
+        with reading(where, "vLLM"):
             times = times_of(answer) if isinstance(answer, Stream) else None
             told = sound(vllm(joined(answer.events) if isinstance(answer, Stream) else answer, self._settings.k))
             if any(step.drafted > self._settings.k for step in told.steps):
                 raise ValueError(f"steps of more than {self._settings.k} drafts")
-        if told.evidence != "steps" and len(told.tokens) > 1 and self._settings.method != "none":
+        whole(told, call.prompt, call.max_tokens, where)
+        if told.less_than("steps") and self._settings.method != "none":
             raise UserError(f"the server tells no verify steps: it needs {START}")
         done = replace(told.finished(call.request_id), times=times)
         if self._watch is not None:

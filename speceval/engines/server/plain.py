@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from speceval.engines.base import Engine, Finished, Order, Sampling, unknown
 from speceval.engines.server import probe
-from speceval.engines.server.answers import Answer, of_nothing, reading
+from speceval.engines.server.answers import Answer, of_nothing, reading, whole
 from speceval.engines.server.client import Client
-from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST, Watch, refuse, rest, tokenizer_of
+from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST, Watch, hold_tokens, refuse, rest, tokenizer_of
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Evidence, Facts
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request that is out: its name, and what it asks."""
+
+    request_id: str
+    prompt: list[int]
+    max_tokens: int
 
 
 class PlainServerEngine(Engine):
@@ -29,12 +38,13 @@ class PlainServerEngine(Engine):
         """Raises `UserError` for what this server cannot be asked."""
         self._order, self._client, self._seen = order, client, seen
         self.served = seen.served()
-        self._calls: dict[Future[Any], str] = {}
+        self._calls: dict[Future[Any], _Call] = {}
         self._closed, self._watch = False, Watch(client, "")
         self.max_model_len = seen.context
         try:
             _check(order, seen)
             self.tokenizer = tokenizer_of(order)
+            hold_tokens(client, seen.model, self.tokenizer, order)
         except BaseException:
             self.close()
             raise
@@ -92,9 +102,8 @@ class PlainServerEngine(Engine):
         if len(prompt_token_ids) < self.shortest_prompt:
             raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
         seen = self._seen
-        self._calls[probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling, self._order.timed)] = (
-            request_id
-        )
+        future = probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling, self._order.timed)
+        self._calls[future] = _Call(request_id, prompt_token_ids, sampling.max_tokens)
 
     def step(self) -> tuple[int, list[Finished]]:
         """Wait until an answer is here, or a moment."""
@@ -102,23 +111,29 @@ class PlainServerEngine(Engine):
         finished = [self._finish(self._calls.pop(call), call) for call in done]
         return sum(len(one.token_ids) for one in finished), finished
 
-    def _finish(self, request_id: str, call: Future[Any]) -> Finished:
-        seen, answered = self._seen, call.result()
-        with reading(f"{seen.url}{seen.road.path}", seen.dialect.name):
+    def _finish(self, call: _Call, future: Future[Any]) -> Finished:
+        seen, answered = self._seen, future.result()
+        where = f"{seen.url}{seen.road.path}"
+        with reading(where, seen.dialect.name):
             answer, times = probe.read(seen.road, answered, self._order.k)
         if seen.dialect.name == "openai" and not answer.tokens:
             answer = self._encoded(answer)
+        else:
+            whole(answer, call.prompt, call.max_tokens, where)
         if seen.evidence in ("totals", "nothing"):
             answer = replace(answer, steps=of_nothing(len(answer.tokens)))
+        elif seen.road.tells_always and answer.less_than(seen.evidence):
+            raise UserError(f"{where}: told {seen.evidence}, and now {answer.evidence}: several servers behind it?")
         longest = max((step.drafted for step in answer.steps), default=0)
         if longest > self._order.k:
             raise UserError(f"--k {self._order.k}: the server drafts {longest} tokens a step: ask for that")
         self._watch.tokens += len(answer.tokens)
-        return replace(answer.finished(request_id), times=times if self._order.timed else None)
+        return replace(answer.finished(call.request_id), times=times if self._order.timed else None)
 
     def _encoded(self, answer: Answer) -> Answer:
-        """An answer that came as text alone, by the tokens of this machine's tokenizer."""
-        tokens = list(self.tokenizer.encode(answer.text, add_special_tokens=False))
+        """An answer that came as text alone, by the tokens of this machine's tokenizer; without one: its end."""
+        end = [getattr(self.tokenizer, "eos_token_id", None) or 0]
+        tokens = list(self.tokenizer.encode(answer.text, add_special_tokens=False)) or end
         return replace(answer, tokens=tokens, steps=of_nothing(len(tokens)))
 
     def counters(self) -> Counters | None:

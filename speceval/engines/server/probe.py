@@ -8,14 +8,13 @@ from typing import Any
 
 from speceval.engines.base import Sampling, Times
 from speceval.engines.server import metrics
-from speceval.engines.server.answers import WRONG, Answer, reading, sound, times_of
-from speceval.engines.server.client import Client, Refused, Stream, short
+from speceval.engines.server.address import short
+from speceval.engines.server.answers import GRADES, WRONG, Answer, reading, sound, times_of
+from speceval.engines.server.client import Client, Refused, Stream
 from speceval.engines.server.dialects import DIALECTS, Dialect, Road
 from speceval.errors import UserError
 from speceval.store.schema import Evidence
 
-ORDER: tuple[Evidence, ...] = ("steps", "histogram", "requests", "totals", "nothing")
-"""The most telling first."""
 TRIAL = Sampling(0.0, 1.0, 0, 24, None)
 TRIAL_PROMPT = [3, 4, 5, 6] * 4
 """Repeats itself, so that drafters that look for repetitions draft."""
@@ -105,7 +104,8 @@ def _look(client: Client, model: str | None, dialect: str | None, timed: bool) -
     models = [_name(one["id"]) for one in listed["data"]]
     served = chosen(client, models, model)
     page = _text(client, "/metrics")
-    totals = bool(row.metrics) and f"{row.metrics}spec_decode_num_drafts_total" in page
+    exact = metrics.rounding(page, row.metrics) == 1
+    totals = exact and metrics.counts_drafts(page, row.metrics)
     road, answer = _trial(client, row, served, timed)
     evidence = answer.evidence
     if evidence == "nothing" and totals:
@@ -117,6 +117,8 @@ def _look(client: Client, model: str | None, dialect: str | None, timed: bool) -
     )  # fmt: skip
     seen.missing.extend(_missing(seen))
     seen.notes.extend(_notes(seen))
+    if not exact:
+        seen.notes.append("its totals are left aside: llama.cpp prints those of more than six digits rounded")
     return seen
 
 
@@ -183,7 +185,7 @@ def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sam
     """A future of what a server answers on a road, for `read`."""
     body = road.body(model, tokens, sampling)
     if timed or road.only_stream:
-        return client.begin_stream(road.path, body | road.stream)
+        return client.begin_stream(road.path, body | road.stream, sampling.max_tokens)
     return client.begin(road.path, body)
 
 
@@ -209,7 +211,7 @@ def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road,
         except WRONG as error:
             closed = f"{client.url}{road.path}: an answer without {short(error)}: is it {row.name}'s? (--dialect)"
             continue
-        if best is None or ORDER.index(answer.evidence) < ORDER.index(best[1].evidence):
+        if best is None or GRADES.index(answer.evidence) < GRADES.index(best[1].evidence):
             best = road, answer
         if answer.evidence == "steps":
             break
@@ -292,9 +294,12 @@ def _json(client: Client, path: str) -> dict[str, Any] | None:
 
 
 def counters(client: Client, seen: Seen, k: int) -> Any:
-    """The server's totals; None where it has none."""
+    """The server's totals; None where it has none, or none that are exact."""
     if not seen.totals:
         return None
-    counted = metrics.counters(client.text("/metrics"), seen.dialect.metrics)
+    page = client.text("/metrics")
+    if metrics.rounding(page, seen.dialect.metrics) != 1 or not metrics.counts_drafts(page, seen.dialect.metrics):
+        return None
+    counted = metrics.counters(page, seen.dialect.metrics)
     counted.num_accepted_tokens_per_pos = metrics.of_positions(counted, k)
     return counted

@@ -8,6 +8,7 @@ from typing import Any
 from speceval import catalog
 from speceval.engines.base import Order
 from speceval.engines.server import metrics
+from speceval.engines.server.address import normal, short
 from speceval.engines.server.client import SECONDS, Client, Refused
 from speceval.errors import UserError
 
@@ -31,7 +32,7 @@ def arguments(order: Order) -> dict[str, Any]:
 
 def addresses(text: str) -> list[str]:
     """The servers that --url names, comma-separated. Raises `UserError` for one that is named twice."""
-    urls = [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
+    urls = [normal(part) for part in text.split(",") if part.strip()]
     if not urls:
         raise UserError(f"--url {text}: names no address")
     for url in urls:
@@ -83,6 +84,8 @@ class Watch:
         before, now = self._before, self._generated()
         if before is None or now is None or now - before == self.tokens:
             return ""
+        if now < before:
+            return "the server began anew meanwhile: its totals are left aside, each request's own record stands"
         return (
             f"others used the server meanwhile: it generated {now - before:,} tokens, {self.tokens:,} of them for this "
             "run: its totals are left aside, each request's own record stands"
@@ -92,9 +95,32 @@ class Watch:
         if not self._prefix:
             return None
         try:
-            return metrics.generated(self._client.text("/metrics"), self._prefix)
+            page = self._client.text("/metrics")
         except Refused:
             return None
+        return metrics.generated(page, self._prefix) if metrics.rounding(page, self._prefix) == 1 else None
+
+
+def hold_tokens(client: Client, model: str, tokenizer: Any, order: Order) -> None:
+    """Raises `UserError` where the server reads other tokens than the tokenizer that prompts are made with.
+
+    One that reads none back for us is taken as it is.
+    """
+    tokens = list(tokenizer.encode(SAMPLE, add_special_tokens=False))
+    try:
+        answer = client.post("/detokenize", {"model": model, "tokens": tokens})
+    except Refused:
+        return
+    told = [answer[name] for name in READ_BACK if name in answer] if isinstance(answer, dict) else []
+    if told and "".join(str(told[0]).split()) != "".join(tokenizer.decode(tokens).split()):
+        raise UserError(
+            f"--target {order.target.name}: its tokenizer is not the server's, which reads {short(told[0])!r}"
+        )
+
+
+SAMPLE = "The quick brown fox asks: is 12 + 7 = 19, or more?"
+READ_BACK = ("prompt", "content", "text")
+"""Where vLLM, llama.cpp and SGLang tell what tokens mean."""
 
 
 def tokenizer_of(order: Order) -> Any:

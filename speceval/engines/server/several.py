@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from speceval.engines.base import Engine, Finished, Order, Sampling
-from speceval.engines.server.client import RESUMES, Gone, Refused
+from speceval.engines.server.client import BUSY, RESUMES, Gone, Refused
 from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST
 from speceval.errors import UserError
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
@@ -139,7 +139,7 @@ class SeveralServers(Engine):
         except Gone as error:
             return self._lose(address, error)
         except Refused as error:
-            if error.status < BROKEN:
+            if error.status < BROKEN and error.status not in BUSY:
                 raise
             return self._lose(address, error)
         for one in finished:

@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
     MEASURED_SWITCH: "1",
 }
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is on this machine, to which no proxy leads."""
 _TELLING = re.compile(r"\b(?:\w+Error|\w+Exception): .+|^\S*(?:api_server|entry)\S*: error: .+")
 _WRAPPERS = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|See root cause")
 
@@ -132,7 +134,7 @@ class Server:
 def answers(url: str) -> bool:
     """Whether a server answers that it is well."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        with _WITHOUT_PROXY.open(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
