@@ -48,6 +48,10 @@ HARMLESS = [
     "subtoken",
     "api_key_env",
     "public_key",
+    "suffix_decoding_min_token_prob",
+    "long_prefill_token_threshold",
+    "encoder_cudagraph_token_budgets",
+    "rope_kvcache_fusion_max_token_num",
 ]
 
 
