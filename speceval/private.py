@@ -34,7 +34,10 @@ VOCABULARY = frozenset(
     | {"reasoning", "tool", "pard", "ptd", "de", "sub"}
 )
 """Words before "token" that make it one of a model's vocabulary."""
-NUMBERED = frozenset({"id", "ids", "type", "index", "count", "limit", "budget", "length", "len", "size", "level"})
+NUMBERED = frozenset(
+    {"id", "ids", "type", "index", "count", "num", "limit", "budget", "budgets", "length", "len", "size", "level"}
+    | {"prob", "probs", "threshold"}
+)
 """Words after "token" that do."""
 
 _SPLITS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+"), re.compile(r"[A-Z]+|[a-z]+")

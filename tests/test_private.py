@@ -57,6 +57,10 @@ HARMLESS = [
     "primary_key",
     "pass",
     "author",
+    "suffix_decoding_min_token_prob",
+    "long_prefill_token_threshold",
+    "encoder_cudagraph_token_budgets",
+    "rope_kvcache_fusion_max_token_num",
 ]
 
 

@@ -115,12 +115,12 @@ def along(
         yield from batch.kept(drafter, question, inside, overlap)
 
 
-def certain(draft: Callable[[list[int], int], Iterator[list[int]]], capture: Capture, k: int) -> Iterator[Kept]:
+def certain(draft: Callable[[list[int], int], Iterator[list[int]]], texts: Iterable[Text], k: int) -> Iterator[Kept]:
     """The same for drafts without a distribution: `draft` gives those after tokens[:n], from n on, one place a time."""
-    for text in capture.texts:
+    for text in texts:
         kept = np.full((text.places, k), np.nan, np.float32)
         drafted = np.zeros(text.places, np.int64)
-        for place, tokens in enumerate(islice(draft(text.tokens, text.prompt + 1), text.places)):
+        for place, tokens in enumerate(draft(text.tokens, text.prompt + 1)):
             due = text.tokens[text.prompt + 1 + place :][:k]
             drafted[place] = len(tokens)
             both = [float(a == b) for a, b in zip(tokens, due, strict=False)]

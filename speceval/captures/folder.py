@@ -1,7 +1,8 @@
 """What a capture's folder holds, and reading it.
 
     manifest.json            what was captured, and how: `Manifest`; written last
-    texts.jsonl              a line for each conversation: its turns' token ids, and where their states lie
+    texts.jsonl              a line for each conversation: its turns' token ids, where their states lie, and its place
+                             in the run's order
     states-00001.safetensors the states of some conversations, a row for each token: "final", "layer.n", and "log_p",
                              log p of the token that follows (NaN where that is the prompt's); of float8 states also
                              "final.scale", "layer.n.scale" (`captures.storage`)
@@ -13,6 +14,7 @@ Row i of a text of n tokens, prompt included, belongs to token x_i; the last tok
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +29,7 @@ from speceval.errors import UserError
 from speceval.files import Strict, first_error
 from speceval.foreign import read_json
 from speceval.measure.replay import digest_of
+from speceval.measure.runner import QUEUE_AHEAD
 from speceval.store.layout import Key
 from speceval.store.schema import RunMeta, SamplingFacts, parse
 
@@ -181,18 +184,23 @@ class Capture:
 
     @cached_property
     def texts(self) -> list[Text]:
-        """All turns, in order."""
-        return [
-            Text(
-                (line["suite"], line["conversation"], line["seed"], turn["turn"]),
-                len(turn["prompt"]),
-                [*turn["prompt"], *turn["token_ids"]],
-                line["shard"],
-                turn["first_row"],
-            )
-            for line in self.lines
-            for turn in line["turns"]
-        ]
+        """All turns, in order of the shards."""
+        return [text for line in self.lines for text in _texts(line)]
+
+    def one_by_one(self) -> Iterator[Text]:
+        """All turns in the order in which a replay with --batch 1 has the engine answer them.
+
+        Where the lines do not tell the run's order it is taken from the shards.
+        """
+        ordered = sorted(self.lines, key=lambda line: line.get("order", 0))
+        due, waiting = deque(_texts(line) for line in ordered if line["turns"]), deque[list[Text]]()
+        while due or waiting:
+            while due and len(waiting) < QUEUE_AHEAD:
+                waiting.append(due.popleft())
+            first, *later = waiting.popleft()
+            yield first
+            if later:
+                waiting.append(later)
 
     def states(self, text: Text) -> dict[str, torch.Tensor]:
         """ "final", "layer.n" [rows, hidden size] and "log_p" [rows] of a text."""
@@ -278,6 +286,20 @@ class Capture:
             return safe_open(self.directory / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.directory / name}: not a whole safetensors file ({error}): capture again") from None
+
+
+def _texts(line: dict[str, Any]) -> list[Text]:
+    """The turns of a line."""
+    return [
+        Text(
+            (*key_of(line), turn["turn"]),
+            len(turn["prompt"]),
+            [*turn["prompt"], *turn["token_ids"]],
+            line["shard"],
+            turn["first_row"],
+        )
+        for turn in line["turns"]
+    ]
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -19,7 +19,8 @@ from speceval.captures.evaluate import Kept, Question
 from speceval.captures.folder import MANIFEST, Capture, key_of
 from speceval.catalog.methods import default_drafting
 from speceval.drafters import ngram
-from speceval.drafters.load import load, require, try_out
+from speceval.drafters.load import ARGUMENTS, load, require, try_out
+from speceval.drafters.suffix import Suffix
 from speceval.errors import UserError
 from speceval.estimate import books
 from speceval.measure.content import checkpoint_changes, checkpoint_facts, draft_changes, require_unchanged
@@ -104,9 +105,7 @@ def _spec(
     chosen = k if k is not None else draft.default_k
     if chosen is None:
         raise UserError(f"--k is needed: nothing says how many tokens {draft.name} should draft a step")
-    if unknown := sorted(
-        draft_args.keys() - ({"prompt_lookup_min", "prompt_lookup_max"} if draft.model is None else set())
-    ):
+    if unknown := sorted(draft_args.keys() - set(ARGUMENTS.get(draft.method, ()))):
         raise UserError(f"--draft-arg {unknown[0]}: has no meaning on a capture: leave it out")
     return make_spec(
         **source.model_dump(exclude={"engine", "engine_args", "runner", "until", "against", "record", "shard"})
@@ -158,10 +157,11 @@ def _kept(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str) ->
     """What the drafter keeps of each text. Raises `UserError` that names it."""
     try:
         if draft.method == "ngram":
-            arguments = spec.draft_args
-            least, most = ngram.lengths(arguments.get("prompt_lookup_min"), arguments.get("prompt_lookup_max"))
+            least, most = ngram.lengths(spec.draft_args)
             drafts = partial(ngram.drafts, k=spec.k, least=least, most=most)
-            yield from evaluate.certain(drafts, capture, spec.k)
+            yield from evaluate.certain(drafts, capture.texts, spec.k)
+        elif draft.method == "suffix":
+            yield from evaluate.certain(Suffix(spec.k, spec.draft_args), capture.one_by_one(), spec.k)
         else:
             question = Question(spec.k, spec.drafting, capture.sampling, spec.draft_truncation, device)
             yield from evaluate.along(_load(capture, draft, spec.k, device), capture, question)
@@ -197,7 +197,7 @@ def _line(line: dict[str, Any], kept: dict[tuple[str, str, int, int], Kept], k: 
         if found is not None and (drafted > 0).any():
             own["kept"] = pack(found.kept[drafted > 0][:, None, :])
         turns.append(own)
-    return {name: value for name, value in line.items() if name != "shard"} | {"turns": turns}
+    return {name: value for name, value in line.items() if name not in ("order", "shard")} | {"turns": turns}
 
 
 def _meta(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str, command: Iterable[str]) -> RunMeta:
@@ -214,6 +214,8 @@ def _meta(capture: Capture, draft: catalog.Draft, spec: RunSpec, device: str, co
     computed = {"computed": f"without the target, by torch {torch.__version__} on {torch.device(device).type}"}
     if capture.manifest.dtype != source.fingerprint.engine.dtype:
         computed["states"] = capture.manifest.dtype
+    if draft.method == "suffix":
+        computed["memory"] = "one text after another, as with --batch 1"
     fingerprint = source.fingerprint.model_copy(
         update={
             "draft": checkpoint_facts(draft),

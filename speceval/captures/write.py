@@ -261,6 +261,8 @@ class Writer:
         before = read_manifest(plan.directory) if (plan.directory / MANIFEST).exists() else None
         self._manifest = before or manifest
         self.counts: dict[Key, list[Counts]] = {}
+        asked = runner.plan(plan.suites, plan.run.meta.spec)
+        self._order = {(suite.name, one.id, seed): place for place, (suite, one, seed) in enumerate(asked)}
         self._lines: list[dict[str, Any]] = []
         self._states: dict[str, list[torch.Tensor]] = {}
         self._rows = self._bytes = 0
@@ -283,7 +285,9 @@ class Writer:
             for turn, read in zip(conversation["turns"], self._reading.read.pop(name, []), strict=True)
         ]
         self.counts[key] = []
-        self._lines.append(conversation | {"shard": len(self._manifest.shards), "turns": turns})
+        self._lines.append(
+            conversation | {"order": self._order[key], "shard": len(self._manifest.shards), "turns": turns}
+        )
         if self._bytes >= SHARD_BYTES:
             self.flush()
 

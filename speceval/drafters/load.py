@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speceval.drafters import ngram, suffix
 from speceval.drafters.base import Loaded, States
 from speceval.drafters.eagle import Eagle
 from speceval.drafters.eagle3 import Eagle3
@@ -29,12 +30,15 @@ KINDS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], int], Loaded]] = {
 }
 """Drafting method -> what computes it here."""
 
-WITHOUT_CHECKPOINT = ("ngram",)
-SUPPORTED = (*KINDS, "draft_model", *WITHOUT_CHECKPOINT)
+ARGUMENTS = {"ngram": tuple(ngram.ARGUMENTS), "suffix": tuple(suffix.ARGUMENTS)}
+"""Methods without a checkpoint, and the keys of vLLM's speculative_config that they read."""
+SUPPORTED = (*KINDS, "draft_model", *ARGUMENTS)
 
 
 def require(method: str, name: str) -> None:
-    """Raises `UserError` for a method that is not computed here."""
+    """Raises `UserError` for a method that is not computed here, or whose package is missing."""
+    if method == "suffix":
+        suffix.require()
     if method not in SUPPORTED:
         raise UserError(
             f"--draft {name}: {method} is not computed without vLLM, {', '.join(SUPPORTED)} are: measure it with "

@@ -7,14 +7,27 @@ stands somewhere before; of several the first; then up to K tokens that follow i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-LENGTHS = (5, 5)
-"""Shortest and longest n-gram, where nothing else is asked for: vLLM's own."""
+from speceval.errors import UserError
+
+ARGUMENTS = ("prompt_lookup_min", "prompt_lookup_max")
+"""vLLM's names for the shortest and the longest n-gram."""
+LENGTH = 5
+"""Of both, where nothing else is asked for: vLLM's own."""
 
 
-def lengths(least: int | None, most: int | None) -> tuple[int, int]:
-    """What vLLM makes of `prompt_lookup_min` and `prompt_lookup_max`: one alone stands for both."""
-    return (least or most or LENGTHS[0], most or least or LENGTHS[1])
+def lengths(arguments: dict[str, Any]) -> tuple[int, int]:
+    """What vLLM makes of `ARGUMENTS`: one alone stands for both. Raises `UserError` for what it refuses."""
+    asked = {name: arguments[name] for name in ARGUMENTS if arguments.get(name) is not None}
+    for name, value in asked.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"--draft-arg {name}={value}: not a whole number from 1 on")
+    other = next(iter(asked.values()), LENGTH)
+    least, most = (asked.get(name, other) for name in ARGUMENTS)
+    if least > most:
+        raise UserError(f"--draft-arg {ARGUMENTS[0]}={least}: above {ARGUMENTS[1]}={most}")
+    return least, most
 
 
 def drafts(tokens: list[int], start: int, k: int, least: int, most: int) -> Iterator[list[int]]:

@@ -184,6 +184,7 @@ def other_target() -> None:
 
 
 EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
+NGRAM = ("--draft", "ngram", "--k", "3")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,11 @@ EAGLE = ("--draft", "./eagle3", "--method", "eagle3", "--k", "3")
         (lambda: tiny.write_medusa(Path("medusa"), tiny.write_target(Path("wide"), vocab=30)),
          ("cap", "--draft", "./medusa", "--k", "3"), "its vocab_size is 30, the target's vocab_size is 24"),
         (lambda: None, ("cap", "--draft", "./medusa", "--k", "4"), "drafts at most K=3"),
-        (lambda: None, ("cap", "--draft", "suffix", "--k", "4"), "suffix is not computed without vLLM"),
+        (lambda: None, ("cap", *NGRAM, "--draft-arg", "prompt_lookup_min=0"), "lookup_min=0: not a whole number"),
+        (lambda: None, ("cap", *NGRAM, "--draft-arg", "prompt_lookup_max=x"), "lookup_max=x: not a whole number"),
+        (lambda: None, ("cap", *NGRAM, "--draft-arg", "prompt_lookup_min=true"), "min=True: not a whole number"),
+        (lambda: None, ("cap", *NGRAM, "--draft-arg", "prompt_lookup_min=3", "--draft-arg", "prompt_lookup_max=2"),
+         "prompt_lookup_min=3: above prompt_lookup_max=2"),
         (lambda: None, ("cap", "--draft", "./eagle3", "--method", "eagle3"), "--k is needed"),
         (lambda: None, ("cap", *EAGLE, "--draft-arg", "prompt_lookup_max=3"), "prompt_lookup_max: has no meaning"),
         (lambda: None, ("cap", *EAGLE, "--drafting", "deterministic"), "--drafting"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from support import tiny
 
 import speceval
 from speceval.captures.folder import Text
+from speceval.drafters import suffix
 from speceval.store import REQUEST, read_run, recorded_columns
 
 pytestmark = pytest.mark.slow
@@ -125,6 +129,90 @@ def test_ngram_drafts_what_followed_the_first_such_n_gram(call, captured: Path) 
             due = text.tokens[len(known) :][:K]
             wanted = [float(a == b) for a, b in zip(drafts, due, strict=False)]
             assert row[: len(wanted)].tolist() == wanted and np.isnan(row[len(wanted) :]).all()
+
+
+class Memory:
+    """In the place of Arctic Inference's: drafts what it knows best, the last tokens that it was told, backwards."""
+
+    def __init__(self, **limits: int) -> None:
+        self.limits, self.told, self.prompts = limits, [], []
+
+    def start_request(self, name: int, prompt: list[int]) -> None:
+        assert name == len(self.prompts)
+        self.prompts.append(prompt)
+        self.told.append([])
+
+    def add_active_response(self, name: int, tokens: list[int]) -> None:
+        assert name == len(self.told) - 1
+        self.told[name] += tokens
+
+    def speculate(self, name: int, known: list[int], max_spec_tokens: int, **limits: float) -> SimpleNamespace:
+        assert limits == {"max_spec_factor": 1.0, "min_token_prob": 0.25}
+        assert known == [*self.prompts[name], *self.told[name]][-self.limits["max_tree_depth"] :]
+        return SimpleNamespace(token_ids=known[:-3:-1][:max_spec_tokens])
+
+    def stop_request(self, name: int) -> None:
+        assert name == len(self.told) - 1
+
+
+def test_suffix_drafts_remember_what_was_answered_before_one_text_after_another(
+    call, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories: list[Memory] = []
+
+    def memory(**limits: int) -> Memory:
+        memories.append(Memory(**limits))
+        return memories[0]
+
+    lines = [json.loads(line) for line in Path("cap/texts.jsonl").read_text().splitlines()]
+    assert {line["conversation"]: line["order"] for line in lines} == {"0000": 0, "0001": 1, "0002": 2}
+    turned = [json.dumps(line | {"order": 2 - line["order"]}) + "\n" for line in lines]
+    Path("cap/texts.jsonl").write_text("".join(turned))  # asked the other way round
+    monkeypatch.setitem(sys.modules, "arctic_inference", SimpleNamespace(__spec__=ModuleSpec("arctic_inference", None)))
+    monkeypatch.setitem(sys.modules, "arctic_inference.suffix_decoding", SimpleNamespace(SuffixDecodingCache=memory))
+    suffix = ("--draft", "suffix", "--k", "3", "--draft-arg", "suffix_decoding_min_token_prob=0.25")
+    code, _, err = call("replay", "cap", *suffix, "--out", "again")
+    assert code == 0, err
+    by_conversation = {text.key[1:]: text for text in speceval.read_capture("cap").texts}
+    asked = [by_conversation[key] for key in (("0002", 0, 1), ("0001", 0, 1), ("0000", 0, 1), ("0000", 0, 2))]
+    assert memories[0].limits == {"max_tree_depth": 24, "max_cached_requests": 10_000}
+    assert memories[0].prompts == [text.tokens[: text.prompt] for text in asked]
+    assert memories[0].told == [text.tokens[text.prompt :] for text in asked]
+    run = read_run(Path("again"))
+    assert set(run.steps["drafted"]) == {2} and run.meta.fingerprint.drafting == "deterministic"
+    assert run.meta.fingerprint.drafter["memory"] == "one text after another, as with --batch 1"
+    for text in asked:
+        for place, row in enumerate(kept(Path("again"), text)):
+            start = text.prompt + 1 + place
+            drafts, due = text.tokens[start - 2 : start][::-1], text.tokens[start : start + 2]
+            assert row[: len(due)].tolist() == [float(a == b) for a, b in zip(drafts, due, strict=False)]
+
+
+def test_turns_wait_their_turn_as_they_do_in_an_engine_of_one_request(captured: Path) -> None:
+    """Two conversations are in hand; a second turn queues behind what waits."""
+    asked = [text.key[1:] for text in speceval.read_capture("cap").one_by_one()]
+    assert asked == [("0000", 0, 1), ("0001", 0, 1), ("0000", 0, 2), ("0002", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("max_tree_depth=0", "max_tree_depth=0: not from 1 to"),
+        ("max_tree_depth=2.5", "max_tree_depth=2.5: not a whole number"),
+        ("min_token_prob=2", "min_token_prob=2: not from 0 to 1"),
+        ("max_spec_factor=x", "max_spec_factor=x: not a number"),
+        ("max_cached_requests=true", "max_cached_requests=True: not a whole number"),
+        ("nothing=1", "suffix_decoding_nothing: has no meaning on a capture"),
+        ("", "its memory is the package arctic-inference, which is not installed: pip install"),
+    ],
+)
+def test_suffix_drafting_that_cannot_be_is_one_line(
+    call, captured: Path, monkeypatch: pytest.MonkeyPatch, argument: str, says: str
+) -> None:
+    options = ("--draft-arg", f"suffix_decoding_{argument}") if argument else ()
+    monkeypatch.setattr(suffix, "PACKAGE", "json" if argument else "no_such_package")
+    code, _, err = call("replay", "cap", "--draft", "suffix", "--k", "3", *options, "--out", "again")
+    assert code == 4 and says in err.splitlines()[-1] and not Path("again").exists()
 
 
 def looked_up(tokens: list[int]) -> list[int]:

@@ -143,7 +143,9 @@ def test_ngram_lookup_agrees_with_a_search_of_all_places() -> None:
         least, most, start = chance.randint(1, 3), chance.randint(3, 5), chance.randint(1, 5)
         found = list(ngram.drafts(tokens, start, 4, least, most))
         assert found == [searched(tokens[:end], 4, least, most) for end in range(start, len(tokens))]
-    assert ngram.lengths(None, None) == (5, 5) and ngram.lengths(2, None) == (2, 2) and ngram.lengths(None, 3) == (3, 3)
+    least, most = ngram.ARGUMENTS
+    asked = ({}, {least: 2}, {most: 3}, {least: 2, most: 4}, {least: None, most: 3})
+    assert [ngram.lengths(one) for one in asked] == [(5, 5), (2, 2), (3, 3), (2, 4), (3, 3)]
 
 
 def searched(tokens: list[int], k: int, least: int, most: int) -> list[int]:
