@@ -80,12 +80,14 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "measure" / "may-it-be-released.md": {
             "gate": gate_table(),
             "gate-hard": gate_hard_table(),
+            "gate-advice": gate_advice_table(),
             "gate-zoo": gate_zoo_table(),
             "gate-texts": gate_texts_table(),
         },
         ROOT / "docs" / "trust" / "how-sure.md": {
             "coverage-lengths": coverage_table(LENGTHS, {"cautious": "in use", "skew": "in use", "student": "plain t"}),
             "coverage-hard": hard_coverage_table(),
+            "coverage-three": three_suites_table(),
             "coverage-positions": coverage_table(
                 POSITIONS,
                 {
@@ -281,7 +283,7 @@ def coverage_table(estimators: dict[str, str], methods: dict[str, str]) -> str:
     methods: names in the file and labels; of two with one label the first that the estimator has counts.
     """
     frame = pd.read_csv(STATISTICS / "coverage.csv")
-    frame = frame[frame["warned"].isna() & (frame["estimator"] != "could have seen")]
+    frame = frame[frame["warned"].isna() & ~frame["estimator"].isin(["could have seen", "any difference"])]
     clusters = sorted(frame["clusters"].unique())
     rows = [["scenario", "quantity", "method", *(f"{count:,}" for count in clusters)]]
     cells = frame.set_index(["scenario", "estimator", "method", "clusters"])["coverage"].to_dict()
@@ -304,14 +306,25 @@ def hard_coverage_table() -> str:
     frame = pd.read_csv(STATISTICS / "coverage.csv")
     names = {"tau": "`tau`", "unconditional_1": "u_1", "unconditional_3": "u_3", "unconditional_5": "u_5"}
     names["tau difference"] = LENGTHS["tau difference"]
-    frame = frame[frame["warned"].notna() & (frame["seeds"] == 4) & frame["estimator"].isin(names)]
+    frame = frame[frame["warned"].notna() & frame["estimator"].isin(names)]
     clusters = sorted(frame["clusters"].unique())
-    rows = [["scenario", "quantity", "method", *(f"{count:,} (warned)" for count in clusters)]]
-    for (scenario, estimator, method), entries in frame.groupby(["scenario", "estimator", "method"], sort=False):
+    rows = [["scenario", "seeds", "quantity", "method", *(f"{count:,} (warned)" for count in clusters)]]
+    keys = ["scenario", "seeds", "estimator", "method"]
+    for (scenario, seeds, estimator, method), entries in frame.groupby(keys, sort=False):
         cells = entries.set_index("clusters")
         shares = (f"{100 * cells['coverage'][n]:.1f} ({100 * cells['warned'][n]:.0f})" for n in clusters)
         before = (estimator, method) == ("tau difference", "skew") or method == "effective, before"
-        rows.append([str(scenario), names[str(estimator)], "before" if before else "in use", *shares])
+        rows.append([str(scenario), str(seeds), names[str(estimator)], "before" if before else "in use", *shares])
+    return markdown(rows)
+
+
+def three_suites_table() -> str:
+    """Percent of tables of three suites and two drafters that star a difference which is not there."""
+    frame = pd.read_csv(STATISTICS / "coverage.csv")
+    frame = frame[frame["estimator"] == "any difference"]
+    wrong = 100 * (1 - frame.set_index(["method", "seeds"])["coverage"])
+    rows = [["samples of each prompt", "in use", "before"]]
+    rows += [[str(n), f"{wrong['cautious', n]:.1f}", f"{wrong['skew', n]:.1f}"] for n in frame["seeds"].unique()]
     return markdown(rows)
 
 
@@ -495,15 +508,31 @@ def gate_table() -> str:
 def gate_hard_table() -> str:
     """Shares of pass and fail in percent of the gate in use and of the one before, in cases that are hard for it."""
     found = pd.read_csv(STATISTICS / "gate.csv")
-    hard = found[found["scenario"].str.contains(": | behind ")]
-    keys = ["scenario", "seeds", "conversations"]
-    rows = [["scenario", "seeds", "conversations", "true loss, %", "margin, %", "pass (before)", "fail (before)"]]
-    for (scenario, seeds, conversations), entries in hard.groupby(keys, sort=False):
-        by_method = entries.set_index("method")
-        now, before = by_method.loc["in use"], by_method.loc["before"]
-        shares = (f"{100 * now[word]:.1f} ({100 * before[word]:.1f})" for word in ("pass", "fail"))
-        facts = (f"{now[name]:.1f}" for name in ("loss_percent", "margin_percent"))
-        rows.append([str(scenario), str(seeds), f"{conversations:,}", *facts, *shares])
+    hard = found[found["scenario"].str.contains(": | behind ") & (found["conversations"] <= 164)]
+    sizes = sorted(hard["conversations"].unique())
+    headings = [f"{word} at {size} (before)" for word in ("pass", "fail") for size in sizes]
+    rows = [["scenario", "seeds", "true loss, %", "margin, %", *headings]]
+    for (scenario, seeds), entries in hard.groupby(["scenario", "seeds"], sort=False):
+        cells = entries.set_index(["conversations", "method"])
+        shares = (
+            f"{100 * cells.loc[(size, 'in use'), word]:.1f} ({100 * cells.loc[(size, 'before'), word]:.1f})"
+            if (size, "in use") in cells.index
+            else ""
+            for word in ("pass", "fail")
+            for size in sizes
+        )
+        facts = (f"{entries[name].iloc[0]:.1f}" for name in ("loss_percent", "margin_percent"))
+        rows.append([str(scenario), str(seeds), *facts, *shares])
+    return markdown(rows)
+
+
+def gate_advice_table() -> str:
+    """Wrong passes when a check is repeated with as many conversations more as it asks for."""
+    found = pd.read_csv(STATISTICS / "gate.csv")
+    advice = found[found["scenario"].str.startswith("advice followed")]
+    rows = [["checks", "wrong pass, %", "pairs of runs"]]
+    for number, row in enumerate(advice.to_dict("records"), start=1):
+        rows.append([f"up to {number}" if number > 1 else "one", f"{100 * row['pass']:.1f}", f"{row['draws']:,}"])
     return markdown(rows)
 
 

@@ -123,7 +123,6 @@ EFFECTS = (
     "a tenth gains, the rest lose",
     "even loss",
     "8 % of the prompts lose",
-    "8 % of the prompts lose nearly all",
     "a tenth gains, the rest lose more",
 )
 """How run b differs from run a: not at all; the same tau, but a tenth of the prompts gains much; 2 % of tau lost
@@ -146,8 +145,7 @@ def pair(name: str, effect: str, seeds: int = 4, conversations: int = 8000, seed
     if effect == "none":
         return a, b(none)
     if effect.startswith("8 %"):
-        loss = 3.0 if effect.endswith("all") else 1.5
-        return a, b(np.where(given.worth < RARE, -loss, 0.0)[:, None])
+        return a, b(np.where(given.worth < RARE, -1.5, 0.0)[:, None])
     # run b has random numbers of its own, as two runs have: what it has to reach is its own tau without any effect
     wanted = tau(b(none, 1)) * (1.0 if effect == EFFECTS[1] else 0.98)
     return a, b(falling(solve(lambda shift: b(falling(shift), 1), wanted, -0.2, 2.0, 5e-3)))

@@ -459,7 +459,7 @@ def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[i
     above = change.value + 100 * margin
     bounds = f"the change of tau lies between {change.low:+.2f} and {change.high:+.2f} %"
     if change.low > -100 * margin:  # what stands in the way of a pass is a loss that the sample may have missed
-        alike = f" that count as {found.effective:.0f}" if found.effective < change.clusters else ""
+        alike = f" that count as {found.effective:.0f}" if round(found.effective) < change.clusters else ""
         bounds += (
             f", but {change.clusters} conversations{alike} are too few for a pass: a loss of {100 * margin:g} % that "
             f"{100 * RARE:.0f} % of the prompts carry can look like that"
@@ -472,7 +472,7 @@ def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[i
         needed = conversations_needed(-above, change.se * root, level)
     if needed is None:
         return None, f"{bounds}, and its estimate so near the margin that no number of conversations would settle it"
-    if above > 0:
+    if above > 0 or change.se <= NO_SPREAD:
         needed = max(needed, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
     needed = max(needed, change.clusters + 1)
     towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters

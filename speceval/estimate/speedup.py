@@ -60,21 +60,23 @@ def compare(a: Speedup, b: Speedup, confidence: float = 0.95) -> list[dict[str, 
     for suite in first.keys() & second.keys():
         for batch in first[suite].keys() & second[suite].keys():
             x, y = first[suite][batch], second[suite][batch]
-            ratio = y["value"] / x["value"]
-            shares = [(one["se"] / one["value"]) ** 2 for one in (x, y)]
-            freedom = sum(shares) ** 2 / sum(s**2 / (one["blocks"] - 1) for s, one in zip(shares, (x, y), strict=True))
-            half = stdtrit(freedom, (1 + confidence) / 2) * ratio * np.sqrt(sum(shares))
-            percent = {"value": ratio - 1, "low": ratio - 1 - half, "high": ratio - 1 + half}
-            rows.append(
-                {
-                    "suite": suite,
-                    "batch": int(batch),
-                    "a": x,
-                    "b": y,
-                    "relative_percent": {name: float(100 * value) for name, value in percent.items()},
-                }
-            )
+            facts = {"suite": suite, "batch": int(batch), "a": x, "b": y}
+            rows.append(facts | {"relative_percent": _relative_percent(x, y, confidence)})
     return sorted(rows, key=lambda row: (row["suite"], row["batch"]))
+
+
+def _relative_percent(a: dict[str, Any], b: dict[str, Any], confidence: float) -> dict[str, float | None]:
+    """value, low and high of b's speed-up over a's; without bounds where one has a single block, or neither varies."""
+    if a["value"] is None or b["value"] is None:
+        return {"value": None, "low": None, "high": None}
+    ratio = b["value"] / a["value"]
+    found: dict[str, float | None] = {"value": 100 * (ratio - 1), "low": None, "high": None}
+    if a["se"] is None or b["se"] is None or a["se"] == b["se"] == 0:
+        return found
+    shares = [(one["se"] / one["value"]) ** 2 for one in (a, b)]
+    freedom = sum(shares) ** 2 / sum(s**2 / (one["blocks"] - 1) for s, one in zip(shares, (a, b), strict=True))
+    half = float(stdtrit(freedom, (1 + confidence) / 2) * ratio * np.sqrt(sum(shares)))
+    return found | {"low": 100 * (ratio - 1 - half), "high": 100 * (ratio - 1 + half)}
 
 
 def require_same_machine(a: Speedup, b: Speedup) -> None:

@@ -126,7 +126,9 @@ def cluster_warnings(clusters: int, effective: float | None = None, share: float
     found = []
     if effective < LEAST_EFFECTIVE:
         counted = (
-            f" that count as {effective:.0f}, since some accept far more than others" if effective < clusters else ""
+            f" that count as {effective:.0f}, since some accept far more than others"
+            if round(effective) < clusters
+            else ""
         )
         found.append(
             f"only {clusters} conversations{counted}: fewer than {LEAST_EFFECTIVE} can miss a kind of prompt that is "
@@ -343,13 +345,15 @@ def mirrored(estimates: Estimates) -> Estimates:
 def p_value_below(difference: Interval, limit: float = 0.0) -> float | None:
     """One-sided p-value of "the truth is not below `limit`", the one that goes with the interval's upper bound.
 
-    difference: of `paired_ratio_difference`. None when the clusters do not determine it; without any spread 0 below the
-    limit and 1 elsewhere.
+    difference: of `paired_ratio_difference`. None when the clusters do not determine it; without any spread 1, and
+    below the limit 0, if so many clusters agree that a rare one would have been among them (`LEAST_EFFECTIVE`).
     """
     if difference.value is None or difference.se is None:
         return None
     if _without_spread(difference):
-        return 0.0 if difference.value - limit < -NO_SPREAD else 1.0
+        if difference.value - limit >= -NO_SPREAD:
+            return 1.0
+        return 0.0 if difference.clusters >= LEAST_EFFECTIVE else None
     return float(tail(as_estimates(difference), limit))
 
 

@@ -187,13 +187,16 @@ class Stream:
 def in_order(suite: Suite) -> list[Conversation]:
     """The suite's conversations, its categories evenly among each other: any part of the list has its share of each.
 
-    Within a category at random, by a fixed seed.
+    Within a category at random, by a fixed seed; each begins at a random place, so that many of one conversation are
+    not all in the middle.
     """
-    shuffled = random.Random(0).sample(suite.conversations, len(suite.conversations))
+    draw = random.Random(0)
+    shuffled = draw.sample(suite.conversations, len(suite.conversations))
     sizes, seen = Counter(one.category for one in shuffled), Counter[str | None]()
+    begins = {category: draw.random() for category in sizes}
     places = []
     for one in shuffled:
-        places.append((seen[one.category] + 0.5) / sizes[one.category])
+        places.append((seen[one.category] + begins[one.category]) / sizes[one.category])
         seen[one.category] += 1
     return [one for _, one in sorted(zip(places, shuffled, strict=True), key=lambda pair: pair[0])]
 

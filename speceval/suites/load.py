@@ -83,16 +83,17 @@ def load(
     rows = normalise(raw, suite, shown)
     _check_groups(rows, suite, shown)
     check_pins(rows, suite, directory, shown)
+    chosen = _choose(rows, limit, shuffle_seed, stratified)
     return Suite(
         name=suite.name,
         version=suite.version,
         dataset_hash=dataset_hash(rows),
-        conversations=[_conversation(row, suite.template) for row in _choose(rows, limit, shuffle_seed, stratified)],
+        conversations=[_conversation(row, suite.template) for row in chosen],
         max_tokens=suite.max_tokens,
         system=suite.system,
         template=suite.template,
         source=shown,
-        notes=tuple(notes(rows, suite)),
+        notes=(*notes(rows, suite), *_repeats(chosen, suite)),
         groups=suite.groups,
     )
 
@@ -165,6 +166,17 @@ def _check_groups(rows: list[Row], suite: SuiteFile, shown: str) -> None:
         for category in categories:
             if category not in known:
                 raise UserError(f"{shown}: group '{group}' of suite {suite.name}: no row is of category '{category}'")
+
+
+def _repeats(rows: list[Row], suite: SuiteFile) -> list[str]:
+    """What to say of conversations that are no new ones, though every interval takes them for that."""
+    different = len({(row.system, tuple(row.turns)) for row in rows})
+    if different == len(rows):
+        return []
+    return [
+        f"{suite.name}: {len(rows):,} conversations have {different:,} different prompts: they count as so many, so "
+        "intervals over new prompts are too narrow (for more samples of a prompt: --seeds)"
+    ]
 
 
 def _choose(rows: list[Row], limit: int | None, shuffle_seed: int | None, stratified: bool) -> list[Row]:

@@ -379,3 +379,12 @@ def test_a_baseline_that_does_not_tell_of_steps_without_drafts_is_not_compared_w
     with pytest.raises(NotComparable, match="suite s: many steps of one had no drafts, and the other does not tell"):
         gate.check({"s": base}, {"s": new}, 0.02)
     assert gate.check({"s": base}, {"s": ngram(1, 0.5, 2)}, 0.02).suites[0].every_step is False
+
+
+@pytest.mark.parametrize(("conversations", "verdict"), [(2, "inconclusive"), (35, "inconclusive"), (36, "fail")])
+def test_few_conversations_that_all_lose_the_same_are_no_proof(conversations: int, verdict: str) -> None:
+    """Short answers are alike by chance: two conversations of one step each, say."""
+    base, new = (run([rate], conversations, steps=1) for rate in (1.0, 0.0))
+    found = gate.check(base, new, 0.02).suites[0]
+    assert found.verdict == verdict and found.change_percent["se"] == 0
+    assert verdict == "fail" or found.needed == LEAST_EFFECTIVE

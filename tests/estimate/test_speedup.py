@@ -59,6 +59,13 @@ def test_few_blocks_make_a_wider_difference() -> None:
     assert sum(row["low"] < 0 < row["high"] for row in rows) > 920
 
 
+@pytest.mark.parametrize("blocks", [(1, 8), (1, 1), (8, 1)])
+def test_a_single_block_gives_a_difference_without_bounds(blocks: tuple[int, int]) -> None:
+    (row,) = speedup.compare(timings(1.5, blocks[0]), timings(1.8, blocks[1], seed=1))
+    change = row["relative_percent"]
+    assert change["value"] == pytest.approx(20, abs=10) and (change["low"], change["high"]) == (None, None)
+
+
 def test_the_number_in_flight_is_the_smaller_engine_s_weighted_by_time() -> None:
     made = timings(1.5, blocks=2)
     assert speedup.summarise(made)["demo"]["1"]["running"] is None  # of an earlier version

@@ -1,6 +1,7 @@
 """What is timed: which conversations, in which order, and with how many in flight."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ def test_any_part_of_the_order_has_its_share_of_every_category() -> None:
         counts = Counter(one.category for one in order[:size])
         assert len(counts) == 8 and max(counts.values()) - min(counts.values()) <= 1
     assert order == timing.in_order(suite(80, categories=8)) and order != suite(80, categories=8).conversations
+
+
+def test_categories_of_one_conversation_are_spread_too() -> None:
+    """Half of 400 are of one category, the others each of its own: about half of any hundred are of such.
+
+    A hundred of two hundred places at random hold 28 to 72 of a kind with all but 1e-6; the middle would hold all.
+    """
+    alone = [replace(one, category=one.id) for one in suite(400).conversations[::2]]
+    made = replace(suite(400), conversations=[*suite(400).conversations[1::2], *alone])
+    order = timing.in_order(made)
+    for start in range(0, 400, 100):
+        assert 28 <= sum(one.category == one.id for one in order[start : start + 100]) <= 72
 
 
 @pytest.mark.parametrize(

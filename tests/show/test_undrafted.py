@@ -80,6 +80,13 @@ def test_a_drafter_that_drafts_more_often_is_compared_by_all_decode_steps_too(tm
     ]
 
 
+def test_the_higher_tau_of_a_drafter_that_drafts_less_often_is_not_bold(tmp_path: Path) -> None:
+    runs = [rarely_drafting(tmp_path / "a", 95), rarely_drafting(tmp_path / "b", 5, "other", accepted=1)]
+    table = build("summary", runs)
+    assert not any(record["best"] for record in table.records)
+    assert any(note.startswith("Nothing is bold among ngram, other on demo") for note in table.notes)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_table_says_it(layout: str, runs) -> None:
     table = build(layout, [runs[0]])

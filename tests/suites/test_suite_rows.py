@@ -277,6 +277,13 @@ def test_what_rows_hold_and_nothing_uses_is_named(tmp_path: Path, row: Any, told
     assert told in "; ".join(load(tmp_path, row).notes)
 
 
+def test_repeated_prompts_are_told_since_they_are_no_new_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, *({"prompt": f"question {row % 3}"} for row in range(60)))
+    (note,) = suites.load(str(path)).notes
+    assert "60 conversations have 3 different prompts" in note and "too narrow" in note
+    assert suites.load(str(path), limit=3).notes == ()
+
+
 def test_empty_columns_and_those_of_the_benchmarks_are_not_named(tmp_path: Path, data_dir: Path) -> None:
     assert load(tmp_path, {"prompt": "a", "tools": [], "images": None, "reference": "", "meta": {}}).notes == ()
     assert [suites.load(name, data_dir).notes for name in ("mt_bench", "humaneval", "gsm8k")] == [(), (), ()]

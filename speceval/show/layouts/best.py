@@ -40,13 +40,19 @@ def find_best(entries: Sequence[Entry], definition: str, group: Groups = column_
     Runs: the highest `definition`; each other one is compared with it by `acceptance.compare` (tau, paired by
     conversation), two-sided at 5 % for the whole group. Holm's correction is over all pairs of the group: the data
     chose the best, so any pair could have been tested. What cannot be compared (another protocol, no request in common,
-    no spread) is not shown in bold, and `notes` says why. Published figures have no errors: the highest alone. A group
-    of one has none.
+    no spread) is not shown in bold, and `notes` says why. Nor is anything where tau leaves out many steps. Published
+    figures have no errors: the highest alone. A group of one has none.
     """
     found = Best()
     for members in _grouped(entries, lambda entry: (entry.measured, group(entry))):
         known = [entry for entry in members if entry.tau(definition)["value"] is not None]
         if len(known) < 2:
+            continue
+        if any(entry.undrafted for entry in known):
+            found.notes.append(
+                f"Nothing is bold among {', '.join(entry.label for entry in known)} on {known[0].suite}: many steps "
+                "had no drafts, and tau says nothing of how many; `speceval compare` compares all decode steps."
+            )
             continue
         top = max(_value(entry, definition) for entry in known)
         highest = [entry for entry in known if _value(entry, definition) == top]

@@ -99,6 +99,11 @@ class Entry:
             return {"value": None, "low": None, "high": None}
         return self._speedups[str(self.speedup_batch)]
 
+    @cached_property
+    def undrafted(self) -> str | None:
+        """What must be said of a measured entry that has many steps without drafts (`acceptance.undrafted_note`)."""
+        return acceptance.undrafted_note(self.run.suite(self.name)[0]) if self.run else None
+
     @property
     def speedup_batch(self) -> int | None:
         """The smallest batch size at which a run was timed; None where it was not."""
@@ -146,12 +151,10 @@ class Entry:
 
 def undrafted(entries: Iterable[Entry]) -> list[str]:
     """A line for each measured entry that has many steps without drafts."""
-    measured = [entry for entry in entries if entry.run is not None]
-    lines = [(entry, acceptance.undrafted_note(entry.run.suite(entry.name)[0])) for entry in measured if entry.run]
     return [
-        f"{one.label}, {one.suite}, K={one.k}, T={one.temperature:g}: {line}."
-        for one, line in lines
-        if line is not None
+        f"{one.label}, {one.suite}, K={one.k}, T={one.temperature:g}: {one.undrafted}."
+        for one in entries
+        if one.undrafted is not None
     ]
 
 
