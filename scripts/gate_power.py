@@ -184,7 +184,7 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
     change = statistics.paired_estimates(old[0] + old[1], old[0], fresh[0] + fresh[1], fresh[0], relative=True)
     below = hall_alone if before else statistics.tail
     tau_fails = 2 * below(change, -100 * margin) <= gate.LEVEL
-    risen = (statistics.estimate_bounds(change, 1 - 2 * gate.LEVEL, cautious=True)[0] > 0)[:, None]
+    risen = gate.risen_beyond_doubt(change)[:, None]
     p_values = []
     beyond = np.cumsum(old[2 : 2 + k].sum(-1)[::-1], axis=0)[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -307,8 +307,9 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
     """A drafter that gains at one position of hard prompts; drafters that lose at one position and gain at another.
 
     Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new
-    drafter's first rate in the hard half is higher, all else as it was. One position: prompts as in "chat"; the logit
-    of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau is what it was.
+    drafter's first rate in the hard half is higher, all else as it was; or half of every conversation. One position:
+    prompts as in "chat"; the logit of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau
+    is what it was.
     """
     found = {}
     even = populations.prompts(populations.Population(0, 0), 8000, seed=1)
@@ -318,8 +319,15 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
         rates = np.where(hard, [[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
         return populations.decode(even, logit(rates), 1, seed)
 
+    def within(first: float, seed: int) -> populations.Counts:
+        halves = ([[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
+        rates = [np.repeat(half, 8000, axis=0) for half in halves]
+        easy, difficult = (populations.decode(even, logit(half), 1, 10 * seed + n) for n, half in enumerate(rates))
+        return easy + difficult
+
     for first in (0.45, 0.6):
         found[f"better or equal everywhere: .25 -> {first:g}"] = decoded(0.25, 2), decoded(first, 3)
+    found["better or equal in every conversation: .25 -> 0.6"] = within(0.25, 2), within(0.6, 3)
     chat = populations.prompts(populations.POPULATIONS["chat"], 8000, seed=1)
     base = populations.decode(chat, np.zeros((1, 5)), 1, 2)
     for loses, fall, gains in ((0, 0.2, 1), (2, 0.8, 0), (4, 2.0, 0)):

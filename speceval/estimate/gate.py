@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import stdtrit  # Student t: quantile
 
 from speceval.errors import NotComparable
@@ -30,6 +31,7 @@ from speceval.estimate.statistics import (
     LEAST_EFFECTIVE,
     NO_SPREAD,
     RARE,
+    Estimates,
     Floats,
     Interval,
     as_estimates,
@@ -45,6 +47,9 @@ Test = TypeVar("Test")
 
 LEVEL = 0.05
 """Chance of a wrong `pass`, and of a wrong `fail`, at a loss of exactly the margin."""
+
+DOUBT = 0.005
+"""Chance that a tau which is the same counts as risen (`_trials`): a loss behind a gain is then harder to see."""
 
 POWER = 0.80
 """Chance of a verdict with the number of conversations that an inconclusive check asks for."""
@@ -288,7 +293,7 @@ def _compare(
         old.tokens, old.steps, fresh.tokens, fresh.steps, confidence=1 - 2 * LEVEL
     ).relative_percent
     effective = min(float(effective_clusters(old.tokens - old.steps)), change.clusters)
-    risen = change.low is not None and change.low > 0
+    risen = change.se is not None and bool(risen_beyond_doubt(as_estimates(change)))
     margins = _position_margins(old, margin) if position_margin is None else [position_margin] * k
     return _Compared(
         base=old,
@@ -305,6 +310,11 @@ def _compare(
         risen=risen,
         p_positions=[_p_position(old, fresh, j, lost, risen) for j, lost in enumerate(margins, start=1)],
     )
+
+
+def risen_beyond_doubt(change: Estimates) -> NDArray[np.bool_]:
+    """Whether the one-sided lower bound at `DOUBT` of a change is above 0, elementwise."""
+    return np.asarray(estimate_bounds(change, 1 - 2 * DOUBT, cautious=True)[0] > 0)
 
 
 def _has_few_drafts(counts: pd.DataFrame) -> bool:
