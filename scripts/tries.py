@@ -1,6 +1,6 @@
 """Bad input by the hundred: every command against options, files and stored runs that are damaged, foreign or hostile.
 
-    python scripts/tries.py [--group GROUP] [--short] [--out results/tries.csv]
+    python scripts/tries.py [--group GROUP] [--part 2/5] [--out results/tries.csv]
 
 Each try is a command line in a directory of its own, in a forked process with a limit on time and memory. No engine is
 started: one that would is said to be "reached". A try fails with
@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--group")
     parser.add_argument("--short", type=int, help="one try in so many")
     parser.add_argument("--match", help="names that hold this")
+    parser.add_argument("--part", default="1/1", help="i/n: the i-th of n pieces of what is left")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -346,7 +347,8 @@ def main() -> None:
                 os.dup2(old, number)
         os.chdir(begun)
         tries = [item for item in tries_cases.all_tries(world) if (options.match or "") in item.name]
-        for item, outcome in run_all(world, chosen(tries, options.short, options.group)):
+        number, count = map(int, options.part.split("/"))
+        for item, outcome in run_all(world, list(chosen(tries, options.short, options.group))[number - 1 :: count]):
             rows.append((item, outcome))
             if outcome.failure:
                 last = (outcome.err.strip() or outcome.out.strip() or "-").splitlines()[-1][:160]

@@ -17,7 +17,7 @@ HEADER = 8
 """Last tokens of a prompt, in which a template may open a thought: marks before them are text that somebody wrote."""
 _BRACKETED = re.compile(r"[<\[◁⟨【]([^\s<>\[\]'\"{}]{1,40})[>\]▷⟩】]")
 _THOUGHT = re.compile(r"(think(?:ing)?|thoughts?|reason(?:ing)?)")
-_WORDS = {"think", "thinking", "thought", "thoughts", "reason", "reasoning", "reflection", "scratchpad", "inner", "cot"}
+_WORDS = {"think", "thinking", "thought", "thoughts", "reason", "reasoning", "inner"}
 _BEGIN, _END = {"begin", "start", "open", "prefix"}, {"end", "stop", "close", "suffix"}
 
 

@@ -67,6 +67,11 @@ def test_a_model_without_thoughts_has_no_marks_and_shows_all() -> None:
     assert thoughts.outside(Characters(), none, [1, 2], [97, 98]) == ("ab", False, 0)
 
 
+def test_a_tag_within_a_thought_does_not_end_it() -> None:
+    seed = ("<seed:think>", "</seed:think>", "<seed:cot_budget_reflect>", "</seed:cot_budget_reflect>")
+    assert thoughts.marks(words(*seed))[:2] == ({1000}, {1001})
+
+
 THINKS = words("<think>", "</think>")
 S, E = 1000, 1001
 
