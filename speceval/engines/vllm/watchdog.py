@@ -6,6 +6,7 @@ as dead, but nobody wakes the caller that waits for its next output, or for the 
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+CLIENTS = "vllm.v1.engine.core_client"
+"""Comes with `vllm.LLM`."""
 SECONDS = 0.5
 """Between two looks."""
 
@@ -20,22 +23,24 @@ SECONDS = 0.5
 @contextmanager
 def watching() -> Iterator[None]:
     """Have every client of an engine that is made meanwhile raise when its engine dies, from its first question on:
-    `vllm.LLM` asks some before there is an `LLM`. In one process there is no client.
+    `vllm.LLM`, which must have been imported, asks some before there is one. In one process there is no client.
     """
-    from vllm.v1.engine.core_client import MPClient
-
-    original = MPClient.start_engine_core_monitor
+    client = getattr(sys.modules.get(CLIENTS), "MPClient", None)
+    if client is None:
+        yield
+        return
+    original = client.start_engine_core_monitor
 
     @wraps(original)
     def start_engine_core_monitor(self: Any) -> None:
         original(self)
         threading.Thread(target=_watch, args=(weakref.ref(self),), name="engine watchdog", daemon=True).start()
 
-    MPClient.start_engine_core_monitor = start_engine_core_monitor
+    client.start_engine_core_monitor = start_engine_core_monitor
     try:
         yield
     finally:
-        MPClient.start_engine_core_monitor = original
+        client.start_engine_core_monitor = original
 
 
 def _watch(core: weakref.ref[Any]) -> None:
