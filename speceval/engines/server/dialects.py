@@ -95,6 +95,7 @@ def _sglang(model: str, token_ids: list[int], sampling: Sampling) -> Body:
 def _llamacpp(model: str, token_ids: list[int], sampling: Sampling) -> Body:
     greedy = sampling.temperature == 0
     return {
+        "model": model,
         "prompt": token_ids,
         "n_predict": sampling.max_tokens,
         "temperature": sampling.temperature,
