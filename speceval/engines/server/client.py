@@ -17,6 +17,7 @@ import httpx
 from speceval.engines.server import address
 from speceval.engines.server.address import short
 from speceval.errors import UserError
+from speceval.foreign import parse_json
 
 TRIES = 6
 """Of a request that the server has not taken: it was busy, or not there."""
@@ -146,10 +147,7 @@ class Client:
 
     def _event(self, text: str, path: str) -> Any:
         """One event of a stream. Raises `UserError` for what is none, and for an error that a server sends as one."""
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
+        event = self._parsed(text, path)
         if not isinstance(event, dict):
             raise UserError(f"{self.url}{path}: answered something that is no JSON object: {self._mend}")
         if event.get("error"):
@@ -230,10 +228,11 @@ class Client:
             reason += ": is the key right?" if self._key else ": --api-key-env NAME sends a key"
         raise Refused(f"{self.url}{path}: {answer.status_code} {reason}", answer.status_code)
 
-    def _parsed(self, content: bytes, path: str) -> Any:
+    def _parsed(self, content: bytes | str, path: str) -> Any:
+        """As stored JSON is read: no number without sense, which could be written and not be read again."""
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
+            return parse_json(content, path)
+        except UserError as error:
             raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
 
     @property

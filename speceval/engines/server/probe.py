@@ -9,7 +9,7 @@ from typing import Any
 from speceval.engines.base import Sampling, Times
 from speceval.engines.server import metrics
 from speceval.engines.server.address import short
-from speceval.engines.server.answers import GRADES, WRONG, Answer, reading, sound, times_of
+from speceval.engines.server.answers import GRADES, WRONG, Answer, reading, sound, times_of, unread
 from speceval.engines.server.client import Client, Refused, Stream
 from speceval.engines.server.dialects import DIALECTS, Dialect, Road
 from speceval.errors import UserError
@@ -22,6 +22,7 @@ INFORMATION = "/server_info?config_format=json"
 """vLLM's, in developer mode, and SGLang's; vLLM's is a text unless it is asked for otherwise."""
 UNLIMITED = 1 << 20
 """Context of a server that does not tell."""
+MOST_CONTEXT = 1 << 31
 
 
 GIVES: dict[Evidence, str] = {
@@ -166,9 +167,12 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         found = {}
-    return {
-        name: short(value) if isinstance(value, str) else value for name, value in found.items() if value is not None
-    }
+    return {name: short(value) if isinstance(value, str) else value for name, value in found.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a text, a switch or a number that a setting can have."""
+    return isinstance(value, str) or (isinstance(value, int) and 0 <= value <= UNLIMITED)
 
 
 def chosen(client: Client, models: list[str], name: str | None) -> str:
@@ -209,7 +213,7 @@ def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road,
             closed = str(error)
             continue
         except WRONG as error:
-            closed = f"{client.url}{road.path}: an answer without {short(error)}: is it {row.name}'s? (--dialect)"
+            closed = f"{unread(error, f'{client.url}{road.path}', row.name)} (--dialect)"
             continue
         if best is None or GRADES.index(answer.evidence) < GRADES.index(best[1].evidence):
             best = road, answer
@@ -243,7 +247,7 @@ def _context(row: Dialect, pages: dict[str, Any], listed: Any) -> int:
     settings = (pages["/props"] or {}).get("default_generation_settings") or {}
     model = (listed["data"] or [{}])[0]
     found = [model.get("max_model_len"), info.get("context_length"), settings.get("n_ctx")]
-    return next((int(value) for value in found if value), UNLIMITED)
+    return next((value for value in found if type(value) is int and 0 < value <= MOST_CONTEXT), UNLIMITED)
 
 
 def _missing(seen: Seen) -> list[tuple[str, str]]:
