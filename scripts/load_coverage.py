@@ -56,7 +56,13 @@ def run(draw: np.random.Generator, rate: float, size: float, lasts: float) -> tu
             counts[one] += 1, accepted
             tokens[one], last[one] = min(tokens[one] + 1 + accepted, length[one]), now
         running = [one for one in running if tokens[one] < length[one]]
-    times = {"sent": sent, "ttft": first - sent, "latency": last - sent, "chunks": counts[:, 0] + 1, "waited": sent - due}
+    times = {
+        "sent": sent,
+        "ttft": first - sent,
+        "latency": last - sent,
+        "chunks": counts[:, 0] + 1,
+        "waited": sent - due,
+    }
     named = {"suite": "simulated", "conversation": np.arange(CONVERSATIONS), "turn": 1, "prompt_tokens": 40}
     return pd.DataFrame(named | times | {"output_tokens": tokens}), counts
 

@@ -75,6 +75,7 @@ ANSWERS: dict[str, tuple[Change, str]] = {
     "cut short": (fourth, "at 4 tokens of the 20"),
     "nothing": (lambda answer: choice(token_ids=[])(usage(completion_tokens=0)(answer)), "answered nothing"),
     "no choice": (lambda answer: answer | {"choices": []}, "an answer that cannot be read"),
+    "two choices": (lambda answer: answer | {"choices": answer["choices"] * 2}, "an answer that cannot be read"),
     "another server's": (lambda answer: answer | {"metrics": None}, "no verify steps|told steps, and now nothing"),
 }
 
@@ -264,3 +265,20 @@ def test_a_context_or_k_that_is_no_number_of_tokens_is_stored_nowhere(context: A
         assert read_run(tmp_path / "run").conversations == 2
     else:
         assert "no JSON" in str(done.exception) and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_server_that_takes_texts_alone_is_asked_in_texts(tmp_path: Path) -> None:
+    with Other() as server:
+        answer = server.answer
+
+        def texts_alone(path: str, headers: Any, body: Any) -> Any:
+            if path == "/v1/completions" and not isinstance(body["prompt"], str):
+                return 400, {}, b'{"error": "prompt: a string is needed"}'
+            return answer(path, headers, body)
+
+        server.answer = texts_alone  # type: ignore[method-assign]
+        done = run(server, tmp_path / "run", "--limit", "2")
+        assert done.exit_code == 0, (done.output, done.exception)
+        sent = [body["prompt"] for path, _, body in server.calls if path == "/v1/completions"]
+    assert len(sent) == 3 and sent[1].startswith("user: ")  # the trial, then each conversation
+    assert "prompts as texts alone" in "".join(done.output.split("\n"))

@@ -129,7 +129,7 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
     """Of `/inference/v1/generate` or `/v1/completions` with `return_token_ids`. Raises KeyError and its like for an
     answer of another shape.
     """
-    choice = answer["choices"][0]
+    (choice,) = answer["choices"]
     tokens: list[int] = choice["token_ids"]
     told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
     usage = answer.get("usage") or {}
@@ -248,7 +248,7 @@ def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
 
 def openai(answer: dict[str, Any], k: int) -> Answer:
     """Of any `/v1/completions`: a text without token ids, which whoever asked has to encode; and no drafts."""
-    choice = answer["choices"][0]
+    (choice,) = answer["choices"]
     tokens = choice.get("token_ids") or []
     return Answer(
         list(tokens),

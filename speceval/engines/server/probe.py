@@ -18,6 +18,7 @@ from speceval.store.schema import Evidence
 TRIAL = Sampling(0.0, 1.0, 0, 24, None)
 TRIAL_PROMPT = [3, 4, 5, 6] * 4
 """Repeats itself, so that drafters that look for repetitions draft."""
+TRIAL_TEXT = "one two three four " * 4
 INFORMATION = "/server_info?config_format=json"
 """vLLM's, in developer mode, and SGLang's; vLLM's is a text unless it is asked for otherwise."""
 UNLIMITED = 1 << 20
@@ -185,9 +186,11 @@ def chosen(client: Client, models: list[str], name: str | None) -> str:
     raise UserError(f"{client.url} serves {short(', '.join(models)) or 'nothing'}: {mend}")
 
 
-def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling, timed: bool = False) -> Any:
+def ask(
+    client: Client, road: Road, model: str, prompt: list[int] | str, sampling: Sampling, timed: bool = False
+) -> Any:
     """A future of what a server answers on a road, for `read`."""
-    body = road.body(model, tokens, sampling)
+    body = road.body(model, prompt, sampling)
     if timed or road.only_stream:
         return client.begin_stream(road.path, body | road.stream, sampling.max_tokens)
     return client.begin(road.path, body)
@@ -207,8 +210,11 @@ def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road,
     best: tuple[Road, Answer] | None = None
     closed = ""
     for road in row.roads:
+        if road.texts and best is not None:
+            break
         try:
-            answer, _ = read(road, ask(client, road, model, TRIAL_PROMPT, TRIAL, timed).result(), 1)
+            prompt = TRIAL_TEXT if road.texts else TRIAL_PROMPT
+            answer, _ = read(road, ask(client, road, model, prompt, TRIAL, timed).result(), 1)
         except Refused as error:
             closed = str(error)
             continue
@@ -278,6 +284,8 @@ def _notes(seen: Seen) -> list[str]:
         notes.append("llama.cpp counts no draft past the end of a text: its tau is near tau committed of other engines")
         notes.append("llama.cpp drafts EAGLE-3 greedily whatever --spec-draft-sampling says")
         notes.append("llama.cpp feeds an EAGLE-3 drafter garbage where an auxiliary layer is the target's last")
+    if seen.road.texts:
+        notes.append("it takes prompts as texts alone, and may make other tokens of them than the target's tokenizer")
     if seen.dialect.name == "vllm" and not seen.workers:
         notes.append("which of vLLM's known defects act in it is not known: `speceval ls patches`")
     return notes
