@@ -158,3 +158,14 @@ def test_a_server_that_says_a_key_is_quoted_without_it(
                 contract.finish(engine, {"r": ([97, 98, 99], contract.sampling())})
         assert {headers["Authorization"] for _, headers, _ in server.calls} == {"Bearer s3cret-key"}
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "says"), [(None, "--api-key-env NAME sends a key"), (KEY, "is the key right")])
+def test_a_server_that_wants_a_key_says_how_it_is_given(
+    given: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "another-key")
+    with StandIn(active()) as server, closing(Client(server.url, key_variable=given)) as client:
+        server.faults["/v1/models"] = [(401, {}, b'{"error": "Unauthorized"}')]
+        with pytest.raises(UserError, match=f"401 Unauthorized: .*{says}"):
+            client.get("/v1/models")

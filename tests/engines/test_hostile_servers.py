@@ -155,6 +155,9 @@ def _quietly(answer: Callable[[socket.socket], None], one: socket.socket) -> Non
     try:
         one.recv(1 << 16)
         answer(one)
+        one.shutdown(socket.SHUT_WR)
+        while one.recv(1 << 16):  # a close before all was read would take the answer back
+            pass
     except OSError:
         pass
     finally:

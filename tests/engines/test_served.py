@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,16 +14,13 @@ from typing import Any
 
 import pytest
 from support import served
+from support.served import ENVIRONMENT
 
 from speceval.engines.vllm import server_process, serving
 from speceval.engines.vllm.serving import answers
 from speceval.store import read_run
 
 SCRIPT = Path(served.__file__)
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @pytest.mark.parametrize(

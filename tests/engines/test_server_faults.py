@@ -19,7 +19,7 @@ from test_server import GENERATE, active, characters, run  # noqa: F401
 
 from speceval import engines
 from speceval.engines.server import client as http
-from speceval.engines.server.client import Client
+from speceval.engines.server.client import Client, Gone, Refused
 from speceval.errors import UserError
 from speceval.store import read_run
 
@@ -54,12 +54,26 @@ def test_a_certificate_that_is_not_trusted_is_one_line_at_once(tmp_path: Path, m
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         with closing(Client(f"https://localhost:{server.server_port}")) as client:
-            with pytest.raises(UserError, match=r"cannot be reached.*CERTIFICATE") as caught:
+            with pytest.raises(UserError, match=r"cannot be reached.*CERTIFICATE.*SSL_CERT_FILE=FILE") as caught:
                 client.text("/version")
             assert "\n" not in str(caught.value)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        trusting = closing(Client(f"https://localhost:{server.server_port}"))
+        with trusting as client, pytest.raises(Refused, match="501"):  # it speaks, and knows no GET
+            client.text("/version")
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_encrypted_address_of_a_server_that_does_not_encrypt_is_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_pause", lambda *_: pytest.fail("it was tried again"))
+    with StandIn(active()) as server:
+        encrypted = closing(Client(server.url.replace("http:", "https:")))
+        with encrypted as client, pytest.raises(Gone, match=r"cannot be reached.*SSL"):
+            client.text("/version")
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -75,6 +75,7 @@ ANSWERS: dict[str, tuple[Change, str]] = {
     "cut short": (fourth, "at 4 tokens of the 20"),
     "nothing": (lambda answer: choice(token_ids=[])(usage(completion_tokens=0)(answer)), "answered nothing"),
     "no choice": (lambda answer: answer | {"choices": []}, "an answer that cannot be read"),
+    "two choices": (lambda answer: answer | {"choices": answer["choices"] * 2}, "an answer that cannot be read"),
     "another server's": (lambda answer: answer | {"metrics": None}, "no verify steps|told steps, and now nothing"),
 }
 
@@ -224,3 +225,60 @@ def test_settings_that_are_none_are_one_line(settings: Any) -> None:
         with pytest.raises(UserError) as caught:
             engines.open(order(server))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("histogram", [[10**12, 0, 0, 0, 0], [-1, 9, 0, 0, 0], [40, 0, 0, 0, 0], [2.0, 0, 0, 0, 0]])
+def test_a_histogram_that_is_none_of_so_many_tokens_is_refused_and_fills_no_memory(histogram: list[Any]) -> None:
+    told = {"speculative_decoding": {"acceptance_histogram": histogram, "num_draft_tokens": 40}}
+    with StandIn([], "summary", closed=("/collective_rpc",)) as server:
+        changed(server, GENERATE, lambda answer: answer | {"metrics": told}, after=1)
+        with pytest.raises(UserError, match="cannot be read"):
+            ask(server)
+
+
+def test_so_many_steps_told_in_sums_are_refused_too() -> None:
+    with SGLang({}) as server:
+        pages, left = server.pages, [1]
+
+        def many(path: str, body: Any) -> Any:
+            answer = pages(path, body)
+            left[0] -= path == "/generate"
+            if left[0] < 0 and path == "/generate":
+                answer["meta_info"]["spec_verify_ct"] = 10**12
+            return answer
+
+        server.pages = many  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="cannot be read: 1000000000000 verify steps"):
+            ask(server)
+
+
+@pytest.mark.parametrize("context", [1 << 80, float("nan"), -5, True, "4096", 0])
+def test_a_context_or_k_that_is_no_number_of_tokens_is_stored_nowhere(context: Any, tmp_path: Path) -> None:
+    """A run could be written with it and not be read again."""
+    with StandIn(active(), closed=("/collective_rpc",)) as server:
+        changed(server, "/v1/models", lambda _: {"data": [{"id": "served", "max_model_len": context}]})
+        server.information = {"speculative_config": {"num_speculative_tokens": float("nan"), "method": [1]}}
+        probed = CliRunner().invoke(cli.app, ["probe", server.url, "--json"])
+        assert isinstance(probed.exception, UserError) or json.loads(probed.output)["told"] == {}
+        done = run(server, tmp_path / "run", "--limit", "2")
+    if done.exit_code == 0:
+        assert read_run(tmp_path / "run").conversations == 2
+    else:
+        assert "no JSON" in str(done.exception) and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_server_that_takes_texts_alone_is_asked_in_texts(tmp_path: Path) -> None:
+    with Other() as server:
+        answer = server.answer
+
+        def texts_alone(path: str, headers: Any, body: Any) -> Any:
+            if path == "/v1/completions" and not isinstance(body["prompt"], str):
+                return 400, {}, b'{"error": "prompt: a string is needed"}'
+            return answer(path, headers, body)
+
+        server.answer = texts_alone  # type: ignore[method-assign]
+        done = run(server, tmp_path / "run", "--limit", "2")
+        assert done.exit_code == 0, (done.output, done.exception)
+        sent = [body["prompt"] for path, _, body in server.calls if path == "/v1/completions"]
+    assert len(sent) == 3 and sent[1].startswith("user: ")  # the trial, then each conversation
+    assert "prompts as texts alone" in "".join(done.output.split("\n"))

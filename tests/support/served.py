@@ -8,6 +8,7 @@ T=1 again by streams.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from dataclasses import astuple, replace
@@ -20,6 +21,11 @@ from speceval.measure import chat
 from support.contract import finish
 
 K = 5
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+}
+"""Of a process with an engine."""
 TEXTS = ("Where is the cat?", "a", "What does the dog do in the garden at night?", "Täglich 12 €, 你好, 😀!")
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
 import torch
+from support.served import ENVIRONMENT
 from test_docs import script
 from transformers import LlamaConfig, LlamaForCausalLM
+
+RUN = ("run", "--k", "5", "--temp", "0", "--suite", "demo", "--limit", "6", "--max-tokens", "40", "--batch", "1")
 
 
 def test_a_target_with_an_idle_layer_gives_the_same_logits_and_states() -> None:
@@ -24,3 +33,20 @@ def test_a_target_with_an_idle_layer_gives_the_same_logits_and_states() -> None:
     assert torch.equal(a.logits, b.logits)
     for states, other in zip(a.hidden_states[:-1], b.hidden_states, strict=False):
         assert torch.equal(states, other)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.long
+def test_vllm_takes_the_same_steps_with_it(zoo: dict[str, Path], tmp_path: Path) -> None:
+    script("llamacpp_zoo").write(tmp_path / "idle", "lk-eagle3")
+    idle = (str(tmp_path / "idle" / "target"), str(tmp_path / "idle" / "draft"))
+    for (target, draft), out in ((("zoo", "lk-eagle3"), "zoo"), (idle, "idle")):
+        command = [sys.executable, "-m", "speceval", *RUN, "--target", target, "--draft", draft]
+        command += ["--engine-arg", "dtype=float32", "--out", out]
+        done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    steps, others = (pd.read_parquet(tmp_path / name / "steps.parquet") for name in ("zoo", "idle"))
+    pd.testing.assert_frame_equal(steps, others)
+    texts, other_texts = ((tmp_path / name / "outputs.jsonl").read_text() for name in ("zoo", "idle"))
+    assert len(steps) > 30 and texts == other_texts

@@ -63,8 +63,13 @@ def reading(where: str, kind: str) -> Iterator[None]:
     try:
         yield
     except WRONG as error:
-        lacks = "without" if isinstance(error, KeyError) else "that cannot be read:"
-        raise UserError(f"{where}: an answer {lacks} {short(error)}: is it {kind}'s?") from error
+        raise UserError(unread(error, where, kind)) from error
+
+
+def unread(error: Exception, where: str, kind: str) -> str:
+    """Why an answer of `where` is none of `kind`'s, in a line."""
+    lacks = "without" if isinstance(error, KeyError) else "that cannot be read:"
+    return f"{where}: an answer {lacks} {short(error)}: is it {kind}'s?"
 
 
 def whole(answer: Answer, prompt: Sequence[int], most: int, where: str) -> Answer:
@@ -124,7 +129,7 @@ def vllm(answer: dict[str, Any], k: int) -> Answer:
     """Of `/inference/v1/generate` or `/v1/completions` with `return_token_ids`. Raises KeyError and its like for an
     answer of another shape.
     """
-    choice = answer["choices"][0]
+    (choice,) = answer["choices"]
     tokens: list[int] = choice["token_ids"]
     told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
     usage = answer.get("usage") or {}
@@ -243,7 +248,7 @@ def llamacpp(events: Sequence[dict[str, Any]], k: int) -> Answer:
 
 def openai(answer: dict[str, Any], k: int) -> Answer:
     """Of any `/v1/completions`: a text without token ids, which whoever asked has to encode; and no drafts."""
-    choice = answer["choices"][0]
+    (choice,) = answer["choices"]
     tokens = choice.get("token_ids") or []
     return Answer(
         list(tokens),
@@ -279,6 +284,9 @@ def of_histogram(tokens: int, histogram: Sequence[int], drafted: int) -> list[St
 
     The last of them, which accepted most, is the one that the end of the text may have cut.
     """
+    if min(histogram) < 0:
+        raise ValueError("a negative number of steps")
+    bounded(sum(histogram), tokens)
     accepted = [kept for kept, count in enumerate(histogram) for _ in range(count)]
     return steps_of(tokens, spread(drafted, accepted, len(histogram) - 1), accepted)
 
@@ -288,11 +296,18 @@ def of_sums(tokens: int, steps: int, accepted: int, drafted: int) -> list[Step]:
 
     The last one accepted at least what the end of the text has cut.
     """
+    bounded(steps, tokens)
     cut = max(steps + accepted - max(tokens - 1, 0), 0)
     last = min(max(-(-accepted // steps), cut), accepted)
     each, more = divmod(accepted - last, max(steps - 1, 1))
     kept = [*[each] * (steps - 1 - more), *[each + 1] * more, last]
     return steps_of(tokens, spread(drafted, kept, max(-(-drafted // steps), last)), kept)
+
+
+def bounded(steps: int, tokens: int) -> None:
+    """Raises ValueError for more steps than that many tokens can come from: a list of them might fill the memory."""
+    if steps > tokens + 1:
+        raise ValueError(f"{steps} verify steps of {tokens} tokens")
 
 
 def of_nothing(tokens: int) -> list[Step]:

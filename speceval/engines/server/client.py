@@ -17,6 +17,7 @@ import httpx
 from speceval.engines.server import address
 from speceval.engines.server.address import short
 from speceval.errors import UserError
+from speceval.foreign import parse_json
 
 TRIES = 6
 """Of a request that the server has not taken: it was busy, or not there."""
@@ -28,6 +29,7 @@ SECONDS_OF_A_FAREWELL = 3.0
 """For what a server is asked on the way out, which it may be too broken to do."""
 BUSY = (429, 503)
 """Status of a request that was turned away before any work on it."""
+NO_KEY = 401
 RESUMES = "what was finished is stored, the same command resumes"
 """What to do when the server of a run fails."""
 STANDS_ALONE = "is the server up, and its address right?"
@@ -145,10 +147,7 @@ class Client:
 
     def _event(self, text: str, path: str) -> Any:
         """One event of a stream. Raises `UserError` for what is none, and for an error that a server sends as one."""
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
+        event = self._parsed(text, path)
         if not isinstance(event, dict):
             raise UserError(f"{self.url}{path}: answered something that is no JSON object: {self._mend}")
         if event.get("error"):
@@ -206,8 +205,10 @@ class Client:
             try:
                 answer = await self._http.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if last or "CERTIFICATE" in str(error).upper():
-                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {self._mend}") from error
+                encrypted = "SSL" in str(error)  # which is as wrong the next time
+                if last or encrypted:
+                    mend = f"SSL_CERT_FILE=FILE names a certificate to trust; {self._mend}" if encrypted else self._mend
+                    raise Gone(f"{self.url}: cannot be reached ({_line(error)}): {mend}") from error
                 await asyncio.sleep(_pause(None, number))
                 continue
             if answer.status_code in BUSY and not last:
@@ -223,12 +224,15 @@ class Client:
             where = short(answer.headers.get("Location", "nowhere"), self._key)
             raise Refused(f"{self.url}{path}: redirects to {where}: give that address if you trust it", 300)
         reason = short(_reason(content), self._key) or short(answer.reason_phrase)
+        if answer.status_code == NO_KEY:
+            reason += ": is the key right?" if self._key else ": --api-key-env NAME sends a key"
         raise Refused(f"{self.url}{path}: {answer.status_code} {reason}", answer.status_code)
 
-    def _parsed(self, content: bytes, path: str) -> Any:
+    def _parsed(self, content: bytes | str, path: str) -> Any:
+        """As stored JSON is read: no number without sense, which could be written and not be read again."""
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
+            return parse_json(content, path)
+        except UserError as error:
             raise UserError(f"{self.url}{path}: answered something that is no JSON: {self._mend}") from error
 
     @property

@@ -15,10 +15,11 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Road:
-    """A call that generates: `body(model, token ids, sampling)` is what is sent to `path`, `read` makes an answer."""
+    """A call that generates: `body(model, prompt, sampling)` is what is sent to `path`, `read` makes an answer."""
 
     path: str
-    body: Callable[[str, list[int], Sampling], Body]
+    body: Callable[[str, Any, Sampling], Body]
+    """Of token ids, or of a text (`texts`)."""
     read: Callable[[Any, int], Answer]
     streamed: Callable[[list[Body]], Any]
     """The events of a stream as what `read` takes."""
@@ -28,6 +29,8 @@ class Road:
     """Whether it tells its drafts in a stream alone."""
     tells_always: bool = True
     """Whether an answer for which nothing was drafted says so."""
+    texts: bool = False
+    """Whether it takes prompts as texts alone, and makes tokens of its own of them."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def _completions(model: str, token_ids: list[int], sampling: Sampling) -> Body:
     return {"model": model, "prompt": token_ids, **how, "return_token_ids": True, "add_special_tokens": False}
 
 
-def _plain(model: str, token_ids: list[int], sampling: Sampling) -> Body:
+def _plain(model: str, prompt: list[int] | str, sampling: Sampling) -> Body:
     how = {name: value for name, value in parameters(sampling).items() if name in PLAIN and value is not None}
-    return {"model": model, "prompt": token_ids, **how}
+    return {"model": model, "prompt": prompt, **how}
 
 
 PLAIN = ("temperature", "top_p", "max_tokens", "seed")
@@ -95,6 +98,7 @@ def _sglang(model: str, token_ids: list[int], sampling: Sampling) -> Body:
 def _llamacpp(model: str, token_ids: list[int], sampling: Sampling) -> Body:
     greedy = sampling.temperature == 0
     return {
+        "model": model,
         "prompt": token_ids,
         "n_predict": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -147,7 +151,10 @@ DIALECTS = {
         ),
         Dialect(
             "openai",
-            (Road("/v1/completions", _plain, answers.openai, answers.joined, WITH_USAGE),),
+            (
+                Road("/v1/completions", _plain, answers.openai, answers.joined, WITH_USAGE),
+                Road("/v1/completions", _plain, answers.openai, answers.joined, WITH_USAGE, texts=True),
+            ),
             (("anything about drafts", "none that is known: speed and texts only"),),
         ),
     )

@@ -102,7 +102,8 @@ class PlainServerEngine(Engine):
         if len(prompt_token_ids) < self.shortest_prompt:
             raise UserError(f"a prompt of {len(prompt_token_ids)} tokens: at least {self.shortest_prompt} are needed")
         seen = self._seen
-        future = probe.ask(self._client, seen.road, seen.model, prompt_token_ids, sampling, self._order.timed)
+        prompt = self.tokenizer.decode(prompt_token_ids) if seen.road.texts else prompt_token_ids
+        future = probe.ask(self._client, seen.road, seen.model, prompt, sampling, self._order.timed)
         self._calls[future] = _Call(request_id, prompt_token_ids, sampling.max_tokens)
 
     def step(self) -> tuple[int, list[Finished]]:

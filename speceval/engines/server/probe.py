@@ -9,7 +9,7 @@ from typing import Any
 from speceval.engines.base import Sampling, Times
 from speceval.engines.server import metrics
 from speceval.engines.server.address import short
-from speceval.engines.server.answers import GRADES, WRONG, Answer, reading, sound, times_of
+from speceval.engines.server.answers import GRADES, WRONG, Answer, reading, sound, times_of, unread
 from speceval.engines.server.client import Client, Refused, Stream
 from speceval.engines.server.dialects import DIALECTS, Dialect, Road
 from speceval.errors import UserError
@@ -18,10 +18,12 @@ from speceval.store.schema import Evidence
 TRIAL = Sampling(0.0, 1.0, 0, 24, None)
 TRIAL_PROMPT = [3, 4, 5, 6] * 4
 """Repeats itself, so that drafters that look for repetitions draft."""
+TRIAL_TEXT = "one two three four " * 4
 INFORMATION = "/server_info?config_format=json"
 """vLLM's, in developer mode, and SGLang's; vLLM's is a text unless it is asked for otherwise."""
 UNLIMITED = 1 << 20
 """Context of a server that does not tell."""
+MOST_CONTEXT = 1 << 31
 
 
 GIVES: dict[Evidence, str] = {
@@ -166,9 +168,12 @@ def told(row: Dialect, pages: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         found = {}
-    return {
-        name: short(value) if isinstance(value, str) else value for name, value in found.items() if value is not None
-    }
+    return {name: short(value) if isinstance(value, str) else value for name, value in found.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a text, a switch or a number that a setting can have."""
+    return isinstance(value, str) or (isinstance(value, int) and 0 <= value <= UNLIMITED)
 
 
 def chosen(client: Client, models: list[str], name: str | None) -> str:
@@ -181,9 +186,11 @@ def chosen(client: Client, models: list[str], name: str | None) -> str:
     raise UserError(f"{client.url} serves {short(', '.join(models)) or 'nothing'}: {mend}")
 
 
-def ask(client: Client, road: Road, model: str, tokens: list[int], sampling: Sampling, timed: bool = False) -> Any:
+def ask(
+    client: Client, road: Road, model: str, prompt: list[int] | str, sampling: Sampling, timed: bool = False
+) -> Any:
     """A future of what a server answers on a road, for `read`."""
-    body = road.body(model, tokens, sampling)
+    body = road.body(model, prompt, sampling)
     if timed or road.only_stream:
         return client.begin_stream(road.path, body | road.stream, sampling.max_tokens)
     return client.begin(road.path, body)
@@ -203,13 +210,16 @@ def _trial(client: Client, row: Dialect, model: str, timed: bool) -> tuple[Road,
     best: tuple[Road, Answer] | None = None
     closed = ""
     for road in row.roads:
+        if road.texts and best is not None:
+            break
         try:
-            answer, _ = read(road, ask(client, road, model, TRIAL_PROMPT, TRIAL, timed).result(), 1)
+            prompt = TRIAL_TEXT if road.texts else TRIAL_PROMPT
+            answer, _ = read(road, ask(client, road, model, prompt, TRIAL, timed).result(), 1)
         except Refused as error:
             closed = str(error)
             continue
         except WRONG as error:
-            closed = f"{client.url}{road.path}: an answer without {short(error)}: is it {row.name}'s? (--dialect)"
+            closed = f"{unread(error, f'{client.url}{road.path}', row.name)} (--dialect)"
             continue
         if best is None or GRADES.index(answer.evidence) < GRADES.index(best[1].evidence):
             best = road, answer
@@ -243,7 +253,7 @@ def _context(row: Dialect, pages: dict[str, Any], listed: Any) -> int:
     settings = (pages["/props"] or {}).get("default_generation_settings") or {}
     model = (listed["data"] or [{}])[0]
     found = [model.get("max_model_len"), info.get("context_length"), settings.get("n_ctx")]
-    return next((int(value) for value in found if value), UNLIMITED)
+    return next((value for value in found if type(value) is int and 0 < value <= MOST_CONTEXT), UNLIMITED)
 
 
 def _missing(seen: Seen) -> list[tuple[str, str]]:
@@ -274,6 +284,8 @@ def _notes(seen: Seen) -> list[str]:
         notes.append("llama.cpp counts no draft past the end of a text: its tau is near tau committed of other engines")
         notes.append("llama.cpp drafts EAGLE-3 greedily whatever --spec-draft-sampling says")
         notes.append("llama.cpp feeds an EAGLE-3 drafter garbage where an auxiliary layer is the target's last")
+    if seen.road.texts:
+        notes.append("it takes prompts as texts alone, and may make other tokens of them than the target's tokenizer")
     if seen.dialect.name == "vllm" and not seen.workers:
         notes.append("which of vLLM's known defects act in it is not known: `speceval ls patches`")
     return notes
