@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=LOSSES, default="float32", help="what the engine computes in")
     options = parser.parse_args()
     found = pd.DataFrame(measured(options.work / options.dtype, options.dtype))
-    before = pd.read_csv(OUT)
+    before = pd.read_csv(OUT) if OUT.exists() else found.head(0)
     rows = pd.concat([before[before["dtype"] != options.dtype], found]).sort_values(
         "dtype", ascending=False, kind="stable"
     )
