@@ -66,6 +66,7 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "measure" / "without-the-target.md": {
             "capture": capture_table(),
             "storage": storage_table(),
+            "capture-live": capture_live_table(),
         },
         ROOT / "docs" / "measure" / "make-tables.md": {
             "table-arch": layout_table("paper-arch", DEMO_ALL),
@@ -454,6 +455,25 @@ def capture_table() -> str:
     return f"{markdown(rows)}\n\n{cost}"
 
 
+def capture_live_table() -> str:
+    """Drafters on a capture beside live replays, by what the engine computes in and how texts are sampled."""
+    found = pd.read_csv(STATISTICS / "capture_live.csv")
+    head = ["target", "engine", "T, top-k, top-p", "drafter", "K", "kept differs", "on average", "most of 99 %"]
+    rows = [[*head, "largest", "tau live", "captured", "change, %"]]
+    for row in found.to_dict("records"):
+        sampling = f"{row['temperature']:g}, {row['top_k'] or '–'}, {row['top_p']:g}"
+        rows.append(
+            [
+                *(f"`{row['target']}`", row["dtype"], sampling, f"`{row['drafter']}`", str(row["k"])),
+                f"{row['differ']:,} of {row['places']:,}",
+                *(f"{row[name]:.0e}" for name in ("mean", "most_of_99_percent", "largest")),
+                *(f"{row[name]:.4f}" for name in ("tau_live", "tau_captured")),
+                f"{100 * (row['tau_captured'] / row['tau_live'] - 1):+.3f}",
+            ]
+        )
+    return _markdown(rows)
+
+
 def storage_table() -> str:
     """What drafters measure on a capture whose states are stored in fewer bits."""
     found = pd.read_csv(STATISTICS / "capture_storage.csv")
@@ -473,14 +493,18 @@ def gate_texts_table() -> str:
     """The gate on replays on real vLLM: the same weights again and again, and damaged copies."""
     found = pd.read_csv(STATISTICS / "gate_texts.csv")
     rows = [
-        ["drafter", "engines", "replays", "change of tau on these texts, %", "rounding r, %", "margin, %", "failed"]
+        [
+            *("engine", "drafter", "engines", "replays", "change of tau on these texts, %", "log p moves"),
+            *("rounding r, %", "margin, %", "failed"),
+        ]
     ]
     for row in found.to_dict("records"):
         low, high = row["least_change_percent"], row["largest_change_percent"]
         rows.append(
             [
-                *(str(row["drafter"]), str(row["engines"]), str(row["replays"])),
+                *(str(row["dtype"]), str(row["drafter"]), str(row["engines"]), str(row["replays"])),
                 f"{low:+.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:+.3f} to {high:+.3f}",
+                f"{row['log_p_moves']:.1g}",
                 *(f"{row['rounding_percent']:.2g}", f"{row['margin_percent']:g}"),
                 f"{row['failed']} of {row['replays']}",
             ]

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=LOSSES, default="float32", help="what the engine computes in")
     options = parser.parse_args()
     found = pd.DataFrame(measured(options.work / options.dtype, options.dtype))
-    before = pd.read_csv(OUT)
+    before = pd.read_csv(OUT) if OUT.exists() else found.head(0)
     rows = pd.concat([before[before["dtype"] != options.dtype], found]).sort_values(
         "dtype", ascending=False, kind="stable"
     )
@@ -170,7 +170,9 @@ class Shuffled:
 
 def damaged(work: Path, capture: Any, loss: float) -> Path:
     """A copy of the drafter that loses this share of tau on the captured texts, to a hundredth of it."""
-    place = work / f"copy-{loss:g}"
+    place, note = work / f"copy-{loss:g}", work / f"copy-{loss:g}.txt"
+    if note.exists():
+        return place
     whole = exact(capture, write_copy(work / "copy-0", 0.0))
     low, high = 0.0, 0.2
     for _ in range(24):
@@ -179,7 +181,8 @@ def damaged(work: Path, capture: Any, loss: float) -> Path:
         if abs(lost / loss - 1) < 0.01:
             break
         low, high = (eps, high) if lost < loss else (low, eps)
-    print(f"eps {eps:.5f} loses {lost:.4%}", flush=True)
+    note.write_text(f"eps {eps:.5f} loses {lost:.4%}\n")
+    print(note.read_text(), end="", flush=True)
     return place
 
 

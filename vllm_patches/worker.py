@@ -118,6 +118,15 @@ class Extension:
 
         return draw(self.model_runner, self.vllm_config, how)  # type: ignore[attr-defined]
 
+    def forget_drafts(self) -> None:
+        """Have a drafter that remembers what was answered (suffix drafting) forget it; no request may be running."""
+        memory = getattr(getattr(self.model_runner, "drafter", None), "suffix_cache", None)  # type: ignore[attr-defined]
+        if memory is not None:
+            for name in list(memory.active_requests):
+                memory.stop_request(name)
+            for name in list(memory.cached_requests):
+                memory.evict_cached_response(name)
+
     def start_tap(self, name: str) -> str:
         """Have the listener `name`, a module of `vllm_patches.taps`, hear this worker's verify steps from now on.
 
@@ -250,6 +259,11 @@ def draw_drafts(llm: Any, how: str) -> str:
     Returns why a worker cannot, or nothing; then `llm` must not be used again.
     """
     return next(filter(None, llm.collective_rpc("draw_drafts", args=(how,))), "")
+
+
+def forget_drafts(llm: Any) -> None:
+    """Have every worker of `llm` forget what its drafter remembers (`Extension.forget_drafts`)."""
+    llm.collective_rpc("forget_drafts")
 
 
 def ask_kernels(llm: Any) -> list[dict[str, Any]]:

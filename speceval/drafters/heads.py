@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,13 +19,31 @@ EPS = 1e-6
 
 
 OWN_ROWS = "drafts_own_rows_alone"
-"""Field of a config.json (`catalog.packed`): tokens whose rows of the output map are all the same are never drafted."""
+"""Field of a config.json (`catalog.packed`): most rows of the output map are all the same."""
 
 
-def own_rows(weight: Tensor) -> Tensor:
-    """Ids [D] of the rows of an output map that differ from the commonest one, which more than half of them are."""
-    row = weight[(weight[:, 0] == weight[:, 0].median()).nonzero()[0, 0]]
-    return (weight != row).any(-1).nonzero()[:, 0]
+@dataclass(frozen=True)
+class Map:
+    """An output map [V, hidden size], most of whose rows are the same: their logits are one product."""
+
+    ids: Tensor
+    """Of the rows that differ from the commonest one [D]."""
+    rows: Tensor
+    common: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Map:
+        """More than half of the rows have to be the same."""
+        row = weight[(weight[:, 0] == weight[:, 0].median()).nonzero()[0, 0]]
+        ids = (weight != row).any(-1).nonzero()[:, 0]
+        return cls(ids, weight[ids], row, len(weight))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [..., V] of x [..., hidden size]."""
+        logits = (x @ self.common)[..., None].repeat(*[1] * (x.ndim - 1), self.size)
+        logits[..., self.ids] = F.linear(x, self.rows)
+        return logits
 
 
 class Medusa(Loaded):
@@ -40,9 +59,7 @@ class Medusa(Loaded):
         if not any(name.startswith("blocks.0.") for name in weights):
             raise UserError("its tensors have the names of the first MEDUSA checkpoints: convert it as for vLLM")
         self._layers = int(config.get("num_hidden_layers") or config.get("medusa_num_layers") or 1)
-        if config.get(OWN_ROWS):
-            self.draft_ids = own_rows(self.weights["lm_head.weight"])
-            self.weights["lm_head.weight"] = self.weights["lm_head.weight"][self.draft_ids]
+        self._map = Map.of(self.weights["lm_head.weight"]) if config.get(OWN_ROWS) else None
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
         """Logits of each draft position."""
@@ -55,7 +72,7 @@ class Medusa(Loaded):
             head = 0 if self.config.get("original_lm_head") else j
             name = f"lm_heads.{head}"
             shared = f"{name}.weight" not in self.weights and "lm_head.weight" in self.weights
-            yield F.linear(x, self.weight("lm_head" if shared else name))
+            yield self._map(x) if shared and self._map else F.linear(x, self.weight("lm_head" if shared else name))
 
 
 class MLPSpeculator(Loaded):
@@ -64,9 +81,7 @@ class MLPSpeculator(Loaded):
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], k: int) -> None:
         super().__init__(config, {name.removeprefix("speculator."): tensor for name, tensor in weights.items()}, k)
         self.most = int(config["n_predict"])
-        if config.get(OWN_ROWS):
-            self.draft_ids = own_rows(self.weights["head.0.weight"])
-            self.weights["head.0.weight"] = self.weights["head.0.weight"][self.draft_ids]
+        self._map = Map.of(self.weights["head.0.weight"]) if config.get(OWN_ROWS) else None
 
     def __call__(self, tokens: Tensor, states: States, places: Tensor) -> Iterator[Tensor]:
         """Logits of each draft position."""
@@ -83,7 +98,8 @@ class MLPSpeculator(Loaded):
             )
             mixed = F.linear(state, self._part("proj", j)) + token_weight * embedded
             state = F.gelu(F.rms_norm(mixed, (inner,), self._part("ln", j), EPS) + self._part("ln", j, "bias"))
-            yield F.linear(state, self._part("head", j))
+            tied = self._map if self.config.get("tie_weights") or j == 0 else None
+            yield tied(state) if tied else F.linear(state, self._part("head", j))
 
     def _part(self, name: str, j: int, kind: str = "weight") -> Tensor:
         """A tensor of head j; where heads are tied they share those of the first (the projections: of the second)."""

@@ -30,7 +30,7 @@ def require() -> None:
     if find_spec(PACKAGE) is None:
         raise UserError(
             "--draft suffix: its memory is the package arctic-inference, which is not installed: "
-            "pip install --no-deps arctic-inference, or measure it with `speceval run --replay`"
+            "pip install arctic-inference"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import machine
 
 from speceval.estimate import replay
 from speceval.store import StoredRun, read_run, recorded_columns
@@ -89,3 +90,24 @@ def test_a_run_on_v2_is_captured_and_replayed_to_what_v2_itself_keeps(tmp_path: 
     live, found = read_run(tmp_path / "live"), read_run(tmp_path / "captured")
     assert live.meta.fingerprint.engine.runner == "V2"
     assert_same(live, found, least=300)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_suffix_drafts_are_those_of_an_engine_that_answers_one_request_at_a_time(tmp_path: Path) -> None:
+    """Draft for draft, though what is drafted depends on every text before; the warm-up's is forgotten."""
+    if machine.lacks_arctic_inference():
+        pytest.skip("no arctic-inference")
+    zoo, suffix = ("--target", "zoo", "--temp", "1"), ("--draft", "suffix", "--k", str(K))
+    for words in (
+        ("run", *zoo, "--draft", "lk-eagle3", "--k", "3", "--limit", "12", "--max-tokens", "48", "--out", "free"),
+        ("capture", "free", "-o", "capture"),
+        ("replay", "capture", *suffix, "-o", "captured"),
+        ("run", *zoo, *suffix, "--replay", "free", "--batch", "1", "--out", "live"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "speceval", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr[-3000:])
+    live, found = (read_run(tmp_path / way) for way in ("live", "captured"))
+    assert_same(live, found, least=100)
+    names = recorded_columns(K, ("kept",))
+    assert live.steps[names].equals(found.steps[names])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,13 @@ def has_packaged_model() -> bool:
     return True
 
 
+def lacks_arctic_inference() -> bool:
+    """Whether suffix drafting has no memory here: a package that is built where it is installed."""
+    return find_spec("arctic_inference") is None
+
+
 LACKS = {
+    "no arctic-inference": lacks_arctic_inference,
     "no Chromium": lambda: CHROMIUM is None,
     "no benchmark data": lambda: not has_data(),
     "no mount": lambda: not can_mount(),

@@ -33,6 +33,7 @@ from vllm_patches.worker import (
     ask_settings,
     drain_states,
     draw_drafts,
+    forget_drafts,
     start_states,
     stop_states,
     stop_tap,
@@ -238,10 +239,11 @@ class OfflineEngine(Listening, Engine):
         return start.missing_patches(self.patches(), self.facts(), self._order.temperature)
 
     def warm_up(self) -> None:
-        """Run a few tokens, so that nothing of the start-up is timed or counted."""
+        """Run a few tokens, so that nothing of the start-up is timed, counted or remembered."""
         self.submit("warm-up", [0, 1, 2, 3], Sampling(0.0, 1.0, 0, WARM_UP_TOKENS, None))
         while self._engine.has_unfinished_requests():
             self.step()
+        self._ask(forget_drafts)
 
     def submit(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> None:
         """Queue a request. Every sampling parameter is set: a checkpoint's generation_config has no say."""
