@@ -471,7 +471,7 @@ def capture_live_table() -> str:
                 f"{100 * (row['tau_captured'] / row['tau_live'] - 1):+.3f}",
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def storage_table() -> str:
