@@ -49,7 +49,7 @@ def test_the_power_that_the_docs_say_was_measured_is_what_was_measured() -> None
     import pandas as pd
 
     rows = pd.read_csv(ROOT / "results" / "statistics" / "coverage.csv")
-    power = 100 * rows.loc[(rows["estimator"] == "could have seen") & (rows["seeds"] == 4), "coverage"]
+    power = 100 * rows.loc[rows["estimator"] == "could have seen", "coverage"]
     said = f"promises a power of 80 %: {power.min():.0f} to {power.max():.0f} % was measured"
     assert said in (SHELVES / "trust" / "how-sure.md").read_text().replace("\n", " ")
 

@@ -6,10 +6,11 @@ relative change of tau:
     pass   rejects "the loss is the margin or more" at 5 %: the one-sided 95 % lower bound is above -margin
     fail   rejects "the loss is the margin or less" at 5 %, of tau or of a position (`_adjust`)
 
-so at a loss of exactly the margin each is said in at most 5 % of cases, and `inconclusive` in the rest. That has to
-hold too when few prompts carry the loss: a pass needs enough conversations to have met them (`LEAST_EFFECTIVE`), and an
-error no smaller than such a loss would give (`_error_of_a_rare_loss`). Where a drafter has no drafts in many steps, all
-decode steps count (`over_all_steps`): one that drafts more often would else seem worse. Pure: counts in, verdict out.
+so at a loss of exactly the margin each is said in at most 5 % of cases from 36 effective conversations on, and
+`inconclusive` in the rest. That has to hold too when few prompts carry the loss: a pass needs enough conversations to
+have met them (`LEAST_EFFECTIVE`), and an error no smaller than such a loss would give (`_error_of_a_rare_loss`). Where
+a drafter has no drafts in many steps, all decode steps count (`over_all_steps`): one that drafts more often would else
+seem worse. Pure: counts in, verdict out.
 """
 
 from __future__ import annotations
@@ -410,6 +411,11 @@ def _judge(
         needed, reason = _what_would_settle(found, margin, level)
     if failed:
         needed, reason = None, f"{', '.join(failed)}: more than the margin"
+        if found.effective < LEAST_EFFECTIVE:
+            reason += (
+                f"; of so few conversations (they count as {found.effective:.0f}) more than {100 * LEVEL:.0f} % of "
+                "fails can be wrong"
+            )
     return SuiteCheck(
         suite=suite,
         verdict=Verdict.fail if failed else tau_verdict,

@@ -126,9 +126,7 @@ def cluster_warnings(clusters: int, effective: float | None = None, share: float
     found = []
     if effective < LEAST_EFFECTIVE:
         counted = (
-            f" that count as {effective:.0f}, since some accept far more than others"
-            if round(effective) < clusters
-            else ""
+            f" that count as {effective:.0f}, since some accept far more than others" if effective < clusters else ""
         )
         found.append(
             f"only {clusters} conversations{counted}: fewer than {LEAST_EFFECTIVE} can miss a kind of prompt that is "

@@ -388,3 +388,10 @@ def test_few_conversations_that_all_lose_the_same_are_no_proof(conversations: in
     found = gate.check(base, new, 0.02).suites[0]
     assert found.verdict == verdict and found.change_percent["se"] == 0
     assert verdict == "fail" or found.needed == LEAST_EFFECTIVE
+
+
+def test_a_fail_of_few_conversations_says_that_it_can_be_wrong_more_often() -> None:
+    for conversations, told in ((20, True), (60, False)):
+        found = gate.check(run(GOOD, conversations), run([0.4] * 3, conversations, seed=1), 0.02).suites[0]
+        assert found.verdict is Verdict.fail
+        assert ("more than 5 % of fails can be wrong" in found.reason) is told
