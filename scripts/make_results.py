@@ -61,6 +61,7 @@ ENTRIES = (
     Entry("gate", ("scripts/gate_power.py",), ("results/statistics/gate.csv",), 30),
     Entry("gate-zoo", ("scripts/gate_zoo.py",), ("results/statistics/gate_zoo.csv",), 10),
     Entry("gate-texts", ("scripts/gate_texts.py",), ("results/statistics/gate_texts.csv",), 15),
+    Entry("load", ("scripts/load_coverage.py",), ("results/statistics/load.csv",), 5),
     Entry("until", ("scripts/until_coverage.py",), ("results/statistics/until.csv",), 3),
     Entry("tau-k", ("scripts/tau_k.py",), ("results/statistics/tau_k.csv",), 5),
     Entry("gaussian", ("scripts/gaussian.py",), ("results/statistics/gaussian.json",), 1),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
@@ -197,6 +198,8 @@ class Engine(Protocol):
     """Whether it can tell when tokens came."""
     copies: int = 1
     """Servers that share the requests, each with an order's batch of them."""
+    served: Mapping[str, Any] = MappingProxyType({})
+    """What a running server says that it is and serves."""
     patience: float = 1.0
     """Most seconds that a step waits for something to finish, where it waits; whoever steps it sets it."""
 

@@ -16,7 +16,7 @@ from speceval.store.schema import ABSENT, Fingerprint, differ
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = ("draft", "draft_args", "drafter", "engine.method", "engine.max_model_len", "method_patches")
+COMPARED = ("draft", "draft_args", "drafter", "engine.method", "engine.max_model_len", "method_patches", "served")
 """Fields of a fingerprint that come with the drafter (its own limit can lower `max_model_len`): free to differ."""
 
 FOLLOWERS = {"drafting": ("engine.draft_sample_method",), "engine.runner": ("patches",)}

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from pathlib import Path
 
 from speceval import engines
 from speceval.engines.base import Engine
@@ -47,9 +48,19 @@ def make_fingerprint(job: Job, engine: Engine, template: runner.Template) -> Fin
         replay=spec.replay,
         draft_args=spec.draft_args,
         drafter=engine.drafter(),
+        served={name: _unplaced(str(engine.served[name])) for name in SERVED if name in engine.served},
         patches=sorted(patch.id for patch in patches),
         method_patches=sorted(patch.id for patch in patches if patch.bound),
     )
+
+
+SERVED = ("model", "target", "draft")
+"""Of what a server tells; the rest of it is in its facts."""
+
+
+def _unplaced(name: str) -> str:
+    """A name without the place on the server's machine that it may be."""
+    return f"{Path(name).name} ({digest(name)[:8]})" if Path(name).is_absolute() else name
 
 
 def environment(engine: str = "vllm") -> Environment:

@@ -64,7 +64,7 @@ drafts; the sums of each request; the sums of all; or nothing, so that only spee
 ABSENT = "absent"
 """Shown in place of a value that one of two runs does not have."""
 
-LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form|drafter(\..+)?")
+LATER_HASH = re.compile(r"(target|draft)\.(config|tokenizer|chat_template)|suites\..+\.form|(drafter|served)(\..+)?")
 """Dotted names of the fingerprint's hashes that earlier versions did not take, and of what they did not ask for."""
 
 
@@ -239,6 +239,8 @@ class Fingerprint(Grown):
     """Conversations that began in a second, at random; None: as many at once as there is room for."""
     drafter: dict[str, Any] = Field(default_factory=dict)
     """What the engine decided while it loaded the drafter: own or shared embedding and head, auxiliary layers …"""
+    served: dict[str, Any] = Field(default_factory=dict)
+    """The names of what a running server serves, as far as it tells: model, target, draft."""
 
     @property
     def hash(self) -> str:

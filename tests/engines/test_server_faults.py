@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import ssl
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import contract
@@ -43,6 +45,34 @@ def test_a_server_that_is_killed_and_restarted_costs_one_line_and_the_same_comma
     whole = read_run(out)
     assert whole.meta.problems == [] and whole.conversations == 24
     assert asked == 24 - kept.conversations + 1  # what was finished is not asked again; the warm-up is
+
+
+@pytest.mark.parametrize("workers", [True, False], ids=["workers", "plain"])
+def test_a_run_does_not_go_on_with_another_model_or_drafter_at_the_same_address(tmp_path: Path, workers: bool) -> None:
+    closed = () if workers else ("/collective_rpc",)
+
+    def information(draft: str) -> dict[str, Any]:
+        return {"model_config": {"model": "org/target"}, "speculative_config": {"model": draft, "method": "eagle3"}}
+
+    with StandIn(active(), closed=closed) as first:
+        first.left, first.information = 12, information("/models/draft")
+        assert isinstance(run(first, tmp_path / "run", "--batch", "2").exception, Gone)
+    text = (tmp_path / "run" / "run.json").read_text()
+    assert "/models" not in text and '"org/target"' in text  # no place on the server's machine
+    for model, draft, says in (
+        ("served", "/models/other", r"served\.draft: draft \(\w+\) -> other \(\w+\)"),
+        ("another", "/models/draft", r"served\.model: served -> another"),
+        ("served", "/models/draft", ""),
+    ):
+        with StandIn(active(), closed=closed, port=first.port) as second:
+            content = second._content
+            second.information = information(draft)
+            second._content = lambda path, body, content=content, model=model: (  # type: ignore[method-assign]
+                {"data": [{"id": model}]} if path == "/v1/models" else content(path, body)
+            )
+            done = run(second, tmp_path / "run", "--batch", "2")
+        assert done.exit_code == bool(says) and re.search(says, str(done.exception)), done.exception
+    assert read_run(tmp_path / "run").conversations == 24
 
 
 def test_a_certificate_that_is_not_trusted_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

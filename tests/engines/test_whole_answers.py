@@ -114,6 +114,19 @@ def test_other_servers_that_read_another_prompt_are_refused_too(kind: str) -> No
             ask(server)
 
 
+@pytest.mark.parametrize(
+    ("reason", "says"), [("content_filter", "neither stop nor"), ("abort", "gave"), ("eos_token", "")]
+)
+def test_a_text_must_have_come_to_its_end_too(reason: str, says: str) -> None:
+    with Other() as server:
+        changed(server, "/v1/completions", lambda _: {"choices": [{"text": "abc", "finish_reason": reason}]})
+        if says:
+            with pytest.raises(UserError, match=says):
+                ask(server)
+        else:
+            assert ask(server)["r"].finish_reason == "stop"
+
+
 def test_a_text_of_nothing_is_an_answer_of_one_token() -> None:
     """A server that tells texts alone leaves their end out."""
     with Other() as server:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from test_docs import script
 
 from speceval.estimate import load
 
@@ -89,3 +90,19 @@ def _sample(generator: np.random.Generator, conversations: int) -> tuple[Any, An
     sizes = generator.integers(1, 7, conversations)
     clusters = np.repeat(np.arange(conversations), sizes)
     return np.exp(own[clusters] + generator.normal(0, 0.5, len(clusters))), clusters
+
+
+@pytest.mark.parametrize("rate", [np.inf, 7.5])
+def test_the_simulated_server_runs_eight_at_most_and_gives_each_its_tokens(rate: float) -> None:
+    """`scripts/load_coverage.py`: a disturbance that lasts makes times differ, and acceptance not."""
+    simulation = script("load_coverage")
+    taus = []
+    for size in (0.0, 0.2):
+        made, counts = simulation.run(np.random.default_rng(3), rate, size, 3.0 * (size > 0))
+        flight = [((made.sent <= at) & (at < made.sent + made.latency)).sum() for at in made.sent]
+        assert max(flight) <= simulation.BATCH and (made.ttft > 0).all() and (made.latency >= made.ttft).all()
+        assert (made.output_tokens - 1 <= counts.sum(axis=1)).all() and (made.waited >= 0).all()
+        found = simulation.estimates(made, counts)
+        assert all(one["low"] < one["value"] < one["high"] for one in found.values())
+        taus.append(found["tau"])
+    assert taus[0]["low"] < taus[1]["value"] < taus[0]["high"]

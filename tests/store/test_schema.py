@@ -162,6 +162,7 @@ def test_every_field_of_a_fingerprint_moves_its_hash() -> None:
         "chat_template_kwargs": {"a": 1}, "sampling__top_k": 5, "drafting": "greedy", "seeds": [1], "limit": 1,
         "shuffle_seed": 1, "engine__dtype": "b", "replay": "b", "patches": [],
         "draft_args": {"a": 1}, "stratified": True, "drafter": {"a": 1}, "rate": 2.5, "evidence": "histogram",
+            "served": {"model": "b"},
     }  # fmt: skip
     derived = {"method_patches"}  # from `patches`
     assert {name.partition("__")[0] for name in changes} == set(Fingerprint.model_fields) - derived

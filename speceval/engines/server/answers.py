@@ -26,7 +26,15 @@ PROPOSED = ("spec_num_proposed_drafts", "spec_draft_tokens", "spec_draft_token_n
 WRONG = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 """What comes of reading an answer of another shape."""
 MOST_TOKEN = 1 << 31
-ENDED = {"eos": "stop", "word": "stop", "limit": "length", "length": "length", "stop": "stop"}
+ENDED = {
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "word": "stop",
+    "limit": "length",
+    "length": "length",
+    "stop": "stop",
+}
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,11 @@ def unread(error: Exception, where: str, kind: str) -> str:
 def whole(answer: Answer, prompt: Sequence[int], most: int, where: str) -> Answer:
     """The answer, if it is all of one to `prompt` of at most `most` tokens.
 
-    Raises `UserError`; `Gone` where the server gave it up.
+    Raises what `complete` does.
     """
-    tokens, ended = len(answer.tokens), answer.finish_reason
-    if ended in GIVEN_UP:
-        raise Gone(f"{where}: the server gave an answer up ({ended}): {RESUMES}")
+    complete(answer, where)
+    tokens = len(answer.tokens)
     for wrong, says in (
-        (ended not in ("stop", "length"), f"ended an answer with {ended!r}, which is neither stop nor length"),
         (
             answer.prompt not in (None, list(prompt)) or answer.prompt_tokens not in (None, len(prompt)),
             f"answered another prompt than the one of {len(prompt)} tokens that was sent: does it change prompts?",
@@ -90,13 +96,23 @@ def whole(answer: Answer, prompt: Sequence[int], most: int, where: str) -> Answe
         (answer.counted not in (None, tokens), f"answered {tokens} tokens and counts {answer.counted}"),
         (not tokens, "answered nothing"),
         (
-            ended == "length" and tokens < most,
+            answer.finish_reason == "length" and tokens < most,
             f"cut an answer at {tokens} tokens of the {most} that were asked for: it has a limit of its own",
         ),
     ):
         if wrong:
             raise UserError(f"{where}: the server {says}")
     return answer
+
+
+def complete(answer: Answer, where: str) -> None:
+    """Raises `UserError` for an answer that did not come to its end; `Gone` where the server gave it up."""
+    if answer.finish_reason in GIVEN_UP:
+        raise Gone(f"{where}: the server gave an answer up ({answer.finish_reason}): {RESUMES}")
+    if answer.finish_reason not in ("stop", "length"):
+        raise UserError(
+            f"{where}: the server ended an answer with {answer.finish_reason!r}, which is neither stop nor length"
+        )
 
 
 GIVEN_UP = ("abort", "error")
@@ -252,7 +268,7 @@ def openai(answer: dict[str, Any], k: int) -> Answer:
     tokens = choice.get("token_ids") or []
     return Answer(
         list(tokens),
-        _reason(choice["finish_reason"]),
+        ENDED.get(str(choice["finish_reason"]), _reason(choice["finish_reason"])),
         of_nothing(len(tokens)),
         "nothing",
         text=str(choice.get("text") or ""),

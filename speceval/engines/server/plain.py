@@ -9,7 +9,7 @@ from typing import Any
 
 from speceval.engines.base import Engine, Finished, Order, Sampling, unknown
 from speceval.engines.server import probe
-from speceval.engines.server.answers import Answer, of_nothing, reading, whole
+from speceval.engines.server.answers import Answer, complete, of_nothing, reading, whole
 from speceval.engines.server.client import Client
 from speceval.engines.server.settings import SECONDS_OF_A_STEP, SHORTEST, Watch, hold_tokens, refuse, rest, tokenizer_of
 from speceval.errors import UserError
@@ -118,6 +118,7 @@ class PlainServerEngine(Engine):
         with reading(where, seen.dialect.name):
             answer, times = probe.read(seen.road, answered, self._order.k)
         if seen.dialect.name == "openai" and not answer.tokens:
+            complete(answer, where)
             answer = self._encoded(answer)
         else:
             whole(answer, call.prompt, call.max_tokens, where)

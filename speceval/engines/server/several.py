@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,9 +22,6 @@ COUNTED = ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_accepte
 
 class One(Engine, Protocol):
     """What asks one server."""
-
-    served: dict[str, Any]
-    """What the server says of itself besides its settings."""
 
     @property
     def calls(self) -> Collection[Future[Any]]:
@@ -75,6 +72,11 @@ class SeveralServers(Engine):
     @property
     def _any(self) -> One:
         return self._addresses[0].engine
+
+    @property
+    def served(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """What all of them say that they are and serve."""
+        return self._any.served
 
     @property
     def evidence(self) -> Evidence:  # type: ignore[override]
