@@ -154,3 +154,25 @@ def test_listeners_start_by_name_and_a_worker_says_who_hears() -> None:
         rejection_sampler.rejection_sample = plain
         worker.stop_tap(workers)
     assert worker.ask_taps(workers) == [[]] and rejection_sampler.rejection_sample is plain
+
+
+def test_every_worker_s_drafter_forgets_what_was_answered_before() -> None:
+    """Names as Arctic Inference's suffix memory has them; a drafter without one has nothing to forget."""
+
+    class Memory:
+        def __init__(self) -> None:
+            self.active_requests, self.cached_requests = {"last": 0}, {"first": 0, "last": 1}
+
+        def stop_request(self, name: str) -> None:
+            del self.active_requests[name]
+
+        def evict_cached_response(self, name: str) -> None:
+            del self.cached_requests[name]
+
+    memories = [Memory(), Memory()]
+    drafters = [SimpleNamespace(suffix_cache=memory) for memory in memories]
+    extensions = [worker.Extension() for _ in range(4)]
+    for extension, drafter in zip(extensions, [*drafters, SimpleNamespace(), None], strict=True):
+        extension.model_runner = SimpleNamespace(drafter=drafter)
+    worker.forget_drafts(Workers(*extensions))
+    assert [(len(memory.active_requests), len(memory.cached_requests)) for memory in memories] == [(0, 0), (0, 0)]
