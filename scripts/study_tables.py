@@ -64,6 +64,7 @@ def blocks() -> dict[str, str]:
     return {
         "full": full_table(),
         "full-change": change_table(),
+        "full-greedy": full_table(ks=(K,), temperature=0),
         "category": category_table(),
         "along": along_table(),
         "greedy": greedy_table(),
