@@ -65,6 +65,11 @@ INHERENT = {
     ),
 }
 """Tests that pass without the patches alone, for what they mock -> why that is so."""
+NEITHER = (
+    "What neither side passes wants a model's files from the hub, `torchvision` (one test) or a GPU, without which "
+    "`test_eagle.py` and `test_eagle_step_kernel.py` do not even load."
+)
+"""Why tests fail or are skipped on both sides."""
 BEGINS = """
 import vllm.plugins
 from vllm.platforms import current_platform
@@ -185,7 +190,7 @@ def table() -> str:
         f"vLLM {kept['vllm']} on a CPU, {len(kept['files'])} of {len(FILES)} files: "
         "`python scripts/upstream_tests.py SDIST --write`."
     )
-    return "\n".join([lines[0], rule, *lines[1:], "", note + (f" Without alone:{why}" if why else "")])
+    return "\n".join([lines[0], rule, *lines[1:], "", note + (f" Without alone:{why}" if why else "") + f" {NEITHER}"])
 
 
 def _kept() -> list[Row]:
