@@ -89,6 +89,19 @@ def row(runs: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
     }
 
 
+def table(rows: pd.DataFrame) -> str:
+    """Markdown: a line for each case."""
+    names = {
+        "tau": "tau", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL", "output_throughput": "tokens a second"
+    }  # fmt: skip
+    lines = ["| load | disturbance that all share | " + " | ".join(names.values()) + " |", "|---" * 7 + "|"]
+    for (load_name, disturbance), part in rows.groupby(["load", "disturbance"], sort=False):
+        told = part.set_index("number").loc[list(names)]
+        cells = [f"{one.coverage:.2f} ({one.spread_over_stated:.1f})" for one in told.itertuples()]
+        lines.append(f"| {load_name} | {disturbance} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(out: Path, repeats: int) -> None:
     rows = []
     for load_name, rate in LOADS.items():
@@ -98,6 +111,7 @@ def main(out: Path, repeats: int) -> None:
             rows += [{"load": load_name, "disturbance": name, "runs": repeats} | row(runs, key) for key in runs[0]]
             print(pd.DataFrame(rows[-5:]).to_string(index=False, header=len(rows) == 5), flush=True)
     pd.DataFrame(rows).to_csv(out, index=False)
+    print(table(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

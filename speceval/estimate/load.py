@@ -2,7 +2,7 @@
 
 Names and definitions are those of `vllm bench serve` (docs/measure/under-load.md says what aiperf calls them). The
 unit of every interval is the conversation. Requests that run at the same time delay each other, which that leaves out:
-near saturation the intervals are too narrow.
+the intervals of times are too narrow (scripts/load_coverage.py says by how much).
 """
 
 from __future__ import annotations

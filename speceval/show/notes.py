@@ -39,6 +39,11 @@ def of_load(found: dict[str, Any] | None) -> list[str]:
         )
     elif (whole["waited_ms"] or 0) > LATE:
         lines.append(f"conversations were sent {whole['waited_ms']:.0f} ms late on average: this machine is busy.")
+    if whole["concurrency"] > SEVERAL:
+        lines.append(
+            "± of times and throughput is about other conversations alone: requests that run together delay each "
+            "other, and repeated runs can scatter several times as much; tau's ± holds."
+        )
     return lines
 
 

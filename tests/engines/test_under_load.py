@@ -17,6 +17,7 @@ from test_server import GENERATE, active, characters, run, server  # noqa: F401
 
 from speceval import engines
 from speceval.errors import UserError
+from speceval.show import notes
 from speceval.store import TIME_COLUMNS, read_run
 
 pytestmark = pytest.mark.slow
@@ -162,3 +163,14 @@ def test_load_is_read_beside_tau_in_tables_and_comparisons(server: StandIn, tmp_
     assert "--allow rate" in str(compared.exception)
     compared = CliRunner().invoke(cli.app, ["compare", *names, "--allow", "rate"])
     assert compared.exit_code == 0 and "TTFT mean" in compared.stdout and "ALLOWED TO DIFFER: rate" in compared.stdout
+
+
+@pytest.mark.parametrize(("concurrency", "says"), [(7.9, True), (1.0, False)])
+def test_it_is_said_that_requests_which_run_together_delay_each_other(concurrency: float, says: bool) -> None:
+    rates = dict.fromkeys(("request_throughput", "output_throughput", "total_token_throughput"), INTERVAL)
+    whole = {**rates, "concurrency": concurrency, "held": 0, "begun": 24, "waited_ms": 0.0}
+    lines = notes.of_load({"rate": "inf", "max_concurrency": 8, "throughput": whole})
+    assert any("delay each other" in line for line in lines) == says
+
+
+INTERVAL = {"value": 1.0, "low": 0.9, "high": 1.1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,10 @@ def test_the_simulated_server_runs_eight_at_most_and_gives_each_its_tokens(rate:
         assert all(one["low"] < one["value"] < one["high"] for one in found.values())
         taus.append(found["tau"])
     assert taus[0]["low"] < taus[1]["value"] < taus[0]["high"]
+
+
+def test_the_page_shows_the_coverage_that_is_stored() -> None:
+    root = Path(load.__file__).parents[2]
+    stored = pd.read_csv(root / "results" / "statistics" / "load.csv", keep_default_na=False)
+    assert script("load_coverage").table(stored) in (root / "docs" / "measure" / "under-load.md").read_text()
+    assert stored[stored["number"] == "tau"]["coverage"].between(0.91, 0.98).all()
