@@ -7,7 +7,7 @@ The zoo's CAPTURE is that of `capture_zoo.py --work DIR` (DIR/capture), the real
 
 CAPTURE holds the states as the target computed them. They are stored again as `speceval capture --dtype` would, and
 each drafter is replayed on all. Adds to results/statistics/capture_storage.csv, in place of what it says of the same
-target: bytes of a token, tau_committed, and how far kept_j moves (mean and largest over places and positions).
+target and drafter: bytes of a token, tau_committed, and how far kept_j moves (mean and largest over all places).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def main() -> None:
         rows = list(
             measured(options.capture, options.drafts.split(","), options.k, options.conversations, Path(folder))
         )
-    kept = [row for row in before if row["target"] != rows[0]["target"]]
+    again = {(row["target"], row["drafter"]) for row in rows}
+    kept = [row for row in before if (row["target"], row["drafter"]) not in again]
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
