@@ -86,9 +86,9 @@ class Command(TyperCommand):
         }
         flags |= {alias: parameter.opts[0] for alias, parameter in self.aliases().items()}
         if "--engine-arg" in flags and unknown.startswith("--"):
-            from speceval.engines.vllm.start import argument_names
+            from speceval import engines
 
-            if (name := unknown.removeprefix("--").replace("-", "_")) in argument_names():
+            if (name := unknown.removeprefix("--").replace("-", "_")) in engines.find("vllm").arguments():
                 return f"; it is one of vLLM's: --engine-arg {name}=VALUE"
         close = get_close_matches(unknown.replace("_", "-"), flags, n=2, cutoff=0.7)
         return f"; did you mean {' or '.join(dict.fromkeys(flags[name] for name in close))}?" if close else ""

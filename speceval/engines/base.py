@@ -223,6 +223,11 @@ class Engine(Protocol):
         return {}
 
     @classmethod
+    def arguments(cls) -> set[str]:
+        """Names of its own arguments (`--engine-arg`), as far as they can be told without starting it."""
+        return set()
+
+    @classmethod
     def ledger(cls) -> list[dict[str, str]]:
         """Its known defects and what is done about each, for `speceval ls patches`."""
         return []

@@ -73,7 +73,8 @@ def check_settings(facts: Facts, spec: RunSpec) -> None:
     if spec.drafting == "probabilistic" and (spec.top_k > 0 or spec.top_p < 1):
         asked["draft_truncation"] = spec.draft_truncation
     # vLLM turns switches of its own off where a platform cannot have them: asynchronous scheduling on a CPU.
-    asked |= {name: on for name, on in spec.engine_args.items() if isinstance(on, bool) and hasattr(facts, name)}
+    switches = {name: on for name, on in spec.engine_args.items() if isinstance(on, bool)}
+    asked |= {name: on for name, on in switches.items() if getattr(facts, name, None) is not None}
     for name, value in asked.items():
         if (resolved := getattr(facts, name)) != value:
             raise UserError(f"the engine resolved {name} to {resolved!r}, asked for {value!r}: nothing was measured")

@@ -135,6 +135,11 @@ class OfflineEngine(Listening, Engine):
         return start.default_arguments(target)
 
     @classmethod
+    def arguments(cls) -> set[str]:
+        """Those of the installed vLLM."""
+        return start.argument_names()
+
+    @classmethod
     def ledger(cls) -> list[dict[str, str]]:
         """The ledger of `vllm_patches`, each patch with its state in this process."""
         return listing.ledger()
