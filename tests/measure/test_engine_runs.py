@@ -166,6 +166,7 @@ def test_a_replay_shifted_by_one_is_contradicted(sampled: StoredRun, replayed: S
     assert wrong > 0.1 * drafts
 
 
+@pytest.mark.long
 def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) -> None:
     """Sampled and greedy drafting differ by more than six standard errors on the same prompts."""
     greedy = run(tmp_path / "greedy", "--seeds", "0-3", "--batch", "64", "--drafting", "greedy")

@@ -55,7 +55,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("drafter", ["tiny/MEDUSA-Llama", "tiny/accelerator", "tiny/tied-accelerator@main"])
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        "tiny/MEDUSA-Llama",
+        pytest.param("tiny/accelerator", marks=pytest.mark.long),
+        pytest.param("tiny/tied-accelerator@main", marks=pytest.mark.long),
+    ],
+)
 def test_a_hub_id_drafts_by_sampling_and_is_verified_exactly(home: Path, tmp_path: Path, drafter: str) -> None:
     arguments = ("--target", "tiny/Llama", "--draft", drafter, "--temp", "1", "--samples", "1500", "--json")
     engine = [f"--engine-arg={name}" for name in ("dtype=float32", "enforce_eager=true", "max_model_len=64")]
