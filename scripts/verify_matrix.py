@@ -170,8 +170,12 @@ def v2_rows() -> list[Row]:
     one = ("--temp", "1", "--batch", V2_BATCH)
     cut = "eagle3 top-k 8, top-p 0.9"
     rows = [Row(f"{draft} T=1", draft, (*one, *own_k(draft))) for draft in V2_METHODS]
-    rows.append(Row(cut, "eagle3", (*one, "--k", "4", *CUT)))
+    cut_row = Row(cut, "eagle3", (*one, "--k", "4", *CUT))
     stock = [replace(row, name=f"stock {row.name}", patches=False) for row in rows if row.draft not in HEADS]
+    # As released, V2 does not truncate q.
+    whole_q = (*cut_row.options, "--no-draft-truncation")
+    stock.append(replace(cut_row, name=f"stock {cut}", options=whole_q, patches=False))
+    rows.append(cut_row)
     rows += stock + [designed(line) for line in V2_DESIGN]
     return [replace(row, name=f"{row.name}, V2", v2=True, options=(*row.options, "--runner", "v2")) for row in rows]
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vllm_patches.loading import not_finite
 from vllm_patches.methods import HEADS, TRANSPORT
 
 CHECKPOINT = "draft_checkpoint"
@@ -63,7 +64,7 @@ class Heads:
             raise ValueError(f"additional_config names no {CHECKPOINT}")
         directory = fetch(checkpoint)
         self.config = json.loads((directory / "config.json").read_text())
-        self.weights = {self.rename(name): tensor for name, tensor in read_weights(directory).items()}
+        weights = read_weights(directory)
         target, k = vllm_config.model_config, vllm_config.speculative_config.num_speculative_tokens
         for name, has, needs in (
             ("vocabulary", self.config["vocab_size"], target.get_vocab_size()),
@@ -73,6 +74,21 @@ class Heads:
                 raise ValueError(f"{checkpoint}: its {name} is {has}, the target's {needs}")
         if k > self.config[self.heads_key]:
             raise ValueError(f"{checkpoint}: {self.config[self.heads_key]} heads cannot draft {k} tokens")
+        self.k = k
+        self.take(weights, checkpoint)
+
+    def take(self, weights: dict[str, torch.Tensor], checkpoint: str) -> None:
+        """Draft with these tensors of a checkpoint from now on. Raises ValueError where they would draft noise."""
+        own = {self.rename(name): tensor for name, tensor in weights.items()}
+        if lost := [name for name in self.needed(self.k) if name not in own]:
+            raise ValueError(f"{checkpoint}: it has no tensor {lost[0]}, which drafts need ({len(lost)} are missing)")
+        if fault := not_finite(own.items()):
+            raise ValueError(f"{checkpoint}: {fault}")
+        self.weights = own
+
+    def needed(self, k: int) -> list[str]:
+        """Names of the tensors that `k` drafts are made of."""
+        raise NotImplementedError
 
     def load_model(self, target_model: Any) -> None:
         """vLLM calls this; the weights are loaded already."""
@@ -114,14 +130,22 @@ class Medusa(Heads):
 
     heads_key, width_key = "num_heads", "hidden_size"
 
+    def needed(self, k: int) -> list[str]:
+        layers = range(self.config.get("num_hidden_layers", 1))
+        blocks = [f"blocks.{i}.layers.{j}.weight" for i in range(k) for j in layers]
+        return blocks + [f"lm_heads.{self.head(i)}.weight" for i in range(k)]
+
+    def head(self, i: int) -> int:
+        """Which output map draft position i has."""
+        return 0 if self.config.get("original_lm_head", False) else i
+
     def steps(self, hidden: torch.Tensor, tokens: torch.Tensor, k: int, sample: Sample) -> Any:
         for i in range(k):
             state = hidden
             for j in range(self.config.get("num_hidden_layers", 1)):
                 part = f"blocks.{i}.layers.{j}."
                 state = state + F.silu(F.linear(state, self.weights[part + "weight"], self.weights.get(part + "bias")))
-            shared = self.config.get("original_lm_head", False)
-            yield sample(self.logits(state, self.weights[f"lm_heads.{0 if shared else i}.weight"]))
+            yield sample(self.logits(state, self.weights[f"lm_heads.{self.head(i)}.weight"]))
 
     def logits(self, state: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Logits [B, V], -inf outside the token map if there is one."""
@@ -146,6 +170,11 @@ class MLPSpeculator(Heads):
     """Each head mixes the newest token into a state: s' = gelu(norm(P s + w E token)), logits = head s'."""
 
     heads_key, width_key = "n_predict", "emb_dim"
+
+    def needed(self, k: int) -> list[str]:
+        heads = range(1 if self.config.get("tie_weights") else k)
+        kinds = ("proj", "weight"), ("emb", "weight"), ("ln", "weight"), ("ln", "bias"), ("head", "weight")
+        return [f"{name}.{i}.{kind}" for i in heads for name, kind in kinds]
 
     def steps(self, hidden: torch.Tensor, tokens: torch.Tensor, k: int, sample: Sample) -> Any:
         state_weight = 0.5 ** (0.5 / self.config["n_predict"])

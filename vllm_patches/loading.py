@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Loading:
     """Parameters that could not be marked."""
     biases: list[str] = field(default_factory=list)
     """Biases in the checkpoint that are not all zero."""
+    odd: str = ""
+    """What is wrong with the numbers of the checkpoint's tensors, as `not_finite` tells it."""
     kept: Any = None
     """The checkpoint's `t2d`: which of the target's tokens the drafter can propose."""
 
@@ -70,6 +72,12 @@ def watch(original: Callable[..., Any]) -> Callable[..., Any]:
             if share := mark.restore():
                 LAST.shares[name] = share
                 LAST.owners[name] = weakref.ref(_owner(model, name))
+        # Now: on a CPU vLLM packs a layer's weights afterwards and leaves its parameter empty.
+        LAST.odd = not_finite(
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if name not in LAST.shares and not _QUANTISED.search(name)  # memory that nobody wrote need not be numbers
+        )
         return result
 
     return load_weights
@@ -77,7 +85,7 @@ def watch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def forget() -> None:
     """Other weights have taken the place of those that were heard of."""
-    LAST.kept, LAST.biases = None, []
+    LAST.kept, LAST.biases, LAST.odd = None, [], ""
 
 
 def _overheard(weights: Any) -> Iterator[Any]:
@@ -156,7 +164,7 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
     found["seen"] = LAST.model is not None and LAST.model() is drafter and not LAST.unseen
     found["unfilled"] = [*_unfilled(drafter)]
     found["unused"] = [] if any(name.endswith(".bias") for name, _ in drafter.named_parameters()) else LAST.biases
-    found["wrong"] = not_finite(drafter)
+    found["wrong"] = LAST.odd
     settings = speculative.draft_model_config.hf_config
     target: Any = getattr(runner, "model", None)
     target = target.get_language_model() if hasattr(target, "get_language_model") else target
@@ -174,14 +182,13 @@ def report(runner: Any, config: Any) -> dict[str, Any]:
     return found
 
 
-def not_finite(drafter: Any) -> str:
-    """The first parameter of the checkpoint with numbers that are none: it drafts noise. Empty if there is none."""
+def not_finite(tensors: Iterable[tuple[str, Any]]) -> str:
+    """The first of these named tensors with numbers that are none: it drafts noise. Empty if there is none."""
     import torch
 
-    for name, parameter in drafter.named_parameters():
-        if name in LAST.shares or _QUANTISED.search(name):
-            continue  # not filled by it: what is in their memory need not be numbers
-        if parameter.dtype in (torch.float32, torch.bfloat16, torch.float16) and not parameter.isfinite().all():
+    for name, tensor in tensors:
+        numbers = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and not tensor.is_meta
+        if numbers and not tensor.isfinite().all():
             return f"its tensor {name} holds NaN or infinity"
     return ""
 

@@ -31,8 +31,10 @@ def swap(runner: Any, config: Any, before: str, after: str) -> None:
     weights = read_weights(fetch(after))
     heads = getattr(drafter, "heads", drafter)  # the V2 runner's drafter has them
     if isinstance(heads, Heads):
-        heads.weights = {heads.rename(name): tensor for name, tensor in weights.items()}
+        heads.take(weights, after)
         return
+    if fault := loading.not_finite(weights.items()):
+        raise ValueError(f"{after}: {fault}")
     model = drafter.model
     if shared := _shared_layers(model, runner.get_model()):
         weights = _without_shared(weights, read_weights(fetch(before)), tuple(name.split(".")[-1] for name in shared))

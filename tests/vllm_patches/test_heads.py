@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,33 @@ def test_a_checkpoint_that_does_not_fit_is_refused(models: dict[str, Path], tmp_
         heads.Medusa(config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "drafter", "tensor"),
+    [
+        *(("mlp", heads.MLPSpeculator, f"{part}.1.{kind}") for part, kind in (("emb", "weight"), ("ln", "bias"))),
+        *(("mlp", heads.MLPSpeculator, f"{part}.2.weight") for part in ("proj", "ln", "head")),
+        ("medusa", heads.Medusa, "lm_heads.2.weight"),
+        ("medusa", heads.Medusa, "blocks.1.layers.0.weight"),
+    ],
+)
+def test_a_checkpoint_that_would_draft_noise_is_refused(
+    models: dict[str, Path], tmp_path: Path, name: str, drafter: type[heads.Heads], tensor: str
+) -> None:
+    """Without a tensor that its drafts need, or with numbers in it that are none; also in place of another's."""
+    (tmp_path / "config.json").write_text((models[name] / "config.json").read_text())
+    whole = {drafter.rename(stored): values for stored, values in tiny.load(models[name]).items()}
+    save_file({stored: values for stored, values in whole.items() if stored != tensor}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"it has no tensor {tensor}, which drafts need \(1 are missing\)"):
+        drafter(config(tmp_path))
+    save_file(whole | {tensor: whole[tensor] * torch.nan}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"its tensor {tensor} holds NaN or infinity"):
+        drafter(config(tmp_path))
+    running = drafter(config(models[name]))
+    with pytest.raises(ValueError, match=f"other: its tensor {tensor} holds NaN or infinity"):
+        running.take(whole | {tensor: whole[tensor] * torch.nan}, "other")
+    assert all(bool(values.isfinite().all()) for values in running.weights.values())
+
+
 def logits_of(drafter: heads.Heads, k: int = 3) -> list[torch.Tensor]:
     """The heads' logits at fixed inputs, drafts being argmaxes."""
     found: list[torch.Tensor] = []
@@ -164,7 +192,8 @@ def test_tied_weights_are_those_of_the_first_heads(models: dict[str, Path], tmp_
         if n.split(".")[2] == "0" or n.split(".")[1:3] == ["proj", "1"]
     }
     save_file(full, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((models["mlp"] / "config.json").read_text())
+    settings = json.loads((models["mlp"] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"tie_weights": True}))
     tied = heads.MLPSpeculator(config(tmp_path))
     assert torch.equal(tied.part("emb", 2), full["speculator.emb.0.weight"])
     assert torch.equal(tied.part("proj", 2), full["speculator.proj.1.weight"])

@@ -36,7 +36,7 @@ def test_layers_that_hold_the_target_s_tensors_are_named() -> None:
 
 def test_heads_get_the_other_checkpoint_s_weights_under_their_own_names(tmp_path: Path) -> None:
     drafter = Medusa.__new__(Medusa)
-    drafter.weights = {}
+    drafter.weights, drafter.k, drafter.config = {}, 1, {"num_hidden_layers": 0}
     save_file({"medusa_heads.0.1.weight": OWN}, tmp_path / "model.safetensors")
     swap.swap(SimpleNamespace(drafter=drafter), None, "before", str(tmp_path))
     assert torch.equal(drafter.weights["lm_heads.0.weight"], OWN)
