@@ -195,10 +195,10 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
         enough = np.minimum((accepted * both).sum(-1), (new_reached * both).sum(-1)) >= gate.LEAST_ACCEPTED
         among = (accepted, reached, new_accepted, new_reached)
         if before:
-            p = below(contrast(*among, lost), 0.0)
+            p = below(contrast(among, lost), 0.0)
         else:
-            of_all = below(contrast(*standardised(accepted, old[0], new_accepted, fresh[0]), lost * risen), 0.0)
-            p = np.where(risen, of_all, np.fmax(below(contrast(*standardised(*among), lost), 0.0), of_all / k))
+            of_all = below(contrast(standardised(accepted, old[0], new_accepted, fresh[0]), lost * risen), 0.0)
+            p = np.where(risen, of_all, np.fmax(below(contrast(standardised(*among), lost), 0.0), of_all / k))
         p_values.append(np.where(enough & (lost < 1), p, np.nan))
     p = np.stack(p_values, axis=-1)
     tests = np.isfinite(p).sum(-1)
@@ -220,10 +220,9 @@ def pass_bound(change: statistics.Estimates, accepted: Floats, margin: float, be
     return np.where(effective >= statistics.LEAST_EFFECTIVE, low, -np.inf)
 
 
-def contrast(
-    accepted: Floats, tried: Floats, new_accepted: Floats, new_tried: Floats, lost: Floats
-) -> statistics.Estimates:
-    """What a rate has above its old value less the share `lost` of it."""
+def contrast(counts: Sequence[Floats], lost: Floats) -> statistics.Estimates:
+    """What a rate has above its old value less the share `lost` of it; counts: accepted and tried, old and new."""
+    accepted, tried, new_accepted, new_tried = counts
     kept = (1 - lost[:, None]) * accepted
     return statistics.paired_estimates(kept, tried, new_accepted, new_tried, relative=False)
 
@@ -316,8 +315,8 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
     """A drafter that gains at one position of hard prompts; drafters that lose at one position and gain at another.
 
     Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new
-    drafter's first rate in the hard half is higher, all else as it was; or half of every conversation; or, of steps that
-    accept 0.97 or 0.02, the first rate of the latter, which moves tau little. One position:
+    drafter's first rate in the hard half is higher, all else as it was; or half of every conversation; or, of steps
+    that accept 0.97 or 0.02, the first rate of the latter, which moves tau little. One position:
     prompts as in "chat"; the logit of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau
     is what it was.
     """
@@ -337,8 +336,8 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
     for first in (0.45, 0.6):
         found[f"better or equal everywhere: .25 -> {first:g}"] = decoded(0.25, 2), decoded(first, 3)
     for before, after, later, easy in ((0.25, 0.6, [0.45, 0.5, 0.5, 0.5], 0.85), (0.02, 0.04, [0.02] * 4, 0.97)):
-        runs = (within([first, *later], easy, seed) for first, seed in ((before, 2), (after, 3)))
-        found[f"better or equal in every conversation: {before:.2g} -> {after:g}".replace("0.", ".", 1)] = tuple(runs)
+        old, new = (within([first, *later], easy, seed) for first, seed in ((before, 2), (after, 3)))
+        found[f"better or equal in every conversation: {before:g} -> {after:g}".replace("0.", ".", 1)] = old, new
     chat = populations.prompts(populations.POPULATIONS["chat"], 8000, seed=1)
     base = populations.decode(chat, np.zeros((1, 5)), 1, 2)
     for loses, fall, gains in ((0, 0.2, 1), (2, 0.8, 0), (4, 2.0, 0)):

@@ -178,7 +178,7 @@ def test_a_gain_in_the_hard_steps_of_every_conversation_fails_no_later_position(
 
 
 def expected(first: float, easy_share: np.ndarray, steps: int = 100) -> dict[str, pd.DataFrame]:
-    """What conversations are expected to count whose easy steps accept 0.97 everywhere, the others `first`, then 0.1."""
+    """What conversations are expected to count whose easy steps accept 0.97, the others `first`, then 0.1."""
     easy, hard = np.cumprod([0.97] * 5), np.cumprod([first, 0.1, 0.1, 0.1, 0.1])
     reached = np.outer(easy_share, [1, *easy]) + np.outer(1 - easy_share, [1, *hard])
     accepted = steps * reached[:, 1:]
