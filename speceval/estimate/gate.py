@@ -494,9 +494,7 @@ def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[i
         needed = conversations_needed(-above, change.se * root, level)
     if needed is None:
         return None, f"{bounds}, and its estimate so near the margin that no number of conversations would settle it"
-    if above > 0 or change.se <= NO_SPREAD:
-        needed = max(needed, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
-    needed = max(needed, change.clusters + 1)
+    needed = max(needed, change.clusters + 1, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
     towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters
     return needed, (
         f"{bounds}: {more:,} more conversations of this spread, {needed:,} in all, would settle it in "

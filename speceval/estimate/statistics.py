@@ -125,9 +125,8 @@ def cluster_warnings(clusters: int, effective: float | None = None, share: float
     effective = clusters if effective is None else min(effective, clusters)
     found = []
     if effective < LEAST_EFFECTIVE:
-        counted = (
-            f" that count as {effective:.0f}, since some accept far more than others" if effective < clusters else ""
-        )
+        alike = round(effective) == clusters
+        counted = "" if alike else f" that count as {effective:.0f}, since some accept far more than others"
         found.append(
             f"only {clusters} conversations{counted}: fewer than {LEAST_EFFECTIVE} can miss a kind of prompt that is "
             f"{100 * RARE:.0f} % of them, so intervals can be too narrow and differences look too sure"
@@ -379,9 +378,9 @@ def detectable(difference: Interval, level: float = 0.05, power: float = 0.8) ->
     """Smallest true difference that one two-sided test at `level` finds with `power`, given the error of `difference`.
 
     (critical value + t_{df, power}) · se (Bloom 1995, Evaluation Review 19(5), 547-556), with the critical value of the
-    test in use on the side where it is larger; None without se.
+    test in use on the side where it is larger; None without se, or without any spread, which promises nothing.
     """
-    if difference.se is None:
+    if difference.value is None or difference.se is None or _without_spread(difference):
         return None
     none = as_estimates(difference)._replace(value=np.asarray(0.0))
     low, high = estimate_bounds(none, 1 - level, cautious=True)

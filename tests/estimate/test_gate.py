@@ -238,6 +238,12 @@ def test_many_conversations_of_which_a_few_accept_nearly_all_do_not_pass() -> No
     assert 5 < found.effective < 6
 
 
+def test_what_would_settle_a_check_is_never_so_few_that_no_error_rate_holds() -> None:
+    found = gate.check(run(GOOD, 2), run([0.5] * 3, 2, steps=20), 0.02).suites[0]
+    assert found.verdict is Verdict.inconclusive and found.change_percent["value"] < -2
+    assert found.needed is not None and found.needed >= LEAST_EFFECTIVE
+
+
 def test_an_inconclusive_check_says_what_checking_again_costs() -> None:
     found = gate.check(run(GOOD, 40), run([0.585] * 3, 40, seed=1), 0.02).suites[0]
     assert "every further check adds its own 5 % of wrong answers" in found.reason

@@ -275,6 +275,7 @@ def test_warnings_name_conversations_that_count_for_more_than_the_others() -> No
     effective = float(effective_clusters([95] * 4 + [1] * 76))
     assert effective == pytest.approx((4 * 95 + 76) ** 2 / (4 * 95**2 + 76))
     assert "80 conversations that count as 6" in cluster_warnings(80, effective)[0]
+    assert "count as" not in cluster_warnings(2, 1.9)[0]
     assert effective_clusters([3] * 80) == 80 == effective_clusters([0] * 80)
     assert cluster_warnings(80, 80.0, share=0.3) == []
     assert "one conversation holds 60 % of the variance" in cluster_warnings(80, 80.0, share=0.6)[0]
@@ -355,6 +356,10 @@ class TestDetectable:
         size = detectable(estimate, level=0.05, power=0.8)
         assert size == pytest.approx(stats.t.ppf([0.975, 0.8], estimate.df).sum() * known(estimate.se))
         assert detectable(ratio_interval([9], [4])) is None
+
+    def test_without_spread_no_difference_is_promised_to_be_seen(self) -> None:
+        """Four conversations that all show +33 % do not mean that any smaller difference would have been seen."""
+        assert detectable(paired_ratio_difference([3] * 4, [1] * 4, [4] * 4, [1] * 4).relative_percent) is None
 
 
 class TestCoverage:
