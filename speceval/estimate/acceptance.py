@@ -238,7 +238,9 @@ def compare_lengths(
     `tau_a`, `tau_b`, `difference`, `relative_percent`, `p_value`, `detectable_percent` and `warnings` as `compare`
     does.
     """
-    paired = paired_ratio_difference(numerator_a, denominator_a, numerator_b, denominator_b, confidence)
+    paired = paired_ratio_difference(
+        numerator_a, denominator_a, numerator_b, denominator_b, confidence, most=max(most) - 1
+    )
     pairs = (numerator_a, denominator_a), (numerator_b, denominator_b)
     tau_a, tau_b = (ratio_interval(*pair, confidence, bounds=(1, top)) for pair, top in zip(pairs, most, strict=True))
     return {
@@ -271,7 +273,7 @@ def compare_rates(
     for position, arrays in enumerate(counts, start=1):
         x_a, y_a, x_b, y_b = (np.asarray(array, float) for array in arrays)
         both = (y_a > 0) & (y_b > 0)
-        paired = paired_ratio_difference(x_a, y_a, x_b, y_b, confidence)
+        paired = paired_ratio_difference(x_a, y_a, x_b, y_b, confidence, most=1)
         a, b = (_divide(x[both].sum(), y[both].sum()) for x, y in ((x_a, y_a), (x_b, y_b)))
         difference = paired.difference.as_dict()
         rows.append({"position": position, "a": a, "b": b, "difference": difference, "p_value": paired.p_value})

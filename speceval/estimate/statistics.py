@@ -263,18 +263,26 @@ def paired_estimates(
 
 
 def paired_ratio_difference(
-    a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, confidence: float = 0.95
+    a_num: ArrayLike,
+    a_den: ArrayLike,
+    b_num: ArrayLike,
+    b_den: ArrayLike,
+    confidence: float = 0.95,
+    most: float = np.inf,
 ) -> PairedDifference:
     """R_b - R_a and 100 (R_b/R_a - 1) (`paired_estimates`) with cautious bounds; all four arrays of shape (G,).
 
-    The p-value is that of the difference. The relative difference has no value where R_a = 0. Raises ValueError when
-    shapes differ or a denominator is negative.
+    The p-value is that of the difference. The relative difference has no value where R_a = 0. Bounds are cut to what
+    can be: a difference to `most` either way, a relative one of ratios that are never negative to -100 %. Raises
+    ValueError when shapes differ or a denominator is negative.
     """
     a_x, a_y, b_x, b_y = _vectors(a_num, a_den, b_num, b_den)
+    negative = min(a_x.min(initial=0), b_x.min(initial=0)) < 0
 
     def interval(relative: bool) -> Interval:
         found = paired_estimates(a_x, a_y, b_x, b_y, relative)
-        bounds = estimate_bounds(found, confidence, cautious=True)
+        limits = (-np.inf if negative else -100, np.inf) if relative else (-most, most)
+        bounds = np.clip(estimate_bounds(found, confidence, cautious=True), *limits)
         return replace(_interval(found, *bounds), df=float(found.cautious_df), cautious=True)
 
     difference = interval(relative=False)

@@ -250,6 +250,12 @@ class TestPairedDifference:
         assert found.difference.value == pytest.approx(2 / 3)
         assert found.relative_percent.as_dict() == {"value": None, "low": None, "high": None, "se": None}
 
+    def test_bounds_stay_within_what_can_be(self) -> None:
+        """Two clusters that disagree: shares differ by at most 1, and none can fall by more than 100 %."""
+        found = paired_ratio_difference([9, 1], [10, 10], [1, 8], [10, 10], most=1)
+        assert (found.difference.low, found.difference.high) == (-1, 1)
+        assert found.relative_percent.low == -100 and known(found.relative_percent.high) > 100
+
     def test_one_common_cluster_has_values_only(self) -> None:
         found = paired_ratio_difference([9], [4], [12], [4])
         assert (found.difference.value, found.difference.low, found.p_value) == (0.75, None, None)
