@@ -28,13 +28,10 @@ TAUS = {
 
 def lengths(*summaries: dict[str, Any]) -> dict[str, str]:
     """Those of `TAUS` that suites have, and where steps had no drafts the length over all of them."""
-    undrafted = any(summary["undrafted_steps"] for summary in summaries)
+    undrafted = any(summary.get("undrafted_steps") for summary in summaries)
     named = TAUS | ({"tau_all_steps": "tau all steps"} if undrafted else {})
-    return {
-        name: label
-        for name, label in named.items()
-        if name != "tau_rb" or any(summary[name]["value"] is not None for summary in summaries)  # or nothing recorded
-    }
+    there = {name for summary in summaries for name in named if name in summary and summary[name]["value"] is not None}
+    return {name: label for name, label in named.items() if name in there}
 
 
 def run_json(run: StoredRun) -> dict[str, Any]:
