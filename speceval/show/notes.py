@@ -66,7 +66,7 @@ def without_drafts(run: StoredRun) -> list[str]:
 def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes = [
         "± is half a 95 % interval over new prompts like these and new samples of each; unit: the conversation.",
-        "position j: share of steps that accept draft token j (in brackets: of the steps that reach it).",
+        "position j: share of the steps that draft token j which accept it (in brackets: of those that reach it).",
     ]
     for name, suite in shown["suites"].items():
         parts = [f"{suite['finish'].get('length', 0)} of {suite['turns']} turns ended at max_tokens"]

@@ -180,7 +180,9 @@ def test_a_run_that_misses_the_published_figure_says_so(tmp_path: Path, accepted
 
 def test_a_run_that_hits_the_published_figure_says_so(tmp_path: Path) -> None:
     run = mt_bench(tmp_path / "run", 0, np.random.default_rng(3).binomial(7, 1.69 / 7, (80, 50)), seeds=2)
-    assert texts(build("summary", [run]))[0][-1] == "yes"
+    table = build("summary", [run])
+    assert texts(table)[0][-1] == "yes" and table.columns[-1].headings == ("repeated",)
+    assert any("no more than sampling and rounding do on the same prompts" in note for note in table.notes)
     assert OUTSIDE not in build("paper-main", [run]).footnotes
 
 
