@@ -80,7 +80,7 @@ def load(
         assert suite.data.hub is not None
         shown = f"hub dataset {suite.data.hub.id}"
         raw = hub_rows(suite.data.hub, suite.data.file, suite.name)
-    rows = normalise(raw, suite, shown)
+    rows, pieces = normalise(raw, suite, shown)
     _check_groups(rows, suite, shown)
     check_pins(rows, suite, directory, shown)
     chosen = _choose(rows, limit, shuffle_seed, stratified)
@@ -93,7 +93,7 @@ def load(
         system=suite.system,
         template=suite.template,
         source=shown,
-        notes=(*notes(rows, suite), *_repeats(chosen, suite)),
+        notes=(*notes(rows, suite, pieces), *_repeats(chosen, suite)),
         groups=suite.groups,
     )
 

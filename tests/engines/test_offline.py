@@ -54,6 +54,11 @@ def test_what_was_there_before_an_engine_starts_is_no_garbage_of_its_own_until_i
         ),
         ("1 validation error for C\n  Value error, no such K [type=value_error, input=3]", "no such K"),
         ("one\ntwo\nthree", "one"),
+        (
+            "Failed to instantiate custom proposer class 'a.Medusa': ./head: its vocabulary is 3.5, not 4. "
+            "The class constructor must accept VllmConfig as argument.",
+            "./head: its vocabulary is 3.5, not 4",
+        ),
         ("", "KeyError"),
     ],
 )
@@ -80,6 +85,12 @@ class Evidence(offline.OfflineEngine):
         self.listening = ""
 
     method, listening = "standard", ""
+
+
+def test_a_key_of_a_nested_argument_that_vllm_would_drop_is_refused() -> None:
+    offline._check_parts({"compilation_config": {"mode": 0}, "hf_overrides": {"any": 1}, "dtype": "float32"})
+    with pytest.raises(UserError, match="compilation_config: vLLM has no 'modes' there; did you mean mode"):
+        offline._check_parts({"compilation_config": {"modes": 0}})
 
 
 def test_nothing_recorded_is_told_from_rows_that_were_all_broken() -> None:
