@@ -14,8 +14,10 @@ from vllm_patches.interpreted.simt import tl
 
 
 @pytest.fixture(autouse=True)
-def strays() -> Iterator[None]:
+def strays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = simt.machine.strays
+    monkeypatch.setattr(torch.Tensor, "data_ptr", torch.Tensor.data_ptr)
+    simt.know_addresses()
     yield
     simt.machine.strays = before
 
@@ -97,10 +99,26 @@ def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
     assert simt.machine.strays - before == 3 and out.tolist() == [0, 0]
 
 
-def test_an_access_before_a_tables_memory_is_counted_too() -> None:
+@pytest.mark.parametrize("width", [0, 5, -3, 1 << 20], ids=["before", "behind", "far before", "far behind"])
+def test_an_access_outside_a_tensor_whose_address_was_read_is_counted_too(width: int) -> None:
     before, memory = simt.machine.strays, torch.arange(4, dtype=torch.int32)
-    gather[(1,)](addresses(memory), torch.zeros(1, dtype=torch.int32), 0)
+    gather[(1,)](addresses(memory), torch.zeros(1, dtype=torch.int32), width)
     assert simt.machine.strays - before == 3 and memory.tolist() == [0, 1, 2, 3]
+
+
+def test_an_address_in_the_middle_of_a_tensor_reaches_to_its_end() -> None:
+    before, memory = simt.machine.strays, torch.arange(8, dtype=torch.int32)
+    out = torch.zeros(1, dtype=torch.int32)
+    gather[(1,)](addresses(memory[3:]), out, 5)
+    assert simt.machine.strays == before and out.tolist() == [7]
+    gather[(1,)](addresses(memory[3:]), out, 6)
+    assert simt.machine.strays - before == 3
+
+
+def test_an_address_that_no_tensor_has_told_is_not_followed() -> None:
+    before, out = simt.machine.strays, torch.ones(1, dtype=torch.int32)
+    gather[(1,)](torch.tensor([8]), out, 1)
+    assert simt.machine.strays - before == 3 and out.tolist() == [0]
 
 
 def test_powers_logarithms_and_minima_are_numpys() -> None:
