@@ -352,6 +352,20 @@ def store(address: Pointer | Address, value: Any, mask: Any = True, **hints: Any
     address.memory[offset[taken]] = raw[taken].astype(address.memory.dtype)
 
 
+def _atomic(operation: Any) -> Callable[..., None]:
+    """`tl.atomic_or` and its kin, for kernels that do not use the value that was there before."""
+
+    def apply(address: Pointer, value: Any, mask: Any = True) -> None:
+        raw = value.data if isinstance(value, Value) else np.asarray(value)
+        offset, raw, live = np.broadcast_arrays(offsets(address), raw, np.asarray(machine.narrow(mask)))
+        inside = (offset >= 0) & (offset < address.memory.size)
+        machine.strays += int((live & ~inside).sum())
+        taken = live & inside
+        operation.at(address.memory, offset[taken], raw[taken].astype(address.memory.dtype))
+
+    return apply
+
+
 def offsets(address: Pointer | Address) -> Array:
     """Element offsets in every lane."""
     return address.offset.data if isinstance(address.offset, Value) else np.full((1, 1), address.offset)
@@ -444,6 +458,10 @@ class Language(SimpleNamespace):
         raise Unsupported(f"tl.{name}")
 
 
+def _cdiv(a: Any, b: Any) -> Any:
+    return (a + b - 1) // b
+
+
 tl = Language(
     **{name: DType(getattr(np, name)) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")},
     uint64=DType(np.uint64),
@@ -456,6 +474,9 @@ tl = Language(
     num_programs=lambda axis: machine.grid[axis],
     load=load,
     store=store,
+    atomic_add=_atomic(np.add),
+    atomic_or=_atomic(np.bitwise_or),
+    cdiv=_cdiv,
     arange=lambda low, high: Value(np.arange(low, high, dtype=np.int32)[None, :]),
     zeros=lambda shape, dtype: _filled(0, dtype),
     full=lambda shape, value, dtype: _filled(value, dtype),
@@ -707,7 +728,7 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 triton = Language(
     jit=jit,
-    cdiv=lambda a, b: -(-a // b),
+    cdiv=_cdiv,
     next_power_of_2=lambda n: 1 << (n - 1).bit_length(),
     heuristics=lambda values: lambda kernel: kernel,
     autotune=lambda *args, **kwargs: lambda kernel: kernel,

@@ -60,6 +60,16 @@ def bits(words: Any, out: Any, WORDS: Any) -> None:
     tl.store(out + row * WORDS * 4 + tl.arange(0, WORDS * 4), each)
 
 
+@simt.jit
+def tally(tokens: Any, counts: Any, words: Any, size: Any, WIDTH: Any) -> None:
+    """Programs count their tokens and mark them in words of 32 bits, which they share."""
+    place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    mask = place < size
+    token = tl.load(tokens + place, mask=mask)
+    tl.atomic_add(counts + token, 1, mask=mask)
+    tl.atomic_or(words + token // 32, tl.full((WIDTH,), 1, tl.int32) << token % 32, mask=mask)
+
+
 def addresses(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
@@ -88,6 +98,15 @@ def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
     out = torch.zeros(4)
     either[(4,)](torch.arange(8).float(), out, 4)
     assert out.tolist() == [0, 5, 2, 7]
+
+
+def test_what_several_programs_add_to_one_place_is_all_there_and_strays_are_counted() -> None:
+    counts, words, before = torch.zeros(34, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), simt.machine.strays
+    tally[(2,)](torch.tensor([3, 3, 33, 3, 0]), counts, words, 5, 4)
+    assert (counts[[0, 3, 33]].tolist(), int(counts.sum()), words.tolist()) == ([1, 3, 1], 5, [9, 2])
+    assert simt.machine.strays == before
+    tally[(1,)](torch.tensor([34, 64]), counts, words, 2, 2)
+    assert simt.machine.strays - before == 3 and words.tolist() == [9, 6]
 
 
 def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
