@@ -264,19 +264,19 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
         return yes
     if isinstance(yes, tuple):
         return tuple(select(condition, y, n) for y, n in zip(yes, no, strict=True))
-    if _is_bool_like(yes) and _is_bool_like(no):
-        return Value(np.where(condition, truth(yes), truth(no)))
     if isinstance(yes, Pointer) and isinstance(no, Pointer) and yes.same_memory(no):
         return Pointer(yes.memory, select(condition, yes.offset, no.offset))
     if isinstance(yes, Address) and isinstance(no, Value):
         return yes  # the number that it was made of: the other lanes have no pointer to use
     if not all(isinstance(item, Value | int | float) for item in (yes, no)):
         raise Unsupported(f"a branch that assigns {type(yes).__name__} in some programs only")
-    a, b = operands(yes, no)
-    if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):  # two Python numbers
+    yes_or_no = _is_bool_like(yes) and _is_bool_like(no)
+    a, b = (truth(yes), truth(no)) if yes_or_no else operands(yes, no)
+    if not yes_or_no and not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):  # two Python numbers
         kind = np.float32 if isinstance(a, float) or isinstance(b, float) else np.int32
         a, b = kind(a), kind(b)
-    return Value(np.where(condition, a, b))
+    more = max(np.ndim(a), np.ndim(b)) - condition.ndim  # a block of two dimensions, a condition of one
+    return Value(np.where(condition.reshape(*condition.shape, *(1,) * more), a, b))
 
 
 def _is_bool_like(item: Any) -> bool:

@@ -61,6 +61,17 @@ def bits(words: Any, out: Any, WORDS: Any) -> None:
 
 
 @simt.jit
+def odd_bits(words: Any, out: Any) -> None:
+    """Odd programs unpack their words, in two steps."""
+    row = tl.program_id(0)
+    if row % 2 == 1:
+        packed = tl.load(words + row + tl.arange(0, 1))
+        each = (packed[:, None] >> tl.arange(0, 4)[None, :]) & 1
+        each = each.to(tl.int1)
+        tl.store(out + row * 4 + tl.arange(0, 4), each.reshape(4))
+
+
+@simt.jit
 def tally(tokens: Any, counts: Any, words: Any, size: Any, WIDTH: Any) -> None:
     """Programs count their tokens and mark them in words of 32 bits, which they share."""
     place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
@@ -92,6 +103,12 @@ def test_a_block_may_have_two_dimensions_for_a_while() -> None:
     out = torch.zeros(16, dtype=torch.int32)
     bits[(2,)](torch.tensor([0b0001, 0b0110, 0b1111, 0b1000]), out, 2)
     assert out.tolist() == [1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1]
+
+
+def test_a_block_of_two_dimensions_may_change_in_some_programs_only() -> None:
+    out = torch.zeros(12, dtype=torch.int32)
+    odd_bits[(3,)](torch.tensor([15, 6, 15]), out)
+    assert out.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
