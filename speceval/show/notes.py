@@ -48,13 +48,17 @@ def of_load(found: dict[str, Any] | None) -> list[str]:
 
 
 def speed(meta: RunMeta) -> str:
-    """Tokens per second of the run; empty if that is not known."""
+    """Tokens per second of the run, and what they are worth; empty if that is not known."""
     tokens, seconds = sum(segment.tokens for segment in meta.segments), meta.wall_seconds
     if not seconds:
         return ""
     engines = meta.engine_seconds / seconds
     each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
-    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}"
+    engine = meta.fingerprint.engine
+    slow = "; V2's kernels are interpreted on a CPU: no times of vLLM's" * (
+        engine.device == "cpu" and engine.runner == "V2"
+    )
+    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}{slow}"
 
 
 def without_drafts(run: StoredRun) -> list[str]:

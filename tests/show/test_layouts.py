@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from support.records import MACHINE, SUITE_FACTS
+from support.records import FACTS, MACHINE, SUITE_FACTS
 from support.table_runs import binomial, constant, write_run
 
 from speceval.catalog.schema import load_entries
@@ -588,6 +588,17 @@ def test_two_runs_of_one_drafter_s_name_are_told_apart_by_their_folders(tmp_path
     for name in ("epoch1", "epoch2"):
         assert any(f"./checkpoint_best ({tmp_path.name}/{name})" in text for text in shown)
     assert not any("tv-eagle3 (" in text for text in shown)
+
+
+def test_runs_of_two_model_runners_are_told_apart_by_these(tmp_path: Path) -> None:
+    for draft, runner in (("kl-eagle3", "V1"), ("kl-eagle3", "V2"), ("tv-eagle3", "V2")):
+        facts = {"engine": FACTS | {"runner": runner}}
+        write_run(tmp_path / f"{draft}-{runner}", {"demo": constant(2)}, draft=draft, fingerprint=facts)
+    assert {row[0] for row in texts(build("summary", [tmp_path]))} == {
+        "kl-eagle3 (V1 runner)",
+        "kl-eagle3 (V2 runner)",
+        "tv-eagle3",
+    }
 
 
 def test_runs_under_load_are_told_apart(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ RECORD = Record()
 
 def take_over() -> None:
     """Have `triton.jit` make an `Interpreted` of each kernel of the V2 runner from now on."""
+    simt.know_addresses()
     jit, mode = triton.jit, wanted()
 
     def interpreted_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -47,7 +47,7 @@ class Entry:
     name: str = ""
     """A run's own name of the suite."""
     apart: str = ""
-    """The end of its run's directory, where another run has an entry of the same names."""
+    """Its model runner or the end of its run's directory, where another run has an entry of the same names."""
 
     @property
     def label(self) -> str:
@@ -183,13 +183,18 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
 
 
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with the run's directory for those that no name tells from another."""
+    """The entries, with the model runner for those that no name tells from another, or else the run's directory."""
     keys = [(*row_key(entry), entry.temperature, entry.drafting, entry.suite) for entry in entries]
-    several = {key for key, count in Counter(keys).items() if count > 1}
-    return [
-        replace(entry, apart=without_places(str(entry.run.directory))) if key in several and entry.run else entry
-        for key, entry in zip(keys, entries, strict=True)
-    ]
+    runners = [entry.run.meta.fingerprint.engine.runner if entry.run else "" for entry in entries]
+    of_key, of_both = Counter(keys), Counter(zip(keys, runners, strict=True))
+    told = []
+    for key, runner, entry in zip(keys, runners, entries, strict=True):
+        if of_key[key] > 1 and entry.run:
+            alone = of_both[key, runner] == 1 and runner
+            apart = f"{runner} runner" if alone else without_places(str(entry.run.directory))
+            entry = replace(entry, apart=apart)
+        told.append(entry)
+    return told
 
 
 def from_run(run: StoredRun) -> list[Entry]:
