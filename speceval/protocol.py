@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -295,6 +295,17 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     if (count := sum(high - low + 1 for low, high in bounds)) > MOST_SEEDS:
         raise UserError(f"{flag} {text[:80]}: {count:,} numbers, at most {MOST_SEEDS:,} are taken")
     return tuple(number for low, high in bounds for number in range(low, high + 1))
+
+
+def ranges(values: Sequence[int]) -> str:
+    """What `numbers` reads as these: (0, 1, 5, 6, 7) is "0-1,5-7"."""
+    runs = list[list[int]]()
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

@@ -19,7 +19,7 @@ from speceval.suites import Suite
 
 NO_CHECKPOINT = "no public checkpoint"
 NOT_SEEN = "not seen"
-LEFT = ("target", "drafter", "drafting", "suite")
+LEFT = ("target", "drafter", "drafting", "settings", "suite")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def plan(sweep: Sweep) -> dict[str, Any]:
                     "k": spec.k,
                     "temperature": spec.temperature,
                     "drafting": spec.drafting,
+                    "settings": cell.settings,
                     "suite": suite.name,
                     "conversations": len(suite.conversations) * len(spec.seeds),
                     "tokens": round(tokens * _share(suite, cell)),
@@ -107,7 +108,9 @@ def plan_table(content: dict[str, Any]) -> Table:
     """The rows of `plan`."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"Sweep {content['sweep']}", title_justify="left")
     with_figures = any(row["published"] is not None for row in content["cells"])
-    for heading in ("run", "target", "drafter", "K", "T", "drafting", "suite", "conversations", "tokens"):
+    with_settings = any(row["settings"] for row in content["cells"])
+    told = ("settings",) if with_settings else ()
+    for heading in ("run", "target", "drafter", "K", "T", "drafting", *told, "suite", "conversations", "tokens"):
         table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     for heading in ("engine", "state", "checkpoint", *(["published"] if with_figures else [])):
         table.add_column(heading, justify="right" if heading == "published" else "left", no_wrap=True)
@@ -117,6 +120,7 @@ def plan_table(content: dict[str, Any]) -> Table:
         run = [
             "" if row["run"] is None else str(row["run"]),
             *(row["target"], row["drafter"], str(row["k"]), f"{row['temperature']:g}", row["drafting"]),
+            *([row["settings"]] if with_settings else []),
         ]
         cells = [
             *(run if run != above else [""] * len(run)),  # the suites of a run stand below each other
@@ -137,9 +141,9 @@ def plan_lines(content: dict[str, Any]) -> Iterator[str]:
     cells = content["cells"]
     without = sum(row["state"] == NO_CHECKPOINT for row in cells)
     yield (
-        f"{len(cells)} cells{f', {without} of them without a public checkpoint' if without else ''}; "
-        f"{content['runs']} runs, {content['measured']} of them measured, in {content['directory']}; "
-        f"{content['engine_starts']} engine starts"
+        f"{_count(len(cells), 'cell')}{f', {without} of them without a public checkpoint' if without else ''}; "
+        f"{_count(content['runs'], 'run')}, {content['measured']} of them measured, in {content['directory']}; "
+        f"{_count(content['engine_starts'], 'engine start')}"
     )
     time = content["seconds_left"]
     told = "not known before a run of each target is stored" if time is None else f"about {time / 3600:.2f} h"
@@ -152,6 +156,10 @@ def plan_lines(content: dict[str, Any]) -> Iterator[str]:
         yield f"published: tau in {published.load().source}, {published.load().title}"
     yield f"left: {content['tokens_left']:,} tokens at most; generation: {told}"
     yield from (f"left out: {line}" for line in content["left_out"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def checkpoint(draft: Draft) -> str:
@@ -178,6 +186,7 @@ def _unmeasured(figure: Figure) -> dict[str, Any]:
         "k": figure.k,
         "temperature": figure.temperature,
         "drafting": "probabilistic" if figure.temperature else "greedy",
+        "settings": "",
         "suite": _our_name(figure.suite),
         "tokens_at_most": False,
         "state": NO_CHECKPOINT,

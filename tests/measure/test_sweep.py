@@ -63,23 +63,38 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
         ({"axes": {"draft": []}}, "no runs: an axis is empty, or everything is excluded"),
         ({"exclude": [{"draft": "nobody"}]}, "no combination has that"),
         ({"exclude": [{"temperature": [0, 1]}]}, "no runs"),
-        ({"axes": {"draft": ["kl-eagle3", "nobody"]}}, "unknown drafter 'nobody' for target 'zoo'"),
+        ({"axes": {"draft": ["kl-eagle3", "nobody"], "temperature": [1]}}, "unknown drafter 'nobody' for target 'zoo'"),
+        ({"axes": {"target": ["zoo", "zo"], "draft": ["kl-eagle3"], "temperature": [1]}}, "unknown target 'zo'"),
         ({"common": COMMON | {"target": "nothing"}}, "unknown target 'nothing'"),
-        ({"axes": {"draft": ["kl-eagle3"]}}, "temperature is needed"),
+        ({"axes": {"draft": ["kl-eagle3"]}}, "a run has no temperature"),
         ({"axes": {"temperature": [1]}}, "a run has no draft"),
-        ({"axes": {"draft": ["kl-eagle3"], "temperature": [1], "k": [0]}}, "draft=kl-eagle3, temperature=1: K must be"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": [1], "k": [0]}}, "'axes.k.0': input should be greater than"),
+        (
+            {"axes": {"draft": ["kl-medusa"], "temperature": [1], "k": [6, 9]}},
+            "drafts at most K=6 tokens a step, not 9",
+        ),
         ({"common": COMMON | {"seeds": "a"}}, "seeds a: not a list of whole numbers"),
         ({"common": COMMON | {"until": "soon"}}, "until soon: not a percentage"),
-        ({"common": COMMON | {"engine_args": 3}}, "engine_args 3: must be a mapping"),
+        ({"common": COMMON | {"engine_args": 3}}, "'common.engine_args': input should be a valid dictionary, not 3"),
         ({"runs": "{draft}"}, "two runs are called kl-eagle3"),
         ({"runs": "{drafter}"}, "'drafter' is no field of a run"),
         ({"name": "../x"}, "field 'name': '../x': letters, digits"),
         ({"name": "/tmp/x"}, "field 'name': '/tmp/x': letters, digits"),
-        ({"common": COMMON | {"k": 1.5}}, "temperature=0: K must be a whole number, not 1.5"),
-        ({"common": COMMON | {"k": "three"}}, "K must be a whole number, not three"),
-        ({"axes": {"draft": ["kl-eagle3"], "temperature": ["warm"]}}, "temperature warm: not a number"),
-        ({"axes": {"draft": ["kl-eagle3"], "k": [*range(200)], "batch": [*range(200)]}}, "40,000 runs, at most 10,000"),
-        ({"include": [{"k": [*range(200)], "batch": [*range(200)]}]}, "more than 10,000 runs"),
+        ({"common": COMMON | {"k": 1.5}}, "'common.k': input should be a valid integer, not 1.5"),
+        ({"common": COMMON | {"k": "3"}}, "'common.k': input should be a valid integer, not '3'"),
+        ({"common": COMMON | {"temperature": [0, 1]}}, "valid number, not [0, 1]: several values are an axis"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": ["warm"]}}, "'axes.temperature.0': input should be a valid"),
+        ({"common": COMMON | {"suites": 5}}, "'common.suites': suites 5: not names of suites"),
+        ({"include": [{"seeds": 1.5}]}, "'include.0.seeds': seeds 1.5: not a list of whole numbers"),
+        ({"common": COMMON | {"engine": {"a": 1}}}, "'common.engine': input should be a valid string"),
+        ({"common": COMMON | {"temp": 1}}, "'common.temp': there is no such field of a run; did you mean temperature?"),
+        ({"axes": {}}, "no runs: there is neither an axis nor include"),
+        (
+            {"axes": {"draft": ["kl-eagle3"], "top_k": [*range(200)], "batch": [*range(1, 201)]}},
+            "40,000 runs, at most 10,000",
+        ),
+        ({"include": [{"top_k": [*range(200)], "batch": [*range(1, 201)]}]}, "more than 10,000 runs"),
+        ({"runs": "T{temperature:.2f}"}, "a field is its name alone in braces"),
         ({"runs": "always"}, "must be the name of a folder with fields in it"),
         ({"runs": "../{draft}"}, "must be the name of a folder with fields in it"),
     ],
@@ -110,7 +125,39 @@ def test_drafters_that_belong_to_another_target_of_the_file_are_left_out(tmp_pat
     common = {name: value for name, value in COMMON.items() if name != "target"}
     sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes, common=common)), tmp_path)
     assert labels(sweep) == ["kl-eagle3 1 start", "redhat-eagle3 1 start"]
-    assert [line.split(":")[0] for line in sweep.left_out] == ["redhat-eagle3 with zoo", "kl-eagle3 with gpt-oss-20b"]
+    pairs = ["target=zoo, draft=redhat-eagle3", "target=gpt-oss-20b, draft=kl-eagle3"]
+    assert [line.split(":")[0] for line in sweep.left_out] == pairs
+
+
+def test_combinations_that_cannot_be_are_left_out_of_those_that_can(tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3", "kl-medusa"], "k": [6, 7], "temperature": [0, 1]}
+    path = written(tmp_path, axes=axes | {"drafting": ["greedy", "probabilistic"]})
+    sweep = prepare_sweep(read_sweep_file(path), tmp_path)
+    runs = [(spec.draft, spec.k, spec.temperature, spec.drafting) for spec in (cell.job.spec for cell in sweep.cells)]
+    drawn = [(0.0, "greedy"), (1.0, "greedy"), (1.0, "probabilistic")]
+    pairs = [("kl-eagle3", 6), ("kl-eagle3", 7), ("kl-medusa", 6)]
+    assert sorted(runs) == sorted((*pair, *how) for pair in pairs for how in drawn)
+    assert [line.split(":")[0] for line in sweep.left_out] == [
+        "temperature=0, drafting=probabilistic",
+        "draft=kl-medusa, k=7",
+    ]
+
+
+def test_a_plan_and_a_label_tell_runs_apart_by_whatever_differs(tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3"], "temperature": [1], "top_k": [0, 50], "seeds": ["0-3", 7]}
+    axes |= {"length": [{"engine_args": {"max_model_len": [512]}} | {"engine_args": {"max_model_len": 512}}, {}]}
+    sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes)), tmp_path)
+    told = [row["settings"] for row in shown.plan(sweep)["cells"]]
+    assert len(set(told)) == 8 and "top_k=50 seeds=0-3 engine_args.max_model_len=512" in told
+    assert all(cell.label.endswith(cell.settings) for cell in sweep.cells)
+
+
+def test_a_mapping_is_excluded_by_a_part_of_it_and_null_is_the_default() -> None:
+    axes = {"engine_args": [{"a": 1}, {"a": 2}, None], "k": [3, None]}
+    asked = requests(
+        file(common={"engine_args": {"b": 1}}, axes=axes, exclude=[{"engine_args": {"a": 1}}, {"k": None}])
+    )
+    assert [(one.get("engine_args"), one["k"]) for one in asked] == [({"a": 2, "b": 1}, 3), (None, 3)]
 
 
 def test_cells_are_ordered_so_that_swaps_are_many(tmp_path: Path) -> None:
