@@ -308,6 +308,20 @@ def ranges(values: Sequence[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
+def differing(specs: Sequence[RunSpec], leave_out: Collection[str] = ()) -> list[str]:
+    """What of each request is not the same in all: "top_k=50 seeds=0-9". `leave_out`: fields told elsewhere."""
+    rows = [flatten(spec.model_dump(mode="json", exclude=set(leave_out))) for spec in specs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    apart = [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1]
+    return [" ".join(f"{name}={_said(row[name])}" for name in apart if row.get(name) not in (None, {})) for row in rows]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ranges(value) if all(isinstance(one, int) for one in value) else ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:
     """Seed of one request: independent between requests, the same for every drafter (63 bits)."""
     text = f"{seed}\x1f{suite}\x1f{conversation}\x1f{turn}"

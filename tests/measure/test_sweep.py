@@ -15,6 +15,7 @@ from speceval.engines.vllm.start import on_cpu
 from speceval.measure.sweep import names, prepare_sweep, read_sweep_file
 from speceval.measure.sweep.file import SweepFile, requests
 from speceval.show import sweeps as shown
+from speceval.store.journal import Store
 from speceval.suites import load_or_count
 from speceval.zoo import DRAFTERS
 
@@ -266,6 +267,25 @@ def test_a_plan_tells_what_is_measured_and_estimates_the_rest_by_it(tmp_path: Pa
     plan = shown.plan(prepare_sweep(read_sweep_file(written(tmp_path)), tmp_path / "out"))
     assert plan["measured"] == 1 and 0 < plan["tokens_left"] < 4 * 4 * 16 and plan["seconds_left"] > 0
     assert [row["state"] for row in plan["cells"]].count("measured") == 1
+
+
+def test_a_plan_knows_what_a_killed_run_has_and_which_engines_are_still_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended = Store.append
+
+    def killed(self: Store, *arguments: Any) -> None:
+        appended(self, *arguments)
+        if self.directory.name.startswith("zoo-lk") and len(self.done) == 3:
+            raise ValueError  # as after a kill, run.json tells nothing of these conversations
+
+    monkeypatch.setattr(Store, "append", killed)
+    path = written(tmp_path, axes={"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [1]})
+    assert len(speceval.sweep(path, out=tmp_path / "out").failed) == 1
+    plan = shown.plan(prepare_sweep(read_sweep_file(path), tmp_path / "out"))
+    assert [(row["state"], row["engine"]) for row in plan["cells"]] == [("measured", None), ("3 of 4", "start")]
+    whole = plan["cells"][1]["tokens"]
+    assert plan["tokens_left"] == pytest.approx(whole / 4, abs=1) and plan["engine_starts"] == 1
 
 
 def test_every_built_in_sweep_can_be_planned() -> None:

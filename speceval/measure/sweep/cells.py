@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from speceval.measure.job import Job, prepare
 from speceval.measure.kept import How, expected
 from speceval.measure.start import order
 from speceval.measure.sweep.file import Request, SweepFile, requests
-from speceval.protocol import flatten, ranges
+from speceval.protocol import differing
 from speceval.store import RUN
 
 
@@ -118,22 +117,8 @@ def _rest(job: Job) -> str:
     return job.spec.model_dump_json(exclude=set(OF_THE_DRAFTER))
 
 
-def _settings(jobs: list[Job]) -> list[str]:
-    """What tells the runs apart that no column of a plan does: "top_k=50 seeds=0-9" for each."""
-    rows = [flatten(job.spec.model_dump(mode="json", exclude=IN_COLUMNS)) for job in jobs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    apart = [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1]
-    return [" ".join(f"{name}={_said(row[name])}" for name in apart if row.get(name) not in (None, {})) for row in rows]
-
-
-IN_COLUMNS = {"target", "draft", "k", "temperature", "drafting"}
+IN_COLUMNS = ("target", "draft", "k", "temperature", "drafting")
 """Fields that a plan has columns for, and a label names."""
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, list):
-        return ranges(value) if all(isinstance(one, int) for one in value) else ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _left_out(file: SweepFile, good: list[Request], misfits: list[tuple[Request, DoesNotFit]]) -> list[str]:
@@ -194,7 +179,9 @@ def _ordered(jobs: list[Job], bases: Mapping[Path, Path]) -> list[Cell]:
     bases: directory of a run -> of the one that has to come before it.
     """
     orders = {id(job): order(job) for job in jobs}
-    settings = {id(job): text for job, text in zip(jobs, _settings(jobs), strict=True)}
+    settings = {
+        id(job): text for job, text in zip(jobs, differing([job.spec for job in jobs], IN_COLUMNS), strict=True)
+    }
     waiting, cells = list(jobs), list[Cell]()
     while waiting:
         last = cells[-1].job if cells else None
