@@ -343,7 +343,9 @@ def test_a_run_is_compared_with_the_one_that_drafts_as_it_does(tmp_path: Path) -
     assert against == {"probabilistic": "probabilistic", "greedy": "greedy"}
 
 
-def test_a_run_that_is_like_several_of_those_it_is_compared_with_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_drafts_in_another_way_than_all_it_could_be_compared_with_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
     axes = {"draft": ["lk-eagle3", "ngram"], "drafting": ["probabilistic", "greedy", "deterministic"]}
     path = written(
         tmp_path,
@@ -355,8 +357,9 @@ def test_a_run_that_is_like_several_of_those_it_is_compared_with_is_refused(tmp_
             {"draft": "ngram", "drafting": "greedy"},
         ],
     )
-    with pytest.raises(UserError, match=r"over lk-eagle3: 2 runs of it are like .*, one is needed"):
+    with pytest.raises(UserError, match=r"over lk-eagle3: no runs of it are like zoo-ngram.*: exclude"):
         speceval.sweep(path, out=tmp_path / "out", until=0.1, over="lk-eagle3")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_run_that_it_is_compared_with_a_run_fails_with_a_line(

@@ -93,7 +93,7 @@ def prepare_sweep(
     return Sweep(file, directory, _ordered(list(jobs.values()), bases), left_out)
 
 
-OF_THE_DRAFTER = frozenset({"draft", "method", "drafting", "draft_args", "until", "shuffle_seed"})
+OF_THE_DRAFTER = frozenset({"draft", "method", "draft_args", "until", "shuffle_seed"})
 """Fields in which a run may differ from the one that it is compared with."""
 
 
@@ -103,11 +103,10 @@ def _bases(jobs: list[Job], over: str) -> dict[Path, Path]:
     for job in jobs:
         if job.spec.draft != over:
             alike = [other for other in jobs if other.spec.draft == over and _rest(other) == _rest(job)]
-            alike = [other for other in alike if other.spec.drafting == job.spec.drafting] or alike
             if len(alike) != 1:
                 raise UserError(
                     f"--over {over}: {len(alike) or 'no'} runs of it are like {job.directory.name} in all but the "
-                    "drafter, one is needed"
+                    "drafter, one is needed: exclude what is not to be compared"
                 )
             bases[job.directory] = alike[0].directory
     return bases
