@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
 from speceval.private import without_places
+from speceval.protocol import differing
 from speceval.show import published
 from speceval.show.published import Figure
 from speceval.show.tables import grade_note, suite_summary
@@ -47,7 +47,7 @@ class Entry:
     name: str = ""
     """A run's own name of the suite."""
     apart: str = ""
-    """Its model runner or the end of its run's directory, where another run has an entry of the same names."""
+    """Where another run has an entry of these names: what their requests differ in, else the end of its directory."""
 
     @property
     def label(self) -> str:
@@ -182,19 +182,26 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
     return sorted(_told_apart(entries), key=_order())
 
 
+SAID = ("target", "draft", "k", "temperature", "drafting", "suites", "runner")
+"""Fields of a request that tables name anyway, or as what the engine took."""
+
+
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with the model runner for those that no name tells from another, or else the run's directory."""
-    keys = [(*row_key(entry), entry.temperature, entry.drafting, entry.suite) for entry in entries]
-    runners = [entry.run.meta.fingerprint.engine.runner if entry.run else "" for entry in entries]
-    of_key, of_both = Counter(keys), Counter(zip(keys, runners, strict=True))
-    told = []
-    for key, runner, entry in zip(keys, runners, entries, strict=True):
-        if of_key[key] > 1 and entry.run:
-            alone = of_both[key, runner] == 1 and runner
-            apart = f"{runner} runner" if alone else without_places(str(entry.run.directory))
-            entry = replace(entry, apart=apart)
-        told.append(entry)
-    return told
+    """The entries, with what they differ in, or the run's directory, for those that have the same names."""
+    bearers: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        if entry.run:
+            bearers.setdefault((*row_key(entry), entry.temperature, entry.drafting, entry.suite), []).append(entry)
+    apart: dict[int, str] = {}
+    for group in bearers.values():
+        runs = [entry.run for entry in group if entry.run]
+        told = differing([run.meta.spec for run in runs], SAID) if len(runs) > 1 else [""]
+        runners = [run.meta.fingerprint.engine.runner for run in runs]
+        if len(set(runners)) > 1:
+            told = [f"{runner} runner {more}".strip() for runner, more in zip(runners, told, strict=True)]
+        places = told if len(set(told)) == len(told) else [str(run.directory) for run in runs]
+        apart |= {id(entry): without_places(place) for entry, place in zip(group, places, strict=True)}
+    return [replace(entry, apart=apart.get(id(entry), "")) for entry in entries]
 
 
 def from_run(run: StoredRun) -> list[Entry]:
