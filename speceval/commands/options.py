@@ -154,7 +154,7 @@ class Command(TyperCommand):
 
             if (name := unknown.removeprefix("--").replace("-", "_")) in engines.find("vllm").arguments():
                 return f"; it is one of vLLM's: --engine-arg {name}=VALUE"
-        close = get_close_matches(unknown.replace("_", "-").lower(), flags, n=2, cutoff=0.7)
+        close = get_close_matches(unknown.replace("_", "-").lower(), flags, n=2, cutoff=0.75)
         return f"; did you mean {' or '.join(dict.fromkeys(flags[name] for name in close))}?" if close else ""
 
     def name_choices(self) -> None:
