@@ -26,8 +26,8 @@ DECIMALS = 3
 DEFINITION = "tau"
 """The acceptance length that is tested and shown in bold."""
 REPEATED = (
-    "Repeated: whether tau paper differs from the published figure by no more than sampling and rounding do on the same "
-    "prompts; its interval is over new prompts and does not answer that."
+    "Repeated: whether tau paper differs from the published figure by no more than sampling and rounding do on the "
+    "same prompts; its interval is over new prompts and does not answer that."
 )
 
 
