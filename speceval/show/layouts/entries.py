@@ -165,7 +165,8 @@ def few_conversations(entries: Iterable[Entry]) -> list[str]:
     for entry in entries:
         if entry.run is not None:
             weight = acceptance.weight_of_conversations(entry.run.suite(entry.name)[0])
-            found.setdefault(entry.suite, []).append(weight)
+            if weight[0]:  # else there is no interval: no steps are known, or none has drafts
+                found.setdefault(entry.suite, []).append(weight)
     lines = []
     for suite, weights in found.items():
         clusters, effective, _ = min(weights, key=lambda weight: weight[1])

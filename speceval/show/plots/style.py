@@ -252,7 +252,7 @@ def settings(runs: Sequence[StoredRun]) -> str:
 def notes(runs: Sequence[StoredRun]) -> list[str]:
     """What a caption must say of few conversations, of unfinished runs and of books that do not balance."""
     weights = [weight_of_conversations(run.suite(suite)[0]) for run in runs for suite in shared_suites(runs)]
-    fewest = min(weights, key=lambda weight: weight[1])
+    fewest = min((weight for weight in weights if weight[0]), key=lambda weight: weight[1], default=(0, 0.0, 0.0))
     share = max(share for *_, share in weights)
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in cluster_warnings(*fewest[:2], share)]
     for run in runs:
