@@ -117,6 +117,20 @@ def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
     return totals
 
 
+def weight_of_conversations(steps: pd.DataFrame) -> tuple[int, float, float]:
+    """Of one suite, also of a replay: conversations with drafts, how many alike they count as by what each has accepted
+    (`statistics.effective_clusters`), and the share of tau's variance that one of them holds. For `cluster_warnings`.
+    """
+    if replay.depth(steps):
+        totals = replay.conversation_totals(steps)
+        tokens, count = totals["committed"], totals["steps"]
+    else:
+        totals = conversation_totals(steps)
+        tokens, count = totals["steps"] + totals["accepted"], totals["steps"]
+    pooled = ratio_interval(tokens, count)
+    return pooled.clusters, min(float(effective_clusters(tokens - count)), pooled.clusters), pooled.share
+
+
 def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float = 0.95) -> dict[str, Any]:
     """Every estimator of one suite of one run with its conversation-clustered interval, as JSON-ready values.
 

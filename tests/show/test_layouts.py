@@ -15,12 +15,13 @@ from support.table_runs import binomial, constant, write_run
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance
-from speceval.show import published
+from speceval.show import plots, published
 from speceval.show.layouts import LAYOUTS, best, build
 from speceval.show.layouts.cells import ON_A_PART, ONE_SEED, OTHER_ANSWERS, OUTSIDE
 from speceval.show.layouts.entries import collect
 from speceval.show.layouts.form import FIELDS, Table
 from speceval.show.render import FORMATS
+from speceval.show.report import differences
 from speceval.store import read_run
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
@@ -617,3 +618,18 @@ def test_a_file_that_is_called_like_a_benchmark_does_not_stand_in_its_column(tmp
     mt_bench(tmp_path / "real", 2)
     write_run(tmp_path / "own", {"mt_bench": constant(2)}, target="gpt-oss-120b", draft="lk-eagle3", k=7)
     assert {record["suite"] for record in build("summary", [tmp_path]).records} == {"MT-Bench", "mt_bench"}
+
+
+def test_every_table_says_when_a_few_conversations_outweigh_the_others(tmp_path: Path) -> None:
+    """Sixty conversations, two of which accept 90 drafts and the others one: (180 + 58)² / (2 · 90² + 58) = 3.5."""
+    counts = np.zeros((60, 30), int)
+    counts[:2], counts[2:, 0] = 3, 1
+    run = write_run(tmp_path / "run", {"s": counts})
+    even = write_run(tmp_path / "even", {"s": constant(1, 60)})
+    said = "s: only 60 conversations that count as 3, since some accept far more than others"
+    for layout in LAYOUTS:
+        assert any(note.startswith(said) for note in build(layout, [run]).notes), layout
+    assert not any("only" in note for note in build("summary", [even]).notes)
+    found = differences.find([read_run(run), read_run(even)], ["a", "b"])
+    assert found.few[0].startswith("s, b: only 60 conversations that count as 3")
+    assert plots.style.notes([read_run(run)])[0].startswith("Only 60 conversations that count as 3")

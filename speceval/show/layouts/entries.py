@@ -12,6 +12,7 @@ from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
+from speceval.estimate.statistics import cluster_warnings
 from speceval.private import without_places
 from speceval.protocol import differing
 from speceval.show import published
@@ -156,6 +157,23 @@ def undrafted(entries: Iterable[Entry]) -> list[str]:
         for one in entries
         if one.undrafted is not None
     ]
+
+
+def few_conversations(entries: Iterable[Entry]) -> list[str]:
+    """What must be said of each suite whose measured intervals rest on too few conversations, or on one of them."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for entry in entries:
+        if entry.run is not None:
+            weight = acceptance.weight_of_conversations(entry.run.suite(entry.name)[0])
+            if weight[0]:  # else there is no interval: no steps are known, or none has drafts
+                found.setdefault(entry.suite, []).append(weight)
+    lines = []
+    for suite, weights in found.items():
+        clusters, effective, _ = min(weights, key=lambda weight: weight[1])
+        share = max(share for *_, share in weights)
+        who = suite if len(weights) == 1 else f"{suite}, in some rows"
+        lines += [f"{who}: {warning}." for warning in cluster_warnings(clusters, effective, share)]
+    return lines
 
 
 def collect(paths: Iterable[Path]) -> list[Entry]:

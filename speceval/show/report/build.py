@@ -196,7 +196,8 @@ FORCED = Statement("bad", "Acceptance was forced (synthetic rejection): these nu
 
 
 def _comparison_statements(found: differences.Differences) -> list[Statement]:
-    lines = [Statement("result", f"{sentence}.") for sentence in found.sentences]
+    lines = [Statement("look", f"{warning}.") for warning in found.few]
+    lines += [Statement("result", f"{sentence}.") for sentence in found.sentences]
     lines += [_exact_change(row) for row in found.rows if row.quantity == "tau committed"]
     if found.refused:
         lines.append(Statement("bad", f"Not compared: {found.refused}."))
