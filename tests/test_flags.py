@@ -216,7 +216,6 @@ MEANT: dict[str, tuple[str, str, str]] = {
     "--prompts": ("run", "--suite", "gsm8k"),
     "--request-rate": ("run", "--rate", "3"),
     "--max-concurrency": ("run", "--batch", "7"),
-    "--max-new-tokens": ("run", "--max-tokens", "7"),
     "--output-path": ("run", "--out", "x"),
     "-o": ("run", "--out", "x"),
     "--max_tokens": ("run", "--max-tokens", "9"),
@@ -279,6 +278,17 @@ def test_what_is_too_much_or_missing_is_named(words: tuple[str, ...], line: str)
     with pytest.raises((UserError, cli.UsageError)) as refused:
         parsed(*words)
     assert line in getattr(refused.value, "format_message", refused.value.__str__)()
+
+
+def test_a_url_is_no_path() -> None:
+    for words in (
+        ("run", *NEEDED, "--out", "s3://b/x"),
+        ("ls", "runs", "--root=gs://b"),
+        ("run", *NEEDED, "-o", "file:///x"),
+    ):
+        with pytest.raises(UserError, match="a URL, where a path on this machine is to be"):
+            parsed(*words)
+    assert parsed("run", *NEEDED, "--url", "http://h")["url"] == "http://h"
 
 
 def test_a_value_that_a_later_one_replaces_is_named_unless_the_command_is_refused(tmp_path: Path) -> None:

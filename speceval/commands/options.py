@@ -49,6 +49,7 @@ OLD_FLAGS = {
 
 _LOOKS_LIKE_ONE = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 """A word that is an option's name, or a misspelled one; a value of that form is given as --option=VALUE."""
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
 LONGEST = 60
 """Characters of the values of an option that stand beside its name in the help."""
 SETTINGS: dict[str, Any] = {
@@ -83,8 +84,8 @@ class Command(TyperCommand):
             raise UserError(f"{name} is missing: {error.param.get_help_record(ctx)[1]}") from None
 
     def _check_values(self, ctx: Any, words: list[str]) -> None:
-        """Raise `UserError` for an option whose value is missing, so that what follows would be taken for it; keep for
-        `invoke` which value of an option is dropped because a later one counts.
+        """Raise `UserError` for an option whose value is missing, so that what follows would be taken for it, and for a
+        URL that would be taken for a path; keep for `invoke` which value is dropped because a later one counts.
         """
         self.dropped = []
         takers = {name: option for option in self.params if takes_value(option) for name in option.opts}
@@ -103,6 +104,9 @@ class Command(TyperCommand):
                 follows = f"{following} is another option" if following else "nothing follows"
                 raise UserError(f"{name}: its value is missing, {follows}; {what}: {told}")
             value = value if equals else following
+            what, _ = option.get_help_record(ctx) or (name, "")
+            if "<path>" in what and _URL.match(value):
+                raise UserError(f"{name} {value}: a URL, where a path on this machine is to be")
             before = values.get(option.name, value)
             if value != before and not option.multiple:
                 self.dropped.append(f"{name} {value} took the place of {before}")
