@@ -267,7 +267,11 @@ def test_an_option_never_takes_the_next_option_for_its_value() -> None:
     [
         (("sweep", "f.yaml", "2"), "unexpected '2': `sweep` takes FILE and options"),
         (("serve", "zoo", "x"), "unexpected 'zoo', 'x': `serve` takes options alone: --target zoo?"),
-        (("run", *NEEDED, "--record", "yes"), "'yes': --record takes no value"),
+        (("run", *NEEDED, "--record", "yes"), "unexpected 'yes': --record takes no value"),
+        (
+            ("run", *NEEDED, "--suite", "a", "b"),
+            "unexpected 'b': --suite takes one value; --suite <str>: Suites, comma-",
+        ),
         (("ls",), "WHAT is missing: What to list: targets, "),
         (("check", "RUN"), "--baseline is missing: Run, or file of "),
         (("run", *NEEDED, "-tp", "2"), "No such option: -tp"),
