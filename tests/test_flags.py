@@ -216,7 +216,6 @@ MEANT: dict[str, tuple[str, str, str]] = {
     "--prompts": ("run", "--suite", "gsm8k"),
     "--request-rate": ("run", "--rate", "3"),
     "--max-concurrency": ("run", "--batch", "7"),
-    "--max-new-tokens": ("run", "--max-tokens", "7"),
     "--output-path": ("run", "--out", "x"),
     "-o": ("run", "--out", "x"),
     "--max_tokens": ("run", "--max-tokens", "9"),
@@ -268,7 +267,11 @@ def test_an_option_never_takes_the_next_option_for_its_value() -> None:
     [
         (("sweep", "f.yaml", "2"), "unexpected '2': `sweep` takes FILE and options"),
         (("serve", "zoo", "x"), "unexpected 'zoo', 'x': `serve` takes options alone: --target zoo?"),
-        (("run", *NEEDED, "--record", "yes"), "'yes': --record takes no value"),
+        (("run", *NEEDED, "--record", "yes"), "unexpected 'yes': --record takes no value"),
+        (
+            ("run", *NEEDED, "--suite", "a", "b"),
+            "unexpected 'b': --suite takes one value; --suite <str>: Suites, comma-",
+        ),
         (("ls",), "WHAT is missing: What to list: targets, "),
         (("check", "RUN"), "--baseline is missing: Run, or file of "),
         (("run", *NEEDED, "-tp", "2"), "No such option: -tp"),
@@ -279,6 +282,17 @@ def test_what_is_too_much_or_missing_is_named(words: tuple[str, ...], line: str)
     with pytest.raises((UserError, cli.UsageError)) as refused:
         parsed(*words)
     assert line in getattr(refused.value, "format_message", refused.value.__str__)()
+
+
+def test_a_url_is_no_path() -> None:
+    for words in (
+        ("run", *NEEDED, "--out", "s3://b/x"),
+        ("ls", "runs", "--root=gs://b"),
+        ("run", *NEEDED, "-o", "file:///x"),
+    ):
+        with pytest.raises(UserError, match="a URL, where a path on this machine is to be"):
+            parsed(*words)
+    assert parsed("run", *NEEDED, "--url", "http://h")["url"] == "http://h"
 
 
 def test_a_value_that_a_later_one_replaces_is_named_unless_the_command_is_refused(tmp_path: Path) -> None:

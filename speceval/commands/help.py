@@ -20,7 +20,6 @@ ALIASES = {
     "--max-num-seqs": "--batch",
     "--concurrency": "--batch",
     "--max-concurrency": "--batch",
-    "--max-new-tokens": "--max-tokens",
     "--output": "--out",
     "--output-path": "--out",
 }

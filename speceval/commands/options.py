@@ -49,6 +49,7 @@ OLD_FLAGS = {
 
 _LOOKS_LIKE_ONE = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 """A word that is an option's name, or a misspelled one; a value of that form is given as --option=VALUE."""
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
 LONGEST = 60
 """Characters of the values of an option that stand beside its name in the help."""
 SETTINGS: dict[str, Any] = {
@@ -83,12 +84,11 @@ class Command(TyperCommand):
             raise UserError(f"{name} is missing: {error.param.get_help_record(ctx)[1]}") from None
 
     def _check_values(self, ctx: Any, words: list[str]) -> None:
-        """Raise `UserError` for an option whose value is missing, so that what follows would be taken for it; keep for
-        `invoke` which value of an option is dropped because a later one counts.
+        """Raise `UserError` for an option whose value is missing, so that what follows would be taken for it, and for a
+        URL that would be taken for a path; keep for `invoke` which value is dropped because a later one counts.
         """
         self.dropped = []
-        takers = {name: option for option in self.params if takes_value(option) for name in option.opts}
-        takers |= self.aliases()
+        takers = self.takers()
         known = {name for option in self.params for name in (*option.opts, *option.secondary_opts)}
         values: dict[str, str] = {}
         words = words[: words.index("--")] if "--" in words else words
@@ -99,10 +99,11 @@ class Command(TyperCommand):
                 continue
             if not equals and (not following or following in known or _LOOKS_LIKE_ONE.fullmatch(following)):
                 self.name_choices()
-                what, told = option.get_help_record(ctx) or (name, "")
                 follows = f"{following} is another option" if following else "nothing follows"
-                raise UserError(f"{name}: its value is missing, {follows}; {what}: {told}")
+                raise UserError(f"{name}: its value is missing, {follows}; {': '.join(_told(option, ctx))}")
             value = value if equals else following
+            if "<path>" in _told(option, ctx)[0] and _URL.match(value):
+                raise UserError(f"{name} {value}: a URL, where a path on this machine is to be")
             before = values.get(option.name, value)
             if value != before and not option.multiple:
                 self.dropped.append(f"{name} {value} took the place of {before}")
@@ -110,14 +111,23 @@ class Command(TyperCommand):
 
     def _unexpected(self, ctx: Any, unexpected: list[str], words: list[str]) -> str:
         """What is wrong with words that belong to no option and to no argument."""
-        first = unexpected[0]
-        before = words[words.index(first) - 1] if words.index(first) else ""
-        if re.fullmatch("--?[A-Za-z][\\w-]*", before):
-            return f"'{first}': {before} takes no value"
+        first, place = unexpected[0], words.index(unexpected[0])
+        before = next((word for word in reversed(words[:place]) if word.startswith("-")), "")
+        named = f"unexpected {', '.join(repr(word) for word in unexpected)}"
+        option = self.takers().get(before.replace("_", "-"))
+        if option is not None and words.index(before) < place - 1:
+            return f"{named}: {before} takes one value; {': '.join(_told(option, ctx))}"
+        if before == words[place - 1] and re.fullmatch(r"--?[A-Za-z][\w-]*", before):
+            return f"{named}: {before} takes no value"
         pieces = re.sub(r"\{(.*?)\}", lambda match: match[1].upper(), " ".join(self.collect_usage_pieces(ctx)[1:]))
         takes = f"takes {pieces} and options" if pieces else "takes options alone"
         target = f": --target {first}?" if "target" in ctx.command.params[0].name and "--target" not in words else ""
-        return f"unexpected {', '.join(repr(word) for word in unexpected)}: `{self.name}` {takes}{target}"
+        return f"{named}: `{self.name}` {takes}{target}"
+
+    def takers(self) -> dict[str, Any]:
+        """Every name of an option that a value follows -> the option."""
+        own = {name: option for option in self.params if takes_value(option) for name in option.opts}
+        return own | self.aliases()
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and say on stderr, if it is not refused, which values were dropped."""
@@ -185,8 +195,7 @@ class Command(TyperCommand):
             if row is not None:
                 title = "Options" if len(told) <= FEW else group(str(parameter.name))
                 title = "Arguments" if parameter.param_type_name == "argument" else title
-                name = re.sub(r"<list\[(\w+)\]>", lambda match: f"<{match[1].lower()}>", row[0])
-                sections.setdefault(title, []).append((name, row[1]))
+                sections.setdefault(title, []).append(_told(parameter, ctx))
         for title in sorted(sections, key=["Arguments", *GROUPS, "Options"].index):
             with formatter.section(title):
                 formatter.write_dl(sections[title], col_max=30 if formatter.width > 60 else formatter.width // 3)
@@ -207,6 +216,12 @@ class Command(TyperCommand):
 def group(parameter: str) -> str:
     """The section of the help that an option is in."""
     return next((title for title, names in GROUPS.items() if parameter in names), "Options")
+
+
+def _told(parameter: Any, ctx: Any) -> tuple[str, str]:
+    """A parameter's names and kind of value, and what it is for, as the help has them."""
+    names, text = parameter.get_help_record(ctx)
+    return re.sub(r"<list\[(\w+)\]>", lambda match: f"<{match[1].lower()}>", names), text
 
 
 def narrow(formatter: Any) -> None:

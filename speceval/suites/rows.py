@@ -52,16 +52,19 @@ class Row(NamedTuple):
     """Columns with a value, and fields of its messages, that nothing reads."""
 
 
-def normalise(raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str) -> tuple[list[Row], int]:
-    """All rows, and how many pieces of conversations beside them are left out (`forms.piece`).
+def normalise(
+    raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str, left_out: list[int] | None = None
+) -> list[Row]:
+    """All rows but pieces of conversations (`forms.piece`), whose numbers go to `left_out`.
 
     Raises UserError with `shown` (the file), row (counted from 1) and field for the first bad one.
     """
     rows: list[Row] = []
-    pieces, seen = 0, dict[str, int]()
+    seen: dict[str, int] = {}
+    left_out = [] if left_out is None else left_out
     for number, record in enumerate(raw, start=1):
         if piece(record):
-            pieces += 1
+            left_out.append(number)
             continue
         row = normalise_row(record, number, suite, shown)
         if row.id in seen:
@@ -69,8 +72,8 @@ def normalise(raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str) ->
         seen[row.id] = number
         rows.append(row)
     if not rows:
-        raise UserError(f"{shown}: {'no row has a conversation that a user begins' if pieces else 'empty: no rows'}")
-    return rows, pieces
+        raise UserError(f"{shown}: {'no row has a conversation that a user begins' if left_out else 'empty: no rows'}")
+    return rows
 
 
 def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, shown: str) -> Row:

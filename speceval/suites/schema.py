@@ -142,8 +142,10 @@ def read_suite_file(path: Path) -> SuiteFile:
 
 
 def _with_file_list(content: dict[str, object]) -> dict[str, object]:
-    """Let `data.file` and the column names be one name instead of a list."""
+    """Let `data` be the file alone, and `data.file` and the column names one name instead of a list."""
     content = dict(content)
+    if isinstance(content.get("data"), str):
+        content["data"] = {"file": content["data"]}
     for section in ("data", "fields"):
         part = content.get(section)
         if isinstance(part, dict):

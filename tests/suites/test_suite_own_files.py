@@ -126,6 +126,14 @@ def test_an_own_yaml_reads_its_data_beside_itself(tmp_path: Path) -> None:
     assert suite.conversations == [suites.Conversation("0000", "math", ["Say 1+1 {now}"])]
 
 
+def test_data_may_be_the_file_alone_also_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1"}\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text("name: mine\nversion: 1\ndata: ~/rows.jsonl\n")
+    assert len(suites.load(str(tmp_path / "sub" / "mine.yaml")).conversations) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
