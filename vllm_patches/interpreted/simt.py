@@ -728,7 +728,7 @@ class Frame:
         if not isinstance(target, ast.Name):
             raise Unsupported(f"assignment to {type(target).__name__}")
         before = self.names.get(target.id)
-        # Programs that do not come here keep theirs, unless it is a block of another kind, which is not used after this.
+        # Programs that do not come here keep theirs, unless it is another kind of block, which is not used any more.
         if machine.active is not None and target.id in self.names and dimensions(before) == dimensions(value):
             value = select(machine.active, value, before)
         self.names[target.id] = value
