@@ -42,6 +42,23 @@ class DType:
         self.primitive_bitwidth = self.numpy.itemsize * 8
 
 
+BFLOAT16 = DType(np.float32)
+"""numpy has none: in memory these are the upper halves of float32, as values they are float32 that fit one."""
+BFLOAT16.primitive_bitwidth = 16
+
+
+def upper_half(values: Array) -> Array:
+    """The uint16 of bfloat16 that is nearest, of two the even one; NaN stays NaN."""
+    bits = values.astype(np.float32).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+
+
+def widened(halves: Array) -> Array:
+    """The float32 of bfloat16."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
 class Value:
     """A Triton scalar or block in every lane: shape [lanes or 1, 1 or block size], or a block of two dimensions."""
 
@@ -75,29 +92,45 @@ class Value:
     def to(self, dtype: DType, bitcast: bool = False) -> Value:
         if bitcast:
             return Value(self.data.view(dtype.numpy))
+        if dtype is BFLOAT16:
+            return Value(widened(upper_half(self.data)))
         with np.errstate(invalid="ignore", over="ignore"):
             return Value(self.data.astype(dtype.numpy))
 
 
 class Pointer:
-    """The memory of a tensor, and an element offset in every lane."""
+    """The memory of a tensor, and an element offset in every lane; `halves`: it holds bfloat16."""
 
-    def __init__(self, memory: Array, offset: Any) -> None:
-        self.memory, self.offset = memory, offset
+    def __init__(self, memory: Array, offset: Any, halves: bool = False) -> None:
+        self.memory, self.offset, self.halves = memory, offset, halves
 
     @property
     def dtype(self) -> Any:
-        return SimpleNamespace(element_ty=DType(self.memory.dtype.type))
+        return SimpleNamespace(element_ty=BFLOAT16 if self.halves else DType(self.memory.dtype.type))
 
     def __add__(self, step: Any) -> Pointer:
-        return Pointer(self.memory, self.offset + step)
+        return self.at(self.offset + step)
 
     def __sub__(self, step: Any) -> Pointer:
-        return Pointer(self.memory, self.offset - step)
+        return self.at(self.offset - step)
+
+    def at(self, offset: Any) -> Pointer:
+        """The same memory, elsewhere."""
+        return Pointer(self.memory, offset, self.halves)
 
     def same_memory(self, other: Pointer) -> bool:
         """Whether both point into one tensor."""
-        return self.memory.ctypes.data == other.memory.ctypes.data and self.memory.dtype == other.memory.dtype
+        kinds = {(pointer.memory.ctypes.data, pointer.memory.dtype, pointer.halves) for pointer in (self, other)}
+        return len(kinds) == 1
+
+    def read(self, offset: Array) -> Array:
+        """The elements there."""
+        found = self.memory[offset]
+        return widened(found) if self.halves else found
+
+    def write(self, offset: Array, values: Array) -> None:
+        """Put the elements there."""
+        self.memory[offset] = upper_half(values) if self.halves else values.astype(self.memory.dtype)
 
 
 def pointer(tensor: Any) -> Pointer:
@@ -105,7 +138,8 @@ def pointer(tensor: Any) -> Pointer:
     import torch
 
     memory = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    return Pointer(memory.numpy(), tensor.storage_offset())
+    halves = tensor.dtype == torch.bfloat16
+    return Pointer((memory.view(torch.uint16) if halves else memory).numpy(), tensor.storage_offset(), halves)
 
 
 class PointerType:
@@ -265,7 +299,7 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
     if isinstance(yes, tuple):
         return tuple(select(condition, y, n) for y, n in zip(yes, no, strict=True))
     if isinstance(yes, Pointer) and isinstance(no, Pointer) and yes.same_memory(no):
-        return Pointer(yes.memory, select(condition, yes.offset, no.offset))
+        return yes.at(select(condition, yes.offset, no.offset))
     if isinstance(yes, Address) and isinstance(no, Value):
         return yes  # the number that it was made of: the other lanes have no pointer to use
     if not all(isinstance(item, Value | int | float) for item in (yes, no)):
@@ -277,6 +311,11 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
         a, b = kind(a), kind(b)
     more = max(np.ndim(a), np.ndim(b)) - condition.ndim  # a block of two dimensions, a condition of one
     return Value(np.where(condition.reshape(*condition.shape, *(1,) * more), a, b))
+
+
+def dimensions(item: Any) -> int:
+    """2 for a block of two dimensions, else 1."""
+    return item.data.ndim - 1 if isinstance(item, Value) else 1
 
 
 def _is_bool_like(item: Any) -> bool:
@@ -329,7 +368,7 @@ def load(address: Pointer | Address, mask: Any = True, other: Any = None, **hint
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
-    found = address.memory[np.where(taken, offset, 0)]
+    found = address.read(np.where(taken, offset, 0))
     if np.all(taken):
         return Value(found)
     return Value(np.where(taken, found, found.dtype.type(0 if other is None else other)))
@@ -349,7 +388,7 @@ def store(address: Pointer | Address, value: Any, mask: Any = True, **hints: Any
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
-    address.memory[offset[taken]] = raw[taken].astype(address.memory.dtype)
+    address.write(offset[taken], raw[taken])
 
 
 def _atomic(operation: Any) -> Callable[..., None]:
@@ -466,6 +505,7 @@ tl = Language(
     **{name: DType(getattr(np, name)) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")},
     uint64=DType(np.uint64),
     float16=DType(np.float16),
+    bfloat16=BFLOAT16,
     float32=DType(np.float32),
     float64=DType(np.float64),
     int1=DType(np.bool_),
@@ -479,6 +519,7 @@ tl = Language(
     cdiv=_cdiv,
     arange=lambda low, high: Value(np.arange(low, high, dtype=np.int32)[None, :]),
     zeros=lambda shape, dtype: _filled(0, dtype),
+    zeros_like=lambda x: Value(np.zeros_like(x.data)),
     full=lambda shape, value, dtype: _filled(value, dtype),
     cast=_cast,
     pointer_type=PointerType,
@@ -686,8 +727,10 @@ class Frame:
             return
         if not isinstance(target, ast.Name):
             raise Unsupported(f"assignment to {type(target).__name__}")
-        if machine.active is not None and target.id in self.names:
-            value = select(machine.active, value, self.names[target.id])
+        before = self.names.get(target.id)
+        # Programs that do not come here keep theirs, unless it is another kind of block, which is not used any more.
+        if machine.active is not None and target.id in self.names and dimensions(before) == dimensions(value):
+            value = select(machine.active, value, before)
         self.names[target.id] = value
 
     def branch(self, condition: Any, body: list[ast.stmt], orelse: list[ast.stmt]) -> None:

@@ -68,7 +68,16 @@ def odd_bits(words: Any, out: Any) -> None:
         packed = tl.load(words + row + tl.arange(0, 1))
         each = (packed[:, None] >> tl.arange(0, 4)[None, :]) & 1
         each = each.to(tl.int1)
-        tl.store(out + row * 4 + tl.arange(0, 4), each.reshape(4))
+        each = each.reshape(4)
+        tl.store(out + row * 4 + tl.arange(0, 4), each)
+
+
+@simt.jit
+def scaled(x: Any, out: Any, by: Any, size: Any) -> None:
+    """Each element times a number, rounded as the memory is."""
+    place = tl.arange(0, 8)
+    value = tl.load(x + place, mask=place < size, other=1.0).to(tl.float32) * by
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < size)
 
 
 @simt.jit
@@ -109,6 +118,18 @@ def test_a_block_of_two_dimensions_may_change_in_some_programs_only() -> None:
     out = torch.zeros(12, dtype=torch.int32)
     odd_bits[(3,)](torch.tensor([15, 6, 15]), out)
     assert out.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_memory_of_any_precision_is_read_and_rounded_as_torch_does(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, -3.1416, 1e-3, 65000.0, 1.00390625, 1.01171875, torch.inf]).to(dtype)
+    out = torch.zeros(7).to(dtype)
+    scaled[(1,)](x, out, 1.7, 7)
+    expected = (x.float() * np.float32(1.7)).to(dtype)
+    assert torch.equal(out, expected)
+    halves = torch.tensor([1.00390625, 1.01171875, torch.nan])  # each between two of bfloat16
+    scaled[(1,)](halves, out := torch.zeros(3).to(dtype), 1, 3)
+    assert torch.equal(out.nan_to_num(7), halves.to(dtype).nan_to_num(7))
 
 
 def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
