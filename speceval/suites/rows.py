@@ -85,8 +85,8 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
     text_field = _text_field(record, suite.fields, where)
     held = talk(record, text_field, where)
     if suite.data.placeholder and any(suite.data.placeholder in turn for turn in held.turns):
-        mend = f": {suite.data.prepare}" if suite.data.prepare else ""
-        raise UserError(f"{where}, field '{text_field}': a placeholder, not a prompt{mend}")
+        mend = suite.data.prepare or "fill it in; for SPEED-Bench prepare_data.py of NVIDIA's specdec_bench does"
+        raise UserError(f"{where}, field '{text_field}': a placeholder, not a prompt: {mend}")
     read: dict[str, str] = {}
     row_id, category = f"{number - 1:04d}", suite.category
     id_field = _present(record, suite.fields.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import os
 import subprocess
@@ -43,6 +44,32 @@ def test_what_was_there_before_an_engine_starts_is_no_garbage_of_its_own_until_i
         assert gc.get_freeze_count() > 1000
         raise KeyError
     assert gc.get_freeze_count() == 0
+
+
+def test_an_engine_starts_whatever_this_process_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As llvmlite's library, which n-gram drafts import, or a web framework's proxy: no engine could follow them."""
+    dispatcher = pytest.importorskip("vllm.triton_utils.dispatcher")
+
+    class Library:
+        __slots__ = ()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda: None
+
+    class Proxy:
+        @property
+        def __dict__(self) -> Any:
+            raise RuntimeError("outside of its context")
+
+    odd = ModuleType("odd")
+    odd.library, odd.proxy = Library(), Proxy()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "odd", odd)
+    for name in ("hasattr", "vars"):  # as an earlier engine of this process may have left them
+        monkeypatch.setattr(dispatcher, name, getattr(builtins, name), raising=False)
+    with pytest.raises((AttributeError, RuntimeError)):
+        dispatcher._rebind_kernels([])
+    offline.look_through_anything()
+    dispatcher._rebind_kernels([])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ class OfflineEngine(Listening, Engine):
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        look_through_anything()
         try:
             _check_parts(order.engine_args)
             with start.measured(), set_aside(), watchdog.watching():
@@ -387,6 +388,34 @@ def shut_down(core: Any) -> None:
         core.shutdown(timeout=SECONDS_TO_STOP)
     else:
         core.shutdown()
+
+
+def look_through_anything() -> None:
+    """Have vLLM on a CPU start whatever else this process has imported.
+
+    It looks for its kernels in every attribute of every module (vllm/triton_utils/dispatcher.py) and stumbles over what
+    only pretends to have a `__dict__`: llvmlite's library, which n-gram drafts import, so that no engine could follow
+    theirs; proxies of web frameworks. None of them is a kernel.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # versions that do not look
+        return
+
+    def has(value: Any, name: str) -> bool:
+        try:
+            return hasattr(value, name)
+        except Exception:
+            return False
+
+    def attributes(value: Any) -> Mapping[str, Any]:
+        try:
+            own = vars(value)
+        except Exception:
+            return {}
+        return own if isinstance(own, Mapping) else {}
+
+    dispatcher.hasattr, dispatcher.vars = has, attributes
 
 
 def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
