@@ -41,7 +41,7 @@ def check_heads(target: Target, draft: Draft) -> None:
 def check_k(draft: Draft, k: int) -> None:
     """Raise UserError if the drafter cannot draft K = `k` tokens a step."""
     if not isinstance(k, int) or isinstance(k, bool):  # from a file
-        raise UserError(f"K must be a whole number, not {k}")
+        raise UserError(f"K must be a whole number, not {k!r}")
     if k < 1:
         raise UserError(f"K must be at least 1, not {k}")
     if draft.max_k is not None and k > draft.max_k:

@@ -17,7 +17,7 @@ from speceval.errors import UserError
 from speceval.files import Strict, first_error
 from speceval.foreign import read_yaml
 from speceval.paths import data_directory
-from speceval.protocol import RunSpec, numbers
+from speceval.protocol import RunSpec, flag, numbers
 
 SWEEPS_DIR = data_directory("suites") / "sweeps"
 """The built-in sweeps."""
@@ -130,7 +130,8 @@ def _check_fields(file: SweepFile, path: Path) -> None:
             continue
         for i, value in enumerate(values):
             if not isinstance(value, dict):
-                raise UserError(f"{path}: field 'axes.{name}.{i}': '{name}' is no field of a run, so it needs mappings")
+                no_field = f"'{name}' is no field of a run, so it needs mappings{_meant(name)}"
+                raise UserError(f"{path}: field 'axes.{name}.{i}': {no_field}")
             places.append((f"axes.{name}.{i}", value))
     for place, fields in places:
         _check_names(path, place, fields)
@@ -139,9 +140,15 @@ def _check_fields(file: SweepFile, path: Path) -> None:
 def _check_names(file: Path | str, place: str, fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in FIELDS:
-            close = get_close_matches(str(name), sorted(FIELDS), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{hint}")
+            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{_meant(str(name))}")
+
+
+def _meant(name: str) -> str:
+    """Which field may be meant: one has another name than its flag."""
+    flags = {flag(field).name[2:].replace("-", "_"): field for field in RunSpec.model_fields if field in FIELDS}
+    known = flags | {field: field for field in FIELDS}
+    close = get_close_matches(name.replace("-", "_"), sorted(known), n=1)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def _choices(name: str, values: list[Any]) -> Iterator[Request]:
