@@ -89,6 +89,7 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
         ({"include": [{"seeds": 1.5}]}, "'include.0.seeds': seeds 1.5: not a list of whole numbers"),
         ({"common": COMMON | {"engine": {"a": 1}}}, "'common.engine': input should be a valid string"),
         ({"common": COMMON | {"temp": 1}}, "'common.temp': there is no such field of a run; did you mean temperature?"),
+        ({"common": COMMON, "axes": {"suite": ["demo"]}}, "so it needs mappings; did you mean suites?"),
         ({"axes": {}}, "no runs: there is neither an axis nor include"),
         (
             {"axes": {"draft": ["kl-eagle3"], "top_k": [*range(200)], "batch": [*range(1, 201)]}},
