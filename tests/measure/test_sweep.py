@@ -253,6 +253,7 @@ def test_the_demo_sweeps_ask_for_the_runs_that_are_in_the_repository() -> None:
 
 def test_the_paper_s_sweep_lists_every_published_figure() -> None:
     plan = shown.plan(prepare_sweep(read_sweep_file("paper"), load=load_or_count))
+    assert {row["settings"] for row in plan["cells"]} == {""}  # what a target brings with it tells no runs apart
     assert len(plan["cells"]) == 222 and None not in [row["published"] for row in plan["cells"]]
     without = [row for row in plan["cells"] if row["state"] == shown.NO_CHECKPOINT]
     assert len(without) + 3 * plan["runs"] == 222
