@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -282,6 +283,13 @@ def test_what_is_too_much_or_missing_is_named(words: tuple[str, ...], line: str)
     with pytest.raises((UserError, cli.UsageError)) as refused:
         parsed(*words)
     assert line in getattr(refused.value, "format_message", refused.value.__str__)()
+
+
+def test_a_shell_may_complete_a_line_that_is_half_typed() -> None:
+    code = "import sys; from speceval import cli; sys.argv = ['speceval']; cli.main()"
+    asked = {"_SPECEVAL_COMPLETE": "complete_bash", "COMP_WORDS": "speceval table x --layout ", "COMP_CWORD": "4"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert done.stdout.split() == list(layouts.LAYOUTS) and not done.stderr
 
 
 def test_a_url_is_no_path() -> None:

@@ -68,6 +68,9 @@ class Command(TyperCommand):
         """Read the command line. Raises `UserError` for what the parser would take for something else, or drop."""
         old = OLD_FLAGS.get(str(self.name), {})
         words = [_renamed(word, old) for word in args]
+        if ctx.resilient_parsing:  # for a shell that completes what is half typed
+            self.dropped = []
+            return list(super().parse_args(ctx, words))
         self._check_values(ctx, words)
         try:
             if unexpected := self.make_parser(ctx).parse_args(list(words))[1]:

@@ -89,6 +89,7 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
         ({"include": [{"seeds": 1.5}]}, "'include.0.seeds': seeds 1.5: not a list of whole numbers"),
         ({"common": COMMON | {"engine": {"a": 1}}}, "'common.engine': input should be a valid string"),
         ({"common": COMMON | {"temp": 1}}, "'common.temp': there is no such field of a run; did you mean temperature?"),
+        ({"common": COMMON, "axes": {"suite": ["demo"]}}, "so it needs mappings; did you mean suites?"),
         ({"axes": {}}, "no runs: there is neither an axis nor include"),
         (
             {"axes": {"draft": ["kl-eagle3"], "top_k": [*range(200)], "batch": [*range(1, 201)]}},
@@ -252,6 +253,7 @@ def test_the_demo_sweeps_ask_for_the_runs_that_are_in_the_repository() -> None:
 
 def test_the_paper_s_sweep_lists_every_published_figure() -> None:
     plan = shown.plan(prepare_sweep(read_sweep_file("paper"), load=load_or_count))
+    assert {row["settings"] for row in plan["cells"]} == {""}  # what a target brings with it tells no runs apart
     assert len(plan["cells"]) == 222 and None not in [row["published"] for row in plan["cells"]]
     without = [row for row in plan["cells"] if row["state"] == shown.NO_CHECKPOINT]
     assert len(without) + 3 * plan["runs"] == 222

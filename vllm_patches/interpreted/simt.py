@@ -395,6 +395,8 @@ def _atomic(operation: Any) -> Callable[..., None]:
     """`tl.atomic_or` and its kin, for kernels that do not use the value that was there before."""
 
     def apply(address: Pointer, value: Any, mask: Any = True) -> None:
+        if address.halves:
+            raise Unsupported("an atomic operation on bfloat16")
         raw = value.data if isinstance(value, Value) else np.asarray(value)
         offset, raw, live = np.broadcast_arrays(offsets(address), raw, np.asarray(machine.narrow(mask)))
         inside = (offset >= 0) & (offset < address.memory.size)
@@ -443,6 +445,8 @@ def _maximum(x: Value, axis: int = 0, return_indices: bool = False) -> Any:
 def _cast(x: Any, dtype: Any) -> Any:
     """`tl.cast`: to another type, or a number to the pointer that it is."""
     if isinstance(dtype, PointerType):
+        if dtype.element is BFLOAT16:
+            raise Unsupported("an address of bfloat16")
         return Address(x.data.astype(np.uint64), dtype.element)
     return _filled(x, dtype)
 

@@ -178,9 +178,11 @@ def _ordered(jobs: list[Job], bases: Mapping[Path, Path]) -> list[Cell]:
     bases: directory of a run -> of the one that has to come before it.
     """
     orders = {id(job): order(job) for job in jobs}
-    settings = {
-        id(job): text for job, text in zip(jobs, differing([job.spec for job in jobs], IN_COLUMNS), strict=True)
-    }
+    settings: dict[int, str] = {}
+    for target in {job.spec.target for job in jobs}:  # what a target brings with it tells none of its runs apart
+        own = [job for job in jobs if job.spec.target == target]
+        told = differing([job.spec for job in own], IN_COLUMNS)
+        settings |= {id(job): text for job, text in zip(own, told, strict=True)}
     waiting, cells = list(jobs), list[Cell]()
     while waiting:
         last = cells[-1].job if cells else None

@@ -143,18 +143,22 @@ def _check_fields(file: SweepFile, path: Path) -> None:
             elif isinstance(value, dict):
                 _check(path, place, value, several=True)
             else:
-                raise UserError(f"{path}: field '{place}': '{name}' is no field of a run, so it needs mappings")
+                no_field = f"'{name}' is no field of a run, so it needs mappings{_meant(name)}"
+                raise UserError(f"{path}: field '{place}': {no_field}")
 
 
 def _check(file: Path | str, place: str, fields: Mapping[str, Any], several: bool = False) -> None:
     """Raises UserError for what is no field of a run, or no value of one. `several`: a list stands for several."""
     for name, value in fields.items():
         if name not in FIELDS:
-            close = get_close_matches(name.replace("-", "_"), NEAR, n=1)
-            hint = f"; did you mean {NEAR[close[0]]}?" if close else ""
-            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{hint}")
+            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{_meant(name)}")
         for one in value if several and name not in LISTS and isinstance(value, list) else [value]:
             _check_value(file, f"{place}.{name}", name, one)
+
+
+def _meant(name: str) -> str:
+    close = get_close_matches(name.replace("-", "_"), NEAR, n=1)
+    return f"; did you mean {NEAR[close[0]]}?" if close else ""
 
 
 def _check_value(file: Path | str, place: str, name: str, value: Any) -> None:
