@@ -210,7 +210,7 @@ SUITES = {"mt_bench": "MT-Bench", "humaneval": "HumanEval", "gsm8k": "GSM8K"}
 
 def along(drafter: str, k: int = 5) -> pd.DataFrame:
     """Expected steps and committed tokens of each conversation at K = k, by suite and conversation."""
-    tables = pd.concat([pd.read_parquet(path) for path in sorted(STUDY.glob(f"T1*/{drafter}.parquet"))])
+    tables = pd.concat([pd.read_parquet(STUDY / text / f"{drafter}.parquet") for text in ("T1", "T1-gsm8k")])
     whole = tables[(tables["part"] == 0) & (tables["k"] == k)].astype({"suite": str, "conversation": str})
     return whole.groupby(["suite", "conversation"], sort=False)[["committed", "steps"]].sum()
 

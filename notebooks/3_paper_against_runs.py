@@ -173,7 +173,7 @@ PUBLISHED_AS = {
 
 def along(drafter: str, k: int = 5) -> pd.DataFrame:
     """Expected steps and committed tokens of each conversation at K = k, by suite and conversation."""
-    parts = pd.concat([pd.read_parquet(path) for path in sorted(STUDY.glob(f"T1*/{drafter}.parquet"))])
+    parts = pd.concat([pd.read_parquet(STUDY / text / f"{drafter}.parquet") for text in ("T1", "T1-gsm8k")])
     whole = parts[(parts["part"] == 0) & (parts["k"] == k)].astype({"suite": str, "conversation": str})
     return whole.groupby(["suite", "conversation"], sort=False)[["committed", "steps"]].sum()
 

@@ -184,7 +184,7 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
     change = statistics.paired_estimates(old[0] + old[1], old[0], fresh[0] + fresh[1], fresh[0], relative=True)
     below = hall_alone if before else statistics.tail
     tau_fails = 2 * below(change, -100 * margin) <= gate.LEVEL
-    risen = gate.risen_beyond_doubt(change)[:, None]
+    risen = gate.risen_beyond_doubt(change)
     p_values = []
     beyond = np.cumsum(old[2 : 2 + k].sum(-1)[::-1], axis=0)[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -193,12 +193,13 @@ def decide(base: NDArray[Any], new: NDArray[Any], k: int, margin: float, before:
         accepted, reached, new_accepted, new_reached = (run[row + j] for run in (old, fresh) for row in (2, 2 + k))
         both = (reached > 0) & (new_reached > 0)
         enough = np.minimum((accepted * both).sum(-1), (new_reached * both).sum(-1)) >= gate.LEAST_ACCEPTED
-        if not before:
-            reached, new_reached = np.where(risen, old[0], reached), np.where(risen, fresh[0], new_reached)
-            accepted, reached, new_accepted, new_reached = standardised(accepted, reached, new_accepted, new_reached)
-        kept = (1 - lost[:, None]) * accepted
-        contrast = statistics.paired_estimates(kept, reached, new_accepted, new_reached, relative=False)
-        p_values.append(np.where(enough & (lost < 1), below(contrast, 0.0), np.nan))
+        among = (accepted, reached, new_accepted, new_reached)
+        if before:
+            p = below(contrast(among, lost), 0.0)
+        else:
+            of_all = below(contrast(standardised(accepted, old[0], new_accepted, fresh[0]), lost * risen), 0.0)
+            p = np.where(risen, of_all, np.fmax(below(contrast(standardised(*among), lost), 0.0), of_all / k))
+        p_values.append(np.where(enough & (lost < 1), p, np.nan))
     p = np.stack(p_values, axis=-1)
     tests = np.isfinite(p).sum(-1)
     position_fails = 2 * tests * np.where(np.isfinite(p), p, np.inf).min(-1) <= gate.LEVEL  # Holm's first step
@@ -217,6 +218,13 @@ def pass_bound(change: statistics.Estimates, accepted: Floats, margin: float, be
     wider = change._replace(se=np.maximum(change.se, least))
     low = statistics.estimate_bounds(wider, confidence, cautious=True)[0]
     return np.where(effective >= statistics.LEAST_EFFECTIVE, low, -np.inf)
+
+
+def contrast(counts: Sequence[Floats], lost: Floats) -> statistics.Estimates:
+    """What a rate has above its old value less the share `lost` of it; counts: accepted and tried, old and new."""
+    accepted, tried, new_accepted, new_tried = counts
+    kept = (1 - lost[:, None]) * accepted
+    return statistics.paired_estimates(kept, tried, new_accepted, new_tried, relative=False)
 
 
 def standardised(*counts: Floats) -> list[Floats]:
@@ -307,7 +315,8 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
     """A drafter that gains at one position of hard prompts; drafters that lose at one position and gain at another.
 
     Better or equal: half of the prompts accept 0.85 at every position, the hard half .25 .45 .5 .5 .5; the new
-    drafter's first rate in the hard half is higher, all else as it was; or half of every conversation. One position:
+    drafter's first rate in the hard half is higher, all else as it was; or half of every conversation; or, of steps
+    that accept 0.97 or 0.02, the first rate of the latter, which moves tau little. One position:
     prompts as in "chat"; the logit of one position falls by 0.2 (the first), 0.8 or 2, that of another rises until tau
     is what it was.
     """
@@ -319,15 +328,16 @@ def one_position() -> dict[str, tuple[populations.Counts, populations.Counts]]:
         rates = np.where(hard, [[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
         return populations.decode(even, logit(rates), 1, seed)
 
-    def within(first: float, seed: int) -> populations.Counts:
-        halves = ([[first, 0.45, 0.5, 0.5, 0.5]], [[0.85] * 5])
-        rates = [np.repeat(half, 8000, axis=0) for half in halves]
-        easy, difficult = (populations.decode(even, logit(half), 1, 10 * seed + n) for n, half in enumerate(rates))
-        return easy + difficult
+    def within(hard: list[float], easy: float, seed: int) -> populations.Counts:
+        rates = [np.repeat([half], 8000, axis=0) for half in (hard, [easy] * 5)]
+        first, second = (populations.decode(even, logit(half), 1, 10 * seed + n) for n, half in enumerate(rates))
+        return first + second
 
     for first in (0.45, 0.6):
         found[f"better or equal everywhere: .25 -> {first:g}"] = decoded(0.25, 2), decoded(first, 3)
-    found["better or equal in every conversation: .25 -> 0.6"] = within(0.25, 2), within(0.6, 3)
+    for before, after, later, easy in ((0.25, 0.6, [0.45, 0.5, 0.5, 0.5], 0.85), (0.02, 0.04, [0.02] * 4, 0.97)):
+        old, new = (within([first, *later], easy, seed) for first, seed in ((before, 2), (after, 3)))
+        found[f"better or equal in every conversation: {before:g} -> {after:g}".replace("0.", ".", 1)] = old, new
     chat = populations.prompts(populations.POPULATIONS["chat"], 8000, seed=1)
     base = populations.decode(chat, np.zeros((1, 5)), 1, 2)
     for loses, fall, gains in ((0, 0.2, 1), (2, 0.8, 0), (4, 2.0, 0)):

@@ -32,6 +32,8 @@ FULL = ROOT / "results" / "reference" / "smollm2"
 """What `scripts/smollm2/study.py` stores: expected steps and committed tokens of every answer, by drafter."""
 TEXTS = {1: ("T1", "T1-gsm8k"), 0: ("T0", "T0-gsm8k")}
 """By temperature: folders of `FULL`, each with its own suites."""
+RESAMPLED = {0: "T1", 1: "T1-seed1", 2: "T1-seed2"}
+"""By sampling seed: folders of `FULL` whose answers differ in it alone."""
 SUITES = {"mt_bench": "MT-Bench", "humaneval": "HumanEval", "gsm8k": "GSM8K"}
 PUBLISHED = ROOT / "results" / "published" / "lk_losses.csv"
 PAPER_SETUPS = {
@@ -69,6 +71,7 @@ def blocks() -> dict[str, str]:
         "along": along_table(),
         "greedy": greedy_table(),
         "training-seeds": training_seeds_table(),
+        "sampling-seeds": sampling_seeds_table(),
         "full-cost": cost_table(),
         "same-text": same_text_table(ks=(K,)),
         "tau-k": tau_k_table(),
@@ -140,11 +143,12 @@ def paper_change(architecture: str, loss: str, suite: str | None = None, tempera
 def stored(draft: str, temperature: int = 1) -> pd.DataFrame | None:
     """The stored totals of a drafter on the texts of a temperature; None where there are none."""
     paths = [FULL / text / f"{draft}.parquet" for text in TEXTS[temperature]]
-    tables = [pd.read_parquet(path) for path in paths if path.is_file()]
-    if not tables:
-        return None
-    names = dict.fromkeys(("suite", "conversation", "category"), str)
-    return pd.concat(tables, ignore_index=True).astype(names)
+    tables = [_read(path) for path in paths if path.is_file()]
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path).astype(dict.fromkeys(("suite", "conversation", "category"), str))
 
 
 def of_conversations(table: pd.DataFrame, k: int = K, part: int = 0) -> pd.DataFrame:
@@ -200,11 +204,11 @@ def _provenance(temperature: int) -> str:
             continue
         record, of_text = json.loads(path.read_text()), pd.read_parquet(FULL / text / "text.parquet")
         turns.append(of_text)
-        drawn = "" if record["spec"].get("limit") is None else " drawn"
         for suite in record["spec"]["suites"]:
             rows = of_text[of_text["suite"] == suite]
             more = ", both turns" if rows["turn"].max() > 1 else ""
-            words.append(f"{rows['conversation'].nunique()}{drawn} conversations of {SUITES[suite]}{more}")
+            drawn = "" if record["spec"].get("limit") is None else " drawn"
+            words.append(f"{rows['conversation'].nunique():,}{drawn} conversations of {SUITES[suite]}{more}")
     tokens = int(pd.concat(turns)["output_tokens"].sum())
     spec, engine = record["spec"], record["fingerprint"]["engine"]
     kind = "sampled" if temperature else "greedy"
@@ -297,6 +301,24 @@ def training_seeds_table(k: int = K) -> str:
         changes = [_change(_difference(*two).relative_percent) for two in zip(kl, pair, strict=True)]
         spread = _change(_difference(*pair).relative_percent)
         cells = [*(_tau(one, k) for one in pair), spread, *(["", ""] if draft == drafts[0] else changes)]
+        rows.append([REPLAYED[draft][1], *cells])
+    return markdown(rows)
+
+
+def sampling_seeds_table(k: int = K) -> str:
+    """tau of EAGLE-3 along answers of other sampling seeds, and what each loss is worth along each and along all."""
+    drafts = [draft for draft in REPLAYED if REPLAYED[draft][0] == "EAGLE-3"]
+    paths = {draft: [FULL / folder / f"{draft}.parquet" for folder in RESAMPLED.values()] for draft in drafts}
+    of: dict[str, list[pd.DataFrame]] = {}
+    for draft in (draft for draft in drafts if all(path.is_file() for path in paths[draft])):
+        each = [of_conversations(_read(path), k) for path in paths[draft]]
+        of[draft] = [*each, functools.reduce(pd.DataFrame.add, each)]  # a conversation's answers are one unit
+    names = [*(f"seed {seed}" for seed in RESAMPLED), "all"]
+    rows = [["loss", *(f"{name}: {what}" for name in names for what in ("tau", "Δ% over KL"))]]
+    for draft, answers in of.items():
+        cells = []
+        for kl, own in zip(of[drafts[0]], answers, strict=True):
+            cells += [_tau(own, k), "" if draft == drafts[0] else _change(_difference(kl, own).relative_percent)]
         rows.append([REPLAYED[draft][1], *cells])
     return markdown(rows)
 

@@ -21,7 +21,7 @@ from speceval.commands.compare import compare
 from speceval.commands.explain import explain
 from speceval.commands.export import export
 from speceval.commands.merge import merge
-from speceval.commands.options import build
+from speceval.commands.options import build, narrow
 from speceval.commands.plot import plot
 from speceval.commands.probe import probe
 from speceval.commands.report import report
@@ -89,6 +89,11 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name, None if there is none."""
         return build(cmd_name, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        narrow(formatter)
+        super().format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands."""

@@ -14,5 +14,14 @@ class UserError(Exception):
     """Bad input. The message says what is wrong, where, and the mend, in one line."""
 
 
+class DoesNotFit(UserError):
+    """Fields of a request that do not go together, though each may with others: a sweep leaves such a run out."""
+
+    def __init__(self, message: str, *fields: str) -> None:
+        super().__init__(message)
+        self.fields = fields
+        """Their names."""
+
+
 class NotComparable(UserError):
     """Runs whose protocols differ in more than what is compared; the message names the fields. Exit code 3."""

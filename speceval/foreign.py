@@ -111,11 +111,20 @@ class NotYaml(UserError):
     """Text that is no YAML at all."""
 
 
+_OF_YAML_1_1 = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float")}
+_INT = re.compile(r"[-+]?[0-9][0-9_]*$")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+
+
 class _Plain(yaml.SafeLoader):
-    """YAML without dates: they stay text. A key that stands twice is an error, not the last one's value."""
+    """YAML without dates: they stay text. Numbers are decimal, as in JSON and YAML 1.2: 010 is ten, 1e-3 is a number,
+    12:30 is text. A key that stands twice is an error, not the last one's value.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OF_YAML_1_1]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -125,6 +134,11 @@ class _Plain(yaml.SafeLoader):
         if twice := next((key for number, key in enumerate(own) if key in own[:number]), None):
             raise ValueError(f"the key '{twice}' stands twice in one mapping")
         return super().construct_mapping(node, deep)
+
+
+_Plain.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Plain.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value).replace("_", "")))
 
 
 def json_object(path: Path, shown: str | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ KEYS = frozenset(
     {"api", "access", "private", "secret", "signing", "encryption", "auth", "account", "ssh", "shared", "master"}
     | {"deploy", "client", "license", "licence", "subscription", "ssl", "tls", "aes", "hmac", "service", "session"}
     | {"admin", "root", "storage", "webhook", "consumer", "app", "application", "user", "recovery", "wrapping"}
+    | {"hf", "huggingface", "wandb", "openai", "anthropic", "azure", "aws", "gcp", "google", "ngc", "kaggle", "github"}
 )
 """Words before "key" that make it a secret."""
 LAST = ("pass", "auth")
@@ -51,6 +52,7 @@ _KNOWN = re.compile(
     r"|npm_[A-Za-z0-9]{30,}|pypi-Ag[\w-]{16,}|ya29\.[\w-]{16,}|[rs]k_(?:live|test)_\w{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
     r"|(?:xai|pplx|csk)-\w{24,}|(?:dop|tgp|wandb)_v1_\w{16,}|glpat-[\w-]{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}|AIza[\w-]{30,}|nvapi-[\w-]{16,}|gsk_\w{16,}|r8_\w{16,})"
     r"|(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=[Bb]asic )[\w+/=-]{8,}"
+    r"|(?<=hooks\.slack\.com/services/)[\w/]+|(?<=discord\.com/api/webhooks/)[\w/-]+"
     r"|(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$))"
 )
 """Secrets that their own form gives away."""

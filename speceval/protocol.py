@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -295,6 +295,31 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     if (count := sum(high - low + 1 for low, high in bounds)) > MOST_SEEDS:
         raise UserError(f"{flag} {text[:80]}: {count:,} numbers, at most {MOST_SEEDS:,} are taken")
     return tuple(number for low, high in bounds for number in range(low, high + 1))
+
+
+def ranges(values: Sequence[int]) -> str:
+    """What `numbers` reads as these: (0, 1, 5, 6, 7) is "0-1,5-7"."""
+    runs = list[list[int]]()
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def differing(specs: Sequence[RunSpec], leave_out: Collection[str] = ()) -> list[str]:
+    """What of each request is not the same in all: "top_k=50 seeds=0-9". `leave_out`: fields told elsewhere."""
+    rows = [flatten(spec.model_dump(mode="json", exclude=set(leave_out))) for spec in specs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    apart = [name for name in names if len({json.dumps(row.get(name)) for row in rows}) > 1]
+    return [" ".join(f"{name}={_said(row[name])}" for name in apart if row.get(name) not in (None, {})) for row in rows]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ranges(value) if all(isinstance(one, int) for one in value) else ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def request_seed(seed: int, suite: str, conversation: str, turn: int) -> int:

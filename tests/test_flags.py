@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from speceval import cli, protocol
 from speceval.commands import options
 from speceval.commands.help import ALIASES, EXAMPLES, FEW
+from speceval.errors import UserError
 from speceval.protocol import Flag, RunSpec, flag
 from speceval.show import export as exports
 from speceval.show import layouts, listings, plots, render
@@ -212,6 +214,10 @@ MEANT: dict[str, tuple[str, str, str]] = {
     "--max-num-seqs": ("verify", "--batch", "7"),
     "--concurrency": ("run", "--batch", "7"),
     "--output": ("baseline", "--out", "x"),
+    "--prompts": ("run", "--suite", "gsm8k"),
+    "--request-rate": ("run", "--rate", "3"),
+    "--max-concurrency": ("run", "--batch", "7"),
+    "--output-path": ("run", "--out", "x"),
     "-o": ("run", "--out", "x"),
     "--max_tokens": ("run", "--max-tokens", "9"),
     "--engine_arg": ("run", "--engine-arg", "a=1"),
@@ -242,6 +248,69 @@ def test_a_flag_that_is_misspelled_is_answered_with_the_one_that_may_be_meant(wr
     assert f"No such option: {wrong}; did you mean {meant}" in line and "--max-tokens" not in line
 
 
+def test_an_option_never_takes_the_next_option_for_its_value() -> None:
+    for name, function in cli.COMMANDS.items():
+        command: Any = options.build(name, function)
+        for flag_ in (flag_ for option in command.params if options.takes_value(option) for flag_ in option.opts):
+            for following in ("--help", "--replcas=2", ""):
+                with pytest.raises(UserError) as refused:
+                    command.make_context(name, [flag_, *filter(None, [following])])
+                what = f"{following} is another option" if following else "nothing follows"
+                assert str(refused.value).startswith(f"{flag_}: its value is missing, {what}; "), name
+                assert flag_ in str(refused.value).partition("; ")[2]
+    assert "its value is missing" in complaint("sweep", "f.yaml", "--ray", "--replicas", "2")
+    assert parsed("run", *NEEDED, "--engine-arg=--odd")["engine_args"] == ["--odd"]
+    assert parsed("run", *NEEDED[:-1], "-1")["temperature"] == -1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("sweep", "f.yaml", "2"), "unexpected '2': `sweep` takes FILE and options"),
+        (("serve", "zoo", "x"), "unexpected 'zoo', 'x': `serve` takes options alone: --target zoo?"),
+        (("run", *NEEDED, "--record", "yes"), "unexpected 'yes': --record takes no value"),
+        (
+            ("run", *NEEDED, "--suite", "a", "b"),
+            "unexpected 'b': --suite takes one value; --suite <str>: Suites, comma-",
+        ),
+        (("ls",), "WHAT is missing: What to list: targets, "),
+        (("check", "RUN"), "--baseline is missing: Run, or file of "),
+        (("run", *NEEDED, "-tp", "2"), "No such option: -tp"),
+        (("run", *NEEDED, "--TEMP", "2"), "No such option: --TEMP; did you mean --temp?"),
+    ],
+)
+def test_what_is_too_much_or_missing_is_named(words: tuple[str, ...], line: str) -> None:
+    with pytest.raises((UserError, cli.UsageError)) as refused:
+        parsed(*words)
+    assert line in getattr(refused.value, "format_message", refused.value.__str__)()
+
+
+def test_a_shell_may_complete_a_line_that_is_half_typed() -> None:
+    code = "import sys; from speceval import cli; sys.argv = ['speceval']; cli.main()"
+    asked = {"_SPECEVAL_COMPLETE": "complete_bash", "COMP_WORDS": "speceval table x --layout ", "COMP_CWORD": "4"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert done.stdout.split() == list(layouts.LAYOUTS) and not done.stderr
+
+
+def test_a_url_is_no_path() -> None:
+    for words in (
+        ("run", *NEEDED, "--out", "s3://b/x"),
+        ("ls", "runs", "--root=gs://b"),
+        ("run", *NEEDED, "-o", "file:///x"),
+    ):
+        with pytest.raises(UserError, match="a URL, where a path on this machine is to be"):
+            parsed(*words)
+    assert parsed("run", *NEEDED, "--url", "http://h")["url"] == "http://h"
+
+
+def test_a_value_that_a_later_one_replaces_is_named_unless_the_command_is_refused(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(cli.app, ["ls", "runs", "--root", "a", "--root", str(tmp_path), "--json"])
+    assert listed.exit_code == 0 and listed.stderr == f"warning: --root {tmp_path} took the place of a\n"
+    assert "warning" not in complaint("show", "a", "--json")
+    assert "warning" not in complaint("ls", "runs", "--root", "a", "--root", __file__)
+    assert "warning" not in CliRunner().invoke(cli.app, ["ls", "suites", "--root", "a", "--root", "a"]).stderr
+
+
 @pytest.mark.parametrize("flag_", ["--tensor-parallel-size", "--enforce-eager", "--reasoning-parser"])
 def test_an_argument_of_vllms_engine_is_answered_with_the_way_to_give_it(flag_: str) -> None:
     pytest.importorskip("vllm")
@@ -261,6 +330,13 @@ def test_the_help_of_every_command_has_examples_that_parse_and_fits_80_columns(c
         _, name, *words = line.split()
         assert name == command
         parsed(command, *words)
+
+
+def test_help_fits_a_terminal_of_forty_columns_but_for_names_and_lines_to_copy() -> None:
+    result = CliRunner().invoke(cli.app, ["show", "-h"], env={"COLUMNS": "40"})
+    assert result.exit_code == 0 and max(map(len, result.output.splitlines())) < 40
+    text = CliRunner().invoke(cli.app, ["run", "-h"], env={"COLUMNS": "40"}).output
+    assert all(len(line) < 40 or line.lstrip().startswith(("--", "speceval ")) for line in text.splitlines())
 
 
 def test_every_option_of_a_command_with_many_is_in_a_section() -> None:

@@ -30,6 +30,8 @@ SECRET = [
     "DB_PASS",
     "basic-auth",
     "deploy_key",
+    "wandb_key",
+    "OPENAI_KEY",
     "clientKey",
     "Ocp-Apim-Subscription-Key",
 ]
@@ -75,6 +77,7 @@ def test_keys_of_secrets_are_told_from_others_by_whole_and_by_glued_words() -> N
         "https://u:S3@S3@h/x",
         "https:/u:S3@h/x",
         "https://h/?sig=S3",
+        "https://hooks.slack.com/services/T0/B0/S3",
         "--api-key S3 --x",
         "Authorization: Basic S3S3S3S3",
         "-H 'Authorization: ApiKey S3'",

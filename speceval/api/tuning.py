@@ -12,7 +12,7 @@ from rich.jupyter import JupyterMixin
 
 from speceval import engines
 from speceval.api.words import errors_by_parameter
-from speceval.errors import UserError
+from speceval.errors import DoesNotFit, UserError
 from speceval.estimate import speedup, tuning
 from speceval.estimate.tuning import ALONE, Measured, Rate, Setting
 from speceval.files import write_whole
@@ -80,7 +80,7 @@ def tune(
     Args:
         target, drafts: as for `run`.
         batches: requests that run at once.
-        ks: draft tokens of a step; none: 1 to 8, as far as each drafter goes.
+        ks: draft tokens of a step, as far as each drafter goes; none: 1 to 8.
         temperature: of the target, and of sampled drafts.
         suite: whose prompts are generated; "": MT-Bench, with the zoo its demo.
         max_tokens: longest answer; None: the suite's own.
@@ -143,19 +143,22 @@ def tune(
 
 
 def _jobs(target: str, drafts: Sequence[str], ks: Sequence[int], asked: dict[str, Any]) -> dict[Setting, Job]:
-    """Every drafter with every K that it can draft, fetched. Raises `UserError` where one cannot."""
+    """Every drafter with every K that it can draft, fetched. Raises `UserError` for a drafter that can draft none of
+    them, and for a K that was asked for and that no drafter can draft.
+    """
     jobs: dict[Setting, Job] = {}
-    for draft in drafts:
-        errors = []
-        for k in ks or range(1, MOST_K + 1):
-            try:
-                jobs[Setting(draft, k)] = fetch(prepare(target=target, draft=draft, k=k, **asked))
-            except UserError as error:
-                errors.append(error)
-                if ks:
-                    raise
-        if errors and not any(setting.draft == draft for setting in jobs):
-            raise errors[0]
+    errors: dict[Setting, UserError] = {}
+    for setting in (Setting(draft, k) for draft in drafts for k in ks or range(1, MOST_K + 1)):
+        try:
+            jobs[setting] = fetch(prepare(target=target, draft=setting.draft, k=setting.k, **asked))
+        except UserError as error:
+            if ks and not isinstance(error, DoesNotFit):
+                raise
+            errors[setting] = error
+    for setting, reason in errors.items():
+        alone = not any(other.draft == setting.draft for other in jobs)
+        if alone or (ks and not any(other.k == setting.k for other in jobs)):
+            raise reason
     if not jobs:
         raise UserError("--draft: name a drafter")
     return dict(sorted(jobs.items(), key=lambda item: item[0].k))  # drafters of one K are exchanged

@@ -253,18 +253,42 @@ def _order(plan: Plan) -> Order:
     return replace(order, runner=None) if spec.engine != "vllm" else order
 
 
+class Rows:
+    """Rows of one kind of state, one text's after another's, in one piece of memory.
+
+    Kept as a tensor for each text they would lie between the logits of that text and the next, and keep what is freed
+    there from being used again: of a vocabulary of 49,152 9 GB after 250 texts, with 256 MB of states among them.
+    """
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._dtype, self._shape = like.dtype, like.shape[1:]
+        self._bytes = bytearray()
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Add rows [n, ...]."""
+        import torch
+
+        self._bytes += rows.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def tensor(self) -> torch.Tensor:
+        """All of them."""
+        import torch
+
+        return torch.frombuffer(self._bytes, dtype=self._dtype).view(-1, *self._shape)
+
+
 class Writer:
     """What `measure.runner` gives finished conversations to."""
 
     def __init__(self, plan: Plan, manifest: Manifest, reading: Reading, head: torch.Tensor) -> None:
-        self._plan, self._reading, self._head = plan, reading, head
+        self._plan, self._reading, self._head = plan, reading, head.float()
         before = read_manifest(plan.directory) if (plan.directory / MANIFEST).exists() else None
         self._manifest = before or manifest
         self.counts: dict[Key, list[Counts]] = {}
         asked = runner.plan(plan.suites, plan.run.meta.spec)
         self._order = {(suite.name, one.id, seed): place for place, (suite, one, seed) in enumerate(asked)}
         self._lines: list[dict[str, Any]] = []
-        self._states: dict[str, list[torch.Tensor]] = {}
+        self._states: dict[str, Rows] = {}
         self._rows = self._bytes = 0
         for line in _recovered(plan.directory, len(self._manifest.shards)):
             self.counts[key_of(line)] = []
@@ -301,7 +325,7 @@ class Writer:
         if stored[FINAL].dtype != states[FINAL].dtype:
             self._note_storage(stored["log_p"], self._along(read, unpack(stored)[FINAL]))
         for name, state in stored.items():
-            self._states.setdefault(name, []).append(state)
+            self._states.setdefault(name, Rows(state)).append(state)
             self._bytes += state.numel() * state.element_size()
         self._rows += read.rows
         if self._plan.run.meta.spec.temperature == 0:
@@ -338,11 +362,9 @@ class Writer:
         self._manifest = self._manifest.model_copy(update={"seconds": self._manifest.seconds + seconds})
         if not self._lines:
             return
-        import torch
-
         name = f"states-{len(self._manifest.shards) + 1:05d}.safetensors"
         path = self._plan.directory / name
-        whole = {which: torch.cat(parts).contiguous() for which, parts in self._states.items()}
+        whole = {which: rows.tensor() for which, rows in self._states.items()}
         shards = list(self._manifest.shards)
         with _making_room(self._plan.directory):
             if whole:  # not of skipped conversations alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from speceval.errors import UserError
+from speceval.errors import DoesNotFit, UserError
 
 from .methods import find
 from .schema import Draft, Target, load_entries
@@ -41,13 +41,14 @@ def check_heads(target: Target, draft: Draft) -> None:
 def check_k(draft: Draft, k: int) -> None:
     """Raise UserError if the drafter cannot draft K = `k` tokens a step."""
     if not isinstance(k, int) or isinstance(k, bool):  # from a file
-        raise UserError(f"K must be a whole number, not {k}")
+        raise UserError(f"K must be a whole number, not {k!r}")
     if k < 1:
         raise UserError(f"K must be at least 1, not {k}")
     if draft.max_k is not None and k > draft.max_k:
-        raise UserError(f"drafter '{draft.name}' drafts at most K={draft.max_k} tokens a step, not {k}")
+        raise DoesNotFit(f"drafter '{draft.name}' drafts at most K={draft.max_k} tokens a step, not {k}", "draft", "k")
     if k > draft.k_unit and k % draft.k_unit:
-        raise UserError(f"drafter '{draft.name}' has {draft.k_unit} MTP layers: K={k} must be a multiple of that")
+        layers = f"drafter '{draft.name}' has {draft.k_unit} MTP layers: K={k} must be a multiple of that"
+        raise DoesNotFit(layers, "draft", "k")
 
 
 def _verifier(target: Target, draft: Draft) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def _pickled_names(path: Path) -> list[str]:
     try:
         import torch
 
-        content = torch.load(path, map_location="meta", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how it was pickled
+            content = torch.load(path, map_location="meta", weights_only=True)
     except Exception:  # whatever unpickling stumbles over: vLLM will say it
         return []
     return [name for name in content if isinstance(name, str)] if isinstance(content, Mapping) else []

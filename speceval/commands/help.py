@@ -11,13 +11,17 @@ ALIASES = {
     "--tasks": "--suite",
     "--suites": "--suite",
     "--dataset": "--suite",
+    "--prompts": "--suite",
     "--num-prompts": "--limit",
+    "--request-rate": "--rate",
     "--base-url": "--url",
     "--seed": "--seeds",
     "--batch-size": "--batch",
     "--max-num-seqs": "--batch",
     "--concurrency": "--batch",
+    "--max-concurrency": "--batch",
     "--output": "--out",
+    "--output-path": "--out",
 }
 """Names that vLLM, lm-evaluation-harness and others have for a flag; any command that has the flag takes them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -32,9 +33,11 @@ GpusPerReplica = Annotated[
 ]
 OutDirectory = Annotated[Path | None, typer.Option("--out", "-o", help="Directory to write [default: results/<name>].")]
 
-_COMPLAINTS: list[type[Any]] = typer.BadParameter.__bases__[0].__subclasses__()
-NoSuchOption = next(kind for kind in _COMPLAINTS if kind.__name__ == "NoSuchOption")
-"""A complaint of the option parser; typer names no public class for it."""
+_COMPLAINTS: list[type[Any]] = [*typer.BadParameter.__bases__[0].__subclasses__(), *typer.BadParameter.__subclasses__()]
+NoSuchOption, MissingParameter = (
+    next(kind for kind in _COMPLAINTS if kind.__name__ == name) for name in ("NoSuchOption", "MissingParameter")
+)
+"""Complaints of the option parser; typer names no public class for them."""
 
 
 OLD_FLAGS = {
@@ -44,6 +47,9 @@ OLD_FLAGS = {
 """Command -> flags that have got another name, which work until 0.3.0: docs/start/old-forms.md."""
 
 
+_LOOKS_LIKE_ONE = re.compile(r"--[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+"""A word that is an option's name, or a misspelled one; a value of that form is given as --option=VALUE."""
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
 LONGEST = 60
 """Characters of the values of an option that stand beside its name in the help."""
 SETTINGS: dict[str, Any] = {
@@ -56,15 +62,86 @@ SETTINGS: dict[str, Any] = {
 class Command(TyperCommand):
     """A command that still reads its `OLD_FLAGS`, takes `ALIASES`, and whose help has sections, values and examples."""
 
+    dropped: list[str]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line."""
+        """Read the command line. Raises `UserError` for what the parser would take for something else, or drop."""
         old = OLD_FLAGS.get(str(self.name), {})
+        words = [_renamed(word, old) for word in args]
+        if ctx.resilient_parsing:  # for a shell that completes what is half typed
+            self.dropped = []
+            return list(super().parse_args(ctx, words))
+        self._check_values(ctx, words)
         try:
-            return list(super().parse_args(ctx, [_renamed(word, old) for word in args]))
+            if unexpected := self.make_parser(ctx).parse_args(list(words))[1]:
+                raise UserError(self._unexpected(ctx, unexpected, words))
+            return list(super().parse_args(ctx, words))
         except NoSuchOption as error:
-            error.message = f"{error.message.rstrip('.')}{self._meant(ctx, error.option_name)}"
+            typed = next((word for word in words if word.startswith(error.option_name)), error.option_name)
+            error.message = f"No such option: {typed.partition('=')[0]}{self._meant(ctx, error.option_name)}"
             error.possibilities = None
             raise
+        except MissingParameter as error:
+            self.name_choices()
+            name = error.param.opts[0] if error.param.param_type_name == "option" else error.param.name.upper()
+            raise UserError(f"{name} is missing: {error.param.get_help_record(ctx)[1]}") from None
+
+    def _check_values(self, ctx: Any, words: list[str]) -> None:
+        """Raise `UserError` for an option whose value is missing, so that what follows would be taken for it, and for a
+        URL that would be taken for a path; keep for `invoke` which value is dropped because a later one counts.
+        """
+        self.dropped = []
+        takers = self.takers()
+        known = {name for option in self.params for name in (*option.opts, *option.secondary_opts)}
+        values: dict[str, str] = {}
+        words = words[: words.index("--")] if "--" in words else words
+        for word, following in zip(words, [*words[1:], ""], strict=False):
+            name, equals, value = word.partition("=")
+            option = takers.get(name.replace("_", "-"))
+            if option is None:
+                continue
+            if not equals and (not following or following in known or _LOOKS_LIKE_ONE.fullmatch(following)):
+                self.name_choices()
+                follows = f"{following} is another option" if following else "nothing follows"
+                raise UserError(f"{name}: its value is missing, {follows}; {': '.join(_told(option, ctx))}")
+            value = value if equals else following
+            if "<path>" in _told(option, ctx)[0] and _URL.match(value):
+                raise UserError(f"{name} {value}: a URL, where a path on this machine is to be")
+            before = values.get(option.name, value)
+            if value != before and not option.multiple:
+                self.dropped.append(f"{name} {value} took the place of {before}")
+            values[option.name] = value
+
+    def _unexpected(self, ctx: Any, unexpected: list[str], words: list[str]) -> str:
+        """What is wrong with words that belong to no option and to no argument."""
+        first, place = unexpected[0], words.index(unexpected[0])
+        before = next((word for word in reversed(words[:place]) if word.startswith("-")), "")
+        named = f"unexpected {', '.join(repr(word) for word in unexpected)}"
+        option = self.takers().get(before.replace("_", "-"))
+        if option is not None and words.index(before) < place - 1:
+            return f"{named}: {before} takes one value; {': '.join(_told(option, ctx))}"
+        if before == words[place - 1] and re.fullmatch(r"--?[A-Za-z][\w-]*", before):
+            return f"{named}: {before} takes no value"
+        pieces = re.sub(r"\{(.*?)\}", lambda match: match[1].upper(), " ".join(self.collect_usage_pieces(ctx)[1:]))
+        takes = f"takes {pieces} and options" if pieces else "takes options alone"
+        target = f": --target {first}?" if "target" in ctx.command.params[0].name and "--target" not in words else ""
+        return f"{named}: `{self.name}` {takes}{target}"
+
+    def takers(self) -> dict[str, Any]:
+        """Every name of an option that a value follows -> the option."""
+        own = {name: option for option in self.params if takes_value(option) for name in option.opts}
+        return own | self.aliases()
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and say on stderr, if it is not refused, which values were dropped."""
+        try:
+            return super().invoke(ctx)
+        except UserError:
+            self.dropped = []
+            raise
+        finally:
+            for line in self.dropped:
+                terminal.say(f"warning: {line}")
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser, with `ALIASES`."""
@@ -90,7 +167,7 @@ class Command(TyperCommand):
 
             if (name := unknown.removeprefix("--").replace("-", "_")) in engines.find("vllm").arguments():
                 return f"; it is one of vLLM's: --engine-arg {name}=VALUE"
-        close = get_close_matches(unknown.replace("_", "-"), flags, n=2, cutoff=0.7)
+        close = get_close_matches(unknown.replace("_", "-").lower(), flags, n=2, cutoff=0.75)
         return f"; did you mean {' or '.join(dict.fromkeys(flags[name] for name in close))}?" if close else ""
 
     def name_choices(self) -> None:
@@ -109,6 +186,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
+        narrow(formatter)
         self.name_choices()
         super().format_help(ctx, formatter)
 
@@ -120,11 +198,10 @@ class Command(TyperCommand):
             if row is not None:
                 title = "Options" if len(told) <= FEW else group(str(parameter.name))
                 title = "Arguments" if parameter.param_type_name == "argument" else title
-                name = re.sub(r"<list\[(\w+)\]>", lambda match: f"<{match[1].lower()}>", row[0])
-                sections.setdefault(title, []).append((name, row[1]))
+                sections.setdefault(title, []).append(_told(parameter, ctx))
         for title in sorted(sections, key=["Arguments", *GROUPS, "Options"].index):
             with formatter.section(title):
-                formatter.write_dl(sections[title])
+                formatter.write_dl(sections[title], col_max=30 if formatter.width > 60 else formatter.width // 3)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write examples, and the other names of flags."""
@@ -142,6 +219,22 @@ class Command(TyperCommand):
 def group(parameter: str) -> str:
     """The section of the help that an option is in."""
     return next((title for title, names in GROUPS.items() if parameter in names), "Options")
+
+
+def _told(parameter: Any, ctx: Any) -> tuple[str, str]:
+    """A parameter's names and kind of value, and what it is for, as the help has them."""
+    names, text = parameter.get_help_record(ctx)
+    return re.sub(r"<list\[(\w+)\]>", lambda match: f"<{match[1].lower()}>", names), text
+
+
+def narrow(formatter: Any) -> None:
+    """Let help fit a terminal of fewer columns than the parser reckons with."""
+    formatter.width = min(formatter.width, max(shutil.get_terminal_size().columns - 1, 24))
+
+
+def takes_value(parameter: Any) -> bool:
+    """Whether a parameter is an option that a value follows."""
+    return parameter.param_type_name == "option" and not parameter.is_flag
 
 
 def _renamed(word: str, old: dict[str, str]) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = Path("results") / "plots"
 FORMATS = (".png", ".pdf")
+MOST = 8
+"""Runs that a figure tells apart (`show.plots.style.COLOURS`)."""
 
 
 def _kinds() -> list[str]:
@@ -44,7 +46,7 @@ def plot(
     """Draw stored runs for a paper: acceptance by position, tau against K, differences, along the output.
 
     Prints each figure's caption, which says what its intervals are. The first run is the one that others are compared
-    with.
+    with. More than eight runs, as of a sweep, are drawn in a folder for each target, method, temperature and K.
     """
     from speceval.estimate import books
     from speceval.show import plots
@@ -60,7 +62,37 @@ def plot(
         return write(plots.draw(kind, stored, allow or []), kind, out)
     if out is not None and out.suffix.lower() in FORMATS:
         raise UserError(f"-o {out}: all figures do not fit one file: name a directory, or --kind")
-    write_all(stored, allow or [], out)
+    whole = [run for run in stored if (run.steps["drafted"] > 0).any()] or stored
+    for run in stored:
+        if not any(run is other for other in whole):
+            print(terminal.line(f"left out: {run.directory}: no step has drafts"))
+    if len(whole) <= MOST:
+        return write_all(whole, allow or [], out)
+    written = 0
+    for name, group in together(whole).items():
+        try:
+            write_all(group, allow or [], (out or DIRECTORY) / name)
+            written += 1
+        except UserError as error:
+            print(terminal.line(f"{name}: left out: {error}"))
+    if not written:
+        raise UserError(f"none of {len(whole)} runs can be drawn")
+
+
+def together(runs: list[StoredRun]) -> dict[str, list[StoredRun]]:
+    """The runs of a sweep in groups that a figure can show, by a name for each: of one target, method and way to draft,
+    at one temperature and K, at most `MOST` of them.
+    """
+    groups: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        spec, method = run.meta.spec, run.meta.fingerprint.engine.method
+        target = spec.target.rstrip("/").rsplit("/", 1)[-1]
+        groups.setdefault(f"{target}-{method}-T{spec.temperature:g}-{spec.drafting}-k{spec.k}", []).append(run)
+    return {
+        name if first == 0 else f"{name}-{first // MOST + 1}": group[first : first + MOST]
+        for name, group in groups.items()
+        for first in range(0, len(group), MOST)
+    }
 
 
 def write_all(stored: list[StoredRun], allow: list[str], out: Path | None) -> None:

@@ -141,12 +141,16 @@ def _print_outcomes(prepared: Sweep, outcomes: list[Outcome]) -> None:
     """The tables that the file asks for, then what is wrong, a line each."""
     from rich.text import Text
 
+    from speceval.errors import UserError
     from speceval.show import layouts, render
 
     console = options.output()
     done = [outcome.cell.job.directory for outcome in outcomes if outcome.ok]
     for layout in prepared.file.tables if done else ():
-        console.print(Text(render.FORMATS["md"](layouts.build(layout, done))), soft_wrap=True)
+        try:
+            console.print(Text(render.FORMATS["md"](layouts.build(layout, done))), soft_wrap=True)
+        except UserError as error:  # of a table alone: what was measured is listed all the same
+            console.print(f"no table {layout}: {error}", markup=False, highlight=False, soft_wrap=True)
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
         reason = outcome.error or "; ".join(outcome.run.meta.problems if outcome.run else [])

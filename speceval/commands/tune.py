@@ -14,7 +14,7 @@ def tune(
     target: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the target.")],
     draft: Annotated[str, typer.Option(help="Drafters, comma-separated.")],
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,4,16,64",
-    k: Annotated[str, typer.Option(help="Draft tokens of a step, as 1-8 [default: 1-8, as far as they go].")] = "",
+    k: Annotated[str, typer.Option(help="Draft tokens of a step, as far as each drafter goes [default: 1-8].")] = "",
     temp: Annotated[float, typer.Option(help="Temperature of the target, and of sampled drafts.")] = 1.0,
     suite: Annotated[str, typer.Option(help="Whose prompts are generated [default: mt_bench].")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer [default: the suite's own].")] = None,

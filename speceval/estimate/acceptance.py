@@ -117,6 +117,20 @@ def conversation_totals(steps: pd.DataFrame) -> pd.DataFrame:
     return totals
 
 
+def weight_of_conversations(steps: pd.DataFrame) -> tuple[int, float, float]:
+    """Of one suite, also of a replay: conversations with drafts, how many alike they count as by what each has accepted
+    (`statistics.effective_clusters`), and the share of tau's variance that one of them holds. For `cluster_warnings`.
+    """
+    if replay.depth(steps):
+        totals = replay.conversation_totals(steps)
+        tokens, count = totals["committed"], totals["steps"]
+    else:
+        totals = conversation_totals(steps)
+        tokens, count = totals["steps"] + totals["accepted"], totals["steps"]
+    pooled = ratio_interval(tokens, count)
+    return pooled.clusters, min(float(effective_clusters(tokens - count)), pooled.clusters), pooled.share
+
+
 def summarise(steps: pd.DataFrame, turns: pd.DataFrame, k: int, confidence: float = 0.95) -> dict[str, Any]:
     """Every estimator of one suite of one run with its conversation-clustered interval, as JSON-ready values.
 
@@ -238,7 +252,9 @@ def compare_lengths(
     `tau_a`, `tau_b`, `difference`, `relative_percent`, `p_value`, `detectable_percent` and `warnings` as `compare`
     does.
     """
-    paired = paired_ratio_difference(numerator_a, denominator_a, numerator_b, denominator_b, confidence)
+    paired = paired_ratio_difference(
+        numerator_a, denominator_a, numerator_b, denominator_b, confidence, most=max(most) - 1
+    )
     pairs = (numerator_a, denominator_a), (numerator_b, denominator_b)
     tau_a, tau_b = (ratio_interval(*pair, confidence, bounds=(1, top)) for pair, top in zip(pairs, most, strict=True))
     return {
@@ -262,16 +278,16 @@ def _effective(pairs: Iterable[tuple[ArrayLike, ArrayLike]]) -> float:
 def compare_rates(
     counts: Iterable[tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]], confidence: float = 0.95
 ) -> list[dict[str, Any]]:
-    """u_j of run b against run a for j = 1, 2, …, from (accepted_a, drafted_a, accepted_b, drafted_b) of each position.
+    """Rates of run b against run a for j = 1, 2, …, from (accepted_a, tried_a, accepted_b, tried_b) of each position.
 
-    Arrays have shape (conversations,); only conversations that draft the position in both runs count. `p_adjusted` is
-    Holm's over the positions. The differences add up to that of tau when every step drafts the same number of tokens.
+    Arrays have shape (conversations,); only conversations that tried it in both runs count. `p_adjusted` is Holm's over
+    the positions. Of the steps with drafts (`compare`) the differences add up to that of tau where both have one K.
     """
     rows: list[dict[str, Any]] = []
     for position, arrays in enumerate(counts, start=1):
         x_a, y_a, x_b, y_b = (np.asarray(array, float) for array in arrays)
         both = (y_a > 0) & (y_b > 0)
-        paired = paired_ratio_difference(x_a, y_a, x_b, y_b, confidence)
+        paired = paired_ratio_difference(x_a, y_a, x_b, y_b, confidence, most=1)
         a, b = (_divide(x[both].sum(), y[both].sum()) for x, y in ((x_a, y_a), (x_b, y_b)))
         difference = paired.difference.as_dict()
         rows.append({"position": position, "a": a, "b": b, "difference": difference, "p_value": paired.p_value})
@@ -418,15 +434,20 @@ def all_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _position_counts(steps_a: pd.DataFrame, steps_b: pd.DataFrame) -> Iterator[tuple[NDArray[Any], ...]]:
-    """#(A >= j) and #(drafted >= j) per conversation of both runs, for the positions that both draft."""
-    cluster, ids = pd.factorize(pd.concat([steps_a["conversation"], steps_b["conversation"]]))
-    owners = cluster[: len(steps_a)], cluster[len(steps_a) :]
-    k = min((int(steps["drafted"].max()) if len(steps) else 0) for steps in (steps_a, steps_b))
+    """#(A >= j) and steps with drafts per conversation of both runs, for the positions that both draft.
+
+    Of all of these steps: among those that draft position j, a drafter that drafts it in hard steps too would seem
+    worse.
+    """
+    rows = drafted_steps(steps_a), drafted_steps(steps_b)
+    cluster, ids = pd.factorize(pd.concat([own["conversation"] for own in rows]))
+    owners = cluster[: len(rows[0])], cluster[len(rows[0]) :]
+    k = min((int(own["drafted"].max()) if len(own) else 0) for own in rows)
     for j in range(1, k + 1):
         yield tuple(
             np.bincount(owner[mask], minlength=len(ids))
-            for owner, steps in zip(owners, (steps_a, steps_b), strict=True)
-            for mask in _position_masks(steps, j)[:2]
+            for owner, own in zip(owners, rows, strict=True)
+            for mask in (own["accepted"].to_numpy() >= j, slice(None))
         )
 
 

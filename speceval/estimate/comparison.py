@@ -180,7 +180,7 @@ def compare_replays(steps_a: pd.DataFrame, steps_b: pd.DataFrame, confidence: fl
     a, b = replay.conversation_totals(steps_a).align(replay.conversation_totals(steps_b), join="inner")
     pairs = zip(replay.position_totals(steps_a), replay.position_totals(steps_b), strict=False)
     aligned = (one.align(other, join="inner") for one, other in pairs)
-    counts = ((x["accepted"], x["drafted"], y["accepted"], y["drafted"]) for x, y in aligned)
+    counts = ((x["accepted"], x["steps"], y["accepted"], y["steps"]) for x, y in aligned)
     lengths = acceptance.compare_lengths(a["committed"], a["steps"], b["committed"], b["steps"], confidence)
     return {
         **lengths,

@@ -148,15 +148,15 @@ def count(steps: pd.DataFrame, turns: pd.DataFrame, k: int) -> Counts:
 READ_IN = {
     "vLLM log, vllm bench serve": "vLLM 0.32",
     "LK Losses paper": "arXiv 2602.23881",
-    "SGLang server": "version not noted",
-    "SGLang server, overlap scheduler": "version not noted",
+    "SGLang server": "commit 01bb3c807f7e",
+    "SGLang server, overlap scheduler": "commit 01bb3c807f7e",
     "SGLang requests": "SGLang 0.5.23",
     "SpecForge benchmarks": "main of 2026-08-08",
     "SpecForge benchmarks/sglang.py": "main of 2026-08-08",
     "Model-Optimizer specdec_bench": "main of 2026-08-21",
     "Model-Optimizer specdec_bench, its July branch": "branch of 2026-07-07",
     "EAGLE": "issue 195 of the authors' repository",
-    "EAGLE answer files": "version not noted",
+    "EAGLE answer files": "commit 12c417d302ef",
     "DeepSpec": "main of 2026-06-30",
     "aiperf": "aiperf 0.13.0",
 }

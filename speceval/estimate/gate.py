@@ -50,7 +50,7 @@ LEVEL = 0.05
 """Chance of a wrong `pass`, and of a wrong `fail`, at a loss of exactly the margin."""
 
 DOUBT = 0.005
-"""Chance that a tau which is the same counts as risen (`_trials`): a loss behind a gain is then harder to see."""
+"""Chance that a tau which is the same counts as risen (`_p_position`): a loss behind a gain is then harder to see."""
 
 POWER = 0.80
 """Chance of a verdict with the number of conversations that an inconclusive check asks for."""
@@ -77,7 +77,7 @@ EXIT_CODES = {Verdict.ok: 0, Verdict.fail: 1, Verdict.inconclusive: 2}
 class PositionCheck:
     """One draft position: its acceptance rate, new run against baseline, over one mix of conversations.
 
-    Of the steps that reach it; where tau has risen beyond doubt, of all steps (`_trials`). A conversation weighs as
+    Of the steps that reach it; where tau has risen beyond doubt, of all steps (`_p_position`). A conversation weighs as
     both runs have such steps in it (`_standardised`): pooled over all conversations the rate of an unchanged position
     falls when an earlier one gains in the hard ones.
     """
@@ -346,25 +346,42 @@ def _pass_bound(change: Interval, margin: float, effective: float) -> float | No
 def _p_position(base: _Run, new: _Run, j: int, margin: float, risen: bool) -> float | None:
     """p-value of "position j lost at most the share `margin` of its rate", None where that is not tested.
 
-    Tests c_new - (1 - margin) c_base >= 0 for the standardised rates, which is linear in both: the error of their
-    quotient is 0 where the new run accepted nothing. The contrast is at least 0 where no conversation lost more than
-    the margin, whatever happened at other positions.
+    A drafter that gains at position 1 in the hard steps of a conversation lets more hard steps reach position 2, whose
+    rate among those falls though nothing became worse. Such a gain takes nothing from the share of all steps that
+    accept position 2. So that has to have fallen too; it is no further chance of a false alarm, so its p-value is
+    not corrected for there being K positions. Where tau has `risen` beyond doubt, that share alone is asked, and may
+    lose the margin.
     """
     both = (base.reached[j - 1] > 0) & (new.reached[j - 1] > 0)
     enough = min(base.accepted[j - 1, both].sum(), new.reached[j - 1, both].sum()) >= LEAST_ACCEPTED
     if not enough or margin >= 1:
         return None
-    base_accepted, new_accepted, weight = _standardised(base, new, j, risen)
+    of_all = _p_loss(base, new, j, margin if risen else 0.0, every=True)
+    if risen or of_all is None:
+        return of_all
+    of_reached = _p_loss(base, new, j, margin, every=False)
+    return None if of_reached is None else max(of_reached, of_all / len(base.accepted))
+
+
+def _p_loss(base: _Run, new: _Run, j: int, margin: float, every: bool) -> float | None:
+    """p-value of "the rate lost at most the share `margin`": of `every` step, or of those that reach position j.
+
+    Tests c_new - (1 - margin) c_base >= 0 for the standardised rates, which is linear in both: the error of their
+    quotient is 0 where the new run accepted nothing. The contrast is at least 0 where no conversation lost more than
+    the margin, whatever happened at other positions.
+    """
+    base_accepted, new_accepted, weight = _standardised(base, new, j, every)
     return p_value_below(paired_ratio_difference((1 - margin) * base_accepted, weight, new_accepted, weight).difference)
 
 
-def _standardised(base: _Run, new: _Run, j: int, risen: bool) -> tuple[Floats, Floats, Floats]:
+def _standardised(base: _Run, new: _Run, j: int, every: bool) -> tuple[Floats, Floats, Floats]:
     """Accepted drafts of position j per conversation, baseline and new run, had both had it tried `weight` times.
 
     weight = n_b n_n / (n_b + n_n) for n_b and n_n trials (Mantel and Haenszel 1959, J. National Cancer Institute 22,
-    719-748): the rates of a conversation are compared within it, each by what both runs tell of it.
+    719-748): the rates of a conversation are compared within it, each by what both runs tell of it. Trials are the
+    steps that reach the position, or `every` step.
     """
-    trials = _trials(base, j, risen), _trials(new, j, risen)
+    trials = [run.steps if every else run.reached[j - 1] for run in (base, new)]
     total = trials[0] + trials[1]
     weight = trials[0] * trials[1] / np.where(total > 0, total, 1)
     base_accepted, new_accepted = (
@@ -372,17 +389,6 @@ def _standardised(base: _Run, new: _Run, j: int, risen: bool) -> tuple[Floats, F
         for run, count in zip((base, new), trials, strict=True)
     )
     return base_accepted, new_accepted, weight
-
-
-def _trials(run: _Run, j: int, risen: bool) -> Floats:
-    """Steps that position j's rate is a share of: those that reach it; all where tau has `risen` beyond doubt.
-
-    A drafter that gains at position 1 in the hard steps of a conversation lets more hard steps reach position 2, whose
-    rate among those falls though nothing became worse. Such a gain raises tau, and takes nothing from the share of all
-    steps that accept position 2. Where tau has not risen, a loss behind a gain shows best among the steps that reach
-    it.
-    """
-    return run.steps if risen else run.reached[j - 1]
 
 
 def _adjust(p_values: Mapping[Test, float | None]) -> dict[Test, float | None]:
@@ -488,9 +494,7 @@ def _what_would_settle(found: _Compared, margin: float, level: float) -> tuple[i
         needed = conversations_needed(-above, change.se * root, level)
     if needed is None:
         return None, f"{bounds}, and its estimate so near the margin that no number of conversations would settle it"
-    if above > 0 or change.se <= NO_SPREAD:
-        needed = max(needed, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
-    needed = max(needed, change.clusters + 1)
+    needed = max(needed, change.clusters + 1, math.ceil(change.clusters * LEAST_EFFECTIVE / found.effective))
     towards, more = (Verdict.ok if above > 0 else Verdict.fail), needed - change.clusters
     return needed, (
         f"{bounds}: {more:,} more conversations of this spread, {needed:,} in all, would settle it in "

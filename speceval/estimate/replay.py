@@ -110,13 +110,18 @@ def decode_steps(steps: pd.DataFrame, k: int) -> pd.Series:
 
 
 def position_totals(steps: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """For j = 1 … depth: expected `accepted` and `drafted` per conversation, of drafts within the text."""
+    """For j = 1 … depth, per conversation: expected `accepted` and `drafted`, of drafts within the text, and `steps`.
+
+    `steps`: those with drafts whose text has a token for position j, whether they draft it or not.
+    """
     chances = survival(steps)
     v = starts(steps, chances)
+    left = steps.groupby(REQUEST, sort=False).cumcount(ascending=False).to_numpy() + 1  # of the text
     for j in range(1, depth(steps) + 1):
-        inside = steps[f"kept_{j}"].notna().to_numpy()
-        sums = steps.assign(accepted=v * chances[:, j - 1], drafted=v * inside)
-        yield sums.groupby("conversation", sort=False)[["accepted", "drafted"]].sum()
+        drafts = steps[f"kept_{j}"].notna().to_numpy()
+        could = drafts | ((steps["drafted"] > 0).to_numpy() & (j <= left))
+        sums = steps.assign(accepted=v * chances[:, j - 1], drafted=v * drafts, steps=v * could)
+        yield sums.groupby("conversation", sort=False)[["accepted", "drafted", "steps"]].sum()
 
 
 def text_law(steps: pd.DataFrame) -> dict[str, Any]:

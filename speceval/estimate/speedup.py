@@ -76,7 +76,7 @@ def _relative_percent(a: dict[str, Any], b: dict[str, Any], confidence: float) -
     shares = [(one["se"] / one["value"]) ** 2 for one in (a, b)]
     freedom = sum(shares) ** 2 / sum(s**2 / (one["blocks"] - 1) for s, one in zip(shares, (a, b), strict=True))
     half = float(stdtrit(freedom, (1 + confidence) / 2) * ratio * np.sqrt(sum(shares)))
-    return found | {"low": 100 * (ratio - 1 - half), "high": 100 * (ratio - 1 + half)}
+    return found | {"low": 100 * max(ratio - 1 - half, -1), "high": 100 * (ratio - 1 + half)}
 
 
 def require_same_machine(a: Speedup, b: Speedup) -> None:

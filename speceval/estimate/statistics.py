@@ -125,9 +125,8 @@ def cluster_warnings(clusters: int, effective: float | None = None, share: float
     effective = clusters if effective is None else min(effective, clusters)
     found = []
     if effective < LEAST_EFFECTIVE:
-        counted = (
-            f" that count as {effective:.0f}, since some accept far more than others" if effective < clusters else ""
-        )
+        alike = round(effective) == clusters
+        counted = "" if alike else f" that count as {effective:.0f}, since some accept far more than others"
         found.append(
             f"only {clusters} conversations{counted}: fewer than {LEAST_EFFECTIVE} can miss a kind of prompt that is "
             f"{100 * RARE:.0f} % of them, so intervals can be too narrow and differences look too sure"
@@ -264,18 +263,26 @@ def paired_estimates(
 
 
 def paired_ratio_difference(
-    a_num: ArrayLike, a_den: ArrayLike, b_num: ArrayLike, b_den: ArrayLike, confidence: float = 0.95
+    a_num: ArrayLike,
+    a_den: ArrayLike,
+    b_num: ArrayLike,
+    b_den: ArrayLike,
+    confidence: float = 0.95,
+    most: float = np.inf,
 ) -> PairedDifference:
     """R_b - R_a and 100 (R_b/R_a - 1) (`paired_estimates`) with cautious bounds; all four arrays of shape (G,).
 
-    The p-value is that of the difference. The relative difference has no value where R_a = 0. Raises ValueError when
-    shapes differ or a denominator is negative.
+    The p-value is that of the difference. The relative difference has no value where R_a = 0. Bounds are cut to what
+    can be: a difference to `most` either way, a relative one of ratios that are never negative to -100 %. Raises
+    ValueError when shapes differ or a denominator is negative.
     """
     a_x, a_y, b_x, b_y = _vectors(a_num, a_den, b_num, b_den)
+    negative = min(a_x.min(initial=0), b_x.min(initial=0)) < 0
 
     def interval(relative: bool) -> Interval:
         found = paired_estimates(a_x, a_y, b_x, b_y, relative)
-        bounds = estimate_bounds(found, confidence, cautious=True)
+        limits = (-np.inf if negative else -100, np.inf) if relative else (-most, most)
+        bounds = np.clip(estimate_bounds(found, confidence, cautious=True), *limits)
         return replace(_interval(found, *bounds), df=float(found.cautious_df), cautious=True)
 
     difference = interval(relative=False)
@@ -379,9 +386,9 @@ def detectable(difference: Interval, level: float = 0.05, power: float = 0.8) ->
     """Smallest true difference that one two-sided test at `level` finds with `power`, given the error of `difference`.
 
     (critical value + t_{df, power}) · se (Bloom 1995, Evaluation Review 19(5), 547-556), with the critical value of the
-    test in use on the side where it is larger; None without se.
+    test in use on the side where it is larger; None without se, or without any spread, which promises nothing.
     """
-    if difference.se is None:
+    if difference.value is None or difference.se is None or _without_spread(difference):
         return None
     none = as_estimates(difference)._replace(value=np.asarray(0.0))
     low, high = estimate_bounds(none, 1 - level, cautious=True)

@@ -20,6 +20,7 @@ from speceval.exactness.reference import Reference, Tokens
 from speceval.exactness.verdict import ALPHA, Report
 from speceval.measure import launch
 from speceval.measure.job import Job
+from speceval.measure.output import gone_if_refused
 from speceval.measure.start import check_settings, order, start_engine
 
 Mode = Literal["auto", "exact", "two-sample"]
@@ -101,7 +102,7 @@ def verify(
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / LOG
     seconds = Stopwatch()
-    with log(file):
+    with log(file), gone_if_refused(file, directory / "verify.json"):
         baseline = None
         if _mode(job, settings) == "two-sample":
             tell("drawing without speculation", 0, 1)

@@ -38,8 +38,12 @@ def merge(directories: Sequence[Path], out: Path | None = None, command: Sequenc
     directory = out or Path("results") / spec.name
     if (directory / RUN).exists():
         raise UserError(f"--out {directory}: holds a run: name another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / OUTPUTS, "".join(_outputs(shards)))
+    texts = "".join(_outputs(shards))  # refuses shards whose texts are not whole
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {directory}: not a directory: name one, or a new one") from None
+    write_whole(directory / OUTPUTS, texts)
     for name, table in ((TURNS, turns), (STEPS, steps)):
         write_whole(directory / name, partial(table.to_parquet, index=False))
     write_meta(directory, _meta(spec, [shard.meta for shard in shards], command))  # last: now it is a run
@@ -63,7 +67,8 @@ def _ordered(runs: Sequence[StoredRun]) -> list[StoredRun]:
             raise UserError(f"{by_number[number].directory} and {run.directory} are both shard {number}/{of}")
         by_number[number] = run
     if missing := [f"{number}/{count}" for number in range(1, count + 1) if number not in by_number]:
-        raise UserError(f"shard {', '.join(missing)} is missing: name all {count}")
+        more = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
+        raise UserError(f"missing: shard {', '.join(missing[:3])}{more}: name all {count}")
     return [by_number[number] for number in sorted(by_number)]
 
 

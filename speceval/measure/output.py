@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,8 @@ def output_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def gone_if_refused(log: Path, record: Path) -> Iterator[None]:
-    """Remove an engine's log when what it was started for is refused, or broken off, and has no record yet.
+    """Remove an engine's log when what it was started for is refused, or broken off, and has no record yet; its
+    directory too, if nothing else is in it.
 
     Of an engine that failed (its error has a cause) the log tells why, and stays.
     """
@@ -70,6 +71,8 @@ def gone_if_refused(log: Path, record: Path) -> Iterator[None]:
     except (UserError, KeyboardInterrupt) as error:
         if error.__cause__ is None and not record.exists():
             log.unlink(missing_ok=True)
+            with suppress(OSError):
+                log.parent.rmdir()
         raise
 
 

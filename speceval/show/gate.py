@@ -27,7 +27,8 @@ POSITION_HEADINGS = ("suite", "position", "baseline", "run", "change, %", "in % 
 
 NOTE = (
     f"Bounds: one-sided {100 * (1 - LEVEL):g} % each, paired by conversation, over new prompts like these and new "
-    "samples. Positions: rate among the steps that reach them; p-values for all tests together."
+    "samples. Positions: rate among the steps that reach them; one fails where its share of all steps fell too; "
+    "p-values for all tests together."
 )
 
 

@@ -17,6 +17,7 @@ FORMS = {
     "top_p": "top-p {:g}",
     "top_k": "top-k {}",
     "max_tokens": "{} tokens",
+    "runner": "runner {}",
 }
 """Fields of the request that tell runs apart, and how a label says their values."""
 

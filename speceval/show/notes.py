@@ -48,13 +48,17 @@ def of_load(found: dict[str, Any] | None) -> list[str]:
 
 
 def speed(meta: RunMeta) -> str:
-    """Tokens per second of the run; empty if that is not known."""
+    """Tokens per second of the run, and what they are worth; empty if that is not known."""
     tokens, seconds = sum(segment.tokens for segment in meta.segments), meta.wall_seconds
     if not seconds:
         return ""
     engines = meta.engine_seconds / seconds
     each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
-    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}"
+    engine = meta.fingerprint.engine
+    slow = "; V2's kernels are interpreted on a CPU: no times of vLLM's" * (
+        engine.device == "cpu" and engine.runner == "V2"
+    )
+    return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}{slow}"
 
 
 def without_drafts(run: StoredRun) -> list[str]:
@@ -66,7 +70,7 @@ def without_drafts(run: StoredRun) -> list[str]:
 def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
     notes = [
         "± is half a 95 % interval over new prompts like these and new samples of each; unit: the conversation.",
-        "position j: share of steps that accept draft token j (in brackets: of the steps that reach it).",
+        "position j: share of the steps that draft token j which accept it (in brackets: of those that reach it).",
     ]
     for name, suite in shown["suites"].items():
         parts = [f"{suite['finish'].get('length', 0)} of {suite['turns']} turns ended at max_tokens"]

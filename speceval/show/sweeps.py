@@ -10,16 +10,19 @@ from rich import box
 from rich.table import Table
 
 from speceval.catalog.schema import Draft
+from speceval.measure.job import Job
+from speceval.measure.kept import How, expected
+from speceval.measure.start import order
 from speceval.measure.sweep import Cell, Sweep
 from speceval.show import published
 from speceval.show.published import Figure
-from speceval.store import RUN, read_meta
+from speceval.store import RUN, read_meta, read_run
 from speceval.store.schema import RunMeta
 from speceval.suites import Suite
 
 NO_CHECKPOINT = "no public checkpoint"
 NOT_SEEN = "not seen"
-LEFT = ("target", "drafter", "drafting", "suite")
+LEFT = ("target", "drafter", "drafting", "settings", "suite")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Known:
     seconds: float = 0.0
     """In which at least one engine measured."""
     conversations: int = 0
+    left: float = 1.0
+    """The part of it that is to be measured."""
 
     @classmethod
     def of(cls, cell: Cell) -> Known:
@@ -38,13 +43,16 @@ class Known:
         if not (cell.job.directory / RUN).is_file():
             return cls("to do")
         meta: RunMeta = read_meta(cell.job.directory)
-        done = sum(segment.conversations for segment in meta.segments)
-        state = f"{done} of {meta.conversations}" if meta.status == "running" else "measured"
+        state, left = "books do not balance" if meta.problems else "measured", 0.0
+        if meta.status == "running":  # one that was killed has more in its journal than run.json tells
+            done = read_run(cell.job.directory).conversations
+            state, left = f"{done} of {meta.conversations}", 1 - done / max(meta.conversations, 1)
         return cls(
-            state if not meta.problems else "books do not balance",
+            state,
             sum(segment.tokens for segment in meta.segments),
             meta.engine_seconds if meta.wall_seconds is None else meta.wall_seconds,
-            done,
+            sum(segment.conversations for segment in meta.segments),
+            left,
         )
 
 
@@ -57,15 +65,15 @@ def plan(sweep: Sweep) -> dict[str, Any]:
     known = [Known.of(cell) for cell in sweep.cells]
     rows: list[dict[str, Any]] = []
     tokens_left = seconds_left = 0.0
-    timed = True
+    timed, engine = True, _engines(sweep, known)
     for number, (cell, state) in enumerate(zip(sweep.cells, known, strict=True), start=1):
-        spec, finished = cell.job.spec, state.state == "measured"
+        spec = cell.job.spec
         tokens, bound = _tokens(sweep, known, cell)
         speed = _speed(sweep, known, cell)
-        if not finished:
-            tokens_left += tokens
+        if state.left:
+            tokens_left += tokens * state.left
             timed = timed and speed is not None
-            seconds_left += tokens / speed if speed else 0
+            seconds_left += tokens * state.left / speed if speed else 0
         for suite in cell.job.suites:
             figure = published.figure_of(spec, suite.name)
             rows.append(
@@ -76,11 +84,12 @@ def plan(sweep: Sweep) -> dict[str, Any]:
                     "k": spec.k,
                     "temperature": spec.temperature,
                     "drafting": spec.drafting,
+                    "settings": cell.settings,
                     "suite": suite.name,
                     "conversations": len(suite.conversations) * len(spec.seeds),
                     "tokens": round(tokens * _share(suite, cell)),
                     "tokens_at_most": bound,
-                    "engine": cell.how if not finished else None,
+                    "engine": engine.get(number),
                     "state": state.state,
                     "checkpoint": checkpoint(cell.job.draft),
                     "published": None if figure is None else figure.tau,
@@ -89,25 +98,37 @@ def plan(sweep: Sweep) -> dict[str, Any]:
             )
     if sweep.file.published:
         rows += _unrepeated(sweep)
-    starts = sum(c.how == "start" and k.state != "measured" for c, k in zip(sweep.cells, known, strict=True))
     return {
         "sweep": sweep.file.name,
         "directory": str(sweep.directory),
         "cells": rows,
         "runs": len(sweep.cells),
-        "measured": sum(state.state == "measured" for state in known),
-        "engine_starts": starts,
+        "measured": sum(not state.left for state in known),
+        "engine_starts": [*engine.values()].count("start"),
         "tokens_left": round(tokens_left),
         "seconds_left": seconds_left if timed else None,
         "left_out": sweep.left_out,
     }
 
 
+def _engines(sweep: Sweep, known: list[Known]) -> dict[int, How]:
+    """Number of each run that is to be measured, from 1 -> how it gets its engine after the one before it."""
+    engines: dict[int, How] = {}
+    last: Job | None = None
+    for number, (cell, state) in enumerate(zip(sweep.cells, known, strict=True), start=1):
+        if state.left:
+            engines[number] = "start" if last is None else expected(order(last), order(cell.job))
+            last = cell.job
+    return engines
+
+
 def plan_table(content: dict[str, Any]) -> Table:
     """The rows of `plan`."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"Sweep {content['sweep']}", title_justify="left")
     with_figures = any(row["published"] is not None for row in content["cells"])
-    for heading in ("run", "target", "drafter", "K", "T", "drafting", "suite", "conversations", "tokens"):
+    with_settings = any(row["settings"] for row in content["cells"])
+    told = ("settings",) if with_settings else ()
+    for heading in ("run", "target", "drafter", "K", "T", "drafting", *told, "suite", "conversations", "tokens"):
         table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     for heading in ("engine", "state", "checkpoint", *(["published"] if with_figures else [])):
         table.add_column(heading, justify="right" if heading == "published" else "left", no_wrap=True)
@@ -117,6 +138,7 @@ def plan_table(content: dict[str, Any]) -> Table:
         run = [
             "" if row["run"] is None else str(row["run"]),
             *(row["target"], row["drafter"], str(row["k"]), f"{row['temperature']:g}", row["drafting"]),
+            *([row["settings"]] if with_settings else []),
         ]
         cells = [
             *(run if run != above else [""] * len(run)),  # the suites of a run stand below each other
@@ -137,12 +159,12 @@ def plan_lines(content: dict[str, Any]) -> Iterator[str]:
     cells = content["cells"]
     without = sum(row["state"] == NO_CHECKPOINT for row in cells)
     yield (
-        f"{len(cells)} cells{f', {without} of them without a public checkpoint' if without else ''}; "
-        f"{content['runs']} runs, {content['measured']} of them measured, in {content['directory']}; "
-        f"{content['engine_starts']} engine starts"
+        f"{_count(len(cells), 'cell')}{f', {without} of them without a public checkpoint' if without else ''}; "
+        f"{_count(content['runs'], 'run')}, {content['measured']} of them measured, in {content['directory']}; "
+        f"{_count(content['engine_starts'], 'engine start')}"
     )
     time = content["seconds_left"]
-    told = "not known before a run of each target is stored" if time is None else f"about {time / 3600:.2f} h"
+    told = "not known before a run of each target is stored" if time is None else f"about {_duration(time)}"
     yield "a cell is one suite of a run, and the facts of a run stand beside its first suite"
     yield "engine: start: a new one; swap: the last one with another drafter's weights; same: the last one"
     yield "tokens: ≤ is what max_tokens allows, else what the same suites took in runs that are stored"
@@ -150,8 +172,23 @@ def plan_lines(content: dict[str, Any]) -> Iterator[str]:
         yield f"{NOT_SEEN}: the checkpoint's name follows its authors' others; nobody has confirmed that it is there"
     if any(row["published"] is not None for row in cells):
         yield f"published: tau in {published.load().source}, {published.load().title}"
-    yield f"left: {content['tokens_left']:,} tokens at most; generation: {told}"
+    most = " at most" if any(row["tokens_at_most"] and row["engine"] for row in cells) else ""
+    yield f"left: {content['tokens_left']:,} tokens{most}; generation: {told}"
     yield from (f"left out: {line}" for line in content["left_out"])
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def checkpoint(draft: Draft) -> str:
@@ -178,6 +215,7 @@ def _unmeasured(figure: Figure) -> dict[str, Any]:
         "k": figure.k,
         "temperature": figure.temperature,
         "drafting": "probabilistic" if figure.temperature else "greedy",
+        "settings": "",
         "suite": _our_name(figure.suite),
         "tokens_at_most": False,
         "state": NO_CHECKPOINT,

@@ -26,6 +26,14 @@ TAUS = {
 """Acceptance lengths by column name, with the label under which people read them."""
 
 
+def lengths(*summaries: dict[str, Any]) -> dict[str, str]:
+    """Those of `TAUS` that suites have, and where steps had no drafts the length over all of them."""
+    undrafted = any(summary.get("undrafted_steps") for summary in summaries)
+    named = TAUS | ({"tau_all_steps": "tau all steps"} if undrafted else {})
+    there = {name for summary in summaries for name in named if name in summary and summary[name]["value"] is not None}
+    return {name: label for name, label in named.items() if name in there}
+
+
 def run_json(run: StoredRun) -> dict[str, Any]:
     """A run as one JSON-ready object: its request and state, then `suite_summary` of every suite.
 
@@ -135,12 +143,8 @@ def run_tables(run: StoredRun, shown: dict[str, Any] | None = None) -> Renderabl
     table = Table("")
     for name in suites:
         table.add_column(Text(name), justify="right", no_wrap=True)
-    for tau, label in TAUS.items():
-        if tau == "tau_rb" and all(suite[tau]["value"] is None for suite in suites.values()):
-            continue  # nothing was recorded
+    for tau, label in lengths(*suites.values()).items():
         table.add_row(label, *(plus_minus(suite[tau]) for suite in suites.values()))
-    if any(suite["undrafted_steps"] for suite in suites.values()):
-        table.add_row("tau all steps", *(plus_minus(suite["tau_all_steps"]) for suite in suites.values()))
     table.add_section()
     for index in range(shown["k"] if books.positions_known(run) else 0):
         if shown["evidence"] == "requests":

@@ -1,4 +1,6 @@
-"""How a row holds a conversation: user turns, chat messages (OpenAI's or ShareGPT's), or Alpaca's instruction."""
+"""How a row holds a conversation: user turns, chat messages (OpenAI's or ShareGPT's, also of a batch file), or Alpaca's
+instruction.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from .read import Repeated
 
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
     "bot": "assistant",
 }
@@ -41,12 +46,29 @@ class Talk(NamedTuple):
     """Fields of its messages that nothing reads."""
 
 
+def request(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of OpenAI's batch files as the request in it, under the line's own id; any other row as it is."""
+    body = record.get("body")
+    return {"id": record["custom_id"], **body} if isinstance(body, dict) and "custom_id" in record else record
+
+
+def piece(record: Mapping[str, Any]) -> bool:
+    """Whether a row is one that ShareGPT's files have many of: nothing, or what follows the start of a conversation."""
+    held = record.get("conversations")
+    if not isinstance(held, list) or any(record.get(name) for name in ("turns", "prompt")):
+        return False
+    first = held[0] if held else {"from": "gpt"}
+    return isinstance(first, dict) and ROLES.get(str(first.get("from")).lower()) == "assistant"
+
+
 def talk(record: Mapping[str, Any], field: str, where: str) -> Talk:
     """The conversation in a row's column `field`. Raises UserError that begins with `where`."""
     value, place = record[field], f"{where}, field '{field}'"
     if isinstance(value, str):
         if field in _LISTED and value.lstrip().startswith(("[", "{")):
-            raise UserError(f"{place}: JSON in a text instead of a list of messages: write the list itself")
+            raise UserError(
+                f"{place}: JSON in a text instead of a list of messages: write the list itself, as .jsonl can"
+            )
         return _instruction(record, where) if field == "instruction" else Talk([text(value, place)])
     if not isinstance(value, list):
         raise UserError(f"{place}: {_kind(value)} instead of text or a list of user turns")

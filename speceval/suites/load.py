@@ -80,7 +80,8 @@ def load(
         assert suite.data.hub is not None
         shown = f"hub dataset {suite.data.hub.id}"
         raw = hub_rows(suite.data.hub, suite.data.file, suite.name)
-    rows = normalise(raw, suite, shown)
+    pieces: list[int] = []
+    rows = normalise(raw, suite, shown, pieces)
     _check_groups(rows, suite, shown)
     check_pins(rows, suite, directory, shown)
     chosen = _choose(rows, limit, shuffle_seed, stratified)
@@ -93,7 +94,7 @@ def load(
         system=suite.system,
         template=suite.template,
         source=shown,
-        notes=(*notes(rows, suite), *_repeats(chosen, suite)),
+        notes=(*notes(rows, suite, len(pieces)), *_repeats(chosen, suite)),
         groups=suite.groups,
     )
 
@@ -152,8 +153,9 @@ def _find_file(suite: SuiteFile, directory: Path, data_dir: Path | None) -> Path
     places = [directory] if data_dir is None else [directory, Path(data_dir).expanduser()]
     for place in places:
         for file in suite.data.file:
-            if (place / file).is_file():
-                return place / file
+            path = place / Path(file).expanduser()
+            if path.is_file():
+                return path
     if suite.data.made is not None or (data_dir is None and suite.data.hub is not None):
         return None
     mend = f": {suite.data.prepare}" if suite.data.prepare else ""

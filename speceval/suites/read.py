@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -22,8 +23,10 @@ from .schema import Hub
 _PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open), b"\xfd7zXZ\x00": ("xz", lzma.open)}
 """First bytes of a packed file -> how it is packed, and what opens it."""
 _NOT_READ = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_DELIMITERS = {".csv": ",;", ".tsv": "\t"}
+"""What may separate the cells; of several what the header line holds most of."""
 _LONGEST_CELL = 1 << 30
+_NOT_UTF_8 = "not UTF-8 text: save the file as UTF-8"
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -59,6 +62,8 @@ def local_rows(path: Path) -> Iterator[dict[str, Any]]:
     delimiter = next((_DELIMITERS[kind] for kind in kinds if kind in _DELIMITERS), None)
     with file:
         try:
+            if _wide(file.peek(2)):
+                raise UserError(f"{path}: UTF-16 or UTF-32 text: save the file as UTF-8")
             for row in _of_json(file, path) if delimiter is None else _of_cells(file, path, delimiter):
                 number += 1
                 yield row
@@ -97,14 +102,23 @@ def _opened(path: Path) -> tuple[str, io.BufferedReader]:
     return "", path.open("rb")
 
 
+def _wide(head: bytes) -> bool:
+    """Whether a text begins as one of more than a byte a letter does."""
+    return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (
+        len(head) > 1 and (head[0] == 0) != (head[1] == 0)
+    )
+
+
 def _of_json(file: io.BufferedReader, path: Path) -> Iterator[dict[str, Any]]:
-    head = file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = file.peek(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     return _of_array(file.read(), path) if head.startswith(b"[") else _of_lines(file, path)
 
 
-def _of_cells(file: io.BufferedReader, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    """Every cell is text; an empty one is none."""
+def _of_cells(file: io.BufferedReader, path: Path, delimiters: str) -> Iterator[dict[str, Any]]:
+    """Every cell is text; an empty one is none, and neither is a row of such alone."""
     csv.field_size_limit(_LONGEST_CELL)
+    header = file.peek(4096).partition(b"\n")[0]
+    delimiter = max(delimiters, key=lambda one: header.count(one.encode()))
     reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     number = 0
     while True:
@@ -112,11 +126,13 @@ def _of_cells(file: io.BufferedReader, path: Path, delimiter: str) -> Iterator[d
         try:
             row = next(reader, None)
         except UnicodeDecodeError:
-            raise UserError(f"{where}: not UTF-8 text") from None
+            raise UserError(f"{where}: {_NOT_UTF_8}") from None
         except csv.Error as error:
             raise UserError(f"{where}: not CSV ({error})") from None
         if row is None:
             return
+        if not any(row.values()):
+            continue
         number += 1
         names = reader.fieldnames or ()
         if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -134,7 +150,7 @@ def _of_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
         number += 1
         where = f"{path}: row {number}"
         with _explained(where, ": one object a line, or an array of them"):
-            row = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = _DECODER.decode(line.decode("utf-8-sig"))  # files that were put together have several marks
         yield _checked(row, where)
 
 
@@ -192,7 +208,7 @@ _DECODER = json.JSONDecoder(
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
+        raise UserError(f'{where}: not a JSON object such as {{"prompt": "…"}}')
     return row
 
 
@@ -202,8 +218,10 @@ def _explained(where: str, form: str = "") -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        raise UserError(f"{where}: not UTF-8 text") from None
+        raise UserError(f"{where}: {_NOT_UTF_8}") from None
     except json.JSONDecodeError as error:
+        if form and error.doc.strip() in ("{", "["):
+            raise UserError(f"{where}: goes over several lines{form} (`jq -c .` writes so)") from None
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise UserError(f"{where}: not JSON ({error.msg}, {line}column {error.colno}){form}") from None
     except RecursionError:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from speceval.errors import UserError
 
-from .forms import Talk, talk, whole
+from .forms import Talk, piece, request, talk, whole
 from .read import Long, Repeated
 from .schema import FORMS, Fields, SuiteFile
 
@@ -52,18 +52,27 @@ class Row(NamedTuple):
     """Columns with a value, and fields of its messages, that nothing reads."""
 
 
-def normalise(raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str) -> list[Row]:
-    """All rows. Raises UserError with `shown` (the file), row (counted from 1) and field for the first bad one."""
+def normalise(
+    raw: Iterable[Mapping[str, Any]], suite: SuiteFile, shown: str, left_out: list[int] | None = None
+) -> list[Row]:
+    """All rows but pieces of conversations (`forms.piece`), whose numbers go to `left_out`.
+
+    Raises UserError with `shown` (the file), row (counted from 1) and field for the first bad one.
+    """
     rows: list[Row] = []
     seen: dict[str, int] = {}
+    left_out = [] if left_out is None else left_out
     for number, record in enumerate(raw, start=1):
+        if piece(record):
+            left_out.append(number)
+            continue
         row = normalise_row(record, number, suite, shown)
         if row.id in seen:
             raise UserError(f"{shown}: row {number}, field 'id': '{row.id}' is already row {seen[row.id]}")
         seen[row.id] = number
         rows.append(row)
     if not rows:
-        raise UserError(f"{shown}: empty: no rows")
+        raise UserError(f"{shown}: {'no row has a conversation that a user begins' if left_out else 'empty: no rows'}")
     return rows
 
 
@@ -72,11 +81,12 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
     where = f"{shown}: row {number}"
     if isinstance(record, Repeated):
         raise UserError(f"{where}, field '{record.key}': stands there twice")
+    record = request(record)
     text_field = _text_field(record, suite.fields, where)
     held = talk(record, text_field, where)
     if suite.data.placeholder and any(suite.data.placeholder in turn for turn in held.turns):
-        mend = f": {suite.data.prepare}" if suite.data.prepare else ""
-        raise UserError(f"{where}, field '{text_field}': a placeholder, not a prompt{mend}")
+        mend = suite.data.prepare or "fill it in; for SPEED-Bench prepare_data.py of NVIDIA's specdec_bench does"
+        raise UserError(f"{where}, field '{text_field}': a placeholder, not a prompt: {mend}")
     read: dict[str, str] = {}
     row_id, category = f"{number - 1:04d}", suite.category
     id_field = _present(record, suite.fields.id)
@@ -94,17 +104,19 @@ def normalise_row(record: Mapping[str, Any], number: int, suite: SuiteFile, show
     return Row(row_id, category, held.turns, read, system, held.answers, (*unread, *sorted(held.unused)))
 
 
-def notes(rows: list[Row], suite: SuiteFile) -> list[str]:
+def notes(rows: list[Row], suite: SuiteFile, pieces: int = 0) -> list[str]:
     """A line for each thing that the rows of a user's file hold and that nothing uses."""
     if suite.pinned is not None:
         return []  # what a benchmark's rows hold besides is known
     lines = []
     named = dict.fromkeys(name for row in rows for name in row.unread)
-    if unread := [name if name.isprintable() else ascii(name) for name in named]:
+    if unread := [name if name.strip() and name.isprintable() else ascii(name) for name in named]:
         more = f" and {len(unread) - MOST_NAMED} more" if len(unread) > MOST_NAMED else ""
         lines.append(f"{suite.name}: its rows hold what nothing uses: {', '.join(unread[:MOST_NAMED])}{more}")
     if answers := sum(row.answers for row in rows):
         lines.append(f"{suite.name}: {answers:,} recorded answers are not used: the target answers itself")
+    if pieces:
+        lines.append(f"{suite.name}: {pieces:,} rows hold no conversation that a user begins: they are left out")
     return lines
 
 

@@ -67,6 +67,10 @@ Maker = Literal["longcontext"]
 """A module of this package that makes rows."""
 
 
+SPEED_BENCH = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
+"""In turns of nvidia/SPEED-Bench as it is published (specdec_bench/datasets/speed.py of NVIDIA's Model-Optimizer)."""
+
+
 class Data(Strict):
     """Where the rows are: beside the YAML or in the data directory under one of the names `file`, else on the hub."""
 
@@ -74,7 +78,7 @@ class Data(Strict):
     hub: Hub | None = None
     made: Maker | None = None
     """What makes the rows where there is no file."""
-    placeholder: str | None = None
+    placeholder: str | None = SPEED_BENCH
     """Text of rows that are yet to be filled in: they are refused."""
     prepare: str | None = None
     """How to get the file, for who has none, or one with placeholders."""
@@ -142,8 +146,10 @@ def read_suite_file(path: Path) -> SuiteFile:
 
 
 def _with_file_list(content: dict[str, object]) -> dict[str, object]:
-    """Let `data.file` and the column names be one name instead of a list."""
+    """Let `data` be the file alone, and `data.file` and the column names one name instead of a list."""
     content = dict(content)
+    if isinstance(content.get("data"), str):
+        content["data"] = {"file": content["data"]}
     for section in ("data", "fields"):
         part = content.get(section)
         if isinstance(part, dict):

@@ -15,4 +15,10 @@ DRAFTERS: dict[str, str] = {name: METHODS[architecture] for name, (architecture,
 DEFAULT_K: dict[str, int] = {name: trained_k(architecture) for name, (architecture, _) in PLANS.items()}
 """Drafter -> the number of draft positions that it was trained for."""
 
-__all__ = ["DEFAULT_K", "DRAFTERS", "built", "ensure"]
+MAX_K: dict[str, int | None] = {
+    name: trained_k(architecture) if architecture in ("medusa", "mlp") else None
+    for name, (architecture, _) in PLANS.items()
+}
+"""Drafter -> the most tokens that it can draft a step: its heads; None: there is no end."""
+
+__all__ = ["DEFAULT_K", "DRAFTERS", "MAX_K", "built", "ensure"]

@@ -45,6 +45,15 @@ def test_without_ks_each_drafter_goes_as_far_as_it_can(tmp_path: Path) -> None:
     assert [rate.setting.k for rate in tuned.rates] == [*range(1, 9), 0]
 
 
+def test_of_several_k_each_drafter_takes_those_that_it_can(tmp_path: Path) -> None:
+    tuned = speceval.tune("zoo", ["kl-medusa", "kl-eagle3"], batches=(1,), ks=(6, 7), out=tmp_path, **ASKED)
+    settings = {(rate.setting.draft, rate.setting.k) for rate in tuned.rates if rate.setting.k}
+    assert settings == {("kl-medusa", 6), ("kl-eagle3", 6), ("kl-eagle3", 7)}
+    for ks, says in (((7,), "kl-medusa' drafts at most K=6"), ((0, 6), "K must be at least 1")):
+        with pytest.raises(speceval.UserError, match=says):
+            speceval.tune("zoo", ["kl-medusa", "kl-eagle3"], batches=(1,), ks=ks, out=tmp_path, **ASKED)
+
+
 def measured(draft: str, ks: tuple[int, ...], out: Path, **asked: Any) -> Measured:
     jobs = {
         Setting(draft, k): prepare(

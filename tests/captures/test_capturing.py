@@ -127,6 +127,18 @@ def test_eight_bits_cost_what_is_said_and_no_more_room(call, free) -> None:
     assert call("capture", run, "-o", "x", "--float8", "--dtype", "bfloat16")[0] == 4 and not Path("x").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32])
+def test_the_rows_of_a_shard_lie_in_one_piece_of_memory_and_are_what_was_added(dtype: torch.dtype) -> None:
+    texts = [torch.randn(rows, *size).to(dtype) for rows, size in ((3, (4,)), (1, (4,)), (2, (4,)))]
+    before, kept = texts[1].clone(), write.Rows(texts[0])
+    for text in texts:
+        kept.append(text)
+    texts[1].fill_(0)  # the caller's own may go, or change
+    whole = kept.tensor()
+    assert whole.is_contiguous() and whole.shape == (6, 4) and whole.dtype == dtype
+    assert whole[3:4].float().equal(before.float()) and whole[4:].float().equal(texts[2].float())
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 3e38])
 def test_eight_bits_hold_any_row(value: float) -> None:
     state = torch.tensor([[value, -value / 2, 0.0], [1.0, 2.0, -3.0]])

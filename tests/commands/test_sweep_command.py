@@ -68,6 +68,14 @@ def test_a_failed_cell_is_listed_with_its_line_and_the_code_is_1(
     assert "kl_eagle3" in line and line.endswith("ValueError: no luck")
 
 
+def test_a_table_that_cannot_be_made_of_the_runs_does_not_hide_what_became_of_them(path: str, tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3"], "top_k": [0, 50]}
+    Path(path).write_text(yaml.safe_dump(FILE | {"axes": axes, "tables": ["paper-arch", "summary"]}))
+    done = sweep(path, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0 and "no table paper-arch: " in done.stdout and "2 of 2 runs" in done.stdout
+    assert "kl-eagle3 (top\\_k=0)" in done.stdout and "kl-eagle3 (top\\_k=50)" in done.stdout  # as Markdown has them
+
+
 @pytest.mark.parametrize(
     ("change", "out", "says"),
     [

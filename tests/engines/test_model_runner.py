@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
@@ -12,7 +13,7 @@ from speceval.engines.vllm import model_runner
 from speceval.errors import UserError
 from vllm_patches import interpreted
 
-NAMES = (model_runner.CHOICE, *interpreted.ENVIRONMENT)
+NAMES = (model_runner.CHOICE, *interpreted.ENVIRONMENT, *model_runner.APART)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,6 @@ def test_what_vllm_has_frozen_of_the_environment_is_read_anew(monkeypatch: pytes
     [
         ("0.31.0", None, "--runner v2: vLLM 0.31.0 runs it on a GPU only"),
         ("0.32.0", ImportError("triton"), "--runner v2: on a CPU it takes the package triton"),
-        ("0.32.0", RuntimeError("vLLM has started without Triton"), "--runner v2: vLLM has started without Triton"),
     ],
 )
 def test_where_v2_cannot_run_one_line_says_so_and_nothing_stays_set(
@@ -85,9 +85,21 @@ def test_where_v2_cannot_run_one_line_says_so_and_nothing_stays_set(
     assert environment() == {}
 
 
-def test_v1_does_not_start_where_triton_was_made_to_interpret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM would take its Triton paths there, which V1 on a CPU never does."""
-    backend = SimpleNamespace(installed=lambda: True)
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_after_the_other_runner_an_engine_gets_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, runner: Literal["v1", "v2"]
+) -> None:
+    """vLLM has decided in this one whether there is Triton, and checks the configuration by that."""
+
+    def prepare() -> None:
+        raise RuntimeError("vLLM has started without Triton")
+
+    config = SimpleNamespace(HAS_TRITON=runner == "v1")
+    monkeypatch.setitem(sys.modules, "vllm.config.vllm", config)  # type: ignore[arg-type]
+    backend = SimpleNamespace(installed=lambda: runner == "v1")
     monkeypatch.setitem(sys.modules, "vllm_patches.interpreted.backend", backend)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="V1 takes a process of its own"):
-        model_runner.choose("v1", "0.32.0")
+    monkeypatch.setattr(interpreted, "prepare", prepare)
+    restore = model_runner.choose(runner, "0.32.0")
+    assert environment().items() >= model_runner.APART.items() and (runner == "v2") == config.HAS_TRITON
+    restore()
+    assert environment() == {} and (runner == "v1") == config.HAS_TRITON

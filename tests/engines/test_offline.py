@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import os
 import subprocess
@@ -45,6 +46,32 @@ def test_what_was_there_before_an_engine_starts_is_no_garbage_of_its_own_until_i
     assert gc.get_freeze_count() == 0
 
 
+def test_an_engine_starts_whatever_this_process_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As llvmlite's library, which n-gram drafts import, or a web framework's proxy: no engine could follow them."""
+    dispatcher = pytest.importorskip("vllm.triton_utils.dispatcher")
+
+    class Library:
+        __slots__ = ()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda: None
+
+    class Proxy:
+        @property
+        def __dict__(self) -> Any:
+            raise RuntimeError("outside of its context")
+
+    odd = ModuleType("odd")
+    odd.library, odd.proxy = Library(), Proxy()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "odd", odd)
+    for name in ("hasattr", "vars"):  # as an earlier engine of this process may have left them
+        monkeypatch.setattr(dispatcher, name, getattr(builtins, name), raising=False)
+    with pytest.raises((AttributeError, RuntimeError)):
+        dispatcher._rebind_kernels([])
+    offline.look_through_anything()
+    dispatcher._rebind_kernels([])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -54,6 +81,11 @@ def test_what_was_there_before_an_engine_starts_is_no_garbage_of_its_own_until_i
         ),
         ("1 validation error for C\n  Value error, no such K [type=value_error, input=3]", "no such K"),
         ("one\ntwo\nthree", "one"),
+        (
+            "Failed to instantiate custom proposer class 'a.Medusa': ./head: its vocabulary is 3.5, not 4. "
+            "The class constructor must accept VllmConfig as argument.",
+            "./head: its vocabulary is 3.5, not 4",
+        ),
         ("", "KeyError"),
     ],
 )
@@ -80,6 +112,12 @@ class Evidence(offline.OfflineEngine):
         self.listening = ""
 
     method, listening = "standard", ""
+
+
+def test_a_key_of_a_nested_argument_that_vllm_would_drop_is_refused() -> None:
+    offline._check_parts({"compilation_config": {"mode": 0}, "hf_overrides": {"any": 1}, "dtype": "float32"})
+    with pytest.raises(UserError, match="compilation_config: vLLM has no 'modes' there; did you mean mode"):
+        offline._check_parts({"compilation_config": {"modes": 0}})
 
 
 def test_nothing_recorded_is_told_from_rows_that_were_all_broken() -> None:

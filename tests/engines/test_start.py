@@ -121,6 +121,9 @@ def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None
         ({"model": "n"}, "--engine-arg model"),
         ({"additional_config": {"draft_truncation": False}}, "--engine-arg additional_config: draft_truncation"),
         ({"additional_config": "text"}, "must be an object"),
+        ({"chat_template": "x"}, "chat_template: would have no effect: "),
+        ({"override_generation_config": {}}, "override_generation_config: would have no effect: .*--temp"),
+        ({"max_model_lenn": 3}, r"max_model_lenn: vLLM's engine has no such argument; did you mean max_model_len"),
     ):
         with pytest.raises(UserError, match=says):
             start.joined(ours, users)

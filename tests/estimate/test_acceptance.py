@@ -501,6 +501,26 @@ class TestCompare:
         unpaired = np.hypot(found["tau_a"]["se"], found["tau_b"]["se"])
         assert found["difference"]["se"] < 0.7 * unpaired
 
+    def test_a_drafter_that_drafts_further_in_hard_steps_is_worse_at_no_position(self) -> None:
+        """Its position 3 is accepted in as many steps; among the steps that draft it, which now are all, in half."""
+        easy, hard = [3, 3, 3, 3], [0, 1, 0, 1]
+        rows = [(f"c{c}", n, own) for c in range(8) for n, own in enumerate((*easy, *hard), start=1)]
+        steps = pd.DataFrame(rows, columns=["conversation", "step", "accepted"])
+        steps = steps.assign(suite="s", seed=0, turn=1, drafted=3, committed=steps["accepted"] + 1)
+        short = steps.assign(drafted=np.where(steps["accepted"] < 3, 1, 3))
+        turns = steps.groupby(["suite", "conversation", "seed", "turn"], as_index=False).size()
+        turns = turns.assign(steps=8, undrafted_steps=0, padded_steps=0, drafted=0, accepted=14, excess=0)
+        turns = turns.assign(output_tokens=23, finish_reason="length")
+        for row in compare(short, turns, steps, turns)["positions"]:
+            assert row["a"] == row["b"] == {1: 0.75, 2: 0.5, 3: 0.5}[row["position"]]
+
+    def test_differences_of_the_positions_add_up_to_that_of_tau_whatever_each_step_drafts(self) -> None:
+        a, b = simulated_run(3), simulated_run(4, better=0.2)
+        found = compare(*a, *b)
+        assert sum(row["difference"]["value"] for row in found["positions"]) == pytest.approx(
+            found["difference"]["value"]
+        )
+
     def test_swapping_the_runs_flips_the_sign_only(self) -> None:
         a, b = simulated_run(10), simulated_run(11)
         there, back = compare(*a, *b), compare(*b, *a)

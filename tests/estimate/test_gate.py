@@ -177,6 +177,30 @@ def test_a_gain_in_the_hard_steps_of_every_conversation_fails_no_later_position(
         assert any("share of all steps" in line for line in found.warnings)
 
 
+def expected(first: float, easy_share: np.ndarray, steps: int = 100) -> dict[str, pd.DataFrame]:
+    """What conversations are expected to count whose easy steps accept 0.97, the others `first`, then 0.1."""
+    easy, hard = np.cumprod([0.97] * 5), np.cumprod([first, 0.1, 0.1, 0.1, 0.1])
+    reached = np.outer(easy_share, [1, *easy]) + np.outer(1 - easy_share, [1, *hard])
+    accepted = steps * reached[:, 1:]
+    columns = {"steps": steps, "accepted": accepted.sum(1)}
+    columns |= {f"accepted_{j}": accepted[:, j - 1] for j in range(1, 6)}
+    columns |= {f"reached_{j}": steps * reached[:, j - 1] for j in range(1, 6)}
+    return {"s": pd.DataFrame(columns, index=[f"c{i}" for i in range(len(easy_share))])}
+
+
+def test_a_gain_in_hopeless_steps_that_hardly_raises_tau_fails_no_later_position() -> None:
+    """Drafts that are all right or all wrong: a few more right at position 1 of the wrong ones, and position 2 of
+    those that reach it falls by 7 %, in a tau whose rise of 2 % the noise of the easy steps' share hides.
+    """
+    share = np.linspace(0.3, 0.7, 100)
+    base, new = expected(0.02, share), expected(0.1, share + 0.1 * np.tile([1, -1, -1, 1], 25))
+    found = gate.check(base, new, 0.02).suites[0]
+    second = found.positions[1]
+    assert -8 < second.change_percent < -6 and second.margin_percent < 4
+    assert not any("tau has risen" in line for line in found.warnings)
+    assert found.verdict is not Verdict.fail and second.p_adjusted == 1
+
+
 @pytest.mark.parametrize(("gain", "share"), [(0.26, 0.15), (0.6, 0.4)], ids=["tau is the same", "tau has risen"])
 def test_a_loss_at_one_position_is_still_seen_behind_a_gain_at_another(gain: float, share: float) -> None:
     base, new = hard_and_easy(0.25, 1), hard_and_easy(gain, 2)
@@ -212,6 +236,12 @@ def test_many_conversations_of_which_a_few_accept_nearly_all_do_not_pass() -> No
     found = gate.check({"s": base}, {"s": new}, 0.02).suites[0]
     assert found.verdict is Verdict.inconclusive
     assert 5 < found.effective < 6
+
+
+def test_what_would_settle_a_check_is_never_so_few_that_no_error_rate_holds() -> None:
+    found = gate.check(run(GOOD, 2), run([0.5] * 3, 2, steps=20), 0.02).suites[0]
+    assert found.verdict is Verdict.inconclusive and found.change_percent["value"] < -2
+    assert found.needed is not None and found.needed >= LEAST_EFFECTIVE
 
 
 def test_an_inconclusive_check_says_what_checking_again_costs() -> None:

@@ -88,6 +88,9 @@ def check(texts: list[np.ndarray]) -> None:
     for j, sums in enumerate(replay.position_totals(steps)):
         np.testing.assert_allclose(sums["accepted"], [values[j] for values in by_conversation("accepted")], atol=1e-12)
         np.testing.assert_allclose(sums["drafted"], [values[j] for values in by_conversation("drafted")])
+        np.testing.assert_allclose(
+            sums["steps"], sums["drafted"]
+        )  # every place drafts all that its text has tokens for
 
 
 class TestAgainstEnumeration:

@@ -250,6 +250,12 @@ class TestPairedDifference:
         assert found.difference.value == pytest.approx(2 / 3)
         assert found.relative_percent.as_dict() == {"value": None, "low": None, "high": None, "se": None}
 
+    def test_bounds_stay_within_what_can_be(self) -> None:
+        """Two clusters that disagree: shares differ by at most 1, and none can fall by more than 100 %."""
+        found = paired_ratio_difference([9, 1], [10, 10], [1, 8], [10, 10], most=1)
+        assert (found.difference.low, found.difference.high) == (-1, 1)
+        assert found.relative_percent.low == -100 and known(found.relative_percent.high) > 100
+
     def test_one_common_cluster_has_values_only(self) -> None:
         found = paired_ratio_difference([9], [4], [12], [4])
         assert (found.difference.value, found.difference.low, found.p_value) == (0.75, None, None)
@@ -275,6 +281,7 @@ def test_warnings_name_conversations_that_count_for_more_than_the_others() -> No
     effective = float(effective_clusters([95] * 4 + [1] * 76))
     assert effective == pytest.approx((4 * 95 + 76) ** 2 / (4 * 95**2 + 76))
     assert "80 conversations that count as 6" in cluster_warnings(80, effective)[0]
+    assert "count as" not in cluster_warnings(2, 1.9)[0]
     assert effective_clusters([3] * 80) == 80 == effective_clusters([0] * 80)
     assert cluster_warnings(80, 80.0, share=0.3) == []
     assert "one conversation holds 60 % of the variance" in cluster_warnings(80, 80.0, share=0.6)[0]
@@ -355,6 +362,10 @@ class TestDetectable:
         size = detectable(estimate, level=0.05, power=0.8)
         assert size == pytest.approx(stats.t.ppf([0.975, 0.8], estimate.df).sum() * known(estimate.se))
         assert detectable(ratio_interval([9], [4])) is None
+
+    def test_without_spread_no_difference_is_promised_to_be_seen(self) -> None:
+        """Four conversations that all show +33 % do not mean that any smaller difference would have been seen."""
+        assert detectable(paired_ratio_difference([3] * 4, [1] * 4, [4] * 4, [1] * 4).relative_percent) is None
 
 
 class TestCoverage:

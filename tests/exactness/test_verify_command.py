@@ -12,12 +12,14 @@ from support.pairs import write_pair
 from support.simulated import Chain, plan, simulate
 
 from speceval import cli
-from speceval.exactness import EXIT_CODES, Report, Verdict
+from speceval.errors import UserError
+from speceval.exactness import EXIT_CODES, Report, Verdict, run
 from speceval.exactness.checks import TOKENS, VERIFIED, exact_checks
 from speceval.exactness.command import teller, write
 from speceval.exactness.run import Settings, cost
 from speceval.exactness.verdict import tables
 from speceval.measure.job import prepare
+from speceval.measure.output import output_to
 from speceval.measure.starting import OneLine
 from speceval.store.schema import OUTPUTS
 
@@ -135,3 +137,15 @@ def test_bad_input_is_one_line_and_exit_code_4(
     assert stop.value.code == cli.EXIT_BAD_INPUT
     assert len(error) == 1 and part in error[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_verify_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(run, "cost", lambda *_: "")
+    monkeypatch.setattr(run, "_mode", refuse)  # the first that is asked once the log is open
+    job = prepare(target="zoo", draft="lk-eagle3", temperature=1, suite_names=["demo"], k=3, engine="simulated")
+    with pytest.raises(UserError, match="no"):
+        run.verify(job, Settings(samples=1000), tmp_path / "out", lambda *_: None, output_to)
+    assert list(tmp_path.iterdir()) == []

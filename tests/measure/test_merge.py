@@ -55,7 +55,8 @@ def test_books_of_a_shard_that_do_not_balance_are_those_of_the_whole(tmp_path: P
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["1/3", "3/3"], r"^shard 2/3 is missing: name all 3$"),
+        (["1/3", "3/3"], r"^missing: shard 2/3: name all 3$"),
+        (["1/9"], r"^missing: shard 2/9, 3/9, 4/9 and 5 others: name all 9$"),
         (["1/3", "2/3", "3/3", "1/3"], "are both shard 1/3$"),
         (["1/3", "2/2"], "2-of-2: is shard 2/2, the others are of 3$"),
         ([None], "whole: is no shard: it was measured without --shard|without shard"),
@@ -81,6 +82,17 @@ def test_a_conversation_that_two_shards_have_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"shard": "2/3"', '"shard": "3/3"'))
     with pytest.raises(UserError, match=r"2-of-3 and .*copy both have conversation \w+ of demo$"):
         speceval.merge(*shards[:2], tmp_path / "copy", out=tmp_path / "joined")
+
+
+def test_a_shard_that_lacks_a_text_leaves_nothing_behind(tmp_path: Path) -> None:
+    shards = [run(tmp_path, f"{i}/2").directory for i in (1, 2)]
+    texts = shards[1] / "outputs.jsonl"
+    texts.write_text("".join(texts.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="lacks 1 of"):
+        speceval.merge(*shards, out=tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+    with pytest.raises(UserError, match="not a directory"):
+        speceval.merge(shards[0], run(tmp_path / "b", "2/2").directory, out=texts)
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:

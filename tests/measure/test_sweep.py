@@ -15,6 +15,7 @@ from speceval.engines.vllm.start import on_cpu
 from speceval.measure.sweep import names, prepare_sweep, read_sweep_file
 from speceval.measure.sweep.file import SweepFile, requests
 from speceval.show import sweeps as shown
+from speceval.store.journal import Store
 from speceval.suites import load_or_count
 from speceval.zoo import DRAFTERS
 
@@ -63,23 +64,39 @@ def test_a_combination_that_is_named_twice_is_one_run() -> None:
         ({"axes": {"draft": []}}, "no runs: an axis is empty, or everything is excluded"),
         ({"exclude": [{"draft": "nobody"}]}, "no combination has that"),
         ({"exclude": [{"temperature": [0, 1]}]}, "no runs"),
-        ({"axes": {"draft": ["kl-eagle3", "nobody"]}}, "unknown drafter 'nobody' for target 'zoo'"),
+        ({"axes": {"draft": ["kl-eagle3", "nobody"], "temperature": [1]}}, "unknown drafter 'nobody' for target 'zoo'"),
+        ({"axes": {"target": ["zoo", "zo"], "draft": ["kl-eagle3"], "temperature": [1]}}, "unknown target 'zo'"),
         ({"common": COMMON | {"target": "nothing"}}, "unknown target 'nothing'"),
-        ({"axes": {"draft": ["kl-eagle3"]}}, "temperature is needed"),
+        ({"axes": {"draft": ["kl-eagle3"]}}, "a run has no temperature"),
         ({"axes": {"temperature": [1]}}, "a run has no draft"),
-        ({"axes": {"draft": ["kl-eagle3"], "temperature": [1], "k": [0]}}, "draft=kl-eagle3, temperature=1: K must be"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": [1], "k": [0]}}, "'axes.k.0': input should be greater than"),
+        (
+            {"axes": {"draft": ["kl-medusa"], "temperature": [1], "k": [6, 9]}},
+            "drafts at most K=6 tokens a step, not 9",
+        ),
         ({"common": COMMON | {"seeds": "a"}}, "seeds a: not a list of whole numbers"),
         ({"common": COMMON | {"until": "soon"}}, "until soon: not a percentage"),
-        ({"common": COMMON | {"engine_args": 3}}, "engine_args 3: must be a mapping"),
+        ({"common": COMMON | {"engine_args": 3}}, "'common.engine_args': input should be a valid dictionary, not 3"),
         ({"runs": "{draft}"}, "two runs are called kl-eagle3"),
         ({"runs": "{drafter}"}, "'drafter' is no field of a run"),
         ({"name": "../x"}, "field 'name': '../x': letters, digits"),
         ({"name": "/tmp/x"}, "field 'name': '/tmp/x': letters, digits"),
-        ({"common": COMMON | {"k": 1.5}}, "temperature=0: K must be a whole number, not 1.5"),
-        ({"common": COMMON | {"k": "three"}}, "K must be a whole number, not three"),
-        ({"axes": {"draft": ["kl-eagle3"], "temperature": ["warm"]}}, "temperature warm: not a number"),
-        ({"axes": {"draft": ["kl-eagle3"], "k": [*range(200)], "batch": [*range(200)]}}, "40,000 runs, at most 10,000"),
-        ({"include": [{"k": [*range(200)], "batch": [*range(200)]}]}, "more than 10,000 runs"),
+        ({"common": COMMON | {"k": 1.5}}, "'common.k': input should be a valid integer, not 1.5"),
+        ({"common": COMMON | {"k": "3"}}, "'common.k': input should be a valid integer, not '3'"),
+        ({"common": COMMON | {"temperature": [0, 1]}}, "valid number, not [0, 1]: several values are an axis"),
+        ({"axes": {"draft": ["kl-eagle3"], "temperature": ["warm"]}}, "'axes.temperature.0': input should be a valid"),
+        ({"common": COMMON | {"suites": 5}}, "'common.suites': suites 5: not names of suites"),
+        ({"include": [{"seeds": 1.5}]}, "'include.0.seeds': seeds 1.5: not a list of whole numbers"),
+        ({"common": COMMON | {"engine": {"a": 1}}}, "'common.engine': input should be a valid string"),
+        ({"common": COMMON | {"temp": 1}}, "'common.temp': there is no such field of a run; did you mean temperature?"),
+        ({"common": COMMON, "axes": {"suite": ["demo"]}}, "so it needs mappings; did you mean suites?"),
+        ({"axes": {}}, "no runs: there is neither an axis nor include"),
+        (
+            {"axes": {"draft": ["kl-eagle3"], "top_k": [*range(200)], "batch": [*range(1, 201)]}},
+            "40,000 runs, at most 10,000",
+        ),
+        ({"include": [{"top_k": [*range(200)], "batch": [*range(1, 201)]}]}, "more than 10,000 runs"),
+        ({"runs": "T{temperature:.2f}"}, "a field is its name alone in braces"),
         ({"runs": "always"}, "must be the name of a folder with fields in it"),
         ({"runs": "../{draft}"}, "must be the name of a folder with fields in it"),
     ],
@@ -110,7 +127,39 @@ def test_drafters_that_belong_to_another_target_of_the_file_are_left_out(tmp_pat
     common = {name: value for name, value in COMMON.items() if name != "target"}
     sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes, common=common)), tmp_path)
     assert labels(sweep) == ["kl-eagle3 1 start", "redhat-eagle3 1 start"]
-    assert [line.split(":")[0] for line in sweep.left_out] == ["redhat-eagle3 with zoo", "kl-eagle3 with gpt-oss-20b"]
+    pairs = ["target=zoo, draft=redhat-eagle3", "target=gpt-oss-20b, draft=kl-eagle3"]
+    assert [line.split(":")[0] for line in sweep.left_out] == pairs
+
+
+def test_combinations_that_cannot_be_are_left_out_of_those_that_can(tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3", "kl-medusa"], "k": [6, 7], "temperature": [0, 1]}
+    path = written(tmp_path, axes=axes | {"drafting": ["greedy", "probabilistic"]})
+    sweep = prepare_sweep(read_sweep_file(path), tmp_path)
+    runs = [(spec.draft, spec.k, spec.temperature, spec.drafting) for spec in (cell.job.spec for cell in sweep.cells)]
+    drawn = [(0.0, "greedy"), (1.0, "greedy"), (1.0, "probabilistic")]
+    pairs = [("kl-eagle3", 6), ("kl-eagle3", 7), ("kl-medusa", 6)]
+    assert sorted(runs) == sorted((*pair, *how) for pair in pairs for how in drawn)
+    assert [line.split(":")[0] for line in sweep.left_out] == [
+        "temperature=0, drafting=probabilistic",
+        "draft=kl-medusa, k=7",
+    ]
+
+
+def test_a_plan_and_a_label_tell_runs_apart_by_whatever_differs(tmp_path: Path) -> None:
+    axes = {"draft": ["kl-eagle3"], "temperature": [1], "top_k": [0, 50], "seeds": ["0-3", 7]}
+    axes |= {"length": [{"engine_args": {"max_model_len": [512]}} | {"engine_args": {"max_model_len": 512}}, {}]}
+    sweep = prepare_sweep(read_sweep_file(written(tmp_path, axes=axes)), tmp_path)
+    told = [row["settings"] for row in shown.plan(sweep)["cells"]]
+    assert len(set(told)) == 8 and "top_k=50 seeds=0-3 engine_args.max_model_len=512" in told
+    assert all(cell.label.endswith(cell.settings) for cell in sweep.cells)
+
+
+def test_a_mapping_is_excluded_by_a_part_of_it_and_null_is_the_default() -> None:
+    axes = {"engine_args": [{"a": 1}, {"a": 2}, None], "k": [3, None]}
+    asked = requests(
+        file(common={"engine_args": {"b": 1}}, axes=axes, exclude=[{"engine_args": {"a": 1}}, {"k": None}])
+    )
+    assert [(one.get("engine_args"), one["k"]) for one in asked] == [({"a": 2, "b": 1}, 3), (None, 3)]
 
 
 def test_cells_are_ordered_so_that_swaps_are_many(tmp_path: Path) -> None:
@@ -204,6 +253,7 @@ def test_the_demo_sweeps_ask_for_the_runs_that_are_in_the_repository() -> None:
 
 def test_the_paper_s_sweep_lists_every_published_figure() -> None:
     plan = shown.plan(prepare_sweep(read_sweep_file("paper"), load=load_or_count))
+    assert {row["settings"] for row in plan["cells"]} == {""}  # what a target brings with it tells no runs apart
     assert len(plan["cells"]) == 222 and None not in [row["published"] for row in plan["cells"]]
     without = [row for row in plan["cells"] if row["state"] == shown.NO_CHECKPOINT]
     assert len(without) + 3 * plan["runs"] == 222
@@ -219,6 +269,25 @@ def test_a_plan_tells_what_is_measured_and_estimates_the_rest_by_it(tmp_path: Pa
     plan = shown.plan(prepare_sweep(read_sweep_file(written(tmp_path)), tmp_path / "out"))
     assert plan["measured"] == 1 and 0 < plan["tokens_left"] < 4 * 4 * 16 and plan["seconds_left"] > 0
     assert [row["state"] for row in plan["cells"]].count("measured") == 1
+
+
+def test_a_plan_knows_what_a_killed_run_has_and_which_engines_are_still_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended = Store.append
+
+    def killed(self: Store, *arguments: Any) -> None:
+        appended(self, *arguments)
+        if self.directory.name.startswith("zoo-lk") and len(self.done) == 3:
+            raise ValueError  # as after a kill, run.json tells nothing of these conversations
+
+    monkeypatch.setattr(Store, "append", killed)
+    path = written(tmp_path, axes={"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [1]})
+    assert len(speceval.sweep(path, out=tmp_path / "out").failed) == 1
+    plan = shown.plan(prepare_sweep(read_sweep_file(path), tmp_path / "out"))
+    assert [(row["state"], row["engine"]) for row in plan["cells"]] == [("measured", None), ("3 of 4", "start")]
+    whole = plan["cells"][1]["tokens"]
+    assert plan["tokens_left"] == pytest.approx(whole / 4, abs=1) and plan["engine_starts"] == 1
 
 
 def test_every_built_in_sweep_can_be_planned() -> None:
@@ -276,7 +345,9 @@ def test_a_run_is_compared_with_the_one_that_drafts_as_it_does(tmp_path: Path) -
     assert against == {"probabilistic": "probabilistic", "greedy": "greedy"}
 
 
-def test_a_run_that_is_like_several_of_those_it_is_compared_with_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_drafts_in_another_way_than_all_it_could_be_compared_with_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
     axes = {"draft": ["lk-eagle3", "ngram"], "drafting": ["probabilistic", "greedy", "deterministic"]}
     path = written(
         tmp_path,
@@ -288,8 +359,9 @@ def test_a_run_that_is_like_several_of_those_it_is_compared_with_is_refused(tmp_
             {"draft": "ngram", "drafting": "greedy"},
         ],
     )
-    with pytest.raises(UserError, match=r"over lk-eagle3: 2 runs of it are like .*, one is needed"):
+    with pytest.raises(UserError, match=r"over lk-eagle3: no runs of it are like zoo-ngram.*: exclude"):
         speceval.sweep(path, out=tmp_path / "out", until=0.1, over="lk-eagle3")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_run_that_it_is_compared_with_a_run_fails_with_a_line(

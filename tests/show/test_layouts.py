@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from support.records import MACHINE, SUITE_FACTS
+from support.records import FACTS, MACHINE, SUITE_FACTS
 from support.table_runs import binomial, constant, write_run
 
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance
-from speceval.show import published
+from speceval.show import plots, published
 from speceval.show.layouts import LAYOUTS, best, build
 from speceval.show.layouts.cells import ON_A_PART, ONE_SEED, OTHER_ANSWERS, OUTSIDE
 from speceval.show.layouts.entries import collect
 from speceval.show.layouts.form import FIELDS, Table
 from speceval.show.render import FORMATS
+from speceval.show.report import differences
 from speceval.store import read_run
 from speceval.suites.load import SUITES_DIR
 from speceval.suites.schema import read_suite_file
@@ -180,7 +181,9 @@ def test_a_run_that_misses_the_published_figure_says_so(tmp_path: Path, accepted
 
 def test_a_run_that_hits_the_published_figure_says_so(tmp_path: Path) -> None:
     run = mt_bench(tmp_path / "run", 0, np.random.default_rng(3).binomial(7, 1.69 / 7, (80, 50)), seeds=2)
-    assert texts(build("summary", [run]))[0][-1] == "yes"
+    table = build("summary", [run])
+    assert texts(table)[0][-1] == "yes" and table.columns[-1].headings == ("repeated",)
+    assert any("no more than sampling and rounding do on the same prompts" in note for note in table.notes)
     assert OUTSIDE not in build("paper-main", [run]).footnotes
 
 
@@ -588,6 +591,17 @@ def test_two_runs_of_one_drafter_s_name_are_told_apart_by_their_folders(tmp_path
     assert not any("tv-eagle3 (" in text for text in shown)
 
 
+def test_runs_of_two_model_runners_are_told_apart_by_these(tmp_path: Path) -> None:
+    for draft, runner in (("kl-eagle3", "V1"), ("kl-eagle3", "V2"), ("tv-eagle3", "V2")):
+        facts = {"engine": FACTS | {"runner": runner}}
+        write_run(tmp_path / f"{draft}-{runner}", {"demo": constant(2)}, draft=draft, fingerprint=facts)
+    assert {row[0] for row in texts(build("summary", [tmp_path]))} == {
+        "kl-eagle3 (V1 runner)",
+        "kl-eagle3 (V2 runner)",
+        "tv-eagle3",
+    }
+
+
 def test_runs_under_load_are_told_apart(tmp_path: Path) -> None:
     """By K, by kind of drafts, and those that say the same by their folders."""
     many = [{"k": 3}, {"k": 5}, {"drafting": "greedy"}, {"batch": 4}, {}]
@@ -604,3 +618,18 @@ def test_a_file_that_is_called_like_a_benchmark_does_not_stand_in_its_column(tmp
     mt_bench(tmp_path / "real", 2)
     write_run(tmp_path / "own", {"mt_bench": constant(2)}, target="gpt-oss-120b", draft="lk-eagle3", k=7)
     assert {record["suite"] for record in build("summary", [tmp_path]).records} == {"MT-Bench", "mt_bench"}
+
+
+def test_every_table_says_when_a_few_conversations_outweigh_the_others(tmp_path: Path) -> None:
+    """Sixty conversations, two of which accept 90 drafts and the others one: (180 + 58)² / (2 · 90² + 58) = 3.5."""
+    counts = np.zeros((60, 30), int)
+    counts[:2], counts[2:, 0] = 3, 1
+    run = write_run(tmp_path / "run", {"s": counts})
+    even = write_run(tmp_path / "even", {"s": constant(1, 60)})
+    said = "s: only 60 conversations that count as 3, since some accept far more than others"
+    for layout in LAYOUTS:
+        assert any(note.startswith(said) for note in build(layout, [run]).notes), layout
+    assert not any("only" in note for note in build("summary", [even]).notes)
+    found = differences.find([read_run(run), read_run(even)], ["a", "b"])
+    assert found.few[0].startswith("s, b: only 60 conversations that count as 3")
+    assert plots.style.notes([read_run(run)])[0].startswith("Only 60 conversations that count as 3")

@@ -16,6 +16,7 @@ from speceval import suites
 from speceval.errors import UserError
 from speceval.suites import longcontext
 from speceval.suites.load import SUITES_DIR
+from speceval.suites.schema import SPEED_BENCH
 
 ROWS = [
     {"question_id": 81 + i, "category": category, "turns": ["a", "b"][: 1 + (category == "writing")]}
@@ -118,11 +119,13 @@ def test_a_parquet_file_gives_what_its_json_lines_give(tmp_path: Path) -> None:
 
 
 def test_rows_of_speed_bench_that_are_placeholders_are_refused_with_the_mend(tmp_path: Path) -> None:
-    text = yaml.safe_load((SUITES_DIR / "speed_bench.yaml").read_text())["data"]["placeholder"]
+    text = SPEED_BENCH
     rows = [{"question_id": str(i), "category": "qa", "turns": [turn]} for i, turn in enumerate(["Why?", f"x {text}"])]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "speed_bench.parquet")
     with pytest.raises(UserError, match=r"row 2, field 'turns': a placeholder, not a prompt: .*prepare_data.py"):
         suites.load("speed_bench", tmp_path)
+    with pytest.raises(UserError, match=r"row 2, field 'turns': a placeholder, not a prompt: .*prepare_data.py"):
+        suites.load(str(tmp_path / "speed_bench.parquet"))  # as a file of one's own
     pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "speed_bench.parquet")
     assert [one.id for one in suites.load("speed_bench", tmp_path).conversations] == ["0"]
     with pytest.raises(UserError, match=r"no file speed_bench.parquet .*prepare_data.py"):

@@ -51,7 +51,7 @@ def test_the_hash_is_of_content_not_of_spelling(tmp_path: Path) -> None:
         ('{"prompt": "x", "category": 4}\n', "row 1, field 'category': int instead of text"),
         ('{"prompt": "x", "id": 1.5}\n', "row 1, field 'id': float"),
         (b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
-        ('{\n"prompt": "x"\n}\n', r"row 1: not JSON .*: one object a line, or an array of them"),
+        ('{\n"prompt": "x"\n}\n', r"row 1: goes over several lines: one object a line, or an array of them"),
         ('{"question": "x", "answer": "y"}\n', r"missing .*; it has question, answer: a suite's YAML names another"),
         (b"\x28\xb5\x2f\xfd....", "packed with zstd, which is not read here: unpack it"),
         (b"PK\x03\x04....", "packed with zip"),
@@ -76,6 +76,7 @@ def test_nothing_but_our_line_is_printed_for_a_bad_row(tmp_path: Path) -> None:
     [
         ("own.csv", b'\xef\xbb\xbfprompt,id,category\r\n"a, ""b""\nc",0012,\r\n2024-01-01,,d\r\n'),
         ("own.tsv", b'prompt\tid\tcategory\n"a, ""b""\nc"\t0012\t\n2024-01-01\t\td\n'),
+        ("own.csv", b'prompt;id;category\n"a, ""b""\nc";0012;\n;;\n\n2024-01-01;;d\n;;\n'),
         ("OWN.CSV.GZ", gzip.compress(mtime=0, data=b'prompt,id,category\n"a, ""b""\nc",0012,\n2024-01-01,,d\n')),
         (
             "own.JSONL",
@@ -100,7 +101,8 @@ def test_cells_of_a_table_stay_text_and_an_empty_one_is_none(tmp_path: Path, nam
         (b'prompt\na\n"b\n', r"row 2: not CSV \("),
         (b"prompt,prompt\na,b\n", "two columns are called 'prompt'"),
         (b"prompt\na\n\xe9\n", "row [12]: not UTF-8 text"),
-        (b"prompt;id\na;1\n", "it has prompt;id"),
+        ("prompt\na\n".encode("utf-16"), "UTF-16 or UTF-32 text: save the file as UTF-8"),
+        ("prompt\na\n".encode("utf-16-be"), "UTF-16 or UTF-32 text: save the file as UTF-8"),
         (b"prompt\n", "empty: no rows"),
         (b'messages\n"[{}]"\n', "row 1, field 'messages': JSON in a text"),
     ],
@@ -122,6 +124,14 @@ def test_an_own_yaml_reads_its_data_beside_itself(tmp_path: Path) -> None:
     suite = suites.load(str(tmp_path / "mine.yaml"))
     assert (suite.name, suite.version, suite.max_tokens, suite.system) == ("mine", 3, 32, "Be brief.")
     assert suite.conversations == [suites.Conversation("0000", "math", ["Say 1+1 {now}"])]
+
+
+def test_data_may_be_the_file_alone_also_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1"}\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text("name: mine\nversion: 1\ndata: ~/rows.jsonl\n")
+    assert len(suites.load(str(tmp_path / "sub" / "mine.yaml")).conversations) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
@@ -20,6 +21,9 @@ def write(tmp_path: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
+
+
+SYSTEM, USER = {"role": "system", "content": "s"}, {"role": "user", "content": "a"}
 
 
 def load(tmp_path: Path, *rows: Any) -> Suite:
@@ -90,6 +94,7 @@ def _lines() -> bytes:
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=2).encode() + b"\n\n"),
         ("a.ndjson", _lines()),
+        ("a.jsonl", b"".join(codecs.BOM_UTF8 + line for line in _lines().splitlines(keepends=True))),
         ("a.jsonl.gz", gzip.compress(_lines(), mtime=0)),
         ("a.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
         ("a.jsonl.xz", lzma.compress(_lines())),
@@ -108,7 +113,8 @@ def test_json_lines_and_arrays_give_the_same_suite_packed_or_not(tmp_path: Path,
         ('[{"prompt": "a"}, {"prompt": "b"', r"row 2: not JSON \(.*column"),
         ('[{"prompt": "a"},\n {"prompt" "b"}]', r"row 2: not JSON \(.*line 2, column 12"),
         ('[{"prompt": "a"} {"prompt": "b"}]', r"row 1: not JSON \(Expecting ','"),
-        ('[{"prompt": "a"}, "b"]', "row 2: not a JSON object"),
+        ('[{"prompt": "a"}, "b"]', 'row 2: not a JSON object such as {"prompt"'),
+        ('{\n "prompt": "a"\n}', "row 1: goes over several lines: one object a line"),
         ('[{"prompt": "a"}, {"q": 1}]', "row 2, field 'turns or prompt': missing"),
         ("[]", "empty: no rows"),
         ('[{"prompt": "a"}] {"prompt": "b"}', "stands behind the end of the array"),
@@ -186,11 +192,36 @@ def test_a_suite_has_a_name(tmp_path: Path, name: str) -> None:
             None,
         ),
         ({"prompt": "a", "messages": None}, ["a"], None),
+        ({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a"}]}, ["a"], "s"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "z"}]}, ["a"], None),
+        (
+            {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [SYSTEM, USER]}},
+            ["a"],
+            "s",
+        ),
     ],
 )
 def test_the_forms_of_other_programs_are_played(tmp_path: Path, row: Any, expected: Any, system: str | None) -> None:
     (conversation,) = load(tmp_path, row).conversations
     assert (conversation.turns, conversation.system) == (expected, system)
+
+
+def test_a_line_of_a_batch_file_is_known_by_its_own_id_and_what_its_request_holds_besides_is_named(
+    tmp_path: Path,
+) -> None:
+    suite = load(tmp_path, {"custom_id": "q", "body": {"model": "m", "messages": [USER], "max_tokens": 3}})
+    assert [conversation.id for conversation in suite.conversations] == ["q"]
+    assert suite.notes == ("mine: its rows hold what nothing uses: model, max_tokens",)
+
+
+def test_pieces_of_conversations_in_a_sharegpt_file_are_left_out_and_counted(tmp_path: Path) -> None:
+    human, gpt = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+    rows = [{"id": f"x_{n}", "conversations": held} for n, held in enumerate(([human, gpt], [], [gpt, human], [human]))]
+    suite = load(tmp_path, *rows)
+    assert [conversation.id for conversation in suite.conversations] == ["x_0", "x_3"]
+    assert "mine: 2 rows hold no conversation that a user begins: they are left out" in suite.notes
+    with pytest.raises(UserError, match="no row has a conversation that a user begins"):
+        load(tmp_path, *rows[1:3])
 
 
 @pytest.mark.parametrize(

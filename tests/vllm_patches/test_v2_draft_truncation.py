@@ -48,6 +48,12 @@ def test_each_row_keeps_what_its_requests_top_k_and_top_p_leave_at_its_temperatu
         assert torch.equal(found[row][kept.isfinite()], logits[row][kept.isfinite()])
 
 
+def test_a_drafter_of_fewer_tokens_than_the_target_has_its_own_whole_vocabulary() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    found = patch.truncated(logits, torch.tensor([0]), torch.ones(1), requests([6], [0.8]))
+    assert found.isfinite().tolist() == [[True, True, False, False]]
+
+
 def test_nothing_is_done_where_no_request_asks_or_the_engine_does_not_truncate() -> None:
     assert not patch.any_truncated(requests([6, 6], [1.0, 1.0])) and not patch.any_truncated(None)
     assert patch.any_truncated(requests([6, 5], [1.0, 1.0])) and patch.any_truncated(requests([6, 6], [1.0, 0.9]))

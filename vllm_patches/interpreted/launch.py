@@ -25,6 +25,8 @@ KERNELS = "vllm.v1.worker.gpu."
 BLOCKS = ("BLOCK_SIZE", "VOCAB_BLOCK_SIZE")
 """Names that vLLM's kernels give to the width of a block of the vocabulary."""
 NARROWEST = 16
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+"""Triton's short names of data types, as `simt` has them."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ RECORD = Record()
 
 def take_over() -> None:
     """Have `triton.jit` make an `Interpreted` of each kernel of the V2 runner from now on."""
+    simt.know_addresses()
     jit, mode = triton.jit, wanted()
 
     def interpreted_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -169,5 +172,5 @@ def translate(item: Any) -> Any:
     if isinstance(item, language.constexpr):
         return translate(item.value)
     if isinstance(item, language.dtype):
-        return getattr(simt.tl, {"fp16": "float16", "fp32": "float32", "fp64": "float64"}.get(item.name, item.name))
+        return getattr(simt.tl, DTYPES.get(item.name, item.name))
     return item

@@ -17,6 +17,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,23 @@ class DType:
     def __init__(self, kind: type) -> None:
         self.numpy = np.dtype(kind)
         self.primitive_bitwidth = self.numpy.itemsize * 8
+
+
+BFLOAT16 = DType(np.float32)
+"""numpy has none: in memory these are the upper halves of float32, as values they are float32 that fit one."""
+BFLOAT16.primitive_bitwidth = 16
+
+
+def upper_half(values: Array) -> Array:
+    """The uint16 of bfloat16 that is nearest, of two the even one; NaN stays NaN."""
+    bits = values.astype(np.float32).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+
+
+def widened(halves: Array) -> Array:
+    """The float32 of bfloat16."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 class Value:
@@ -74,29 +92,45 @@ class Value:
     def to(self, dtype: DType, bitcast: bool = False) -> Value:
         if bitcast:
             return Value(self.data.view(dtype.numpy))
+        if dtype is BFLOAT16:
+            return Value(widened(upper_half(self.data)))
         with np.errstate(invalid="ignore", over="ignore"):
             return Value(self.data.astype(dtype.numpy))
 
 
 class Pointer:
-    """The memory of a tensor, and an element offset in every lane."""
+    """The memory of a tensor, and an element offset in every lane; `halves`: it holds bfloat16."""
 
-    def __init__(self, memory: Array, offset: Any) -> None:
-        self.memory, self.offset = memory, offset
+    def __init__(self, memory: Array, offset: Any, halves: bool = False) -> None:
+        self.memory, self.offset, self.halves = memory, offset, halves
 
     @property
     def dtype(self) -> Any:
-        return SimpleNamespace(element_ty=DType(self.memory.dtype.type))
+        return SimpleNamespace(element_ty=BFLOAT16 if self.halves else DType(self.memory.dtype.type))
 
     def __add__(self, step: Any) -> Pointer:
-        return Pointer(self.memory, self.offset + step)
+        return self.at(self.offset + step)
 
     def __sub__(self, step: Any) -> Pointer:
-        return Pointer(self.memory, self.offset - step)
+        return self.at(self.offset - step)
+
+    def at(self, offset: Any) -> Pointer:
+        """The same memory, elsewhere."""
+        return Pointer(self.memory, offset, self.halves)
 
     def same_memory(self, other: Pointer) -> bool:
         """Whether both point into one tensor."""
-        return self.memory.ctypes.data == other.memory.ctypes.data and self.memory.dtype == other.memory.dtype
+        kinds = {(pointer.memory.ctypes.data, pointer.memory.dtype, pointer.halves) for pointer in (self, other)}
+        return len(kinds) == 1
+
+    def read(self, offset: Array) -> Array:
+        """The elements there."""
+        found = self.memory[offset]
+        return widened(found) if self.halves else found
+
+    def write(self, offset: Array, values: Array) -> None:
+        """Put the elements there."""
+        self.memory[offset] = upper_half(values) if self.halves else values.astype(self.memory.dtype)
 
 
 def pointer(tensor: Any) -> Pointer:
@@ -104,7 +138,8 @@ def pointer(tensor: Any) -> Pointer:
     import torch
 
     memory = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    return Pointer(memory.numpy(), tensor.storage_offset())
+    halves = tensor.dtype == torch.bfloat16
+    return Pointer((memory.view(torch.uint16) if halves else memory).numpy(), tensor.storage_offset(), halves)
 
 
 class PointerType:
@@ -114,8 +149,30 @@ class PointerType:
         self.element = element
 
 
+ENDS: dict[int, int] = {}
+"""Addresses that tensors have told of themselves, and where their memory ends: see `know_addresses`."""
+
+
+def know_addresses() -> None:
+    """From now on know every tensor of this process that is asked for its address, so that a kernel that reads the
+    address from a table (`Address`) cannot leave that tensor unseen."""
+    import torch
+
+    tell = torch.Tensor.data_ptr
+    if hasattr(tell, "__wrapped__"):
+        return
+
+    @wraps(tell)
+    def data_ptr(self: Any) -> int:
+        address, storage = tell(self), self.untyped_storage()
+        ENDS[address] = storage.data_ptr() + storage.nbytes()
+        return address
+
+    torch.Tensor.data_ptr = data_ptr
+
+
 class Address:
-    """A pointer that was read from memory: its base differs from lane to lane. How much lies there is not known.
+    """A pointer that was read from memory: its base differs from lane to lane.
 
     `base`: addresses [lanes, 1] of elements of type `element`; `offset` counts elements.
     """
@@ -129,13 +186,18 @@ class Address:
     def __sub__(self, step: Any) -> Address:
         return Address(self.base, self.element, self.offset - step)
 
-    def memory(self, taken: Array, offset: Array) -> Iterator[tuple[Array, Array]]:
-        """For each base, which of the places `taken` lie there, and the memory from it up to their largest offset."""
+    def memory(self, live: Array, offset: Array) -> Iterator[tuple[Array, Array]]:
+        """For each base, which of the `live` places lie in its tensor, and the tensor's memory from the base on.
+
+        Those that lie elsewhere are counted, as are all of a base that no tensor has told.
+        """
         for base in np.unique(self.base):
-            here = taken & (self.base == base)
+            size = (ENDS.get(int(base), int(base)) - int(base)) // self.element.numpy.itemsize
+            mine = live & (self.base == base)
+            here = mine & (offset >= 0) & (offset < size)
+            machine.strays += int((mine & ~here).sum())
             if here.any():
-                size = (int(offset[here].max()) + 1) * self.element.numpy.itemsize
-                raw: Any = (ctypes.c_char * size).from_address(int(base))
+                raw: Any = (ctypes.c_char * (size * self.element.numpy.itemsize)).from_address(int(base))
                 yield here, np.frombuffer(raw, self.element.numpy)
 
 
@@ -236,19 +298,24 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
         return yes
     if isinstance(yes, tuple):
         return tuple(select(condition, y, n) for y, n in zip(yes, no, strict=True))
-    if _is_bool_like(yes) and _is_bool_like(no):
-        return Value(np.where(condition, truth(yes), truth(no)))
     if isinstance(yes, Pointer) and isinstance(no, Pointer) and yes.same_memory(no):
-        return Pointer(yes.memory, select(condition, yes.offset, no.offset))
+        return yes.at(select(condition, yes.offset, no.offset))
     if isinstance(yes, Address) and isinstance(no, Value):
         return yes  # the number that it was made of: the other lanes have no pointer to use
     if not all(isinstance(item, Value | int | float) for item in (yes, no)):
         raise Unsupported(f"a branch that assigns {type(yes).__name__} in some programs only")
-    a, b = operands(yes, no)
-    if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):  # two Python numbers
+    yes_or_no = _is_bool_like(yes) and _is_bool_like(no)
+    a, b = (truth(yes), truth(no)) if yes_or_no else operands(yes, no)
+    if not yes_or_no and not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):  # two Python numbers
         kind = np.float32 if isinstance(a, float) or isinstance(b, float) else np.int32
         a, b = kind(a), kind(b)
-    return Value(np.where(condition, a, b))
+    more = max(np.ndim(a), np.ndim(b)) - condition.ndim  # a block of two dimensions, a condition of one
+    return Value(np.where(condition.reshape(*condition.shape, *(1,) * more), a, b))
+
+
+def dimensions(item: Any) -> int:
+    """2 for a block of two dimensions, else 1."""
+    return item.data.ndim - 1 if isinstance(item, Value) else 1
 
 
 def _is_bool_like(item: Any) -> bool:
@@ -296,11 +363,12 @@ def load(address: Pointer | Address, mask: Any = True, other: Any = None, **hint
     offset = offsets(address)
     live = machine.narrow(mask)
     if isinstance(address, Address):
+        offset, live, _ = np.broadcast_arrays(offset, live, address.base)
         return _load_at(address, offset, live, other)
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
-    found = address.memory[np.where(taken, offset, 0)]
+    found = address.read(np.where(taken, offset, 0))
     if np.all(taken):
         return Value(found)
     return Value(np.where(taken, found, found.dtype.type(0 if other is None else other)))
@@ -312,13 +380,31 @@ def store(address: Pointer | Address, value: Any, mask: Any = True, **hints: Any
     raw = value.data if isinstance(value, Value) else np.asarray(value)
     live = np.asarray(machine.narrow(mask))
     if isinstance(address, Address):
-        _store_at(address, *np.broadcast_arrays(offset, raw, live, address.base)[:3])
+        offset, raw, live, _ = np.broadcast_arrays(offset, raw, live, address.base)
+        for here, memory in address.memory(live, offset):
+            memory[offset[here]] = raw[here].astype(memory.dtype)
         return
     offset, raw, live = np.broadcast_arrays(offset, raw, live)
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
-    address.memory[offset[taken]] = raw[taken].astype(address.memory.dtype)
+    address.write(offset[taken], raw[taken])
+
+
+def _atomic(operation: Any) -> Callable[..., None]:
+    """`tl.atomic_or` and its kin, for kernels that do not use the value that was there before."""
+
+    def apply(address: Pointer, value: Any, mask: Any = True) -> None:
+        if address.halves:
+            raise Unsupported("an atomic operation on bfloat16")
+        raw = value.data if isinstance(value, Value) else np.asarray(value)
+        offset, raw, live = np.broadcast_arrays(offsets(address), raw, np.asarray(machine.narrow(mask)))
+        inside = (offset >= 0) & (offset < address.memory.size)
+        machine.strays += int((live & ~inside).sum())
+        taken = live & inside
+        operation.at(address.memory, offset[taken], raw[taken].astype(address.memory.dtype))
+
+    return apply
 
 
 def offsets(address: Pointer | Address) -> Array:
@@ -326,25 +412,11 @@ def offsets(address: Pointer | Address) -> Array:
     return address.offset.data if isinstance(address.offset, Value) else np.full((1, 1), address.offset)
 
 
-def _load_at(address: Address, offset: Array, live: Any, other: Any) -> Value:
-    offset, live, base = np.broadcast_arrays(offset, np.asarray(live), address.base)
-    taken = _not_before(live, offset)
+def _load_at(address: Address, offset: Array, live: Array, other: Any) -> Value:
     read = np.full(offset.shape, 0 if other is None else other, address.element.numpy)
-    for here, memory in Address(base, address.element).memory(taken, offset):
+    for here, memory in address.memory(live, offset):
         read[here] = memory[offset[here]]
     return Value(read)
-
-
-def _store_at(address: Address, offset: Array, raw: Array, live: Array) -> None:
-    base = np.broadcast_to(address.base, offset.shape)
-    for here, memory in Address(base, address.element).memory(_not_before(live, offset), offset):
-        memory[offset[here]] = raw[here].astype(memory.dtype)
-
-
-def _not_before(live: Array, offset: Array) -> Array:
-    """Those of the live places that do not lie before their memory's beginning; the others are counted."""
-    machine.strays += int((live & (offset < 0)).sum())
-    return live & (offset >= 0)
 
 
 # --- triton.language ----------------------------------------------------------------------------------------
@@ -373,6 +445,8 @@ def _maximum(x: Value, axis: int = 0, return_indices: bool = False) -> Any:
 def _cast(x: Any, dtype: Any) -> Any:
     """`tl.cast`: to another type, or a number to the pointer that it is."""
     if isinstance(dtype, PointerType):
+        if dtype.element is BFLOAT16:
+            raise Unsupported("an address of bfloat16")
         return Address(x.data.astype(np.uint64), dtype.element)
     return _filled(x, dtype)
 
@@ -427,10 +501,15 @@ class Language(SimpleNamespace):
         raise Unsupported(f"tl.{name}")
 
 
+def _cdiv(a: Any, b: Any) -> Any:
+    return (a + b - 1) // b
+
+
 tl = Language(
     **{name: DType(getattr(np, name)) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")},
     uint64=DType(np.uint64),
     float16=DType(np.float16),
+    bfloat16=BFLOAT16,
     float32=DType(np.float32),
     float64=DType(np.float64),
     int1=DType(np.bool_),
@@ -439,8 +518,12 @@ tl = Language(
     num_programs=lambda axis: machine.grid[axis],
     load=load,
     store=store,
+    atomic_add=_atomic(np.add),
+    atomic_or=_atomic(np.bitwise_or),
+    cdiv=_cdiv,
     arange=lambda low, high: Value(np.arange(low, high, dtype=np.int32)[None, :]),
     zeros=lambda shape, dtype: _filled(0, dtype),
+    zeros_like=lambda x: Value(np.zeros_like(x.data)),
     full=lambda shape, value, dtype: _filled(value, dtype),
     cast=_cast,
     pointer_type=PointerType,
@@ -648,8 +731,10 @@ class Frame:
             return
         if not isinstance(target, ast.Name):
             raise Unsupported(f"assignment to {type(target).__name__}")
-        if machine.active is not None and target.id in self.names:
-            value = select(machine.active, value, self.names[target.id])
+        before = self.names.get(target.id)
+        # Programs that do not come here keep theirs, unless it is another kind of block, which is not used any more.
+        if machine.active is not None and target.id in self.names and dimensions(before) == dimensions(value):
+            value = select(machine.active, value, before)
         self.names[target.id] = value
 
     def branch(self, condition: Any, body: list[ast.stmt], orelse: list[ast.stmt]) -> None:
@@ -690,7 +775,7 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 triton = Language(
     jit=jit,
-    cdiv=lambda a, b: -(-a // b),
+    cdiv=_cdiv,
     next_power_of_2=lambda n: 1 << (n - 1).bit_length(),
     heuristics=lambda values: lambda kernel: kernel,
     autotune=lambda *args, **kwargs: lambda kernel: kernel,

@@ -69,5 +69,6 @@ def truncated(logits: Tensor, idx_mapping: Tensor, temperature: Tensor, requests
     place = idx_mapping.long().clamp(min=0)
     heat = temperature[place].unsqueeze(1)
     warm = logits.float() / torch.where(heat < GREEDY_BELOW, 1.0, heat)
-    kept = truncate(warm, requests.top_k.gpu[place].long(), requests.top_p.gpu[place])
+    top_k = requests.top_k.gpu[place].long().clamp(max=logits.shape[-1])  # off: the target's vocabulary
+    kept = truncate(warm, top_k, requests.top_p.gpu[place])
     return logits.masked_fill(kept == -torch.inf, -torch.inf)

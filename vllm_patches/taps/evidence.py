@@ -25,11 +25,11 @@ were verified as if q were the point mass on the draft."""
 
 
 class Evidence:
-    """Keeps the rows of sampled requests."""
+    """Keeps the rows of sampled requests, and on the device what it counts: no step waits for it."""
 
     def __init__(self) -> None:
         self._recorder = Recorder(most=None)
-        self._counts = dict.fromkeys(COUNTS, 0)
+        self._counts: dict[str, Tensor] = {}
 
     def hear(self, step: Step) -> Told | None:
         """What takes the step's tokens, unless all of it is greedy. p is taken now: the verifier may work in place."""
@@ -39,8 +39,8 @@ class Evidence:
         return lambda emitted: self._add(step, p, emitted)
 
     def _add(self, step: Step, p: Tensor, emitted: Tensor) -> None:
-        counts = torch.tensor(step.counts, device=p.device)
-        owner = torch.repeat_interleave(counts)
+        counts = torch.tensor(step.counts).to(p.device, non_blocking=True)
+        owner = torch.repeat_interleave(counts, output_size=sum(step.counts))
         place = torch.arange(len(owner), device=p.device) - (counts.cumsum(0) - counts)[owner]
         token, number = emitted[owner, place], (emitted >= 0).sum(-1)[owner]
         parts = [
@@ -51,16 +51,15 @@ class Evidence:
         decided = torch.stack([number > place, number > place + 1]).to(p.dtype)
         sampled, real, sound = ~torch.as_tensor(step.greedy), step.drafts >= 0, torch.isfinite(p.sum(-1))
         kept = sampled & real & sound
-        self._counts["padded"] += int((sampled & ~real).sum())
-        self._counts["broken"] += int((sampled & real & ~sound).sum())
-        self._counts["without_q"] += int(kept.sum()) if step.q is None else 0
+        for name, some in (("padded", sampled & ~real), ("broken", sampled & real & ~sound), ("without_q", kept)):
+            if name != "without_q" or step.q is None:
+                self._counts[name] = self._counts.get(name, 0) + some.sum()
         self._recorder.add(step.names, step.counts, torch.cat([measured, decided]).masked_fill(~kept, torch.nan))
 
     def drain(self) -> dict[str, Any]:
         """`Recorder.drain` of KINDS, and COUNTS."""
-        drained = self._recorder.drain() | self._counts
-        self._counts = dict.fromkeys(COUNTS, 0)
-        return drained
+        counts, self._counts = self._counts, {}
+        return self._recorder.drain() | {name: int(counts.get(name, 0)) for name in COUNTS}
 
     def close(self) -> None:
         """There is nothing to undo."""

@@ -221,8 +221,10 @@ def step_v2(
 
     `logits` [N, V] are the target's, row `starts[b] + j` for draft j + 1 of request b, a request's last row for its
     bonus token; `tokens` [N] holds that draft one row further on. `q_logits` [slots, K, V], before temperature, and
-    `temperature` [slots] are indexed by `slots` [B]. Waits for nothing on the device.
+    `temperature` [slots] are indexed by `slots` [B]. Of two widths V vLLM takes the smaller: what only one of the
+    models has is padding. Waits for nothing on the device.
     """
+    width = logits.shape[-1] if q_logits is None else min(logits.shape[-1], q_logits.shape[-1])
     counts = [request.drafts for request in requests]
     each = (starts[1:] - starts[:-1] - 1).long()
     owner = torch.repeat_interleave(each, output_size=sum(counts))
@@ -230,11 +232,11 @@ def step_v2(
     row = starts[:-1].long()[owner] + place
     slot = slots.long()[owner]
     heat = temperature[slot]
-    q = None if q_logits is None else Drafted(q_logits, slot, place, heat, logits.shape[-1])
+    q = None if q_logits is None else Drafted(q_logits, slot, place, heat, width)
     cold = [request.temperature < GREEDY_BELOW for request in requests if request.drafts]
     greedy = all(cold) if all(cold) or not any(cold) else heat < GREEDY_BELOW
     names = [request.name for request in requests]
-    return Step(names, counts, tokens[row + 1], Picked(logits, row), q, greedy)
+    return Step(names, counts, tokens[row + 1], Picked(logits[:, :width], row), q, greedy)
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class Picked:
 
 @dataclass(frozen=True)
 class Drafted:
-    """q of R drafts from V2's store of draft logits [slots, K, at least V]: by slot, place and temperature [R]."""
+    """q of R drafts from V2's draft logits [slots, K, at least `width`]: by slot, place and temperature [R]."""
 
     logits: Tensor
     slot: Tensor

@@ -16,6 +16,8 @@ CHOICE = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's own switch; unset: it chooses itself."""
 CPU_VERSIONS = ">=0.32"
 """Versions of vLLM whose V2 runner has a CPU path (PEP 440)."""
+APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""What gives an engine a process of its own that takes over nothing of this one."""
 
 
 def demanded(runner: Runner | None) -> str:
@@ -38,12 +40,13 @@ def environment(runner: Runner | None, version: str) -> dict[str, str]:
 def choose(runner: Runner | None, version: str) -> Callable[[], None]:
     """Have the next engine of this process use a runner (None: vLLM's own choice); returns what takes that back.
 
-    On a CPU the V2 runner's kernels are interpreted (`vllm_patches.interpreted`). Raises `UserError` where this vLLM,
-    or this process, cannot.
+    On a CPU the V2 runner's kernels are interpreted (`vllm_patches.interpreted`). Where this process has settled the
+    other way whether vLLM has Triton, the engine gets a process of its own. Raises `UserError` where this vLLM cannot.
     """
     wanted = environment(runner, version)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in (*wanted, *APART)}
+    config = sys.modules.get("vllm.config.vllm")
+    has_triton = getattr(config, "HAS_TRITON", None)
 
     def restore() -> None:
         for name, value in before.items():
@@ -51,29 +54,35 @@ def choose(runner: Runner | None, version: str) -> Callable[[], None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        if config is not None:
+            vars(config)["HAS_TRITON"] = has_triton
 
+    os.environ.update(wanted)
+    interprets = interpreted.SWITCH in wanted
     try:
-        _prepare(interpreted.SWITCH in wanted)
+        apart = _settled_otherwise(interprets)
     except UserError:
         restore()
         raise
+    if apart:
+        os.environ.update(APART)
+        if config is not None:  # this process checks the configuration, and the engine's has it
+            vars(config)["HAS_TRITON"] = interprets
     if envs := sys.modules.get("vllm.envs"):
         envs.disable_envs_cache()  # an engine that ran before has frozen what it saw
     return restore
 
 
-def _prepare(kernels_interpreted: bool) -> None:
-    """This process may have no entry points (VLLM_PLUGINS leaves them out, say), so that it is done here too."""
-    if not kernels_interpreted:
+def _settled_otherwise(interprets: bool) -> bool:
+    """Whether this process cannot run the kernels so any more. If it can it is made ready to interpret them: it may
+    have no entry points (VLLM_PLUGINS leaves them out, say). Raises `UserError`."""
+    if not interprets:
         backend = sys.modules.get("vllm_patches.interpreted.backend")
-        if backend is not None and backend.installed():
-            raise UserError(
-                "--runner: an engine of the V2 runner has run in this process: V1 takes a process of its own"
-            )
-        return
+        return backend is not None and bool(backend.installed())
     try:
         interpreted.prepare()
     except ImportError:
         raise UserError("--runner v2: on a CPU it takes the package triton: pip install 'triton>=3.9,<4'") from None
-    except RuntimeError as error:
-        raise UserError(f"--runner v2: {error}") from None
+    except RuntimeError:
+        return True
+    return False

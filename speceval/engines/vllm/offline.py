@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from dataclasses import fields as dataclass_fields
+from difflib import get_close_matches
 from typing import Any
 
 from speceval.catalog.schema import Target
@@ -69,7 +72,9 @@ class OfflineEngine(Listening, Engine):
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        look_through_anything()
         try:
+            _check_parts(order.engine_args)
             with start.measured(), set_aside(), watchdog.watching():
                 self.llm = LLM(**arguments)
         except Exception as error:  # whatever a configuration made it stumble over
@@ -385,6 +390,34 @@ def shut_down(core: Any) -> None:
         core.shutdown()
 
 
+def look_through_anything() -> None:
+    """Have vLLM on a CPU start whatever else this process has imported.
+
+    It looks for its kernels in every attribute of every module (vllm/triton_utils/dispatcher.py) and stumbles over what
+    only pretends to have a `__dict__`: llvmlite's library, which n-gram drafts import, so that no engine could follow
+    theirs; proxies of web frameworks. None of them is a kernel.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # versions that do not look
+        return
+
+    def has(value: Any, name: str) -> bool:
+        try:
+            return hasattr(value, name)
+        except Exception:
+            return False
+
+    def attributes(value: Any) -> Mapping[str, Any]:
+        try:
+            own = vars(value)
+        except Exception:
+            return {}
+        return own if isinstance(own, Mapping) else {}
+
+    dispatcher.hasattr, dispatcher.vars = has, attributes
+
+
 def agreed(workers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that all `workers` reported. Raises `UserError` naming the first that two of them differ in."""
     first = workers[0]
@@ -412,6 +445,25 @@ def _failing_in_one_line() -> Iterator[None]:
         ) from error
 
 
+def _check_parts(arguments: dict[str, Any]) -> None:
+    """Raise `UserError` for a key of a nested argument that vLLM has no field for: of some it drops them unsaid."""
+    for name, value in arguments.items():
+        if not isinstance(value, dict):
+            continue
+        from vllm import config
+
+        part = getattr(config, "".join(word.capitalize() for word in name.split("_")), None)
+        fields = [field.name for field in dataclass_fields(part)] if is_dataclass(part) else list(value)
+        if unknown := [key for key in value if key not in fields]:
+            close = get_close_matches(unknown[0], fields, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"--engine-arg {name}: vLLM has no '{unknown[0]}' there{meant}")
+
+
+_OF_OURS = re.compile(r"Failed to instantiate custom proposer class '[^']*': (.*)\. The class constructor .*")
+"""What vLLM says around an error of a drafter that is ours (`vllm_patches.drafters`), which is the whole reason."""
+
+
 def _why(error: Exception) -> str:
     return "a process of its engine has ended" if watchdog.of_a_dead_engine(error) else _reason(error)
 
@@ -422,4 +474,5 @@ def _reason(error: BaseException) -> str:
     telling = [line for line in lines if line.startswith(("Value error", "Assertion failed"))]
     if not telling and len(lines) > 2 and "validation error" in lines[0]:
         telling = [f"{lines[1]}: {lines[2]}"]  # a field, then what is wrong with it
-    return (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]
+    reason = (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]
+    return _OF_OURS.sub(r"\1", reason)

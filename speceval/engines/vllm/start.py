@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ RAY_PREFIXES, SWITCH_PREFIX = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "SPECEV
 """vLLM's list of what its Ray executor copies beside its own variables (vllm/ray/ray_env.py); what ours start with."""
 
 
+WITHOUT_EFFECT = {
+    "chat_template": "prompts are rendered with the template in the tokenizer's files: change it there",
+    "override_generation_config": "every request says its sampling: --temp, --top-p, --top-k",
+}
+"""Arguments that vLLM would take and that no request of ours obeys -> what to do."""
 RANGES = "num_speculative_tokens_per_batch_size"
 """Field of `speculative_config` of vLLM versions that let K follow the batch size (vllm/config/speculative.py)."""
 
@@ -218,7 +224,16 @@ def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
     clash = sorted(ours.keys() & users.keys() - {"additional_config"})
     clash += [f"additional_config: {key}" for key in sorted(ours["additional_config"].keys() & additional.keys())]
     if clash:
-        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself")
+        mend = "; --draft, --k and --draft-arg say how to draft" if clash[0] == "speculative_config" else ""
+        raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself{mend}")
+    for name in users:
+        if name in WITHOUT_EFFECT:
+            raise UserError(f"--engine-arg {name}: would have no effect: {WITHOUT_EFFECT[name]}")
+    known = argument_names() if users else set()
+    if known and (unknown := sorted(users.keys() - known)):
+        close = get_close_matches(unknown[0], sorted(known), n=2)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"--engine-arg {unknown[0]}: vLLM's engine has no such argument{meant}")
     return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
 
 

@@ -178,9 +178,10 @@ def room(cluster: Cluster, gpus: int, nodes: Sequence[dict[str, Any]]) -> int:
     asked = cluster.replicas if cluster.replicas is not None else max(most, 1)
     if asked > most:
         wanted = f"{asked} replica{'' if asked == 1 else 's'} of {each} {name}{'' if each == 1 else 's'}"
+        mend = "--gpus-per-replica 0 takes CPUs" if gpus and not any(has) else "see --replicas, --gpus-per-replica"
         raise UserError(
             f"--ray {cluster.address}: {wanted} asked for, the cluster has room for {most} "
-            f"({name}s of its machines: {', '.join(map(str, has))}): see --replicas, --gpus-per-replica"
+            f"({name}s of its machines: {', '.join(map(str, has))}): {mend}"
         )
     return asked
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from speceval import catalog, suites
-from speceval.errors import UserError
+from speceval.errors import DoesNotFit, UserError
 from speceval.measure.job import Job, prepare
 from speceval.measure.kept import How, expected
 from speceval.measure.start import order
-from speceval.measure.sweep.file import MAPPINGS, Request, SweepFile, requests
+from speceval.measure.sweep.file import Request, SweepFile, requests
+from speceval.protocol import differing
 from speceval.store import RUN
 
 
@@ -28,12 +29,14 @@ class Cell:
 
     against: Path | None = None
     """The run whose difference `--until` is about: to be measured before."""
+    settings: str = ""
+    """What else of its request is not the same in all runs of the sweep, as in "top_k=50 seeds=0-9"."""
 
     @property
     def label(self) -> str:
         """What a reader tells it by."""
         spec = self.job.spec
-        return f"{spec.target} {spec.draft} T={spec.temperature:g} K={spec.k} {spec.drafting}"
+        return f"{spec.target} {spec.draft} T={spec.temperature:g} K={spec.k} {spec.drafting} {self.settings}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Sweep:
     """Where its runs are."""
     cells: list[Cell]
     left_out: list[str]
-    """Pairs of a target and a drafter that do not belong together, a line each."""
+    """Fields that do not go together, such as a target and the drafter of another one: a line each."""
 
 
 def prepare_sweep(
@@ -65,25 +68,32 @@ def prepare_sweep(
     directory = out or Path("results") / file.name
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory}: not a directory: name one, or a new one")
-    fitting, left_out = _fitting(file, requests(file, dict(changes or {})))
+    asked = requests(file, dict(changes or {}))
     load = functools.lru_cache(maxsize=None)(load)
     jobs: dict[Path, Job] = {}
-    if over is not None and not any(request["draft"] == over for request in fitting):
+    good, misfits = list[Request](), list[tuple[Request, DoesNotFit]]()
+    if over is not None and not any(request.get("draft") == over for request in asked):
         raise UserError(f"--over {over}: no run of sweep {file.name} has this drafter")
-    for request in fitting:
+    for request in asked:
         if over is not None and "until" not in request:
             raise UserError(f"--over {over}: says what --until is about: give --until too, or leave it out")
-        if request["draft"] == over:
+        if request.get("draft") == over:
             request = {name: value for name, value in request.items() if name != "until"}
-        job = _job(file, request, directory, data_dir, load)
+        try:
+            job = _job(file, request, directory, data_dir, load)
+        except DoesNotFit as misfit:
+            misfits.append((request, misfit))
+            continue
+        good.append(request)
         other = jobs.setdefault(job.directory, job)
         if other is not job and other.spec != job.spec:
             raise UserError(f"sweep {file.name}: two runs are called {job.directory.name}: 'runs' must tell them apart")
     bases = {} if over is None else _bases(list(jobs.values()), over)
+    left_out = _left_out(file, good, misfits)
     return Sweep(file, directory, _ordered(list(jobs.values()), bases), left_out)
 
 
-OF_THE_DRAFTER = frozenset({"draft", "method", "drafting", "draft_args", "until", "shuffle_seed"})
+OF_THE_DRAFTER = frozenset({"draft", "method", "draft_args", "until", "shuffle_seed"})
 """Fields in which a run may differ from the one that it is compared with."""
 
 
@@ -93,11 +103,10 @@ def _bases(jobs: list[Job], over: str) -> dict[Path, Path]:
     for job in jobs:
         if job.spec.draft != over:
             alike = [other for other in jobs if other.spec.draft == over and _rest(other) == _rest(job)]
-            alike = [other for other in alike if other.spec.drafting == job.spec.drafting] or alike
             if len(alike) != 1:
                 raise UserError(
                     f"--over {over}: {len(alike) or 'no'} runs of it are like {job.directory.name} in all but the "
-                    "drafter, one is needed"
+                    "drafter, one is needed: exclude what is not to be compared"
                 )
             bases[job.directory] = alike[0].directory
     return bases
@@ -107,45 +116,41 @@ def _rest(job: Job) -> str:
     return job.spec.model_dump_json(exclude=set(OF_THE_DRAFTER))
 
 
-def _fitting(file: SweepFile, asked: list[Request]) -> tuple[list[Request], list[str]]:
-    """The requests whose drafter belongs to their target. Raises UserError for a drafter that fits none."""
-    problems: dict[tuple[str, str], str] = {}
-    for request in asked:
-        for name in ("target", "draft"):
-            if not isinstance(request.get(name), str):
-                raise UserError(f"sweep {file.name}: a run has no {name}: name it in common or in an axis")
-        pair = request["target"], request["draft"]
-        try:
-            catalog.resolve(*pair, request.get("method"))
-        except UserError as error:
-            problems[pair] = str(error)
-    good = [request for request in asked if (request["target"], request["draft"]) not in problems]
-    drafts = {request["draft"] for request in good}
-    for (_, draft), problem in problems.items():
-        if draft not in drafts:
-            raise UserError(f"sweep {file.name}: {problem}")
-    return good, [f"{draft} with {target}: {problem}" for (target, draft), problem in problems.items()]
+IN_COLUMNS = ("target", "draft", "k", "temperature", "drafting")
+"""Fields that a plan has columns for, and a label names."""
+
+
+def _left_out(file: SweepFile, good: list[Request], misfits: list[tuple[Request, DoesNotFit]]) -> list[str]:
+    """A line for each combination that cannot be. Raises `UserError` for one with a value that no run has."""
+    for request, misfit in misfits:
+        if not all(any(request.get(name) == other.get(name) for other in good) for name in misfit.fields):
+            raise UserError(f"sweep {file.name}: {_place(request)}: {misfit}")
+    return list(dict.fromkeys(f"{_place(request, misfit.fields)}: {misfit}" for request, misfit in misfits))
+
+
+def _place(request: Request, names: Collection[str] = ("target", "draft", "temperature")) -> str:
+    return ", ".join(f"{name}={request[name]}" for name in names if name in request)
 
 
 def _job(file: SweepFile, request: Request, directory: Path, data_dir: Path | None, load: Any) -> Job:
-    fields: Request = {"temperature": None} | request
-    names: list[str] = list(fields.pop("suites", ()))
-    place = ", ".join(
-        f"{name}={value}" for name, value in request.items() if name in ("target", "draft", "temperature")
-    )
+    """Raises `UserError` that names the run, and `DoesNotFit`."""
+    for name in ("target", "draft", "temperature"):
+        if name not in request:
+            raise UserError(f"sweep {file.name}: a run has no {name}: name it in common or in an axis")
+    fields = {name: value for name, value in request.items() if name != "suites"}
     try:
-        if fields["temperature"] is None:
-            raise UserError("temperature is needed: name it in common or in an axis")
-        if not isinstance(fields["temperature"], int | float) or isinstance(fields["temperature"], bool):
-            raise UserError(f"temperature {fields['temperature']}: not a number")
-        for name in MAPPINGS & fields.keys():
-            if not isinstance(fields[name], dict):
-                raise UserError(f"{name} {fields[name]}: must be a mapping")
-        job = prepare(suite_names=names, data_dir=data_dir, out=directory, load=load, **fields)
-        name = _name(file, job)
+        catalog.resolve(request["target"], request["draft"], request.get("method"))
     except UserError as error:
-        raise UserError(f"sweep {file.name}: {place}: {error}") from None
-    return replace(job, directory=directory / name)
+        raise DoesNotFit(str(error), "target", "draft") from None
+    try:
+        job = prepare(
+            suite_names=list(request.get("suites", ())), data_dir=data_dir, out=directory, load=load, **fields
+        )
+        return replace(job, directory=directory / _name(file, job))
+    except DoesNotFit:
+        raise
+    except UserError as error:
+        raise UserError(f"sweep {file.name}: {_place(request)}: {error}") from None
 
 
 def _name(file: SweepFile, job: Job) -> str:
@@ -153,13 +158,15 @@ def _name(file: SweepFile, job: Job) -> str:
     if not file.runs:
         return job.spec.name
     values = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in job.spec}
+    values |= {name: values[name].rstrip("/").rsplit("/", 1)[-1] for name in ("target", "draft")}  # hub ids, folders
     try:
-        fields = [field for _, field, *_ in string.Formatter().parse(file.runs) if field is not None]
-        name = "".join(
-            text + ("" if field is None else values[field]) for text, field, *_ in string.Formatter().parse(file.runs)
-        )
+        parts = list(string.Formatter().parse(file.runs))
+        name = "".join(text + ("" if field is None else values[field]) for text, field, *_ in parts)
     except (KeyError, ValueError) as error:
         raise UserError(f"field 'runs': {file.runs}: {error} is no field of a run") from None
+    fields = [field for _, field, *_ in parts if field is not None]
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise UserError(f"field 'runs': {file.runs}: a field is its name alone in braces, as in {{temperature}}")
     if not fields or "/" in name or name.startswith(".") or name == RUN:
         raise UserError(f"field 'runs': {file.runs}: must be the name of a folder with fields in it")
     return name
@@ -171,6 +178,11 @@ def _ordered(jobs: list[Job], bases: Mapping[Path, Path]) -> list[Cell]:
     bases: directory of a run -> of the one that has to come before it.
     """
     orders = {id(job): order(job) for job in jobs}
+    settings: dict[int, str] = {}
+    for target in {job.spec.target for job in jobs}:  # what a target brings with it tells none of its runs apart
+        own = [job for job in jobs if job.spec.target == target]
+        told = differing([job.spec for job in own], IN_COLUMNS)
+        settings |= {id(job): text for job, text in zip(own, told, strict=True)}
     waiting, cells = list(jobs), list[Cell]()
     while waiting:
         last = cells[-1].job if cells else None
@@ -186,5 +198,5 @@ def _ordered(jobs: list[Job], bases: Mapping[Path, Path]) -> list[Cell]:
 
         how, job = min(ways, key=rank)  # the first of those that are equally good
         waiting.remove(job)
-        cells.append(Cell(job, how, bases.get(job.directory)))
+        cells.append(Cell(job, how, bases.get(job.directory), settings[id(job)]))
     return cells

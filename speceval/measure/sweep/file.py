@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -9,15 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from speceval.errors import UserError
 from speceval.files import Strict, first_error
 from speceval.foreign import read_yaml
 from speceval.paths import data_directory
-from speceval.protocol import RunSpec, numbers
+from speceval.protocol import RunSpec, flag, numbers
 
 SWEEPS_DIR = data_directory("suites") / "sweeps"
 """The built-in sweeps."""
@@ -30,6 +31,8 @@ MOST_RUNS = 10_000
 """Of a sweep: each is prepared and checked before anything starts."""
 MAPPINGS = frozenset({"chat_template_kwargs", "engine_args", "draft_args"})
 """Those that are mappings themselves."""
+NEAR = {flag(name).name[2:].replace("-", "_"): name for name in FIELDS} | {name: name for name in FIELDS}
+"""A field's name, or what the command line calls it -> the field."""
 
 Request = dict[str, Any]
 """Fields of one request, as the file has them."""
@@ -54,6 +57,11 @@ class SweepFile(Strict):
     """Layouts of `speceval table` to print at the end."""
     published: bool = False
     """Whether `--dry-run` lists every published figure beside."""
+
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _one_table(cls, tables: Any) -> Any:
+        return (tables,) if isinstance(tables, str) else tables
 
     @field_validator("name")
     @classmethod
@@ -83,7 +91,7 @@ def read_sweep_file(name_or_path: str) -> SweepFile:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a sweep: the YAML must hold fields such as name, common and axes")
     try:
-        file = SweepFile.model_validate(content)
+        file = SweepFile.model_validate({name: value for name, value in content.items() if value is not None})
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error, SweepFile.model_fields)}") from None
     _check_fields(file, path)
@@ -95,7 +103,7 @@ def requests(file: SweepFile, changes: Request | None = None) -> list[Request]:
 
     Raises UserError where there are none.
     """
-    _check_names(f"sweep {file.name}", "--set", changes or {})
+    _check(f"sweep {file.name}", "--set", changes or {})
     axes = [_few(file, _choices(name, values)) for name, values in file.axes.items()]
     if math.prod(map(len, axes)) > MOST_RUNS:
         raise UserError(f"sweep {file.name}: {math.prod(map(len, axes)):,} runs, at most {MOST_RUNS:,}: leave some out")
@@ -107,7 +115,8 @@ def requests(file: SweepFile, changes: Request | None = None) -> list[Request]:
     kept = [request for request in product if not any(_has(request, entry) for entry in file.exclude)]
     wanted = [_joined([one, changes or {}]) for one in (*kept, *included)]
     if not wanted:
-        raise UserError(f"sweep {file.name}: no runs: an axis is empty, or everything is excluded")
+        why = "an axis is empty, or everything is excluded" if axes else "there is neither an axis nor include"
+        raise UserError(f"sweep {file.name}: no runs: {why}")
     return list({json.dumps(request, sort_keys=True, default=str): request for request in reversed(wanted)}.values())[
         ::-1
     ]
@@ -122,26 +131,53 @@ def _few(file: SweepFile, choices: Iterator[Request]) -> list[Request]:
 
 
 def _check_fields(file: SweepFile, path: Path) -> None:
-    places: list[tuple[str, Mapping[str, Any]]] = [("common", file.common)]
-    places += [(f"include.{i}", entry) for i, entry in enumerate(file.include)]
-    places += [(f"exclude.{i}", entry) for i, entry in enumerate(file.exclude)]
+    _check(path, "common", file.common)
+    for name, entries in (("include", file.include), ("exclude", file.exclude)):
+        for i, entry in enumerate(entries):
+            _check(path, f"{name}.{i}", entry, several=True)
     for name, values in file.axes.items():
-        if name in FIELDS:
-            continue
         for i, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise UserError(f"{path}: field 'axes.{name}.{i}': '{name}' is no field of a run, so it needs mappings")
-            places.append((f"axes.{name}.{i}", value))
-    for place, fields in places:
-        _check_names(path, place, fields)
+            place = f"axes.{name}.{i}"
+            if name in FIELDS:
+                _check_value(path, place, name, value)
+            elif isinstance(value, dict):
+                _check(path, place, value, several=True)
+            else:
+                no_field = f"'{name}' is no field of a run, so it needs mappings{_meant(name)}"
+                raise UserError(f"{path}: field '{place}': {no_field}")
 
 
-def _check_names(file: Path | str, place: str, fields: Mapping[str, Any]) -> None:
-    for name in fields:
+def _check(file: Path | str, place: str, fields: Mapping[str, Any], several: bool = False) -> None:
+    """Raises UserError for what is no field of a run, or no value of one. `several`: a list stands for several."""
+    for name, value in fields.items():
         if name not in FIELDS:
-            close = get_close_matches(str(name), sorted(FIELDS), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{hint}")
+            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{_meant(name)}")
+        for one in value if several and name not in LISTS and isinstance(value, list) else [value]:
+            _check_value(file, f"{place}.{name}", name, one)
+
+
+def _meant(name: str) -> str:
+    close = get_close_matches(name.replace("-", "_"), NEAR, n=1)
+    return f"; did you mean {NEAR[close[0]]}?" if close else ""
+
+
+def _check_value(file: Path | str, place: str, name: str, value: Any) -> None:
+    """Raises UserError for a value of another type than the field's, or out of its bounds. None: the default."""
+    try:
+        if value is not None:
+            _type(name).validate_python(_value(name, value), strict=True)
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"]
+        hint = ": several values are an axis" if isinstance(value, list) else ""
+        raise UserError(f"{file}: field '{place}': {said[0].lower()}{said[1:]}, not {repr(value)[:80]}{hint}") from None
+    except UserError as error:
+        raise UserError(f"{file}: field '{place}': {error}") from None
+
+
+@functools.cache
+def _type(name: str) -> TypeAdapter[Any]:
+    info = RunSpec.model_fields[name]
+    return TypeAdapter(cast(Any, Annotated[info.annotation, info]))
 
 
 def _choices(name: str, values: list[Any]) -> Iterator[Request]:
@@ -162,10 +198,15 @@ def _expanded(entry: Request) -> Iterator[Request]:
 
 def _value(name: str, value: Any) -> Any:
     """A value as the request has it: "0-7" for seeds, "1%" for --until, one suite for a list of one."""
+    if value is None:
+        return None
     if name == "seeds":
-        return numbers(str(value), "seeds") if isinstance(value, str | int) else tuple(value)
+        return numbers(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value), "seeds")
     if name == "suites":
-        return (value,) if isinstance(value, str) else tuple(value)
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) for one in names):
+            raise UserError(f"suites {str(value)[:80]}: not names of suites, such as [mt_bench, gsm8k]")
+        return tuple(one.strip() for one in names)
     if name == "until" and isinstance(value, str):
         try:
             return float(value.strip().removesuffix("%")) / (100 if "%" in value else 1)
@@ -175,14 +216,20 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _joined(parts: list[Request]) -> Request:
-    """One request of several parts; later ones win, mappings are joined."""
+    """One request of several parts; later ones win, mappings are joined, null is the default."""
     request: Request = {}
     for part in parts:
         for name, value in part.items():
             value = _value(name, value)
-            request[name] = request.get(name, {}) | value if name in MAPPINGS and isinstance(value, dict) else value
-    return request
+            request[name] = (request.get(name) or {}) | value if name in MAPPINGS and value is not None else value
+    return {name: value for name, value in request.items() if value is not None}
 
 
 def _has(request: Request, entry: Request) -> bool:
-    return any(all(request.get(name) == value for name, value in item.items()) for item in _expanded(entry))
+    """Whether a request has all of an entry's fields; of a mapping, all that the entry names."""
+    return any(all(_agree(request.get(name), value) for name, value in item.items()) for item in _expanded(entry))
+
+
+def _agree(asked: Any, value: Any) -> bool:
+    part = isinstance(asked, dict) and isinstance(value, dict) and value != {}
+    return bool(value.items() <= asked.items() if part else asked == value)

@@ -12,7 +12,7 @@ from speceval.protocol import flatten
 from speceval.show import layouts, render
 from speceval.show.export.names import checkpoint, hub_dataset
 from speceval.show.layouts.form import Cell, Column, Row, Table
-from speceval.show.tables import TAUS, suite_summary
+from speceval.show.tables import lengths, suite_summary
 from speceval.store import StoredRun
 from speceval.terminal import clean
 
@@ -77,7 +77,7 @@ def _results(run: StoredRun, suite: str) -> list[EvalResult]:
             metric_value=round(summary[name]["value"], DIGITS),
             metric_args={"definition": name, "interval_95": _interval(summary[name]), **conditions},
         )
-        for name, label in TAUS.items()
+        for name, label in lengths(summary).items()
         if summary[name]["value"] is not None
     ]
 
@@ -87,7 +87,7 @@ def _interval(found: dict[str, float | None]) -> list[float] | str:
     return "unknown" if low is None or high is None else [round(low, DIGITS), round(high, DIGITS)]
 
 
-def _body(run: StoredRun, lengths: str, positions: str) -> str:
+def _body(run: StoredRun, summary: str, positions: str) -> str:
     meta, spec, fingerprint = run.meta, run.meta.spec, run.meta.fingerprint
     asked = {"k": spec.k, "drafting": spec.drafting}
     sampling = {**asked, **fingerprint.sampling.model_dump(), "seeds": fingerprint.seeds}
@@ -99,7 +99,7 @@ def _body(run: StoredRun, lengths: str, positions: str) -> str:
         "How many draft tokens of this drafter the target accepts, measured with speceval on vLLM. tau is 1 + accepted "
         "draft tokens per verify step, pooled over all steps; the books of the run balance.\n",
         "## Acceptance length\n",
-        lengths,
+        summary,
         "## Draft positions\n",
         positions,
         "## Protocol\n",

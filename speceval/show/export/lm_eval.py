@@ -6,9 +6,10 @@ import json
 from datetime import datetime
 from typing import Any
 
+from speceval.estimate.acceptance import undrafted_note
 from speceval.private import public
 from speceval.show.export.names import checkpoint
-from speceval.show.tables import TAUS, suite_summary
+from speceval.show.tables import lengths, suite_summary
 from speceval.store import StoredRun
 
 NOT_THERE = "N/A"
@@ -31,10 +32,10 @@ def lm_eval_results(run: StoredRun) -> dict[str, Any]:
     return {
         "results": {suite: {"alias": suite, **_metrics(summary)} for suite, summary in summaries.items()},
         "group_subtasks": {suite: [] for suite in summaries},
-        "configs": {suite: _config(run, suite) for suite in summaries},
+        "configs": {suite: _config(run, suite, summary) for suite, summary in summaries.items()},
         "versions": {suite: fingerprint.suites[suite].version for suite in summaries},
         "n-shot": dict.fromkeys(summaries, 0),
-        "higher_is_better": {suite: dict.fromkeys(TAUS, True) for suite in summaries},
+        "higher_is_better": {suite: dict.fromkeys(lengths(summary), True) for suite, summary in summaries.items()},
         "n-samples": {
             suite: {"original": fingerprint.suites[suite].conversations, "effective": summary["conversations"]}
             for suite, summary in summaries.items()
@@ -72,7 +73,7 @@ def lm_eval_results(run: StoredRun) -> dict[str, Any]:
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """Every acceptance length that was measured, then the rates per position; each with its clustered error."""
     found: dict[str, Any] = {}
-    for name in TAUS:
+    for name in lengths(summary):
         if summary[name]["value"] is not None:
             error = summary[name]["se"]
             found |= {
@@ -86,8 +87,9 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _config(run: StoredRun, suite: str) -> dict[str, Any]:
+def _config(run: StoredRun, suite: str, summary: dict[str, Any]) -> dict[str, Any]:
     fingerprint, facts = run.meta.fingerprint, run.meta.fingerprint.suites[suite]
+    note = undrafted_note(run.suite(suite)[0])
     return {
         "task": suite,
         "dataset_hash": facts.dataset,
@@ -95,6 +97,8 @@ def _config(run: StoredRun, suite: str) -> dict[str, Any]:
         "num_fewshot": 0,
         "generation_kwargs": {"max_gen_toks": facts.max_tokens, **fingerprint.sampling.model_dump()},
         "repeats": len(fingerprint.seeds),
-        "metric_list": [{"metric": name, "aggregation": "ratio of sums", "higher_is_better": True} for name in TAUS],
-        "metadata": {"version": facts.version},
+        "metric_list": [
+            {"metric": name, "aggregation": "ratio of sums", "higher_is_better": True} for name in lengths(summary)
+        ],
+        "metadata": {"version": facts.version, **({} if note is None else {"note": note})},
     }

@@ -175,6 +175,7 @@ def _conditions(run: StoredRun) -> dict[str, Any]:
         "datasets": {name: suite.model_dump() for name, suite in fingerprint.suites.items()},
         "num_samples": run.conversations,
         "decode_steps": len(acceptance.drafted_steps(run.steps)),
+        **_undrafted(run),
         "sampling": fingerprint.sampling.model_dump(),
         "draft_sampling": spec.drafting,
         "seeds": fingerprint.seeds,
@@ -186,6 +187,16 @@ def _conditions(run: StoredRun) -> dict[str, Any]:
         "fingerprint": meta.fingerprint_hash,
         "measured_at": meta.created,
     }
+
+
+def _undrafted(run: StoredRun) -> dict[str, Any]:
+    """What must be said where many steps had no drafts: the proposal's mean is of the others."""
+    note = acceptance.undrafted_note(run.steps)
+    if note is None:
+        return {}
+    every = acceptance.all_steps(run.steps).sum()
+    steps = {"steps_without_drafts": int((run.steps["drafted"] == 0).sum())}
+    return steps | {"mean_accept_length_all_steps": _rounded(every["tokens"] / every["steps"]), "note": note}
 
 
 def _tau(run: StoredRun, suite: str) -> dict[str, float | None]:

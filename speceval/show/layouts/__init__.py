@@ -8,7 +8,7 @@ from pathlib import Path
 
 from speceval.errors import UserError
 from speceval.show.layouts.categories import categories
-from speceval.show.layouts.entries import collect, undrafted
+from speceval.show.layouts.entries import collect, few_conversations, undrafted
 from speceval.show.layouts.form import Table
 from speceval.show.layouts.lengths import lengths
 from speceval.show.layouts.load import load
@@ -47,4 +47,4 @@ def build(layout: str, paths: Iterable[Path], over: str | None = None) -> Table:
         raise UserError(f"--over: has no meaning with --layout {layout}: leave it out, or ask for {CHANGES[-1]}")
     else:
         table = LAYOUTS[layout](entries, over) if layout in CHANGES else LAYOUTS[layout](entries)
-    return replace(table, notes=(*table.notes, *undrafted(entries)))
+    return replace(table, notes=(*table.notes, *undrafted(entries), *few_conversations(entries)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,9 @@ from speceval.catalog.methods import METHODS, default_drafting, find
 from speceval.catalog.schema import load_entries
 from speceval.errors import UserError
 from speceval.estimate import acceptance, books, replay, speedup
+from speceval.estimate.statistics import cluster_warnings
 from speceval.private import without_places
+from speceval.protocol import differing
 from speceval.show import published
 from speceval.show.published import Figure
 from speceval.show.tables import grade_note, suite_summary
@@ -47,7 +48,7 @@ class Entry:
     name: str = ""
     """A run's own name of the suite."""
     apart: str = ""
-    """The end of its run's directory, where another run has an entry of the same names."""
+    """Where another run has an entry of these names: what their requests differ in, else the end of its directory."""
 
     @property
     def label(self) -> str:
@@ -158,6 +159,23 @@ def undrafted(entries: Iterable[Entry]) -> list[str]:
     ]
 
 
+def few_conversations(entries: Iterable[Entry]) -> list[str]:
+    """What must be said of each suite whose measured intervals rest on too few conversations, or on one of them."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for entry in entries:
+        if entry.run is not None:
+            weight = acceptance.weight_of_conversations(entry.run.suite(entry.name)[0])
+            if weight[0]:  # else there is no interval: no steps are known, or none has drafts
+                found.setdefault(entry.suite, []).append(weight)
+    lines = []
+    for suite, weights in found.items():
+        clusters, effective, _ = min(weights, key=lambda weight: weight[1])
+        share = max(share for *_, share in weights)
+        who = suite if len(weights) == 1 else f"{suite}, in some rows"
+        lines += [f"{who}: {warning}." for warning in cluster_warnings(clusters, effective, share)]
+    return lines
+
+
 def collect(paths: Iterable[Path]) -> list[Entry]:
     """The entries of run directories, folders of runs (searched to any depth) and folders of published figures.
 
@@ -182,14 +200,26 @@ def collect(paths: Iterable[Path]) -> list[Entry]:
     return sorted(_told_apart(entries), key=_order())
 
 
+SAID = ("target", "draft", "k", "temperature", "drafting", "suites", "runner")
+"""Fields of a request that tables name anyway, or as what the engine took."""
+
+
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with the run's directory for those that no name tells from another."""
-    keys = [(*row_key(entry), entry.temperature, entry.drafting, entry.suite) for entry in entries]
-    several = {key for key, count in Counter(keys).items() if count > 1}
-    return [
-        replace(entry, apart=without_places(str(entry.run.directory))) if key in several and entry.run else entry
-        for key, entry in zip(keys, entries, strict=True)
-    ]
+    """The entries, with what they differ in, or the run's directory, for those that have the same names."""
+    bearers: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        if entry.run:
+            bearers.setdefault((*row_key(entry), entry.temperature, entry.drafting, entry.suite), []).append(entry)
+    apart: dict[int, str] = {}
+    for group in bearers.values():
+        runs = [entry.run for entry in group if entry.run]
+        told = differing([run.meta.spec for run in runs], SAID) if len(runs) > 1 else [""]
+        runners = [run.meta.fingerprint.engine.runner for run in runs]
+        if len(set(runners)) > 1:
+            told = [f"{runner} runner {more}".strip() for runner, more in zip(runners, told, strict=True)]
+        places = told if len(set(told)) == len(told) else [str(run.directory) for run in runs]
+        apart |= {id(entry): without_places(place) for entry, place in zip(group, places, strict=True)}
+    return [replace(entry, apart=apart.get(id(entry), "")) for entry in entries]
 
 
 def from_run(run: StoredRun) -> list[Entry]:

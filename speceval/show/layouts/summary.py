@@ -25,6 +25,10 @@ from speceval.show.tables import TAUS
 DECIMALS = 3
 DEFINITION = "tau"
 """The acceptance length that is tested and shown in bold."""
+REPEATED = (
+    "Repeated: whether tau paper differs from the published figure by no more than sampling and rounding do on the "
+    "same prompts; its interval is over new prompts and does not answer that."
+)
 
 
 def summary(entries: Sequence[Entry]) -> Table:
@@ -38,7 +42,7 @@ def summary(entries: Sequence[Entry]) -> Table:
     columns = [
         *(Column((name,), "left") for name in ("drafter", *(["architecture"] if several else []), "drafting", "suite")),
         *(Column((name,)) for name in ("K", "T", *(TAUS[name] for name in taus), "conversations", "steps")),
-        *((Column(("published",)), Column(("in interval",), "left")) if with_figures else ()),
+        *((Column(("published",)), Column(("repeated",), "left")) if with_figures else ()),
     ]
     rows = []
     for entry in entries:
@@ -57,7 +61,7 @@ def summary(entries: Sequence[Entry]) -> Table:
         rows.append(Row(tuple(cells), entry.target))
     notes = explain([entry for entry in entries if entry.measured], best)
     if with_figures:
-        notes += [source_line(), "In interval: whether the interval of tau paper contains the published figure."]
+        notes += [source_line(), REPEATED]
     return Table(
         layout="summary",
         caption="Acceptance length by drafter, suite and temperature.",

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from speceval.errors import NotComparable, UserError
-from speceval.estimate.acceptance import compare, undrafted_note
+from speceval.estimate.acceptance import compare, undrafted_note, weight_of_conversations
 from speceval.estimate.comparison import compare_replays
 from speceval.estimate.replay import is_replay
 from speceval.estimate.statistics import cluster_warnings
@@ -251,8 +251,10 @@ def settings(runs: Sequence[StoredRun]) -> str:
 
 def notes(runs: Sequence[StoredRun]) -> list[str]:
     """What a caption must say of few conversations, of unfinished runs and of books that do not balance."""
-    fewest = min(turns(run, suite)["conversation"].nunique() for run in runs for suite in shared_suites(runs))
-    found = [f"{warning[0].upper()}{warning[1:]}." for warning in cluster_warnings(fewest)]
+    weights = [weight_of_conversations(run.suite(suite)[0]) for run in runs for suite in shared_suites(runs)]
+    fewest = min((weight for weight in weights if weight[0]), key=lambda weight: weight[1], default=(0, 0.0, 0.0))
+    share = max(share for *_, share in weights)
+    found = [f"{warning[0].upper()}{warning[1:]}." for warning in cluster_warnings(*fewest[:2], share)]
     for run in runs:
         for suite in shared_suites(runs):
             if (line := undrafted_note(run.suite(suite)[0])) is not None:

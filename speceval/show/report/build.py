@@ -24,7 +24,7 @@ from speceval.show.report import along, differences, samples, verification
 from speceval.show.report.audits import Audit, audit
 from speceval.show.report.figures import TITLES, pictures
 from speceval.show.report.text import cut, visible
-from speceval.show.tables import TAUS, grade_note, suite_summary
+from speceval.show.tables import grade_note, lengths, suite_summary
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, PatchState
 
@@ -121,7 +121,7 @@ def gather(runs: Sequence[StoredRun], verify_file: Path | None = None, allow: Se
         "title": f"{', '.join(drafters)} on {cut(runs[0].meta.spec.target)}",
         "shown": shown,
         "columns": [column for one in shown for column in one.columns],
-        "taus": _measured_taus(shown),
+        "taus": lengths(*(column.summary for one in shown for column in one.columns)),
         "batches": list(dict.fromkeys(batch for one in shown for column in one.columns for batch in column.speedups)),
         "most_k": max(run.meta.spec.k for run in runs),
         "statements": _comparison_statements(found) + _statements(shown),
@@ -190,23 +190,14 @@ def _hardest(runs: Sequence[StoredRun], shown: list[Shown]) -> list[dict[str, An
     return [table for table in tables if table["places"]]
 
 
-def _measured_taus(shown: list[Shown]) -> dict[str, str]:
-    """Acceptance lengths that at least one run has, with their labels."""
-    summaries = [column.summary for one in shown for column in one.columns]
-    return {
-        name: label
-        for name, label in TAUS.items()
-        if any(name in s and s[name]["value"] is not None for s in summaries)
-    }
-
-
 FORCED = Statement("bad", "Acceptance was forced (synthetic rejection): these numbers measure no drafter.")
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
 
 
 def _comparison_statements(found: differences.Differences) -> list[Statement]:
-    lines = [Statement("result", f"{sentence}.") for sentence in found.sentences]
+    lines = [Statement("look", f"{warning}.") for warning in found.few]
+    lines += [Statement("result", f"{sentence}.") for sentence in found.sentences]
     lines += [_exact_change(row) for row in found.rows if row.quantity == "tau committed"]
     if found.refused:
         lines.append(Statement("bad", f"Not compared: {found.refused}."))

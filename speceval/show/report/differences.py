@@ -46,6 +46,8 @@ class Differences:
     sentences: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     """Protocol fields that were let through, and how requests were paired where that is unusual."""
+    few: list[str] = field(default_factory=list)
+    """Why a sentence may say too much: conversations that are few, or one that outweighs the others."""
     refused: str = ""
     """Why the runs are not compared."""
 
@@ -62,7 +64,7 @@ def find(runs: Sequence[StoredRun], labels: Sequence[str], allow: Sequence[str] 
         if allow and "--allow" in str(error):
             raise
         return Differences(refused=str(error))
-    rows, sentences = [], []
+    rows, sentences, few = [], [], []
     cautions = [f"compared although this differs: {line}" for line in found["allowed"]]
     for compared in found["comparisons"]:
         suite, label = cut(compared["suite"]), labels[compared["run"] - 1]
@@ -72,10 +74,11 @@ def find(runs: Sequence[StoredRun], labels: Sequence[str], allow: Sequence[str] 
             if more:
                 rows.append(Row(suite, label, quantity, compared | more))
         name = "tau of all steps" if clock else length(runs[0])
+        few += [f"{suite}, {label}: {warning}" for warning in (compared | (clock or {}))["warnings"]]
         sentences.append(sentence(labels[0], label, suite, compared | (clock or {}), name))
         if compared["pair_by"] == "conversation":
             cautions.append(f"{suite}, {label}: no seed is in both runs, so all seeds of a conversation count together")
-    return Differences(rows, sentences, cautions)
+    return Differences(rows, sentences, cautions, few)
 
 
 def length(run: StoredRun) -> str:

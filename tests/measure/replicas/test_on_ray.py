@@ -43,6 +43,7 @@ def test_as_many_replicas_run_as_are_asked_for_or_have_room(asked: int | None, g
         (12, 1, "12 replicas of 1 GPU asked for, the cluster has room for 11 (GPUs of its machines: 8, 3, 0)"),
         (6, 2, "6 replicas of 2 GPUs asked for, the cluster has room for 5"),
         (None, 9, "1 replica of 9 GPUs asked for, the cluster has room for 0"),
+        (6, 2, ": see --replicas, --gpus-per-replica"),
         (15, 0, "15 replicas of 1 CPU asked for, the cluster has room for 14"),
     ],
 )
@@ -50,6 +51,11 @@ def test_more_than_the_cluster_has_is_refused(asked: int | None, gpus: int, says
     with pytest.raises(UserError) as error:
         room(Cluster("a", asked, gpus), gpus, NODES)
     assert says in str(error.value)
+
+
+def test_a_cluster_without_accelerators_is_said_to_have_cpus() -> None:
+    with pytest.raises(UserError, match=r"room for 0 .*: --gpus-per-replica 0 takes CPUs"):
+        room(Cluster("a"), 1, [node(CPU=8)])
 
 
 def test_a_replica_has_the_accelerators_that_its_engine_is_shared_among(tmp_path: Path) -> None:

@@ -52,11 +52,13 @@ def results(root: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def checked(root: Path) -> dict[str, Any]:
     """What the kernels of an engine did whose every launch is made twice."""
-    mixed = [{"temperature": heat, "top_k": k, "max_tokens": 5} for heat in (0.0, 0.7, 1.0) for k in (0, 4)]
+    mixed: list[dict[str, Any]] = [{"temperature": heat, "top_k": k} for heat in (0.0, 0.7, 1.0) for k in (0, 4)]
+    mixed += [{"repetition_penalty": 1.5, "frequency_penalty": 0.5}, {"presence_penalty": 1.0}, {"logprobs": 2}]
+    mixed += [{"allowed_token_ids": [3, 5, 7], "min_tokens": 3}]
     small = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
     job = {
         "llm": live.llm_arguments(root / "target", root / "eagle3", "eagle3", k=K, **small),
-        "runs": [{"prompts": [PROMPT] * len(mixed), "params": mixed}],
+        "runs": [{"prompts": [PROMPT] * len(mixed), "params": [{"max_tokens": 5} | params for params in mixed]}],
         "env": live.V2 | {"SPECEVAL_INTERPRETED": "check"},
     }
     result = live.engines(root / "checked", {"check": job})["check"]
@@ -89,7 +91,7 @@ def test_every_kernel_runs_in_lockstep_and_none_leaves_its_tensors(results: dict
 
 
 def test_lockstep_leaves_each_tensor_of_each_kernel_as_tritons_interpreter_does(checked: dict[str, Any]) -> None:
-    """Greedy, sampled and truncated requests in one batch, through every kernel of the path."""
+    """Greedy, sampled, truncated and penalised requests in one batch, through every kernel of the path."""
     print(checked)
     assert checked["differences"] == [] and checked["fallen_back"] == {} and checked["strays"] == 0
-    assert len(checked["launches"]) >= 15
+    assert len(checked["launches"]) >= 20 and {"_penalties_kernel", "_bincount_kernel"} <= checked["launches"].keys()

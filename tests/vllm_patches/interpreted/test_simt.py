@@ -14,8 +14,10 @@ from vllm_patches.interpreted.simt import tl
 
 
 @pytest.fixture(autouse=True)
-def strays() -> Iterator[None]:
+def strays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = simt.machine.strays
+    monkeypatch.setattr(torch.Tensor, "data_ptr", torch.Tensor.data_ptr)
+    simt.know_addresses()
     yield
     simt.machine.strays = before
 
@@ -58,6 +60,36 @@ def bits(words: Any, out: Any, WORDS: Any) -> None:
     tl.store(out + row * WORDS * 4 + tl.arange(0, WORDS * 4), each)
 
 
+@simt.jit
+def odd_bits(words: Any, out: Any) -> None:
+    """Odd programs unpack their words, in two steps."""
+    row = tl.program_id(0)
+    if row % 2 == 1:
+        packed = tl.load(words + row + tl.arange(0, 1))
+        each = (packed[:, None] >> tl.arange(0, 4)[None, :]) & 1
+        each = each.to(tl.int1)
+        each = each.reshape(4)
+        tl.store(out + row * 4 + tl.arange(0, 4), each)
+
+
+@simt.jit
+def scaled(x: Any, out: Any, by: Any, size: Any) -> None:
+    """Each element times a number, rounded as the memory is."""
+    place = tl.arange(0, 8)
+    value = tl.load(x + place, mask=place < size, other=1.0).to(tl.float32) * by
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < size)
+
+
+@simt.jit
+def tally(tokens: Any, counts: Any, words: Any, size: Any, WIDTH: Any) -> None:
+    """Programs count their tokens and mark them in words of 32 bits, which they share."""
+    place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    mask = place < size
+    token = tl.load(tokens + place, mask=mask)
+    tl.atomic_add(counts + token, 1, mask=mask)
+    tl.atomic_or(words + token // 32, tl.full((WIDTH,), 1, tl.int32) << token % 32, mask=mask)
+
+
 def addresses(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
@@ -82,10 +114,37 @@ def test_a_block_may_have_two_dimensions_for_a_while() -> None:
     assert out.tolist() == [1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1]
 
 
+def test_a_block_of_two_dimensions_may_change_in_some_programs_only() -> None:
+    out = torch.zeros(12, dtype=torch.int32)
+    odd_bits[(3,)](torch.tensor([15, 6, 15]), out)
+    assert out.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_memory_of_any_precision_is_read_and_rounded_as_torch_does(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, -3.1416, 1e-3, 65000.0, 1.00390625, 1.01171875, torch.inf]).to(dtype)
+    out = torch.zeros(7).to(dtype)
+    scaled[(1,)](x, out, 1.7, 7)
+    expected = (x.float() * np.float32(1.7)).to(dtype)
+    assert torch.equal(out, expected)
+    halves = torch.tensor([1.00390625, 1.01171875, torch.nan])  # each between two of bfloat16
+    scaled[(1,)](halves, out := torch.zeros(3).to(dtype), 1, 3)
+    assert torch.equal(out.nan_to_num(7), halves.to(dtype).nan_to_num(7))
+
+
 def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
     out = torch.zeros(4)
     either[(4,)](torch.arange(8).float(), out, 4)
     assert out.tolist() == [0, 5, 2, 7]
+
+
+def test_what_several_programs_add_to_one_place_is_all_there_and_strays_are_counted() -> None:
+    counts, words, before = torch.zeros(34, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), simt.machine.strays
+    tally[(2,)](torch.tensor([3, 3, 33, 3, 0]), counts, words, 5, 4)
+    assert (counts[[0, 3, 33]].tolist(), int(counts.sum()), words.tolist()) == ([1, 3, 1], 5, [9, 2])
+    assert simt.machine.strays == before
+    tally[(1,)](torch.tensor([34, 64]), counts, words, 2, 2)
+    assert simt.machine.strays - before == 3 and words.tolist() == [9, 6]
 
 
 def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
@@ -97,10 +156,26 @@ def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
     assert simt.machine.strays - before == 3 and out.tolist() == [0, 0]
 
 
-def test_an_access_before_a_tables_memory_is_counted_too() -> None:
+@pytest.mark.parametrize("width", [0, 5, -3, 1 << 20], ids=["before", "behind", "far before", "far behind"])
+def test_an_access_outside_a_tensor_whose_address_was_read_is_counted_too(width: int) -> None:
     before, memory = simt.machine.strays, torch.arange(4, dtype=torch.int32)
-    gather[(1,)](addresses(memory), torch.zeros(1, dtype=torch.int32), 0)
+    gather[(1,)](addresses(memory), torch.zeros(1, dtype=torch.int32), width)
     assert simt.machine.strays - before == 3 and memory.tolist() == [0, 1, 2, 3]
+
+
+def test_an_address_in_the_middle_of_a_tensor_reaches_to_its_end() -> None:
+    before, memory = simt.machine.strays, torch.arange(8, dtype=torch.int32)
+    out = torch.zeros(1, dtype=torch.int32)
+    gather[(1,)](addresses(memory[3:]), out, 5)
+    assert simt.machine.strays == before and out.tolist() == [7]
+    gather[(1,)](addresses(memory[3:]), out, 6)
+    assert simt.machine.strays - before == 3
+
+
+def test_an_address_that_no_tensor_has_told_is_not_followed() -> None:
+    before, out = simt.machine.strays, torch.ones(1, dtype=torch.int32)
+    gather[(1,)](torch.tensor([8]), out, 1)
+    assert simt.machine.strays - before == 3 and out.tolist() == [0]
 
 
 def test_powers_logarithms_and_minima_are_numpys() -> None:

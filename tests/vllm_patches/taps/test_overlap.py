@@ -116,6 +116,15 @@ class TestMeasureV2:
         batch.q_logits = torch.cat([batch.q_logits, padding], dim=-1)
         np.testing.assert_allclose(measured(batch)[0], expected, rtol=1e-5)
 
+    def test_a_narrower_q_cuts_the_targets_vocabulary_as_the_verifier_does(self) -> None:
+        batch = Batch([2, 1], seed=3)
+        batch.tokens = batch.tokens.clamp(max=3)
+        whole, batch.q_logits = batch.logits, batch.q_logits[..., :4].contiguous()
+        batch.logits = whole[:, :4]
+        expected = batch.expected()
+        batch.logits = whole
+        np.testing.assert_allclose(measured(batch)[0], expected, rtol=1e-5)
+
 
 @pytest.mark.slow
 class TestV2:

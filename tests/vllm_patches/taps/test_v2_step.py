@@ -10,7 +10,7 @@ import torch
 from stand_ins import Batch, v1_runner, v2_runner
 
 from vllm_patches import pieces
-from vllm_patches.taps import count, overlap
+from vllm_patches.taps import count, evidence, overlap
 from vllm_patches.taps.counters import ONE_HOT, PADDED, WITH_Q
 from vllm_patches.taps.tap import TAP, Drafted, Step, requests_v2, step_v2
 
@@ -46,13 +46,13 @@ def with_count(probabilistic: bool = True, method: str = "eagle3") -> count.Coun
 def test_nothing_is_read_back_from_the_device_while_a_step_is_recorded() -> None:
     """On the device "meta", which has no values, whatever the host wanted to read would raise."""
     mixed = step(cooled(Batch([3, 0, 1, 2], seed=1), 0), "meta")
-    listeners: list[Any] = [overlap.Overlap(), with_count()]
+    listeners: list[Any] = [overlap.Overlap(), with_count(), evidence.Evidence()]
     for listener in listeners:
-        listener.hear(mixed)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        listeners[0].drain()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        listeners[1].drain()
+        if told := listener.hear(mixed):
+            told(torch.zeros(4, 4, dtype=torch.int64, device="meta"))
+    for listener in listeners:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            listener.drain()
 
 
 def test_the_host_knows_names_counts_and_whether_all_requests_are_greedy() -> None:
