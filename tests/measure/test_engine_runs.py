@@ -265,6 +265,7 @@ def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[s
     assert resumed.checked == (last.conversations, 24 * 6)
 
 
+@pytest.mark.long
 def test_after_ctrl_c_the_counters_are_what_was_stored_and_what_was_in_flight(
     zoo: dict[str, Path], tmp_path: Path
 ) -> None:
