@@ -204,10 +204,10 @@ def _provenance(temperature: int) -> str:
             continue
         record, of_text = json.loads(path.read_text()), pd.read_parquet(FULL / text / "text.parquet")
         turns.append(of_text)
+        drawn = "" if record["spec"].get("limit") is None else " drawn"
         for suite in record["spec"]["suites"]:
             rows = of_text[of_text["suite"] == suite]
             more = ", both turns" if rows["turn"].max() > 1 else ""
-            drawn = "" if record["spec"].get("limit") is None else " drawn"
             words.append(f"{rows['conversation'].nunique():,}{drawn} conversations of {SUITES[suite]}{more}")
     tokens = int(pd.concat(turns)["output_tokens"].sum())
     spec, engine = record["spec"], record["fingerprint"]["engine"]

@@ -208,11 +208,10 @@ def _drafters_of(entry: TargetEntry) -> dict[str, Draft]:
 def _zoo_drafters() -> dict[str, Draft]:
     from speceval import zoo
 
-    fields = {"source": "zoo"}
     return {
         name: Draft.model_validate(
-            {"name": name, "model": name, "method": method, "default_k": zoo.DEFAULT_K[name], "max_k": zoo.MAX_K[name]}
-            | fields
+            {"name": name, "source": "zoo", "model": name, "method": method}
+            | {"default_k": zoo.DEFAULT_K[name], "max_k": zoo.MAX_K[name]}
         )
         for name, method in zoo.DRAFTERS.items()
     }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from speceval.errors import NotComparable, UserError
 from speceval.estimate import acceptance, books, load, replay, speedup
 from speceval.estimate.statistics import holm
-from speceval.protocol import flatten
+from speceval.protocol import flatten, ranges
 from speceval.store import StoredRun
 from speceval.store.schema import ABSENT, Fingerprint, differ
 
@@ -241,12 +240,6 @@ def _change(a: Any, b: Any) -> str:
 def shorten(value: Any) -> str:
     """A field's value for one line: whole numbers as ranges, "0-99 (100)"; hashes by their first 12 digits."""
     if isinstance(value, list) and len(value) > 1 and all(type(item) is int for item in value):
-        return f"{','.join(_ranges(sorted(value)))} ({len(value)})"
+        return f"{ranges(sorted(value))} ({len(value)})"
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
-
-
-def _ranges(numbers: list[int]) -> list[str]:
-    starts = [numbers[0], *(b for a, b in pairwise(numbers) if b != a + 1)]
-    ends = [*(a for a, b in pairwise(numbers) if b != a + 1), numbers[-1]]
-    return [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
