@@ -5,8 +5,9 @@ docs/build/add-an-engine.md shows a whole engine; tests/support/contract.py says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -18,6 +19,15 @@ from speceval.store.schema import Counters, Evidence, Facts, PatchState
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+def check_arguments(given: Collection[str], known: Collection[str], whose: str) -> None:
+    """Raise `UserError` for a `--engine-arg` that is none of the known ones; where none are known any may be right."""
+    unknown = sorted(set(given) - set(known)) if known else []
+    if unknown:
+        close = get_close_matches(unknown[0], sorted(known), n=2)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"--engine-arg {unknown[0]}: {whose} has no such argument{meant}")
 
 
 EXCHANGED = ("draft", "drafting", "record", "replay", "temperature", "top_p", "top_k")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from speceval import catalog, engines, suites
 from speceval.catalog.methods import default_drafting, find
+from speceval.engines.base import check_arguments
 from speceval.errors import DoesNotFit, UserError
 from speceval.measure import content, until
 from speceval.protocol import LOSSLESS, RunSpec, make_spec
@@ -89,7 +89,8 @@ def prepare(
         engine_args={**defaults, **(engine_args or {})},
         **fields,
     )
-    _check_engine_args(spec)
+    known = engines.find(spec.engine).arguments()
+    check_arguments(spec.engine_args, known, f"engine {spec.engine}")  # starting one to hear it takes long
     _check_method(spec, pair.draft.method)
     _check_draft_args(spec, pair.draft)
     if spec.shard is not None and spec.until is not None:
@@ -114,16 +115,6 @@ OF_METHODS = {"prompt_lookup_": {"ngram", "ngram_gpu"}, "suffix_decoding_": {"su
 """How keys of vLLM's speculative_config begin that some methods alone read."""
 OF_A_MODEL = ("draft_tensor_parallel_size", "parallel_drafting", "quantization", "revision", "code_revision")
 """Those that are about a drafter's checkpoint."""
-
-
-def _check_engine_args(spec: RunSpec) -> None:
-    """Raises `UserError` for an argument that the engine is known not to have: starting one to hear it takes long."""
-    known = engines.find(spec.engine).arguments()
-    for name in spec.engine_args if known else ():
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"--engine-arg {name}: engine {spec.engine} has no such argument{hint}")
 
 
 def _check_draft_args(spec: RunSpec, draft: catalog.Draft) -> None:

@@ -9,14 +9,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import vllm_patches
 from speceval.catalog.config import REMARKS
 from speceval.catalog.schema import Draft, Target
-from speceval.engines.base import Order
+from speceval.engines.base import Order, check_arguments
 from speceval.engines.vllm import model_runner
 from speceval.errors import UserError
 from speceval.store.schema import Facts, PatchState
@@ -229,11 +228,7 @@ def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
     for name in users:
         if name in WITHOUT_EFFECT:
             raise UserError(f"--engine-arg {name}: would have no effect: {WITHOUT_EFFECT[name]}")
-    known = argument_names() if users else set()
-    if known and (unknown := sorted(users.keys() - known)):
-        close = get_close_matches(unknown[0], sorted(known), n=2)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"--engine-arg {unknown[0]}: vLLM's engine has no such argument{meant}")
+    check_arguments(users, argument_names() if users else (), "vLLM's engine")
     return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
 
 
