@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
 EXIT_NOT_COMPARABLE = 3
 EXIT_BAD_INPUT = 4
 EXIT_OWN_FAULT = 70
 """Nobody expected it: no verdict, and nothing that the user did."""
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 """128 + the signal's number."""
+
+
+def meant(
+    typed: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, says: Mapping[str, str] | None = None
+) -> str:
+    """The end of a message about an unknown name: "; did you mean A or B?", at most so many; empty if none is near.
+
+    Case, and hyphens for underscores, count for nothing. cutoff: how near, from 0 to 1 (`difflib.get_close_matches`).
+    says: what is said in place of a known name.
+    """
+    plain = {_plain(name): (says or {}).get(name, name) for name in known}
+    close = get_close_matches(_plain(typed), plain, n=most, cutoff=cutoff)
+    return f"; did you mean {' or '.join(dict.fromkeys(plain[name] for name in close))}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 class UserError(Exception):

@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +71,5 @@ def first_error(error: ValidationError, known: Iterable[str] = ()) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        close = get_close_matches(place, known, n=1)
-        message = "there is no such field" + (f"; did you mean {close[0]}?" if close else "")
+        message = f"there is no such field{meant(place, known)}"
     return f"field '{place}': {message}" if place else message

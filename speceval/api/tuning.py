@@ -131,13 +131,13 @@ def tune(
     content = _content(target, temperature, measured, rates, jobs)
     if confirm:
         _confirm(content, rates, jobs)
-    write_whole(directory / "tune.json", _text(versioned("tune", content)))
+    write_whole(directory / bursting.RESULT, _text(versioned("tune", content)))
     if plot is not None:
         from speceval.show import tuning as shown
 
         plots.save(shown.heat_map(rates), Path(plot))
     if progress:
-        for path in (directory / "tune.json", *([] if plot is None else [Path(plot)])):
+        for path in (directory / bursting.RESULT, *([] if plot is None else [Path(plot)])):
             wrote(path)
     return Tuning(rates, content)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 
 from . import package, stored
 from .fit import check_fit
@@ -37,7 +36,7 @@ def resolve(target: str, draft: str | None, method: str | None = None) -> Pair:
 def resolve_draft(target: Target, draft: str, method: str | None = None) -> Draft:
     """The checkpoint behind `--draft` for a target that is known; raises as `resolve` does."""
     if method is not None and method not in METHODS:
-        raise UserError(f"--method {method}: unknown{_near(method, list(METHODS))}; known: {', '.join(METHODS)}")
+        raise UserError(f"--method {method}: unknown{meant(method, METHODS, 3, 0.5)}; known: {', '.join(METHODS)}")
     found = _find_draft(draft, target, method)
     if method is not None and found.method != method:
         raise UserError(f"--method {method}: {found.name} is known to be {found.method}: leave it out")
@@ -95,7 +94,7 @@ def _find_target(typed: str) -> Target:
         raise UserError(f"target '{typed}': no such directory")
     known = [name for entry in load_entries().values() for name in (entry.name, *entry.aliases)]
     raise UserError(
-        f"unknown target '{typed}'{_near(typed, known)}; known: {', '.join(load_entries())}; "
+        f"unknown target '{typed}'{meant(typed, known, 3, 0.5)}; known: {', '.join(load_entries())}; "
         "a hub id (organisation/name) or a directory works too"
     )
 
@@ -173,7 +172,8 @@ def _find_draft(typed: str, target: Target, method: str | None) -> Draft:
         raise UserError(f"drafter '{typed}': no such directory")
     known = [*drafters, *_bare_methods(target)]
     raise UserError(
-        f"unknown drafter '{typed}' for target '{target.name}'{_near(typed, known)}; known: {', '.join(known)}; "
+        f"unknown drafter '{typed}' for target '{target.name}'{meant(typed, known, 3, 0.5)}; "
+        f"known: {', '.join(known)}; "
         "a hub id (organisation/name) or a directory works too"
     )
 
@@ -299,12 +299,6 @@ def _wrong_target(typed: str, target: Target, elsewhere: dict[str, Draft]) -> st
 def _split_revision(typed: str) -> tuple[str, str | None]:
     name, _, revision = typed.partition("@")
     return name, revision or None
-
-
-def _near(typed: str, known: list[str]) -> str:
-    by_lower = {name.lower(): name for name in known}
-    close = get_close_matches(typed.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(by_lower[name] for name in close)}" if close else ""
 
 
 def _is_directory(typed: str) -> bool:

@@ -8,7 +8,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -17,7 +16,7 @@ from typer.core import TyperCommand
 
 from speceval import terminal
 from speceval.commands.help import ALIASES, EXAMPLES, FEW, GROUPS
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,8 +166,7 @@ class Command(TyperCommand):
 
             if (name := unknown.removeprefix("--").replace("-", "_")) in engines.find("vllm").arguments():
                 return f"; it is one of vLLM's: --engine-arg {name}=VALUE"
-        close = get_close_matches(unknown.replace("_", "-").lower(), flags, n=2, cutoff=0.75)
-        return f"; did you mean {' or '.join(dict.fromkeys(flags[name] for name in close))}?" if close else ""
+        return meant(unknown, flags, 2, 0.75, says=flags)
 
     def name_choices(self) -> None:
         """Import the registries and put their names where help prints what an option or argument takes."""

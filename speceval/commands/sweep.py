@@ -94,15 +94,12 @@ def _sweep(
 
 def _check_tables(content: SweepFile) -> None:
     """Raises UserError for a table that there is not: before anything starts, though it is printed at the end."""
-    from difflib import get_close_matches
-
-    from speceval.errors import UserError
+    from speceval.errors import UserError, meant
     from speceval.show.layouts import LAYOUTS
 
     for name in content.tables:
         if name not in LAYOUTS:
-            close = get_close_matches(name, LAYOUTS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = meant(name, LAYOUTS)
             raise UserError(
                 f"sweep {content.name}: field 'tables': unknown layout '{name}'{hint}; known: {', '.join(LAYOUTS)}"
             )

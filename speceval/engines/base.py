@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from speceval.catalog.schema import Draft, Target
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 from speceval.protocol import Drafting, Rejection, Runner
 from speceval.store.schema import Counters, Evidence, Facts, PatchState
 
@@ -21,13 +20,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def check_arguments(given: Collection[str], known: Collection[str], whose: str) -> None:
-    """Raise `UserError` for a `--engine-arg` that is none of the known ones; where none are known any may be right."""
+def check_arguments(
+    given: Collection[str], known: Collection[str], whose: str, without_effect: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Raise `UserError` for a `--engine-arg` that is none of the known ones; where none are known any may be right.
+
+    without_effect: arguments that no request obeys -> what to do instead.
+    """
+    for name in sorted(without_effect.keys() & set(given)):
+        raise UserError(f"--engine-arg {name}: would have no effect: {without_effect[name]}")
     unknown = sorted(set(given) - set(known)) if known else []
     if unknown:
-        close = get_close_matches(unknown[0], sorted(known), n=2)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"--engine-arg {unknown[0]}: {whose} has no such argument{meant}")
+        raise UserError(f"--engine-arg {unknown[0]}: {whose} has no such argument{meant(unknown[0], sorted(known), 2)}")
 
 
 EXCHANGED = ("draft", "drafting", "record", "replay", "temperature", "top_p", "top_k")
@@ -206,6 +210,8 @@ class Engine(Protocol):
     """Whether `facts` are its own: else they are as they were asked for, and are not checked."""
     timed: ClassVar[bool] = False
     """Whether it can tell when tokens came."""
+    without_effect: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Arguments that it would take and that no request obeys -> what to do instead."""
     copies: int = 1
     """Servers that share the requests, each with an order's batch of them."""
     served: Mapping[str, Any] = MappingProxyType({})

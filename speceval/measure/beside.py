@@ -8,10 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from speceval import engines
 from speceval.engines.base import Engine
@@ -40,7 +40,11 @@ class Beside:
         self._process = context.Process(target=_work, args=(job, theirs, log), daemon=True)
         self._process.start()
         theirs.close()
-        self.device = str(self._answer())
+        try:
+            self.device = str(self._answer())
+        except UserError:
+            self.close()
+            raise
 
     def answers(self, samples: int) -> Texts:
         """What the target answers to so many of the suite's prompts or more: each conversation as often as another."""
@@ -82,10 +86,10 @@ class Beside:
                 if not self._process.is_alive():
                     raise EOFError
             answer = self._pipe.recv()
-        except (EOFError, OSError):
-            raise UserError(f"the engine of the target alone has ended, {self._log} says why") from None
-        if isinstance(answer, UserError):
-            raise answer
+        except (EOFError, OSError) as error:
+            raise UserError(f"the engine of the target alone has ended, {self._log} says why") from error
+        if isinstance(answer, _Refused):
+            raise answer.error from (None if answer.cause is None else RuntimeError(answer.cause))
         return answer
 
 
@@ -106,6 +110,18 @@ def generate(engine: Engine, job: Job) -> list[dict[str, Any]]:
     progress = runner.Progress(0)
     runner.measure(engine, job.spec, job.suites, template, memory, progress, lambda: None, job.texts, ahead=1)
     return memory.lines
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """An error on its way to the other process: pickled, one loses its cause, which tells a failure from a refusal."""
+
+    error: UserError
+    cause: str | None
+
+    @classmethod
+    def of(cls, error: UserError) -> Self:
+        return cls(error, None if error.__cause__ is None else repr(error.__cause__))
 
 
 class _Alone:
@@ -145,7 +161,7 @@ def _work(job: Job, pipe: Connection, log: Path) -> None:
         try:
             engine = engines.open(order(job).alone())
         except UserError as error:
-            pipe.send(error)
+            pipe.send(_Refused.of(error))
             return
         with closing(engine):
             engine.warm_up()
@@ -162,4 +178,4 @@ def _work(job: Job, pipe: Connection, log: Path) -> None:
                 try:
                     pipe.send(getattr(alone, name)(*arguments))
                 except UserError as error:
-                    pipe.send(error)
+                    pipe.send(_Refused.of(error))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 from speceval.measure import chat
 from speceval.suites import Suite
 
@@ -36,8 +35,7 @@ def check(
         ours = name in known and known[name] == value
         unread = reads is not None and name not in reads
         if unread and not ours:
-            near = get_close_matches(name, reads or (), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = meant(name, reads or ())
             raise UserError(f"--template-arg {name}: the chat template of {target} does not read it{hint}")
         if unread:
             notes.append(f"the chat template does not read {name}, which the catalog has for models like {target}")

@@ -89,8 +89,8 @@ def prepare(
         engine_args={**defaults, **(engine_args or {})},
         **fields,
     )
-    known = engines.find(spec.engine).arguments()
-    check_arguments(spec.engine_args, known, f"engine {spec.engine}")  # starting one to hear it takes long
+    engine_class = engines.find(spec.engine)  # starting one to hear it takes long
+    check_arguments(spec.engine_args, engine_class.arguments(), f"engine {spec.engine}", engine_class.without_effect)
     _check_method(spec, pair.draft.method)
     _check_draft_args(spec, pair.draft)
     if spec.shard is not None and spec.until is not None:

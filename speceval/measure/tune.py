@@ -23,11 +23,14 @@ from speceval.estimate.tuning import ALONE, Burst, Measured, Setting, Tried, acc
 from speceval.measure.beside import Beside, generate, samples_of
 from speceval.measure.job import Job
 from speceval.measure.kept import Kept
+from speceval.measure.output import gone_if_refused
 from speceval.measure.start import check_engine
 from speceval.measure.timing import Stream
 from speceval.store import frames
 from speceval.store.layout import Texts
 
+RESULT = "tune.json"
+"""In the same folder as the engines' logs."""
 FEWEST = 3
 """Bursts of each batch size: below, there is no error to speak of."""
 BURST = 16
@@ -66,17 +69,21 @@ def measure(
     """
     first = next(iter(jobs.values()))
     first.directory.mkdir(parents=True, exist_ok=True)
-    own_log = first.directory / "alone.log"
+    own_log, engine_log, result = (first.directory / name for name in ("alone.log", "engine.log", RESULT))
     started(ALONE)
     found = Measured()
-    with closing(Beside(first, own_log)) as alone:
+    with (
+        gone_if_refused(own_log, result),
+        gone_if_refused(engine_log, result),
+        closing(Beside(first, own_log)) as alone,
+    ):
         found.device = alone.device
         texts = alone.answers(answers)
         together = alone.device in TOGETHER if beside is None else beside
         if not together:
             _visit(found, alone, batches, bursts)
             alone.close()
-        with closing(Kept()) as kept, log(first.directory / "engine.log"):
+        with closing(Kept()) as kept, log(engine_log):
             for setting in sorted(jobs, key=lambda setting: -setting.k):
                 started(setting)
                 asked = {s.k: job for s, job in jobs.items() if s.draft == setting.draft}

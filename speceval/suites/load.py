@@ -6,12 +6,11 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 from speceval.paths import data_directory
 
 from .read import hub_rows, local_rows
@@ -134,8 +133,7 @@ def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
     rows = _ROWS.fullmatch(path.name)
     is_yaml, is_rows = path.suffix.lower() in (".yaml", ".yml"), rows is not None
     if not is_yaml and not is_rows:
-        close = get_close_matches(name_or_path.lower(), names(), n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = meant(name_or_path, names(), 2, 0.5)
         raise UserError(
             f"unknown suite '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml, .jsonl, .json, .csv, .tsv "
             "or .parquet file"

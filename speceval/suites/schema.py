@@ -101,7 +101,7 @@ class Pinned(Strict):
 
     rows: str
     dataset_hash: str
-    turns: int = Field(default=1, ge=1)
+    turns: int = Field(default=1, ge=1, strict=True)
     """Of a conversation, to plan with where the rows are not at hand."""
 
 
@@ -109,7 +109,7 @@ class SuiteFile(Strict):
     """One suite's YAML."""
 
     name: str
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, strict=True)
     """Raised whenever prompts, template, system or max_tokens change: results of different versions do not compare."""
     data: Data
     fields: Fields = Fields()
@@ -121,7 +121,7 @@ class SuiteFile(Strict):
     """Each turn's text is put where `{prompt}` stands; other braces are plain text."""
     system: str | None = None
     """System prompt of rows that have none."""
-    max_tokens: int = Field(default=1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1, strict=True)
     pinned: Pinned | None = None
     prompt_note: str | None = None
 

@@ -115,10 +115,14 @@ def test_the_engine_of_the_target_alone_says_in_one_line_what_ails_it(tmp_path: 
     )  # fmt: skip
     with pytest.raises(UserError, match="end: 3 is no chance"):
         Beside(job, tmp_path / "log")
+    with pytest.raises(UserError, match="end: 3 is no chance"):
+        bursting.measure({Setting("kl-eagle3", 1): job}, (1,), 3, 8, output_to)
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]  # what was refused leaves no logs of its own
     alone = Beside(replace(job, spec=job.spec.model_copy(update={"engine_args": {}})), tmp_path / "log")
     alone._process.kill()
-    with pytest.raises(UserError, match=r"the engine of the target alone has ended, .*log says why"):
+    with pytest.raises(UserError, match=r"the engine of the target alone has ended, .*log says why") as ended:
         alone.steps(1)
+    assert ended.value.__cause__ is not None  # so that the log stays
     alone.close()
 
 

@@ -14,6 +14,7 @@ from speceval.catalog import Draft, Target
 from speceval.engines.base import Order
 from speceval.engines.vllm import listing, start
 from speceval.errors import UserError
+from speceval.measure.job import prepare
 from speceval.store.schema import Facts
 from vllm_patches import LEDGER, status
 from vllm_patches.settings import KNOWN_ANSWER
@@ -127,6 +128,10 @@ def test_a_user_s_additional_config_is_kept_beside_ours_and_never_wins() -> None
     ):
         with pytest.raises(UserError, match=says):
             start.joined(ours, users)
+    with pytest.raises(UserError, match="chat_template: would have no effect"):  # before anything is fetched
+        prepare(
+            target="zoo", draft="lk-eagle3", temperature=1, suite_names=["demo"], engine_args={"chat_template": "x"}
+        )
 
 
 def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:

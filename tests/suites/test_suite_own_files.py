@@ -140,6 +140,8 @@ def test_data_may_be_the_file_alone_also_in_the_home_directory(tmp_path: Path, m
         (YAML + "maxtokens: 3\n", "field 'maxtokens'"),
         (YAML + "template: no place\n", "field 'template': holds no {prompt}"),
         (YAML.replace("version: 3", "version: 0"), "field 'version'"),
+        (YAML.replace("max_tokens: 32", "max_tokens: true"), "field 'max_tokens': .*integer"),
+        (YAML.replace("version: 3", "version: 3.0"), "field 'version': .*integer"),
         (YAML, "no file rows.jsonl"),
         ("- 1\n", "not a suite"),
         ("a: [\n", "not YAML"),

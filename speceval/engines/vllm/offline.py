@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from dataclasses import fields as dataclass_fields
-from difflib import get_close_matches
 from typing import Any
 
 from speceval.catalog.schema import Target
@@ -20,7 +19,7 @@ from speceval.engines.vllm.align import align_steps, is_padded, replayed_steps
 from speceval.engines.vllm.listening import Listening
 from speceval.engines.vllm.recordings import Recordings, pieces
 from speceval.engines.vllm.serving import Server
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 from speceval.store.schema import Counters, Facts, PatchState
 from vllm_patches.state import TEXT, merged, switches
 from vllm_patches.versions import DISTRIBUTIONS
@@ -61,6 +60,7 @@ class OfflineEngine(Listening, Engine):
 
     packages = DISTRIBUTIONS
     installation = start.HOW_TO_INSTALL
+    without_effect = start.WITHOUT_EFFECT
     shortest_prompt = 2  # the first step of a shorter one is padded with drafts that nobody made
 
     def __init__(self, order: Order) -> None:
@@ -455,9 +455,7 @@ def _check_parts(arguments: dict[str, Any]) -> None:
         part = getattr(config, "".join(word.capitalize() for word in name.split("_")), None)
         fields = [field.name for field in dataclass_fields(part)] if is_dataclass(part) else list(value)
         if unknown := [key for key in value if key not in fields]:
-            close = get_close_matches(unknown[0], fields, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"--engine-arg {name}: vLLM has no '{unknown[0]}' there{meant}")
+            raise UserError(f"--engine-arg {name}: vLLM has no '{unknown[0]}' there{meant(unknown[0], fields)}")
 
 
 _OF_OURS = re.compile(r"Failed to instantiate custom proposer class '[^']*': (.*)\. The class constructor .*")

@@ -225,10 +225,7 @@ def joined(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
     if clash:
         mend = "; --draft, --k and --draft-arg say how to draft" if clash[0] == "speculative_config" else ""
         raise UserError(f"--engine-arg {clash[0]}: speceval sets this itself{mend}")
-    for name in users:
-        if name in WITHOUT_EFFECT:
-            raise UserError(f"--engine-arg {name}: would have no effect: {WITHOUT_EFFECT[name]}")
-    check_arguments(users, argument_names() if users else (), "vLLM's engine")
+    check_arguments(users, argument_names() if users else (), "vLLM's engine", WITHOUT_EFFECT)
     return {**users, **ours, "additional_config": {**additional, **ours["additional_config"]}}
 
 

@@ -8,13 +8,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from speceval.errors import UserError
+from speceval.errors import UserError, meant
 from speceval.files import Strict, first_error
 from speceval.foreign import read_yaml
 from speceval.paths import data_directory
@@ -82,8 +81,7 @@ def read_sweep_file(name_or_path: str) -> SweepFile:
     if name_or_path in names():
         path = SWEEPS_DIR / f"{name_or_path}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
-        close = get_close_matches(name_or_path, names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = meant(name_or_path, names())
         raise UserError(f"unknown sweep '{name_or_path}'{hint}; known: {', '.join(names())}, or a .yaml file")
     elif not path.is_file():
         raise UserError(f"sweep '{name_or_path}': no such file")
@@ -143,7 +141,7 @@ def _check_fields(file: SweepFile, path: Path) -> None:
             elif isinstance(value, dict):
                 _check(path, place, value, several=True)
             else:
-                no_field = f"'{name}' is no field of a run, so it needs mappings{_meant(name)}"
+                no_field = f"'{name}' is no field of a run, so it needs mappings{meant(name, NEAR, says=NEAR)}"
                 raise UserError(f"{path}: field '{place}': {no_field}")
 
 
@@ -151,14 +149,11 @@ def _check(file: Path | str, place: str, fields: Mapping[str, Any], several: boo
     """Raises UserError for what is no field of a run, or no value of one. `several`: a list stands for several."""
     for name, value in fields.items():
         if name not in FIELDS:
-            raise UserError(f"{file}: field '{place}.{name}': there is no such field of a run{_meant(name)}")
+            raise UserError(
+                f"{file}: field '{place}.{name}': there is no such field of a run{meant(name, NEAR, says=NEAR)}"
+            )
         for one in value if several and name not in LISTS and isinstance(value, list) else [value]:
             _check_value(file, f"{place}.{name}", name, one)
-
-
-def _meant(name: str) -> str:
-    close = get_close_matches(name.replace("-", "_"), NEAR, n=1)
-    return f"; did you mean {NEAR[close[0]]}?" if close else ""
 
 
 def _check_value(file: Path | str, place: str, name: str, value: Any) -> None:
