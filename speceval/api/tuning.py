@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.jupyter import JupyterMixin
@@ -69,6 +69,7 @@ def tune(
     beside: bool | None = None,
     confirm: bool = True,
     engine: str = "vllm",
+    runner: Literal["v1", "v2"] | None = None,
     engine_args: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
@@ -89,7 +90,7 @@ def tune(
         beside: whether the target alone stands beside each engine and is timed in turns with it, which takes memory for
             both; None: on a CPU. Otherwise it is timed before and after all others.
         confirm: whether to time the best of each batch size beside the target alone, in turns.
-        engine, engine_args, data_dir: as for `run`.
+        engine, runner, engine_args, data_dir: as for `run`.
         out: folder of the engine's log and of tune.json; None: results/tune.
         plot: file of a heat map to write as well, .png or .pdf.
         progress: whether to show progress on standard error. Otherwise nothing is printed.
@@ -99,7 +100,7 @@ def tune(
     """
     directory = Path("results") / "tune" if out is None else Path(out)
     asked: dict[str, Any] = {
-        "temperature": temperature, "max_tokens": max_tokens, "engine": engine, "record": False,
+        "temperature": temperature, "max_tokens": max_tokens, "engine": engine, "runner": runner, "record": False,
         "engine_args": dict(engine_args or {}), "data_dir": None if data_dir is None else Path(data_dir),
         "batch": max(batches, default=1), "out": directory,
         "suite_names": [str(suite)] if suite else [] if target == "zoo" else ["mt_bench"],
@@ -173,6 +174,7 @@ def _content(
         "temperature": temperature,
         "suite": next(iter(jobs.values())).suites[0].name,
         "device": measured.device,
+        "runner": measured.runner,
         "acceptance": measured.sources,
         "rates": [rate.as_json() for rate in rates],
         "best": [rate.as_json() | {"serve_with": _serve(rate, jobs)} for rate in best],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from speceval.commands import options
 
 
+@options.of_spec("runner", "engine_args")
 def tune(
+    request: dict[str, Any],
     target: Annotated[str, typer.Option(help="Catalog name, hub id or directory of the target.")],
     draft: Annotated[str, typer.Option(help="Drafters, comma-separated.")],
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,4,16,64",
@@ -25,7 +27,6 @@ def tune(
     ] = None,
     confirm: Annotated[bool, typer.Option(help="Time the best of each batch size beside the target alone.")] = True,
     engine: Annotated[str, typer.Option(help="What generates: vllm, simulated, or another package's.")] = "vllm",
-    engine_arg: Annotated[list[str] | None, typer.Option(help="Argument of the engine; may be repeated.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the suites' data files.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [default: results/tune].")] = None,
     plot: Annotated[Path | None, typer.Option(help="File of a heat map, .png or .pdf.")] = None,
@@ -49,7 +50,7 @@ def tune(
         beside=beside,
         confirm=confirm,
         engine=engine,
-        engine_args=options.pairs(engine_arg, "--engine-arg"),
+        **request,
         data_dir=data_dir,
         out=out,
         plot=plot,

@@ -69,6 +69,8 @@ class Measured:
     alone: dict[int, list[list[Burst]]] = field(default_factory=dict)
     """Batch size -> bursts of the target alone, visit by visit, where it did not stand beside the others."""
     device: str | None = None
+    runner: str | None = None
+    """Model runner of the engines that draft."""
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Drafter -> where its acceptance comes from: `how`, and what it cost: `tokens` of the target, `steps` verified."""
 

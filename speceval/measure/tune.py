@@ -91,6 +91,7 @@ def measure(
                 _accept(found, kept, setting, asked, texts, answers)
                 with kept.use(asked[setting.k]) as engine:
                     check_engine(engine, asked[setting.k].spec)
+                    found.runner = engine.facts().runner
                     engine.warm_up()
                     for batch in batches:
                         timed = time_bursts(engine, asked[setting.k], batch, bursts, alone if together else None)

@@ -20,6 +20,14 @@ LATE = 20
 """Milliseconds on average from which it is said that the harness was late."""
 
 
+INTERPRETED = "V2's kernels are interpreted on a CPU: no times of vLLM's"
+
+
+def interpreted(device: str | None, runner: str | None) -> bool:
+    """Whether an engine's times say nothing of vLLM (`INTERPRETED`)."""
+    return device == "cpu" and runner == "V2"
+
+
 def of_load(found: dict[str, Any] | None) -> list[str]:
     """What a reader must know of a run's times, and its throughput."""
     if found is None:
@@ -55,9 +63,7 @@ def speed(meta: RunMeta) -> str:
     engines = meta.engine_seconds / seconds
     each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
     engine = meta.fingerprint.engine
-    slow = "; V2's kernels are interpreted on a CPU: no times of vLLM's" * (
-        engine.device == "cpu" and engine.runner == "V2"
-    )
+    slow = f"; {INTERPRETED}" * interpreted(engine.device, engine.runner)
     return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}{slow}"
 
 
@@ -88,6 +94,8 @@ def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
             "a block of conversations."
         )
+        engine = run.meta.fingerprint.engine
+        notes += [f"speed-up: {INTERPRETED}."] * interpreted(engine.device, engine.runner)
         notes += _in_flight(shown["speedup"])
     if shown["evidence"] == "histogram" and not books.positions_known(run):
         notes.append(f"positions: not shown, {books.UNKNOWN_POSITIONS}.")

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from speceval.estimate.tuning import ALONE, Rate, Setting
+from speceval.show.notes import INTERPRETED, interpreted
 
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
 """Of the colours, those that are used."""
@@ -50,6 +51,7 @@ def lines(content: dict[str, Any]) -> list[str]:
         "± half a 95 % interval: of tau over conversations like these, of the step time over bursts, of the machine's "
         "drift over the whole measurement."
     ]
+    said += [INTERPRETED] * interpreted(content["device"], content["runner"])
     said += [f"acceptance of {draft}: {_source(source)}" for draft, source in content["acceptance"].items()]
     stops = content["stops_paying_at_batch"]
     said.append(

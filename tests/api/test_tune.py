@@ -139,6 +139,10 @@ def test_the_engine_of_the_target_alone_says_in_one_line_what_ails_it(tmp_path: 
         (("--draft", "kl-eagle3", "--batch", "1", "--engine", "server"), "--engine server: engines are started and"),
         (("--draft", ",", "--batch", "1"), "--draft ,: holds no name"),
         (("--draft", "kl-medusa", "--batch", "1", "--k", "0"), "K must be at least 1"),
+        (
+            ("--draft", "kl-eagle3", "--batch", "1", "--answers", "2", "--runner", "v2"),
+            "runner to 'simulated', asked for",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,8 @@ def test_what_a_server_cannot_be_asked_is_one_line() -> None:
     ):
         with server, pytest.raises(UserError, match=says):
             engines.open(order(server))
+    with Other() as server, pytest.raises(UserError, match="--runner v2: this server does not tell which model runner"):
+        engines.open(replace(order(server), runner="v2"))
     with Other() as server, pytest.raises(UserError, match="404"):
         speceval.probe(server.url, dialect="sglang")
 

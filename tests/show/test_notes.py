@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from speceval.show import notes
+from speceval.show import notes, tuning
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,6 @@ def test_times_of_interpreted_kernels_are_called_none_of_vllms(device: str, runn
     )
     line = notes.speed(meta)
     assert line.startswith("50 tokens a second, 4 requests at once") and ("no times of vLLM's" in line) == says
+    tuned = {"device": device, "runner": runner, "acceptance": {}, "stops_paying_at_batch": None, "confirmed": []}
+    lines = tuning.lines(tuned | {"unconfirmed": [], "by_batch_size": {}})
+    assert any("no times of vLLM's" in line for line in lines) == says

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_patches.drafters import Heads
+from vllm_patches.drafters import Heads, Medusa
 
 pytestmark = pytest.mark.slow  # vLLM is imported
 
@@ -51,20 +51,21 @@ def speculator() -> Any:
     return own
 
 
-def propose(own: Any, **options: Any) -> Tensor:
+def propose(own: Any, device: str = "cpu", **options: Any) -> Tensor:
     """Two requests, at places 3 and 1: five tokens of which two drafts were rejected, and two that all stand."""
-    batch = SimpleNamespace(
-        num_reqs=2,
-        idx_mapping=torch.tensor([3, 1]),
-        query_start_loc=torch.tensor([0, 5, 7], dtype=torch.int32),
-        positions=torch.tensor([20, 21, 22, 23, 24, 8, 9]),
-    )
-    hidden, last = torch.arange(7.0)[:, None].expand(7, 4), torch.tensor([[0], [51], [52], [53]])
-    drafts: Tensor = own.propose(
-        *(batch, {}, {}, hidden, None, torch.ones(2), torch.tensor([2, 0], dtype=torch.int32), last, None),
-        *(torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.arange(SLOTS)),
-        **options,
-    )
+    with torch.device(device):
+        batch = SimpleNamespace(
+            num_reqs=2,
+            idx_mapping=torch.tensor([3, 1]),
+            query_start_loc=torch.tensor([0, 5, 7], dtype=torch.int32),
+            positions=torch.tensor([20, 21, 22, 23, 24, 8, 9]),
+        )
+        hidden, last = torch.arange(7.0)[:, None].expand(7, 4), torch.tensor([[0], [51], [52], [53]])
+        drafts: Tensor = own.propose(
+            *(batch, {}, {}, hidden, None, torch.ones(2), torch.tensor([2, 0], dtype=torch.int32), last, None),
+            *(torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.arange(SLOTS)),
+            **options,
+        )
     return drafts
 
 
@@ -91,6 +92,22 @@ def test_fewer_drafts_where_the_scheduler_asks_for_fewer(speculator: Any) -> Non
 def test_a_run_for_show_draws_for_no_request(speculator: Any) -> None:
     propose(speculator, dummy_run=True)
     assert [places for *_, places in speculator.asked] == [[-1, -1]] * K
+
+
+def test_nothing_is_read_back_from_the_device_while_heads_draft(speculator: Any) -> None:
+    """On the device "meta", which has no values, whatever the host wanted to read would raise."""
+    for name, tensor in vars(speculator).items():
+        if isinstance(tensor, Tensor):
+            setattr(speculator, name, tensor.to("meta"))
+    heads: Any = Medusa.__new__(Medusa)
+    heads.config, heads.weights = {"vocab_size": V, "num_hidden_layers": 1}, {}
+    for i in range(K):
+        heads.weights |= {f"blocks.{i}.layers.0.weight": torch.ones(4, 4), f"lm_heads.{i}.weight": torch.ones(3, 4)}
+    heads.weights["token_map"] = torch.arange(3)
+    heads.move("meta", torch.float32)
+    speculator.heads = heads
+    speculator.sample_draft = lambda logits, *_: logits.argmax(-1)
+    assert propose(speculator, device="meta").device.type == "meta"
 
 
 def test_logits_are_kept_in_the_type_of_vllm_s_own_table(speculator: Any) -> None:

@@ -157,6 +157,8 @@ def _check(order: Order, seen: probe.Seen) -> None:
     refuse(order)
     if order.replay:
         raise UserError(f"--replay: needs a vLLM server with {dict(seen.dialect.mends).get(WORKERS, 'our extension')}")
+    if order.runner is not None:
+        raise UserError(f"--runner {order.runner}: this server does not tell which model runner it has: leave it out")
     if order.draft is None:
         raise UserError("--engine server: the target alone cannot be measured through this server")
     if seen.dialect.name == "sglang" and order.temperature > 0 and seen.told.get("device") in ("cpu", "xpu"):

@@ -10,6 +10,7 @@ import torch
 from stand_ins import Batch, v1_runner, v2_runner
 
 from vllm_patches import pieces
+from vllm_patches.patches import v2_draft_truncation, v2_grammar_drafts
 from vllm_patches.taps import count, evidence, overlap
 from vllm_patches.taps.counters import ONE_HOT, PADDED, WITH_Q
 from vllm_patches.taps.tap import TAP, Drafted, Step, requests_v2, step_v2
@@ -53,6 +54,18 @@ def test_nothing_is_read_back_from_the_device_while_a_step_is_recorded() -> None
     for listener in listeners:
         with pytest.raises((RuntimeError, NotImplementedError)):
             listener.drain()
+
+
+@pytest.mark.slow  # vLLM is imported
+def test_nothing_is_read_back_while_drafts_are_truncated_or_held_against_a_grammar() -> None:
+    pytest.importorskip("vllm")
+    there = {"device": "meta"}
+    asked = SimpleNamespace(top_k=SimpleNamespace(gpu=torch.ones(4, dtype=torch.int32, **there)))
+    asked.top_p = SimpleNamespace(gpu=torch.ones(4, **there))
+    rows = torch.zeros(3, dtype=torch.int32, **there)
+    kept = v2_draft_truncation.truncated(torch.ones(3, 6, **there), rows, torch.ones(4, **there), asked)
+    gone = v2_grammar_drafts.excluded(torch.ones(3, 6, **there), rows)
+    assert (kept.device.type, kept.shape, gone.device.type, gone.shape) == ("meta", (3, 6), "meta", (3,))
 
 
 def test_the_host_knows_names_counts_and_whether_all_requests_are_greedy() -> None:
