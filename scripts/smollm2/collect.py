@@ -117,7 +117,7 @@ def main() -> None:
     if not missing:
         return
     target = fetch(resolve(options.target, None)).target
-    set_environment(target)
+    set_environment(target, {})
     from vllm import LLM, SamplingParams
 
     llm = LLM(
