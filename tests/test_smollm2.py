@@ -131,6 +131,29 @@ def test_training_that_was_interrupted_ends_with_the_same_weights_and_curve(
     assert curve == resumed and [row[1] for row in curve] == ["3", "6"]
 
 
+def test_another_training_does_not_go_on_from_what_is_there(
+    scripts: dict[str, ModuleType], task: Any, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    train = scripts["train"]
+
+    def run(steps: range, cool: bool, loss: str = "kl") -> None:
+        train.train(task, task.drafter(), "x", loss, steps, cool, tmp_path, train.Curve(tmp_path / "c.csv", task.depth))
+
+    run(range(2), False)
+    run(range(3), False)  # a longer warm-up begins as a shorter one does
+    with pytest.raises(SystemExit, match=r"of another training \(loss kl, not tv\): name another OUT"):
+        run(range(3), False, "tv")
+    task.recipe = replace(task.recipe, seed=1)
+    with pytest.raises(SystemExit, match="seed 0, not 1"):
+        run(range(3), False)
+    (tmp_path / "x.state").unlink()
+    run(range(2), True)
+    with pytest.raises(SystemExit, match="last step 2, not 4"):
+        run(range(4), True)
+
+
 def test_the_end_of_an_answer_can_be_drafted(task: Any) -> None:
     assert 49 in task.draft_ids.tolist() and len(task.draft_ids) == 20
 
