@@ -88,6 +88,11 @@ def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
             "a block of conversations."
         )
+        if run.meta.fingerprint.engine.device == "cpu":
+            notes.append(
+                "speed-up: a CPU has little idle time for drafts to fill: the best K is small there (`speceval tune` "
+                "finds it), and the gain shrinks with the batch."
+            )
         notes += _in_flight(shown["speedup"])
     if shown["evidence"] == "histogram" and not books.positions_known(run):
         notes.append(f"positions: not shown, {books.UNKNOWN_POSITIONS}.")
