@@ -1,5 +1,6 @@
 """Shared by all tests: where the benchmark files are, the zoo, and the watch over skipped tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from support import machine, skips
 def pytest_configure(config: pytest.Config) -> None:
     """Skipped tests are judged."""
     config.pluginmanager.register(skips.Watch(skips.read(skips.EXPECTED.read_text()), machine.LACKS), "skips")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_user_s_data() -> None:
+    """Tests say where their data are: a machine's setting would keep those of the hub from asking it."""
+    os.environ.pop("SPECEVAL_DATA_DIR", None)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +15,13 @@ from speceval import suites
 from speceval.zoo.recipe import Recipe
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "smollm2"
-GRAM = 8
-"""Words in a row that training prompts and suites may not share."""
 
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, ModuleType]]:
     """The modules of the folder, which import each other by their bare names."""
     pytest.importorskip("torch")
-    names = ("prompts", "collect", "train")
+    names = ("prompts", "collect", "train", "overlap")
     sys.path.insert(0, str(SCRIPTS))
     try:
         yield {name: importlib.import_module(name) for name in names}
@@ -34,33 +31,45 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
             sys.modules.pop(name, None)
 
 
-def grams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return {tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)}
-
-
-def shared(prompts: list[str], name: str, data_dir: Path | None) -> list[str]:
+def shared(overlap: ModuleType, prompts: list[str], name: str, data_dir: Path | None) -> list[str]:
     """Prompts that have eight words in a row in common with a turn of the suite."""
-    turns = [turn for conversation in suites.load(name, data_dir).conversations for turn in conversation.turns]
-    known = set().union(*map(grams, turns))
-    assert len(known) > 100
-    return [prompt for prompt in prompts if grams(prompt) & known]
+    known = overlap.of_suites([name], data_dir)
+    assert len(known) > 100 and overlap.GRAM == 8
+    return [prompt for prompt in prompts if overlap.grams(prompt) & known]
 
 
-def test_a_prompt_with_a_line_of_a_suite_would_be_seen() -> None:
+def test_a_prompt_with_a_line_of_a_suite_would_be_seen(scripts: dict[str, ModuleType]) -> None:
     turn = suites.load("demo", None).conversations[0].turns[0]
-    assert shared([f"Please: {turn}", "Something else"], "demo", None) == [f"Please: {turn}"]
+    assert shared(scripts["overlap"], [f"Please: {turn}", "Something else"], "demo", None) == [f"Please: {turn}"]
 
 
 def test_no_training_prompt_shares_eight_words_with_the_demo(scripts: dict[str, ModuleType]) -> None:
-    assert shared(scripts["prompts"].instructions(1400), "demo", None) == []
+    assert shared(scripts["overlap"], scripts["prompts"].instructions(1400), "demo", None) == []
 
 
 @pytest.mark.parametrize("name", ["mt_bench", "humaneval", "gsm8k"])
 def test_no_training_prompt_shares_eight_words_with_a_benchmark(
     scripts: dict[str, ModuleType], data_dir: Path, name: str
 ) -> None:
-    assert shared(scripts["prompts"].instructions(1400), name, data_dir) == []
+    assert shared(scripts["overlap"], scripts["prompts"].instructions(1400), name, data_dir) == []
+
+
+def test_the_answers_are_those_of_the_chunks_without_their_prompts(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    class Words:
+        def decode(self, ids: list[int]) -> str:
+            return " ".join(map(str, ids))
+
+    lengths = torch.tensor([12, 3])
+    chunk = {"tokens": torch.arange(15), "starts": torch.tensor([2, 1]), "lengths": lengths}
+    save_file(chunk, tmp_path / "chunk-000.safetensors")
+    said = list(scripts["overlap"].answers(tmp_path, Words()))
+    assert said == ["2 3 4 5 6 7 8 9 10 11", "13 14"]
+    assert [len(scripts["overlap"].grams(text)) for text in said] == [3, 0]
 
 
 def test_prompts_are_different_the_same_each_time_and_a_shorter_list_is_a_prefix(
@@ -129,6 +138,29 @@ def test_training_that_was_interrupted_ends_with_the_same_weights_and_curve(
     parts, resumed = run("parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert curve == resumed and [row[1] for row in curve] == ["3", "6"]
+
+
+def test_another_training_does_not_go_on_from_what_is_there(
+    scripts: dict[str, ModuleType], task: Any, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    train = scripts["train"]
+
+    def run(steps: range, cool: bool, loss: str = "kl") -> None:
+        train.train(task, task.drafter(), "x", loss, steps, cool, tmp_path, train.Curve(tmp_path / "c.csv", task.depth))
+
+    run(range(2), False)
+    run(range(3), False)  # a longer warm-up begins as a shorter one does
+    with pytest.raises(SystemExit, match=r"of another training \(loss kl, not tv\): name another OUT"):
+        run(range(3), False, "tv")
+    task.recipe = replace(task.recipe, seed=1)
+    with pytest.raises(SystemExit, match="seed 0, not 1"):
+        run(range(3), False)
+    (tmp_path / "x.state").unlink()
+    run(range(2), True)
+    with pytest.raises(SystemExit, match="last step 2, not 4"):
+        run(range(4), True)
 
 
 def test_the_end_of_an_answer_can_be_drafted(task: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from prompts import instructions
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -102,6 +103,12 @@ def tensors(answers: list[Any], tap: Tap) -> dict[str, Tensor]:
     return whole | {"starts": torch.tensor(starts), "lengths": torch.tensor(lengths)}
 
 
+def answers_in(path: Path) -> int:
+    """How many answers a chunk holds: the last one of a smaller collection has fewer."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice("starts").get_shape()[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", type=Path)
@@ -113,11 +120,11 @@ def main() -> None:
     texts = instructions(options.prompts)
     chunks = [range(at, min(at + CHUNK, len(texts))) for at in range(0, len(texts), CHUNK)]
     paths = {options.directory / f"chunk-{n:03d}.safetensors": chunk for n, chunk in enumerate(chunks)}
-    missing = {path: chunk for path, chunk in paths.items() if not path.exists()}
+    missing = {path: chunk for path, chunk in paths.items() if not path.exists() or answers_in(path) != len(chunk)}
     if not missing:
         return
     target = fetch(resolve(options.target, None)).target
-    set_environment(target)
+    set_environment(target, {})
     from vllm import LLM, SamplingParams
 
     llm = LLM(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import io
 import json
 import math
 import time
@@ -253,8 +254,9 @@ class Curve:
         self.rows = [row for row in self.rows if row[:2] != [run, str(step)]]
         self.rows.append([run, str(step), f"{seconds:.0f}", *(f"{x:.4f}" for x in (loss, tau, alpha, *kept))])
         print(*self.rows[-1], flush=True)
-        with self.path.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.head, *self.rows])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.head, *self.rows])
+        write_whole(self.path, text.getvalue())
 
 
 def train(task: Task, drafter: Drafter, run: str, loss: str, steps: range, cool: bool, out: Path, curve: Curve) -> None:
@@ -263,8 +265,11 @@ def train(task: Task, drafter: Drafter, run: str, loss: str, steps: range, cool:
     matrices = [p for p in parameters if p.ndim == 2]
     optimiser = Optimiser(matrices, [p for p in parameters if p.ndim != 2], MATRIX_RATE, RATE)
     state, done, before = out / f"{run}.state", steps.start, 0.0
+    recipe = {"loss": loss, "first step": steps.start, "tokens of text": len(task.data.tokens), **vars(task.recipe)}
+    if cool:
+        recipe["last step"] = steps.stop
     if state.exists():
-        done, before = resume(torch.load(state), drafter, optimiser)
+        done, before = resume(state, recipe, drafter, optimiser)
     began = time.monotonic()
     for step in range(done, steps.stop):
         answers, anchors = task.draw(torch.Generator().manual_seed(1_000_000 * task.recipe.seed + step))
@@ -281,18 +286,23 @@ def train(task: Task, drafter: Drafter, run: str, loss: str, steps: range, cool:
         if (step + 1) % LOOK_EVERY == 0 or last:
             curve.add(run, step + 1, seconds, value.item(), task.look(drafter))
         if (step + 1) % SAVE_EVERY == 0 or last:
-            keep(state, step + 1, before + time.monotonic() - began, drafter, optimiser)
+            keep(state, step + 1, before + time.monotonic() - began, recipe, drafter, optimiser)
 
 
-def keep(path: Path, step: int, seconds: float, drafter: Drafter, optimiser: Optimiser) -> None:
+def keep(path: Path, step: int, seconds: float, recipe: dict, drafter: Drafter, optimiser: Optimiser) -> None:
     """Write all that the next step depends on."""
     moments = {name: getattr(optimiser, name) for name in ("momentum", "first", "second", "steps")}
-    state = {"step": step, "seconds": seconds, "drafter": drafter.state_dict(), "moments": moments}
+    state = {"step": step, "seconds": seconds, "drafter": drafter.state_dict(), "moments": moments, "recipe": recipe}
     write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def resume(state: dict, drafter: Drafter, optimiser: Optimiser) -> tuple[int, float]:
-    """Put it back; the step to go on with and the seconds spent."""
+def resume(path: Path, recipe: dict, drafter: Drafter, optimiser: Optimiser) -> tuple[int, float]:
+    """Put it back; the step to go on with and the seconds spent. Raises SystemExit for another training's state."""
+    state = torch.load(path)
+    before = state.get("recipe", recipe)
+    other = [f"{name} {before.get(name)}, not {recipe[name]}" for name in recipe if before.get(name) != recipe[name]]
+    if other:
+        raise SystemExit(f"{path}: of another training ({'; '.join(other)}): name another OUT, or remove it")
     drafter.load_state_dict(state["drafter"])
     for name, value in state["moments"].items():
         setattr(optimiser, name, value)

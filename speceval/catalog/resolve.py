@@ -63,7 +63,7 @@ def listing(kind: Literal["targets", "drafters"]) -> list[dict[str, str]]:
             "draft": name,
             "method": drafter.method,
             "K": str(drafter.default_k),
-            "model": drafter.model or "",
+            "model": drafter.stored or drafter.model or "",
             "note": _listed_note(drafter),
         }
         for entry in load_entries().values()
@@ -272,7 +272,8 @@ def _at_revision(drafter: Draft, typed: str) -> Draft:
 
 def _is_called(typed: str, name: str, drafter: Draft, entry: TargetEntry | None) -> bool:
     listed = entry.drafters.get(name) if entry else None
-    names = (name, drafter.model or name, *(listed.aliases if listed else ()))
+    file = [drafter.stored, drafter.stored.rpartition("/")[2]] if drafter.stored else []
+    names = (name, drafter.model or name, *file, *(listed.aliases if listed else ()))
     return _split_revision(typed)[0].lower() in (other.lower() for other in names)
 
 
@@ -289,7 +290,7 @@ def _elsewhere(typed: str) -> dict[str, Draft]:
 def _wrong_target(typed: str, target: Target, elsewhere: dict[str, Draft]) -> str:
     entry = _entry(target.name) or _entry(target.model)
     known = ", ".join([*(_drafters_of(entry) if entry else {}), *_bare_methods(target)])
-    owners = ", ".join(f"{owner} ({drafter.model})" for owner, drafter in elsewhere.items())
+    owners = ", ".join(f"{owner} ({drafter.stored or drafter.model})" for owner, drafter in elsewhere.items())
     return f"drafter '{typed}' belongs to {owners}, not to target '{target.name}'; known for it: {known}"
 
 

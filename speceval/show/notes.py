@@ -95,7 +95,13 @@ def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "a block of conversations."
         )
         engine = run.meta.fingerprint.engine
-        notes += [f"speed-up: {INTERPRETED}."] * interpreted(engine.device, engine.runner)
+        if interpreted(engine.device, engine.runner):
+            notes.append(f"speed-up: {INTERPRETED}.")
+        elif engine.device == "cpu":
+            notes.append(
+                "speed-up: a CPU has little idle time for drafts to fill: the best K is small there (`speceval tune` "
+                "finds it), and the gain shrinks with the batch."
+            )
         notes += _in_flight(shown["speedup"])
     if shown["evidence"] == "histogram" and not books.positions_known(run):
         notes.append(f"positions: not shown, {books.UNKNOWN_POSITIONS}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ from .schema import Conversation, Data, Suite, SuiteFile, read_suite_file
 
 SUITES_DIR = data_directory("suites")
 """The built-in suites: a YAML each, with row hashes or rows beside it."""
+
+DATA_DIR = "SPECEVAL_DATA_DIR"
+"""Environment variable: a folder with suites' data files, for who gives none; what is not in it comes from the hub."""
 
 _ROWS = re.compile(r"(.+)\.(?:parquet|(?:jsonl|json|ndjson|csv|tsv)(?:\.(?:gz|bz2|xz))?)", re.IGNORECASE)
 """Names of files that are rows and no YAML: the suite's name, and how they are written."""
@@ -59,10 +63,11 @@ def load(
     """A built-in suite by name, or a user's `.yaml` (same schema), or rows as in `forms`: `.jsonl`, `.json`, `.csv`,
     `.tsv` or `.parquet`.
 
-    Rows come from beside the YAML, else from `data_dir`, else (no `data_dir` given) from the dataset hub. Pinned suites
-    are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id, so that a shorter `limit` is a
-    prefix of a longer one; then the first `limit` are kept (all, if there are fewer). `stratified` takes them from the
-    categories in turn, in the order in which they come: also a prefix of what a longer `limit` gives.
+    Rows come from beside the YAML, else from `data_dir`; without one from the folder that `DATA_DIR` names, else from
+    the dataset hub. Pinned suites are checked row by row. `shuffle_seed` orders conversations by a hash of seed and id,
+    so that a shorter `limit` is a prefix of a longer one; then the first `limit` are kept (all, if there are fewer).
+    `stratified` takes them from the categories in turn, in the order in which they come: also a prefix of what a longer
+    `limit` gives.
 
     Raises UserError in one line: unknown suite, missing file, hub out of reach, or file, row and field of a bad row.
     """
@@ -148,7 +153,8 @@ def _describe(name_or_path: str) -> tuple[SuiteFile, Path]:
 
 def _find_file(suite: SuiteFile, directory: Path, data_dir: Path | None) -> Path | None:
     """The data file, or None if the rows are to come from the hub."""
-    places = [directory] if data_dir is None else [directory, Path(data_dir).expanduser()]
+    named = data_dir or os.environ.get(DATA_DIR)
+    places = [directory, *([Path(named).expanduser()] if named else [])]
     for place in places:
         for file in suite.data.file:
             path = place / Path(file).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import subprocess
 import sys
@@ -93,6 +94,47 @@ def test_an_index_that_does_not_answer_is_one_line_with_pip_s_own_reason(
         UserError, match="No matching distribution found for some-model==1; is a package index reachable"
     ):
         package.fetch(pinned(), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you\n", "not the pinned sha256"),
+        (
+            "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n",
+            "fetched: OSError.* No space left",
+        ),
+        ("killed\n", "pip failed; is a package index reachable"),
+    ],
+)
+def test_what_pip_stumbled_over_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, says: str) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, said))
+    with pytest.raises(UserError, match=says):
+        package.fetch(pinned(), tmp_path / "x")
+
+
+def test_what_a_killed_process_had_fetched_lies_in_the_cache_where_the_next_one_clears_it_away(
+    index: list[list[str]], tmp_path: Path
+) -> None:
+    package.fetch(pinned(), tmp_path / "cache" / "x")
+    folder = Path(index[0][-1])
+    assert folder.parent.parent == tmp_path / "cache" and folder.parent.name.startswith(".part-")
+    (left := tmp_path / "cache" / ".part-killed").mkdir()
+    package.fetch(pinned(), tmp_path / "cache" / "y")
+    assert not left.exists() and sorted(path.name for path in (tmp_path / "cache" / "x").iterdir()) == ["made"]
+
+
+def test_a_full_disk_under_the_cache_is_one_line(
+    index: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(source: Path, directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+
+    monkeypatch.setattr(smollm, "convert", full)
+    with pytest.raises(UserError, match=f"{tmp_path}: No space left on device: make room there, or set SPECEVAL_CACHE"):
+        package.fetch(pinned(), tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_the_target_s_place_is_known_before_it_is_fetched_and_changes_with_the_file(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_the_catalog_s_stored_drafters_are_there_small_and_for_their_target(name
     assert (ids.diff() > 0).all() and ids[-1] < (pair.target.sizes.vocab_size or 0)
 
 
+@pytest.mark.parametrize("typed", ["lk-lambda-eagle3", "smollm2-135m-q4/lk-lambda-eagle3", "LK-EAGLE3"])
+def test_a_stored_drafter_is_also_called_by_its_file_s_name_and_listed_by_it(typed: str) -> None:
+    pair = catalog.resolve(TARGET, typed)
+    assert pair.draft is not None and pair.draft.name == "lk-eagle3"
+    rows = [row for row in catalog.listing("drafters") if (row["target"], row["draft"]) == (TARGET, "lk-eagle3")]
+    assert [row["model"] for row in rows] == ["smollm2-135m-q4/lk-lambda-eagle3"]
+
+
 @pytest.mark.parametrize("name", ["lk-eagle3", "tv-eagle3", "lk-alpha-eagle3", "kl-medusa", "lk-medusa", "lk-mlp"])
 def test_every_stored_drafter_is_read_whole_and_is_another_than_its_base(name: str) -> None:
     def tensors(drafter: str) -> dict[str, Any]:

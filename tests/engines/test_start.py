@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,10 +144,58 @@ def test_ray_s_workers_are_given_the_switches_of_the_patches(monkeypatch: pytest
     monkeypatch.setenv("SPECEVAL_PATCHES_SKIP", "cpu-expand")
     monkeypatch.setenv(start.RAY_PREFIXES, "MINE_")
     assert "SPECEVAL_PATCHES_SKIP" not in ray_env.get_env_vars_to_copy()
-    start.set_environment(ORDER.target)
-    start.set_environment(ORDER.target)
+    start.set_environment(ORDER.target, {})
+    start.set_environment(ORDER.target, {})
     assert os.environ[start.RAY_PREFIXES] == "MINE_,SPECEVAL_"
     assert "SPECEVAL_PATCHES_SKIP" in ray_env.get_env_vars_to_copy()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment without what is set for engines; what a test sets is taken back."""
+    names = {*start.ZOO_ENVIRONMENT, "GOMP_SPINCOUNT", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"}
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    monkeypatch.setattr(os, "environ", kept)
+    monkeypatch.setattr(start, "_SET", {})
+    monkeypatch.setattr(start, "on_cpu", lambda: True)
+    monkeypatch.setattr(start.room, "cores", lambda: 8)
+    monkeypatch.setattr(start.room, "free_gibibytes", lambda: 21)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    return kept
+
+
+ZOO = Target(name="zoo", source="zoo", model="zoo")
+
+
+def test_a_real_target_after_the_zoo_in_one_process_gets_its_own_threads_and_memory(bare: dict[str, str]) -> None:
+    start.set_environment(ZOO, {})
+    assert (bare["OMP_NUM_THREADS"], bare["VLLM_CPU_KVCACHE_SPACE"]) == ("1", "1")
+    start.set_environment(ORDER.target, {})
+    assert (bare["OMP_NUM_THREADS"], bare["VLLM_CPU_KVCACHE_SPACE"]) == ("8", "5")
+    bare["OMP_NUM_THREADS"] = "3"
+    start.set_environment(ZOO, {})
+    assert bare["OMP_NUM_THREADS"] == "3", "a user's own"
+
+
+def test_an_argument_that_sizes_the_cache_is_not_overruled_by_the_environment(bare: dict[str, str]) -> None:
+    start.set_environment(ORDER.target, {})
+    start.set_environment(ORDER.target, {"kv_cache_memory_bytes": 1 << 30})
+    assert "VLLM_CPU_KVCACHE_SPACE" not in bare and bare["OMP_NUM_THREADS"] == "8"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in start.environment(ORDER.target, {"gpu_memory_utilization": 0.3})
+
+
+def test_workers_share_the_cores(bare: dict[str, str]) -> None:
+    assert start.environment(ORDER.target, {"tensor_parallel_size": 4})["OMP_NUM_THREADS"] == "2"
+    assert start.environment(ORDER.target, {"tensor_parallel_size": 16})["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_torch_that_was_loaded_before_gets_the_threads_too(
+    bare: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(_C=SimpleNamespace(set_num_threads=told.append)))
+    start.set_environment(ORDER.target, {})
+    assert told == [8]
 
 
 def test_a_run_s_record_knows_which_patches_come_with_the_drafting_method() -> None:

@@ -153,6 +153,19 @@ def test_a_data_dir_without_the_file_says_which_file_is_missing(tmp_path: Path) 
         suites.load("mt_bench", tmp_path)
 
 
+def test_the_environment_names_a_folder_and_what_is_not_in_it_comes_from_the_hub(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(data_dir / FILES["gsm8k"], tmp_path / FILES["gsm8k"])
+    monkeypatch.setattr(read, "online", lambda: False)
+    monkeypatch.setenv("SPECEVAL_DATA_DIR", str(tmp_path))
+    assert suites.load("gsm8k", limit=1).source == str(tmp_path / FILES["gsm8k"])
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        suites.load("mt_bench")
+    with pytest.raises(UserError, match=f"no file .* in {tmp_path / 'other'}"):
+        suites.load("gsm8k", tmp_path / "other")
+
+
 def test_nothing_is_written_beside_the_data(data_dir: Path, tmp_path: Path) -> None:
     shutil.copy(data_dir / FILES["gsm8k"], tmp_path / FILES["gsm8k"])
     suites.load("gsm8k", tmp_path)

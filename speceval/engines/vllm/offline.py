@@ -67,7 +67,7 @@ class OfflineEngine(Listening, Engine):
         self.version = start.require_vllm()
         self._order = order
         arguments = start.llm_arguments(order, self.version)
-        start.set_environment(order.target)
+        start.set_environment(order.target, order.engine_args)
         self._restore_environment = model_runner.choose(order.runner, self.version)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind

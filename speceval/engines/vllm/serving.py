@@ -69,7 +69,7 @@ class Server:
         words = [*flags(order, version), "--host", host, "--port", str(port), "--served-model-name", self.name]
         environment = {
             **os.environ,
-            **start.environment(order.target),
+            **start.environment(order.target, order.engine_args),
             **model_runner.environment(order.runner, version),
             **ENVIRONMENT,
             PARENT: str(os.getpid()),

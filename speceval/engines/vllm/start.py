@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import vllm_patches
 from speceval.catalog.config import REMARKS
 from speceval.catalog.schema import Draft, Target
 from speceval.engines.base import Order, check_arguments
-from speceval.engines.vllm import model_runner
+from speceval.engines.vllm import model_runner, room
 from speceval.errors import UserError
 from speceval.store.schema import Facts, PatchState
 from vllm_patches import methods, settings
@@ -38,6 +39,8 @@ CPU_ENGINE_ARGS = {"enforce_eager": True}
 """Of real targets on a CPU. Compiling takes longer than it saves in a run of minutes (docs/start/on-a-cpu.md)."""
 CPU_KV_SHARE = 4
 """A real target's KV cache on a CPU gets one part in so many of the memory that is free, and at least 1 GiB."""
+SIZES_OF_CACHE = {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+"""vLLM's arguments that say how large its KV cache is, and have no say where the environment says it."""
 CPU_SPINS = "20000"
 """How long OpenMP's threads spin for each other before they sleep: unlimited, a busy machine takes far longer."""
 
@@ -84,29 +87,24 @@ def default_arguments(target: Target) -> dict[str, Any]:
     return dict(CPU_ENGINE_ARGS) if on_cpu() else {}
 
 
-def cpu_environment() -> dict[str, str]:
+def cpu_environment(engine_args: Mapping[str, Any]) -> dict[str, str]:
     """What vLLM takes from the environment for a real target on a CPU.
 
     By itself it fills 92 % of the memory with its KV cache, refuses to start when less is free, and pins its threads to
-    cores that others may use.
+    cores that others may use. An argument of the engine that says how much memory it may take wins.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, free_gibibytes() // CPU_KV_SHARE)),
+    workers = engine_args.get("tensor_parallel_size", 1)
+    threads = room.cores() // (workers if isinstance(workers, int) and workers > 0 else 1)
+    space = {} if engine_args.keys() & SIZES_OF_CACHE else {"VLLM_CPU_KVCACHE_SPACE": str(max(1, _share()))}
+    return space | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(cores),
+        "OMP_NUM_THREADS": str(max(1, threads)),
         "GOMP_SPINCOUNT": CPU_SPINS,
     }
 
 
-def free_gibibytes() -> int:
-    """Memory that a program can have, in whole GiB; of the machine where the system does not say what is free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        kibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 10
-    return kibibytes >> 20
+def _share() -> int:
+    return room.free_gibibytes() // CPU_KV_SHARE
 
 
 def llm_arguments(order: Order, version: str) -> dict[str, Any]:
@@ -241,14 +239,27 @@ def missing_patches(patches: list[PatchState], facts: Facts, temperature: float)
     )
 
 
-def set_environment(target: Target) -> None:
-    """What vLLM takes from the environment. A user's own setting wins."""
-    os.environ.update(environment(target))
+_SET: dict[str, str] = {}
+"""What `set_environment` has set in this process: no setting of the user's, so the next engine may get another."""
 
 
-def environment(target: Target) -> dict[str, str]:
+def set_environment(target: Target, engine_args: Mapping[str, Any]) -> None:
+    """What vLLM takes from the environment for an engine. A user's own setting wins."""
+    for name, value in _SET.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    new = environment(target, engine_args)
+    os.environ.update(new)
+    _SET.clear()
+    _SET.update({name: value for name, value in new.items() if name != RAY_PREFIXES})
+    if "OMP_NUM_THREADS" in new and (torch := sys.modules.get("torch")) is not None:
+        # It has read the environment. After vLLM's first engine its public name does nothing.
+        torch._C.set_num_threads(int(new["OMP_NUM_THREADS"]))
+
+
+def environment(target: Target, engine_args: Mapping[str, Any]) -> dict[str, str]:
     """What `set_environment` adds to this process's environment."""
-    theirs = ZOO_ENVIRONMENT if target.source == "zoo" else cpu_environment() if on_cpu() else {}
+    theirs = ZOO_ENVIRONMENT if target.source == "zoo" else cpu_environment(engine_args) if on_cpu() else {}
     wanted = {
         # In one process Ctrl-C and kill -9 leave nothing behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
