@@ -54,6 +54,8 @@ REPLAYED = {
     "lk-mlp": ("MLP speculator", "LK-λ"),
 }
 """Drafters along one text: architecture, whose first is what the others are held against, and loss."""
+LONGER = {draft: f"{draft}-long" for draft in ("kl-eagle3", "lk-eagle3")}
+"""Drafters that were trained longer as well, on more answers, and their names then."""
 K = 5
 PART = 32
 """Tokens of a part of an answer."""
@@ -79,6 +81,8 @@ def blocks() -> dict[str, str]:
         "verify": verify_table(),
         "curve": curve_table(),
         "seeds": seeds_table(),
+        "longer": longer_table(),
+        "curve-longer": longer_curve_table(),
     }
 
 
@@ -266,6 +270,30 @@ def along_table() -> str:
     return markdown(rows)
 
 
+def longer_table(k: int = K) -> str:
+    """tau of the drafters of `LONGER` along the same answers, what their loss is worth, and the longer training."""
+    tables = {draft: stored(draft) for short, long in LONGER.items() for draft in (short, long)}
+    of = {draft: of_conversations(table, k) for draft, table in tables.items() if table is not None}
+    heads = [*SUITES.values(), "all", "Δ% over KL", "Δ% over the short training"]
+    rows = [["training", "loss", *heads]]
+    for name, pair in (("short", list(LONGER)), ("long", list(LONGER.values()))):
+        for short, draft in zip(LONGER, pair, strict=True):
+            own, kl = of[draft], of[pair[0]]
+            of_suites = own.index.unique("suite")
+            taus = [_tau(own.xs(suite), k) if suite in of_suites else "–" for suite in SUITES]
+            changes = ["" if a is own else _change(_difference(a, own).relative_percent) for a in (kl, of[short])]
+            rows.append([name, REPLAYED[short][1], *taus, _tau(own, k), *changes])
+    return markdown(rows)
+
+
+def longer_curve_table(every: int = 400) -> str:
+    """Held-out acceptance of the drafters of `LONGER`: every so many steps, and in the end."""
+    curve = pd.read_csv(CURVE)
+    curve = curve[curve["run"].str.contains("-long")]
+    last = curve.groupby("run")["step"].transform("max")
+    return _curve(curve[(curve["step"] % every == 0) | (curve["step"] == last)])
+
+
 def greedy_table(k: int = K) -> str:
     """Sampled and greedy drafts of the same drafters at T=1, and what the loss is worth with each."""
     modes = {"sampled": "", "greedy": "-greedy"}
@@ -392,10 +420,13 @@ def free_table(folder: Path = STUDY) -> str:
 
 def curve_table() -> str:
     """Held-out acceptance of the stored drafters while they were trained."""
+    curve = pd.read_csv(CURVE)
+    return _curve(curve[~curve["run"].str.contains(f"{SECOND}|-long")])
+
+
+def _curve(points: pd.DataFrame) -> str:
     rows = [["training", "step", "tau", "alpha of position 1", "kept up to position 2", "3"]]
-    for row in pd.read_csv(CURVE).to_dict("records"):
-        if SECOND in str(row["run"]):
-            continue
+    for row in points.to_dict("records"):
         numbers = [f"{row[name]:.3f}" for name in ("tau", "alpha_1", "kept_2", "kept_3")]
         rows.append([str(row["run"]), str(row["step"]), *numbers])
     return markdown(rows)
@@ -404,7 +435,7 @@ def curve_table() -> str:
 def seeds_table() -> str:
     """Held-out tau at the end of training with each loss, of both training seeds, and its change over KL."""
     curve = pd.read_csv(CURVE)
-    last = curve[curve["run"].str.contains("-eagle3") & ~curve["run"].str.contains("stored")]
+    last = curve[curve["run"].str.contains("-eagle3") & ~curve["run"].str.contains("stored|-long")]
     tau = last[last["step"] == last["step"].max()].set_index("run")["tau"].to_dict()
     rows = [["loss", *(f"seed {seed}: tau, Δ% over KL" for seed in (0, 1))]]
     for loss, file in (("KL", "kl"), ("TV", "tv"), ("LK-α", "lk-alpha"), ("LK-λ", "lk-lambda")):

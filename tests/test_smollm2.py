@@ -15,6 +15,8 @@ from speceval import suites
 from speceval.zoo.recipe import Recipe
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "smollm2"
+MOST = 6000
+"""Prompts of the longest training; others have a part of them."""
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,14 @@ def test_a_prompt_with_a_line_of_a_suite_would_be_seen(scripts: dict[str, Module
 
 
 def test_no_training_prompt_shares_eight_words_with_the_demo(scripts: dict[str, ModuleType]) -> None:
-    assert shared(scripts["overlap"], scripts["prompts"].instructions(1400), "demo", None) == []
+    assert shared(scripts["overlap"], scripts["prompts"].instructions(MOST), "demo", None) == []
 
 
 @pytest.mark.parametrize("name", ["mt_bench", "humaneval", "gsm8k"])
 def test_no_training_prompt_shares_eight_words_with_a_benchmark(
     scripts: dict[str, ModuleType], data_dir: Path, name: str
 ) -> None:
-    assert shared(scripts["overlap"], scripts["prompts"].instructions(1400), name, data_dir) == []
+    assert shared(scripts["overlap"], scripts["prompts"].instructions(MOST), name, data_dir) == []
 
 
 def test_the_answers_are_those_of_the_chunks_without_their_prompts(
@@ -76,7 +78,7 @@ def test_prompts_are_different_the_same_each_time_and_a_shorter_list_is_a_prefix
     scripts: dict[str, ModuleType],
 ) -> None:
     instructions = scripts["prompts"].instructions
-    assert instructions(1400)[:300] == instructions(300) and len(set(instructions(1400))) == 1400
+    assert instructions(MOST)[:300] == instructions(300) and len(set(instructions(MOST))) == MOST
     assert instructions(300, seed=1) != instructions(300)
 
 

@@ -40,6 +40,8 @@ HEADS = ("kl-medusa", "lk-medusa", "kl-mlp", "lk-mlp")
 LAYERS = ("kl-eagle3", "lk-eagle3", "lk-alpha-eagle3", "tv-eagle3")
 GREEDY = ("kl-eagle3-greedy", "lk-eagle3-greedy")
 """The same drafters where they draft their likeliest tokens: at temperature 1 alone."""
+LONGER = ("kl-eagle3-long", "lk-eagle3-long")
+"""Of a longer training on more answers: at temperature 1 and sampling seed 0 alone."""
 SECOND = {f"{draft}-seed1": draft for draft in LAYERS}
 """Drafters of the second training seed, and what they are otherwise."""
 FILES = {draft: draft.replace("lk-eagle3", "lk-lambda-eagle3") for draft in LAYERS}
@@ -213,7 +215,8 @@ def main() -> None:
         if options.second is not None:
             unpack(options.second, options.work)
         greedy = GREEDY if texts[name].temperature else ()
-        drafters = [*LAYERS, *(SECOND if options.second is not None else ()), *greedy, *HEADS]
+        longer = LONGER if texts[name].temperature and not texts[name].seed else ()
+        drafters = [*LAYERS, *longer, *(SECOND if options.second is not None else ()), *greedy, *HEADS]
         chosen = options.drafters.split(",") if options.drafters else drafters
         measure(texts[name], options.work, chosen, options.data_dir and Path(options.data_dir))
 

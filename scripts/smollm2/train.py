@@ -243,8 +243,8 @@ class Task:
 class Curve:
     """The learning curve, a row a look; a run that resumes goes on in the same file."""
 
-    def __init__(self, path: Path, depth: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, depth: int, every: int | None = None) -> None:
+        self.path, self.every = path, every or LOOK_EVERY
         self.head = ["run", "step", "seconds", "loss", "tau", "alpha_1", *(f"kept_{j}" for j in range(1, depth + 1))]
         self.rows = list(csv.reader(path.open()))[1:] if path.exists() else []
 
@@ -283,7 +283,7 @@ def train(task: Task, drafter: Drafter, run: str, loss: str, steps: range, cool:
             optimiser.step(cooldown(step - steps.start, len(steps), 1.0) if cool else 1.0)
         seconds = before + time.monotonic() - began
         last = step + 1 == steps.stop
-        if (step + 1) % LOOK_EVERY == 0 or last:
+        if (step + 1) % curve.every == 0 or last:
             curve.add(run, step + 1, seconds, value.item(), task.look(drafter))
         if (step + 1) % SAVE_EVERY == 0 or last:
             keep(state, step + 1, before + time.monotonic() - began, recipe, drafter, optimiser)
@@ -336,6 +336,10 @@ def main() -> None:
     parser.add_argument("--losses", default="kl,lk_lambda")
     parser.add_argument("--base", help="drafter in OUT from which the differences are stored, in half the bytes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="", help="ends the names of all that is written, such as -long")
+    parser.add_argument("--draft-vocabulary", type=int, default=DRAFT_VOCABULARY)
+    parser.add_argument("--intermediate", type=int, default=INTERMEDIATE, help="feed-forward width of EAGLE-3")
+    parser.add_argument("--look-every", type=int, help="steps between two points of the curve")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--target", default=TARGET)
     options = parser.parse_args()
@@ -348,16 +352,16 @@ def main() -> None:
         vocab_size=sizes.vocab_size or 0,
         hidden_size=sizes.hidden_size or 0,
         heads=9,
-        draft_vocab_size=DRAFT_VOCABULARY,
-        draft_intermediate_size=INTERMEDIATE,
+        draft_vocab_size=options.draft_vocabulary,
+        draft_intermediate_size=options.intermediate,
     )
     task = Task(Data.read(options.own, recipe.max_k), Path(target.model), recipe, options.drafter)
-    curve = Curve(options.out / "curve.csv", recipe.max_k)
+    curve = Curve(options.out / "curve.csv", recipe.max_k, options.look_every)
     warm = task.drafter()
-    warming = "warm-up" if options.drafter == "eagle3" else f"warm-up {options.drafter}"
+    warming = ("warm-up" if options.drafter == "eagle3" else f"warm-up {options.drafter}") + options.name
     train(task, warm, warming, "kl", range(options.warmup), False, options.out, curve)
     for loss in options.losses.split(","):
-        name = f"{loss.replace('_', '-')}-{options.drafter}"
+        name = f"{loss.replace('_', '-')}-{options.drafter}{options.name}"
         drafter = copy.deepcopy(warm)
         steps = range(options.warmup, options.warmup + options.steps)
         train(task, drafter, name, loss, steps, True, options.out, curve)
