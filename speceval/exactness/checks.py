@@ -310,11 +310,34 @@ def acceptance_checks(found: Continuations, alpha: float) -> list[Check]:
         checks.append(
             _of_count(BROKEN, "verified rows", len(rows["alpha"]) + found.counts["broken"], found.counts["broken"])
         )
+    one_by_one = found.rejection != "block"
     reached = rows["reached"].astype(bool)
     positions = np.unique(rows["position"]).astype(int).tolist()
     for position in positions:
-        checks += _of_drafts(f"draft {position}", rows, reached & (rows["position"] == position), alpha)
-    return checks + (_of_drafts(DRAFTED, rows, reached, alpha) if len(positions) > 1 else [])
+        here = rows["position"] == position
+        if one_by_one:
+            checks += _of_drafts(f"draft {position}", rows, reached & here, alpha)
+        else:
+            checks += _of_block(f"draft {position}", rows, here, alpha)
+    if one_by_one and len(positions) > 1:
+        checks += _of_drafts(DRAFTED, rows, reached, alpha)
+    return checks
+
+
+def _of_block(where: str, rows: dict[str, NDArray], here: NDArray[np.bool_], alpha: float) -> list[Check]:
+    """The tests of the rows of one position in the step, `here`, that hold for block verification: it looks at all of a
+    step's drafts, and keeps those up to one with a `chance` that they alone decide. One step's decisions depend on
+    each other, so that there is none over all positions.
+    """
+    n = int(here.sum())
+    if n < LEAST_DRAFTS:
+        return [Check(ACCEPTED, where, n)]
+    chance = np.clip(rows["chance"][here].astype(float), 0, 1)
+    alphas, spread = np.clip(rows["alpha"][here].astype(float), 0, 1), rows["spread"][here].astype(float)
+    checks = [_of_drift(ACCEPTED, where, law.drift(rows["accepted"][here], chance, chance * (1 - chance), alpha))]
+    if spread.sum() >= 1e-3:
+        checks.append(_of_drift(DRAFTS, where, law.drift(rows["ratio"][here], alphas, spread, alpha)))
+    return checks
 
 
 def _of_drafts(where: str, rows: dict[str, NDArray], here: NDArray[np.bool_], alpha: float) -> list[Check]:

@@ -70,6 +70,8 @@ class Continuations:
     """Steps after the prefill that verified no drafts."""
     recorded: dict[str, NDArray[Any]] | None = None
     """`Verifiable.take_evidence`; None where nothing was recorded."""
+    rejection: str | None = "standard"
+    """How the engine verified drafts."""
     counts: dict[str, int] = field(default_factory=dict)
     """`padded`, `broken` and `without_q` of `evidence`, and the engine's `preemptions`."""
 
@@ -94,7 +96,7 @@ def draw(engine: Engine, plan: Plan, tick: Tick) -> Continuations:
             sent += 1
         finished |= {done.request_id: done for done in engine.step()[1]}
         tick(len(finished), plan.samples)
-    found = Continuations()
+    found = Continuations(rejection=engine.facts().rejection_sample_method)
     for index in range(plan.samples):
         done = finished[f"v{index}"]
         if done.finish_reason not in ("length", "stop"):

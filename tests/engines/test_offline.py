@@ -126,12 +126,15 @@ def test_nothing_recorded_is_told_from_rows_that_were_all_broken() -> None:
     assert rows is not None and len(rows["alpha"]) == 0 and counts["broken"] == 3
 
 
-def test_evidence_is_taken_only_of_drafts_that_are_accepted_one_by_one() -> None:
+def test_evidence_is_taken_only_where_it_is_known_when_drafts_are_kept() -> None:
     engine = Evidence()
     assert engine.start_evidence() and engine.listening == "evidence"
     engine.take_evidence()
     assert engine.listening == ""
     engine.method = "block"
+    assert engine.start_evidence()
+    engine.take_evidence()
+    engine.method = "synthetic"
     assert not engine.start_evidence() and engine.listening == ""
 
 

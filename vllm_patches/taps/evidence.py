@@ -16,8 +16,8 @@ from vllm_patches.taps.tap import Step, Told
 
 MEASURED = ("ratio", "alpha", "spread", "favoured", "favoured_mass", "pull", "pull_mean", "pull_spread")
 """What `measure_rows` says of a row."""
-KINDS = (*MEASURED, "reached", "accepted")
-"""What is recorded of a row. `reached`: every earlier draft of the step was accepted."""
+KINDS = (*MEASURED, "chance", "reached", "accepted")
+"""What is recorded of a row. `reached`: every earlier draft of the step was accepted; `chance`: `chances`."""
 YES_OR_NO = ("favoured", "reached", "accepted")
 COUNTS = ("padded", "broken", "without_q")
 """Rows that are not recorded, for their drafts were none (id -1) or their p is no distribution; and rows of steps that
@@ -43,18 +43,20 @@ class Evidence:
         owner = torch.repeat_interleave(counts, output_size=sum(step.counts))
         place = torch.arange(len(owner), device=p.device) - (counts.cumsum(0) - counts)[owner]
         token, number = emitted[owner, place], (emitted >= 0).sum(-1)[owner]
-        parts = [
-            measure_rows(step.drafts[part], p[part], None if step.q is None else step.q[part], token[part])
-            for part in pieces(p)
-        ]
-        measured = torch.cat(parts, dim=1) if parts else p.new_zeros(len(MEASURED), 0)
-        decided = torch.stack([number > place, number > place + 1]).to(p.dtype)
+        parts = []
+        for part in pieces(p):
+            q = None if step.q is None else step.q[part]
+            measured = measure_rows(step.drafts[part], p[part], q, token[part])
+            parts.append(torch.cat([measured, weights(step.drafts[part], p[part], q)[None]]))
+        *columns, weight = torch.cat(parts, dim=1) if parts else p.new_zeros(len(MEASURED) + 1, 0)
+        chance = chances(weight, place, max(step.counts, default=0))
+        decided = torch.stack([*columns, chance, number > place, number > place + 1]).to(p.dtype)
         sampled, real, sound = ~torch.as_tensor(step.greedy), step.drafts >= 0, torch.isfinite(p.sum(-1))
         kept = sampled & real & sound
         for name, some in (("padded", sampled & ~real), ("broken", sampled & real & ~sound), ("without_q", kept)):
             if name != "without_q" or step.q is None:
                 self._counts[name] = self._counts.get(name, 0) + some.sum()
-        self._recorder.add(step.names, step.counts, torch.cat([measured, decided]).masked_fill(~kept, torch.nan))
+        self._recorder.add(step.names, step.counts, decided.masked_fill(~kept, torch.nan))
 
     def drain(self) -> dict[str, Any]:
         """`Recorder.drain` of KINDS, and COUNTS."""
@@ -82,6 +84,27 @@ def rows(drained: dict[str, Any]) -> dict[str, NDArray[Any]]:
         for name, column in zip(KINDS, values, strict=True)
     }
     return columns | {"request": np.array(drained["requests"])[owner[kept]], "position": position[kept]}
+
+
+def weights(drafts: Tensor, p: Tensor, q: Tensor | None) -> Tensor:
+    """p(d)/q(d) [R] of the drafts [R]; 0 for those that are none (id -1) or whose p is no distribution."""
+    token = drafts.clamp(min=0).long()[:, None]
+    at_draft = p.gather(1, token)[:, 0]
+    weight = at_draft if q is None else at_draft / q.gather(1, token)[:, 0]
+    return weight.masked_fill(drafts < 0, 0).nan_to_num(0)
+
+
+def chances(weights: Tensor, place: Tensor, most: int) -> Tensor:
+    """Block verification's chance to keep each draft [R] and all before it in its step: min(1, c p(d)/q(d)), with c
+    that of the draft before (1 before the first). Given the drafts that is all that decides. (Sun et al. 2024, arXiv
+    2403.10444, algorithm 2.)
+
+    `weights` [R]: p(d)/q(d); `place` [R]: of the draft in its step, from 0, below `most`.
+    """
+    chance = weights.clamp(max=1)
+    for later in range(1, most):
+        chance = torch.where(place == later, (weights * chance.roll(1)).clamp(max=1), chance)
+    return chance
 
 
 def measure_rows(drafts: Tensor, p: Tensor, q: Tensor | None, emitted: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from speceval.errors import UserError
+from speceval.protocol import LOSSLESS
 from speceval.store.schema import Facts
 from vllm_patches.worker import EVIDENCE, ask_taps, drain_tap, start_tap, stop_tap
 
@@ -55,14 +56,13 @@ class Listening:
         return dict(self._ask(drain_tap, name))
 
     def start_evidence(self) -> bool:
-        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold.
-
-        Rejection methods other than the standard one do not accept with probability min(1, p/q).
+        """Record p, q and the decision on every sampled draft from now on; False where no test of these would hold:
+        with a rejection method that keeps no law.
         """
-        standard = self.facts().rejection_sample_method == "standard"
-        if standard:
+        known = self.facts().rejection_sample_method in LOSSLESS
+        if known:
             self.listen(EVIDENCE)
-        return standard
+        return known
 
     def take_evidence(self) -> tuple[dict[str, NDArray[Any]] | None, dict[str, int]]:
         """What was recorded since `start_evidence`, which ends: rows (None: none) and counts (`taps.evidence`)."""

@@ -106,6 +106,18 @@ def test_an_all_greedy_step_leaves_nothing_and_counts_start_anew_when_drained() 
     assert [listener.drain()["without_q"] for _ in range(2)] == [6, 0]
 
 
+def test_the_chance_of_block_verification_is_the_running_product_of_p_over_q_at_most_1() -> None:
+    found = rows(heard(step([3, 0, 3]), [[0, 3, 7, -1], [4, -1, -1, -1], [1, -1, -1, -1]]))
+    ratios = (P / Q)[torch.arange(6), DRAFTS].tolist()
+    expected: list[float] = []
+    for row, ratio in enumerate(ratios):
+        expected.append(min(1.0, (1.0 if row % 3 == 0 else expected[-1]) * ratio))
+    assert found["chance"].tolist() == pytest.approx(expected, rel=1e-5)
+    without = rows(heard(step([6], q=None), [[0, 1, -1, -1, -1, -1, -1]]))
+    certain = P[torch.arange(6), DRAFTS].cumprod(0).tolist()
+    assert without["chance"].tolist() == pytest.approx(certain, rel=1e-5)
+
+
 def test_pieces_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     emitted = [[0, 3, 7, -1], [1, 2, -1, -1]]
     whole = heard(step([3, 3]), emitted)
