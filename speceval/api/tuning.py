@@ -151,7 +151,7 @@ def _jobs(target: str, drafts: Sequence[str], ks: Sequence[int], asked: dict[str
     errors: dict[Setting, UserError] = {}
     for setting in (Setting(draft, k) for draft in drafts for k in ks or range(1, MOST_K + 1)):
         try:
-            jobs[setting] = fetch(prepare(target=target, draft=setting.draft, k=setting.k, **asked))
+            jobs[setting] = fetch(prepare(target=target, draft=setting.draft, k=setting.k, long=False, **asked))
         except UserError as error:
             if ks and not isinstance(error, DoesNotFit):
                 raise

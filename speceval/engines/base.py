@@ -234,8 +234,9 @@ class Engine(Protocol):
         """Raise `UserError`, with the mend, where it cannot run; asked before anything is fetched."""
 
     @classmethod
-    def defaults(cls, target: Target) -> dict[str, Any]:
-        """Arguments of its own that a target wants, unless the user says otherwise."""
+    def defaults(cls, target: Target, tokens: int = 0) -> dict[str, Any]:
+        """Arguments of its own that a target wants, unless the user says otherwise, where so many tokens at most are
+        generated (0: few)."""
         return {}
 
     @classmethod

@@ -61,18 +61,19 @@ def prepare(
     source: Fingerprint | None = None,
     against: Path | None = None,
     load: Callable[..., Suite] = suites.load,
+    long: bool = True,
     **fields: Any,
 ) -> Job:
     """Check everything that can be checked without an engine. Raises `UserError` with one line.
 
     `texts` are the answers of a run that is replayed and `source` its fingerprint, `against` is the run whose
     difference `until` is about, `load` loads a suite, `fields` are the other fields of `RunSpec`. `out` is the run's
-    directory, by default `results/<name of the spec>` or where an earlier version put the same run.
+    directory, by default `results/<name of the spec>` or where an earlier version put the same run. `long`: whether one
+    engine generates all of it, so that its start may take the longer the more there is.
     """
     fields, reference = until.ask(fields, against, replayed=texts is not None)
     pair = catalog.resolve(target, draft, method)
     assert pair.draft is not None
-    defaults = engines.find(engine).defaults(pair.target)
     if temperature == 0 and drafting == "probabilistic":
         raise DoesNotFit("--drafting probabilistic: needs a temperature above 0", "temperature", "drafting")
     names = suite_names or (["demo"] if pair.target.source == "zoo" else list(BENCHMARKS))
@@ -86,7 +87,7 @@ def prepare(
         method=method,
         chat_template_kwargs={**pair.target.chat_template_kwargs, **(chat_template_kwargs or {})},
         engine=engine,
-        engine_args={**defaults, **(engine_args or {})},
+        engine_args=engine_args or {},
         **fields,
     )
     engine_class = engines.find(spec.engine)  # starting one to hear it takes long
@@ -107,8 +108,17 @@ def prepare(
         raise UserError(f"--suite {','.join(names)}: two suites are called {twice[0]}: rename one")
     if reference is not None:
         loaded = until.restrict(loaded, reference)
+    tokens = most_tokens(spec, loaded) if long and spec.runner != "v2" else 0
+    defaults = engines.find(engine).defaults(pair.target, tokens)
+    spec = spec.model_copy(update={"engine_args": {**defaults, **spec.engine_args}})
     directory = out or run_directory(Path("results"), spec)
     return Job(spec, pair.target, pair.draft, loaded, directory, texts, source, against=reference)
+
+
+def most_tokens(spec: RunSpec, loaded: list[Suite]) -> int:
+    """How many tokens a run generates if every answer is as long as it may be."""
+    turns = [(suite, len(conversation.turns)) for suite in loaded for conversation in suite.conversations]
+    return len(spec.seeds) * sum(count * (spec.max_tokens or suite.max_tokens) for suite, count in turns)
 
 
 OF_METHODS = {"prompt_lookup_": {"ngram", "ngram_gpu"}, "suffix_decoding_": {"suffix"}}

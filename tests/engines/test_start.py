@@ -231,3 +231,18 @@ def test_a_missing_vllm_is_said_with_the_mend(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^vLLM is not installed: pip install .* `make setup` in a checkout"):
         start.require_vllm()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "compiler", "eager"),
+    [(0, True, True), (start.COMPILED_FROM - 1, True, True), (start.COMPILED_FROM, True, False), (10**6, False, True)],
+)
+def test_a_real_target_on_a_cpu_is_compiled_where_the_run_earns_it_back_and_a_compiler_is_there(
+    bare: dict[str, str], monkeypatch: pytest.MonkeyPatch, tokens: int, compiler: bool, eager: bool
+) -> None:
+    monkeypatch.setattr(start.shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    monkeypatch.setattr(start.Path, "is_file", lambda path: path.name == "Python.h")
+    assert start.default_arguments(ORDER.target, tokens) == ({"enforce_eager": True} if eager else {})
+    assert start.default_arguments(ZOO, tokens)["enforce_eager"] is True
+    monkeypatch.setattr(start, "on_cpu", lambda: False)
+    assert start.default_arguments(ORDER.target, tokens) == {}

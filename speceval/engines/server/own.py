@@ -58,9 +58,9 @@ class OwnServerEngine(ServerEngine):
         OfflineEngine.require()
 
     @classmethod
-    def defaults(cls, target: Target) -> dict[str, Any]:
+    def defaults(cls, target: Target, tokens: int = 0) -> dict[str, Any]:
         """Those of vLLM in this process."""
-        return OfflineEngine.defaults(target)
+        return OfflineEngine.defaults(target, tokens)
 
     @classmethod
     def ledger(cls) -> list[dict[str, str]]:

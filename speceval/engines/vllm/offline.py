@@ -135,9 +135,9 @@ class OfflineEngine(Listening, Engine):
         start.require_vllm()
 
     @classmethod
-    def defaults(cls, target: Target) -> dict[str, Any]:
+    def defaults(cls, target: Target, tokens: int = 0) -> dict[str, Any]:
         """What `start.default_arguments` says."""
-        return start.default_arguments(target)
+        return start.default_arguments(target, tokens)
 
     @classmethod
     def arguments(cls) -> set[str]:

@@ -7,7 +7,9 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +37,9 @@ ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
 ZOO_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 """The zoo's models are too small for a second thread: threads that wait for each other cost more than they bring."""
 
-CPU_ENGINE_ARGS = {"enforce_eager": True}
-"""Of real targets on a CPU. Compiling takes longer than it saves in a run of minutes (docs/start/on-a-cpu.md)."""
+COMPILED_FROM = 20_000
+"""A run of a real target on a CPU that may generate so many tokens has the model compiled: SmolLM2 takes some 8,000 to
+earn that back (docs/start/on-a-cpu.md), but answers end early, and machines differ."""
 CPU_KV_SHARE = 4
 """A real target's KV cache on a CPU gets one part in so many of the memory that is free, and at least 1 GiB."""
 SIZES_OF_CACHE = {"kv_cache_memory_bytes", "gpu_memory_utilization"}
@@ -80,11 +83,23 @@ def on_cpu() -> bool:
     return False
 
 
-def default_arguments(target: Target) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that a target wants here, unless the user says otherwise."""
+def default_arguments(target: Target, tokens: int = 0) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` that a target wants here for so many tokens, unless the user says otherwise.
+
+    A real target on a CPU is compiled where the run is long enough and there is a compiler. GPUs: vLLM's own choice.
+    """
     if target.source == "zoo":
         return dict(ZOO_ENGINE_ARGS)
-    return dict(CPU_ENGINE_ARGS) if on_cpu() else {}
+    if not on_cpu():
+        return {}
+    compiled = tokens >= COMPILED_FROM and model_runner.demanded(None) == "V1" and has_compiler()
+    return {} if compiled else {"enforce_eager": True}  # compiling is vLLM's own choice, where it can
+
+
+def has_compiler() -> bool:
+    """Whether there are the C++ compiler and the headers of Python that torch compiles for a CPU with."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.is_file() and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def cpu_environment(engine_args: Mapping[str, Any]) -> dict[str, str]:
