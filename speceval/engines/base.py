@@ -200,6 +200,8 @@ class Engine(Protocol):
     """Whether there can be several: one that asks what runs already would only ask it twice."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that bring it: their versions go on the record."""
+    variables: ClassVar[tuple[str, ...]] = ()
+    """What it takes from this process's environment: on the record too."""
     installation: ClassVar[str] = ""
     """How to get them."""
     evidence: ClassVar[Evidence] = "steps"

@@ -64,12 +64,14 @@ def _unplaced(name: str) -> str:
 
 
 def environment(engine: str = "vllm") -> Environment:
-    """Machine and package versions, an engine's among them, for the record only."""
+    """Machine and package versions, an engine's among them, for the record only; asked once the engine has started."""
+    kind = engines.find(engine)
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
         cpus=os.cpu_count(),
-        packages=versions(["speceval", *engines.find(engine).packages, *PACKAGES]),
+        packages=versions(["speceval", *kind.packages, *PACKAGES]),
+        variables={name: os.environ[name] for name in kind.variables if name in os.environ},
     )
 
 

@@ -359,7 +359,7 @@ class PatchState(Strict):
     """Whether only some drafting methods need it."""
 
 
-class Environment(Strict):
+class Environment(Grown):
     """Machine and package versions, for the record only."""
 
     python: str
@@ -370,6 +370,8 @@ class Environment(Strict):
     """Logical processors."""
     packages: dict[str, str]
     """Versions of the packages that matter, by name."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """What an engine in this process took from its environment: threads, memory."""
 
 
 class Skipped(Strict):

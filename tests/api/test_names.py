@@ -72,7 +72,15 @@ def test_verify_and_run_agree_on_what_they_share() -> None:
     assert {"k", "drafting", "top_p", "engine_args", "rejection"} <= shared
     differ = {name for name in shared if of_run[name] != of_verify[name]}
     assert differ == {"temperature", "batch"}
-    assert inspect.signature(prepare).parameters.keys() <= {*of_run, "suite_names", "texts", "source", "load", "fields"}
+    assert inspect.signature(prepare).parameters.keys() <= {
+        *of_run,
+        "suite_names",
+        "texts",
+        "source",
+        "load",
+        "long",
+        "fields",
+    }
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from speceval.catalog import Draft, Target
 from speceval.engines.base import Order
 from speceval.engines.vllm import listing, start
 from speceval.errors import UserError
+from speceval.measure.fingerprint import environment
 from speceval.measure.job import prepare
 from speceval.store.schema import Facts
 from vllm_patches import LEDGER, status
@@ -175,6 +176,15 @@ def test_a_real_target_after_the_zoo_in_one_process_gets_its_own_threads_and_mem
     bare["OMP_NUM_THREADS"] = "3"
     start.set_environment(ZOO, {})
     assert bare["OMP_NUM_THREADS"] == "3", "a user's own"
+
+
+def test_what_an_engine_took_from_the_environment_is_on_the_record(bare: dict[str, str]) -> None:
+    assert environment("vllm").variables == {}
+    start.set_environment(ORDER.target, {})
+    taken = environment("vllm").variables
+    assert (taken["OMP_NUM_THREADS"], taken["VLLM_CPU_KVCACHE_SPACE"], taken["GOMP_SPINCOUNT"]) == ("8", "5", "20000")
+    assert environment("simulated").variables == {}
+    assert "variables" not in environment("simulated").model_dump(), "as runs from before there were any"
 
 
 def test_an_argument_that_sizes_the_cache_is_not_overruled_by_the_environment(bare: dict[str, str]) -> None:

@@ -59,6 +59,7 @@ class OfflineEngine(Listening, Engine):
     """
 
     packages = DISTRIBUTIONS
+    variables = start.CPU_VARIABLES
     installation = start.HOW_TO_INSTALL
     without_effect = start.WITHOUT_EFFECT
     shortest_prompt = 2  # the first step of a shorter one is padded with drafts that nobody made

@@ -37,6 +37,9 @@ ZOO_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
 ZOO_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 """The zoo's models are too small for a second thread: threads that wait for each other cost more than they bring."""
 
+CPU_VARIABLES = (*ZOO_ENVIRONMENT, "GOMP_SPINCOUNT")
+"""What an engine on a CPU takes from the environment, by the user's setting or ours."""
+
 COMPILED_FROM = 20_000
 """A run of a real target on a CPU that may generate so many tokens has the model compiled: SmolLM2 takes some 8,000 to
 earn that back (docs/start/on-a-cpu.md), but answers end early, and machines differ."""
