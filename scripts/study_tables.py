@@ -48,6 +48,8 @@ REPLAYED = {
     "tv-eagle3": ("EAGLE-3", "TV"),
     "lk-alpha-eagle3": ("EAGLE-3", "LK-α"),
     "lk-eagle3": ("EAGLE-3", "LK-λ"),
+    "kl-eagle3-long": ("EAGLE-3, longer", "KL"),
+    "lk-eagle3-long": ("EAGLE-3, longer", "LK-λ"),
     "kl-medusa": ("MEDUSA", "KL"),
     "lk-medusa": ("MEDUSA", "LK-λ"),
     "kl-mlp": ("MLP speculator", "KL"),
@@ -134,6 +136,7 @@ def same_text_table(folder: Path = STUDY, ks: Sequence[int] = (K, 7)) -> str:
 
 def paper_change(architecture: str, loss: str, suite: str | None = None, temperature: int = 1) -> str:
     """The change over KL that the paper has for Llama-3.1-8B, of a suite or of the mean over all; "" if none."""
+    architecture = architecture.partition(",")[0]
     table = pd.read_csv(PUBLISHED)
     of_target = (table["target"] == "Llama-3.1-8B-Instruct") & (table["checkpoint"] == "ours")
     table = table[of_target & (table["T"] == temperature) & (table["drafter"].str.upper() == architecture.upper())]
@@ -208,11 +211,10 @@ def _provenance(temperature: int) -> str:
             continue
         record, of_text = json.loads(path.read_text()), pd.read_parquet(FULL / text / "text.parquet")
         turns.append(of_text)
-        drawn = "" if record["spec"].get("limit") is None else " drawn"
         for suite in record["spec"]["suites"]:
             rows = of_text[of_text["suite"] == suite]
             more = ", both turns" if rows["turn"].max() > 1 else ""
-            words.append(f"{rows['conversation'].nunique():,}{drawn} conversations of {SUITES[suite]}{more}")
+            words.append(f"{rows['conversation'].nunique():,} conversations of {SUITES[suite]}{more}")
     tokens = int(pd.concat(turns)["output_tokens"].sum())
     spec, engine = record["spec"], record["fingerprint"]["engine"]
     kind = "sampled" if temperature else "greedy"

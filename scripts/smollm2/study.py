@@ -61,16 +61,13 @@ class Text:
     suites: str
     max_tokens: int
     """Longest answer of a turn."""
-    limit: int | None = None
-    """Conversations, in an order shuffled with seed 0; None: all of them, in their own."""
     seed: int = 0
     """Sampling seed of the answers."""
 
     def run(self, work: Path, data_dir: Path | None) -> list[str]:
         """The command that makes it."""
         seeds = ["--seeds", str(self.seed)] if self.seed else []
-        size = [] if self.limit is None else ["--limit", str(self.limit), "--shuffle-seed", "0"]
-        answers = ["--max-tokens", str(self.max_tokens), "--batch", str(BATCH), *size, *seeds, *_data(data_dir)]
+        answers = ["--max-tokens", str(self.max_tokens), "--batch", str(BATCH), *seeds, *_data(data_dir)]
         what = ["--target", TARGET, "--draft", "ngram", "--k", "5", "--temp", f"{self.temperature:g}"]
         return ["run", *what, "--suite", self.suites, *answers, "--out", str(work / self.name / "text")]
 
@@ -91,7 +88,7 @@ TEXTS = (
     Text("T1", 1.0, "mt_bench,humaneval", 128),
     Text("T1-gsm8k", 1.0, "gsm8k", 128),
     Text("T0", 0.0, "mt_bench,humaneval", 128),
-    Text("T0-gsm8k", 0.0, "gsm8k", 128, 160),
+    Text("T0-gsm8k", 0.0, "gsm8k", 128),
     Text("T1-seed1", 1.0, "mt_bench,humaneval", 128, seed=1),
     Text("T1-seed2", 1.0, "mt_bench,humaneval", 128, seed=2),
 )
