@@ -151,7 +151,7 @@ def test_the_plugin_knows_while_the_engine_starts_that_it_is_one_to_measure(
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
-    monkeypatch.setattr(start, "set_environment", lambda *_: None)
+    monkeypatch.setattr(start, "set_environment", lambda target, arguments: None)
     if before is None:
         monkeypatch.delenv(MEASURED_SWITCH, raising=False)
     else:
@@ -192,7 +192,7 @@ def started(monkeypatch: pytest.MonkeyPatch, llm: Any) -> None:
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(start, "require_vllm", lambda: "0.32.0")
-    monkeypatch.setattr(start, "set_environment", lambda *_: None)
+    monkeypatch.setattr(start, "set_environment", lambda target, arguments: None)
 
 
 @pytest.mark.parametrize("core", [Core(), LaterCore()])
