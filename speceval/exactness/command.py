@@ -41,6 +41,10 @@ def execute(settings: Settings, out: Path | None, progress: bool, **asked: Any) 
             tell = teller(line, lambda: starting.begin(directory / LOG), starting.over)
             try:
                 report = verify(job, settings, directory, tell, output_to)
+            except KeyboardInterrupt:
+                line.clear()
+                console.print("interrupted: verify keeps no samples; the same command starts again")
+                raise
             finally:
                 starting.over()
                 line.clear()

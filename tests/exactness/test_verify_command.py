@@ -13,7 +13,7 @@ from support.simulated import Chain, plan, simulate
 
 from speceval import cli
 from speceval.errors import UserError
-from speceval.exactness import EXIT_CODES, Report, Verdict, run
+from speceval.exactness import EXIT_CODES, Report, Verdict, command, run
 from speceval.exactness.checks import TOKENS, VERIFIED, exact_checks
 from speceval.exactness.command import teller, write
 from speceval.exactness.run import Settings, cost
@@ -149,3 +149,16 @@ def test_a_refused_verify_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="no"):
         run.verify(job, Settings(samples=1000), tmp_path / "out", lambda *_: None, output_to)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verify_that_is_interrupted_says_what_the_same_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "verify", interrupt)
+    asked = {"target": "zoo", "draft": "lk-eagle3", "temperature": 1.0, "k": 3, "engine": "simulated"}
+    with pytest.raises(KeyboardInterrupt):
+        command.execute(Settings(samples=1000), tmp_path / "out", True, **asked)
+    assert "interrupted: verify keeps no samples; the same command starts again" in capfd.readouterr().err
