@@ -103,3 +103,13 @@ def test_after_the_other_runner_an_engine_gets_a_process_of_its_own(
     assert environment().items() >= model_runner.APART.items() and (runner == "v2") == config.HAS_TRITON
     restore()
     assert environment() == {} and (runner == "v1") == config.HAS_TRITON
+
+
+def test_vllm_s_own_switch_on_a_cpu_is_answered_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(model_runner.CHOICE, "1")
+    with pytest.raises(UserError, match="VLLM_USE_V2_MODEL_RUNNER=1: on a CPU the V2 runner is started by --runner v2"):
+        model_runner.choose(None, "0.32.0")
+    model_runner.choose("v2", "0.32.0")()
+    monkeypatch.setattr(model_runner, "device", lambda: "cuda")
+    model_runner.choose(None, "0.32.0")()
+    assert environment() == {model_runner.CHOICE: "1"}

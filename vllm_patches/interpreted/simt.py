@@ -134,12 +134,18 @@ class Pointer:
 
 
 def pointer(tensor: Any) -> Pointer:
-    """A pointer to the first element of a torch CPU tensor."""
+    """A pointer to the first element of a torch CPU tensor, whose memory ends with its last one."""
     import torch
 
-    memory = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+    memory = torch.as_strided(tensor, (span(tensor),), (1,))
     halves = tensor.dtype == torch.bfloat16
-    return Pointer((memory.view(torch.uint16) if halves else memory).numpy(), tensor.storage_offset(), halves)
+    return Pointer((memory.view(torch.uint16) if halves else memory).numpy(), 0, halves)
+
+
+def span(tensor: Any) -> int:
+    """Elements from a tensor's first to its last, whatever of others lies between."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return last + 1 if tensor.numel() else 0
 
 
 class PointerType:

@@ -30,6 +30,8 @@ def demanded(runner: Runner | None) -> str:
 def environment(runner: Runner | None, version: str) -> dict[str, str]:
     """What a process must find in its environment to use a runner (None: vLLM's own choice). Raises `UserError`."""
     wanted = {} if runner is None else {CHOICE: "1" if runner == "v2" else "0"}
+    if runner is None and demanded(None) == "V2" and device() == "cpu" and interpreted.SWITCH not in os.environ:
+        raise UserError(f"{CHOICE}={os.environ[CHOICE]}: on a CPU the V2 runner is started by --runner v2")
     if runner == "v2" and device() == "cpu":
         if not within(CPU_VERSIONS, version):
             raise UserError(f"--runner v2: vLLM {version} runs it on a GPU only; on a CPU it takes vLLM {CPU_VERSIONS}")

@@ -156,6 +156,17 @@ def test_accesses_outside_a_tensor_are_counted_and_touch_nothing() -> None:
     assert simt.machine.strays - before == 3 and out.tolist() == [0, 0]
 
 
+def test_a_tensor_that_is_part_of_a_buffer_ends_where_it_ends() -> None:
+    before, buffer = simt.machine.strays, torch.zeros(8, dtype=torch.int32)
+    fill[(1,)](torch.tensor([-1]), torch.tensor([5]), buffer[2:6])
+    assert simt.machine.strays - before == 2 and buffer.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    column = buffer.view(4, 2)[1:3, 1]  # its places are 3 and 5 of the buffer: reached by its stride
+    fill[(1,)](torch.tensor([2]), torch.tensor([4]), column)
+    assert simt.machine.strays - before == 3 and buffer.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    fill[(1,)](torch.tensor([0]), torch.tensor([1]), buffer[:0])
+    assert simt.machine.strays - before == 4
+
+
 @pytest.mark.parametrize("width", [0, 5, -3, 1 << 20], ids=["before", "behind", "far before", "far behind"])
 def test_an_access_outside_a_tensor_whose_address_was_read_is_counted_too(width: int) -> None:
     before, memory = simt.machine.strays, torch.arange(4, dtype=torch.int32)
