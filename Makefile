@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 # A container may forbid byte code; importing vLLM without it costs 20 s each time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo demo-all real real-train test test-all quick lint docs bench results docs-figures clean
+.PHONY: setup demo demo-all real real-train real-train-long test test-all quick lint docs bench results docs-figures clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -23,6 +23,13 @@ real-train: setup
 	@$(RUN) scripts/smollm2/collect.py results/smollm2-own
 	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained --losses kl
 	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained --losses lk_lambda --base kl-eagle3
+
+# Hours, for drafters that draft twice as far; docs/study.md has what it took.
+LONG = --name=-long --draft-vocabulary 8192 --intermediate 768 --warmup 3200 --steps 800 --look-every 100
+real-train-long: setup
+	@$(RUN) scripts/smollm2/collect.py results/smollm2-own --prompts 6000
+	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained $(LONG) --losses kl
+	@$(RUN) scripts/smollm2/train.py results/smollm2-own results/smollm2-trained $(LONG) --losses lk_lambda --base kl-eagle3-long
 
 test: setup lint docs
 	@$(RUN) -m pytest -m "not gpu and not long" -n 2 --dist loadfile
