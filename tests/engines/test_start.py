@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -256,3 +257,15 @@ def test_a_real_target_on_a_cpu_is_compiled_where_the_run_earns_it_back_and_a_co
     assert start.default_arguments(ZOO, tokens)["enforce_eager"] is True
     monkeypatch.setattr(start, "on_cpu", lambda: False)
     assert start.default_arguments(ORDER.target, tokens) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "cpu", "refused"), [("eagle3", True, True), ("eagle3", False, False), ("ngram", True, False)]
+)
+def test_a_pipeline_of_workers_on_a_cpu_is_refused_for_drafters_that_are_models(
+    monkeypatch: pytest.MonkeyPatch, method: str, cpu: bool, refused: bool
+) -> None:
+    monkeypatch.setattr(start, "on_cpu", lambda: cpu)
+    order = replace(ORDER, draft=draft(method), engine_args={"pipeline_parallel_size": 2})
+    with pytest.raises(UserError, match="pipeline_parallel_size=2: on a CPU") if refused else nullcontext():
+        start.llm_arguments(order, VERSION)

@@ -17,6 +17,7 @@ from typing import Any
 
 import vllm_patches
 from speceval.catalog.config import REMARKS
+from speceval.catalog.methods import find
 from speceval.catalog.schema import Draft, Target
 from speceval.engines.base import Order, check_arguments
 from speceval.engines.vllm import model_runner, room
@@ -127,6 +128,7 @@ def _share() -> int:
 
 def llm_arguments(order: Order, version: str) -> dict[str, Any]:
     """Arguments of `vllm.LLM` of this version for an order. Raises `UserError` where the user's own clash with ours."""
+    _check_stages(order)
     drafter = {} if order.draft is None else drafter_arguments(order.draft, order, version)
     speculative = drafter.get("speculative_config")
     additional = {settings.DRAFT_TRUNCATION: order.draft_truncation, **drafter.get("additional_config", {})}
@@ -148,6 +150,20 @@ def llm_arguments(order: Order, version: str) -> dict[str, Any]:
         "additional_config": additional,
     }
     return joined(ours, order.engine_args)
+
+
+def _check_stages(order: Order) -> None:
+    """Raise `UserError` for a drafter in a pipeline of workers on a CPU.
+
+    There vLLM's V1 runner looks for the drafter in every stage (`initialize_attn_backend`), and V2's first stage fails
+    over its drafts (an assertion in `prepare_inputs`) while the last one waits for it.
+    """
+    stages = order.engine_args.get("pipeline_parallel_size", 1)
+    if stages != 1 and order.draft is not None and not find(order.draft.method).deterministic and on_cpu():
+        raise UserError(
+            f"--engine-arg pipeline_parallel_size={stages}: on a CPU vLLM cannot draft with a model in a pipeline of "
+            "workers: leave it out (tensor_parallel_size splits the target too)"
+        )
 
 
 def drafter_arguments(draft: Draft, order: Order, version: str) -> dict[str, Any]:
