@@ -155,7 +155,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_no_other_results(built
         if path.is_file()
     }
     assert {"pyproject.toml", "README.md", "LICENSE", "suites/mt_bench.rows"} <= files
-    assert built[0].stat().st_size < 16_000_000, "the drafters are 14 MB of it"
+    assert built[0].stat().st_size < 24_000_000, "the drafters are 20 MB of it"
 
 
 @pytest.fixture(scope="module")
