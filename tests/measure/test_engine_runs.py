@@ -175,6 +175,7 @@ def test_greedy_drafts_are_another_quantity(sampled: StoredRun, tmp_path: Path) 
     assert abs(difference["value"]) > 6 * difference["se"]
 
 
+@pytest.mark.long
 def test_the_same_seed_at_batch_1_gives_the_same_tokens_and_the_same_tau_recorded_or_not(
     zoo: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 def test_the_target_alone_is_timed_beside_the_drafter(zoo: dict[str, Path], tmp_path: Path) -> None:
     timed = run(tmp_path / "timed", "--limit", "8", "--max-tokens", "8", "--batch", "8", "--speedup")
     timings = timed.meta.speedup.timings
