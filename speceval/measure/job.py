@@ -98,7 +98,7 @@ def prepare(
         raise UserError("--until: has no meaning with --shard, which knows its own part alone: leave one out")
     if spec.rate is not None and spec.shard is not None:
         raise UserError("--rate: is the load of a whole run: leave --shard out")
-    if spec.rate is not None and not engines.find(engine).timed:
+    if spec.rate is not None and not engine_class.timed:
         raise UserError(f"--rate: engine {engine} does not tell times: measure a server (--url, --through-server)")
     if spec.stratified and spec.limit is None:
         raise UserError("--stratified: says how --limit is taken: give --limit too, or leave it out")
@@ -109,7 +109,7 @@ def prepare(
     if reference is not None:
         loaded = until.restrict(loaded, reference)
     tokens = most_tokens(spec, loaded) if long and spec.runner != "v2" else 0
-    defaults = engines.find(engine).defaults(pair.target, tokens)
+    defaults = engine_class.defaults(pair.target, tokens)
     spec = spec.model_copy(update={"engine_args": {**defaults, **spec.engine_args}})
     directory = out or run_directory(Path("results"), spec)
     return Job(spec, pair.target, pair.draft, loaded, directory, texts, source, against=reference)
