@@ -64,10 +64,10 @@ VERSIONS = ("eagle3 T=1", "medusa T=1")
 """Rows that are run on other versions of vLLM as well."""
 V2_VERSIONS = (
     *("eagle3 T=1, V2", "draft_model T=1, V2", "mtp T=1, V2", "eagle3 top-k 8, top-p 0.9, V2"),
-    *("medusa T=1, V2", "mlp T=1, V2"),
+    *("medusa T=1, V2", "mlp T=1, V2", "dflash T=1, V2", "dspark T=1, V2"),
 )
 """The same for versions from V2_FIRST on."""
-V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp")
+V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp", "dflash", "dflash2", "dspark")
 HEADS = ("medusa", "mlp")
 """They have three heads, and vLLM's V2 runner has no drafter for them."""
 V2_BATCH = "512"
@@ -139,7 +139,7 @@ def plan() -> list[Row]:
     one = ("--temp", "1", "--batch", "64")
     stock = ("eagle3", "draft_model", "ngram", "medusa")
     rows = [Row(f"stock {draft}", draft, (*one, *own_k(draft), *stock_drafting(draft)), False) for draft in stock]
-    methods = ("eagle", "eagle3", "eagle3-cut", "mtp", "draft_model", "ngram", "medusa", "mlp")
+    methods = ("eagle", "eagle3", "eagle3-cut", "mtp", "draft_model", "ngram", "medusa", "mlp", "dflash")
     rows += [Row(f"{draft} T=1", draft, (*one, *own_k(draft))) for draft in methods]
     for draft in ("eagle3", "draft_model"):
         four = (*one, "--k", "4")

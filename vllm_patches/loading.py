@@ -27,6 +27,9 @@ _QUANTISED = re.compile(r"scales?(_\w+)?$|zero_points?$|qzeros$|g_idx$|weight_sh
 """Last parts of names that quantisation fills itself or may do without."""
 _SPELLED = {"draft_id_to_target_id": "d2t"}
 """Parameters that checkpoints call otherwise."""
+_OPTIONAL = {"mask_embedding": "has_separate_mask_embedding"}
+"""Parameters that are read only where their module's flag says that the checkpoint brought them
+(vllm/model_executor/models/qwen3_dflash.py, embed_input_ids)."""
 
 
 @dataclass
@@ -237,6 +240,8 @@ def _unfilled(drafter: Any) -> Iterator[str]:
         except AttributeError:
             continue
         if module is not LAST.owners[name]() or not hasattr(module, leaf) or _QUANTISED.search(leaf):
+            continue
+        if leaf in _OPTIONAL and not getattr(module, _OPTIONAL[leaf], True):
             continue
         spelled = name.replace(leaf, _SPELLED.get(leaf, leaf))
         yield spelled if share > 0.999 else f"{share:.0%} of {spelled}"

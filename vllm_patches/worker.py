@@ -58,7 +58,8 @@ class Extension:
             "k": getattr(speculative, "num_speculative_tokens", 0),
             "draft_sample_method": getattr(speculative, "draft_sample_method", None),
             "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
-            "draft_truncation": draft_truncation(config) and (not config.use_v2_model_runner or v2_truncates(config)),
+            "draft_truncation": draft_truncation(config)
+            and (not config.use_v2_model_runner or v2_truncates(config, self.model_runner.speculator)),  # type: ignore[attr-defined]
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": model.quantization,
             "kv_cache_dtype": str(cache.cache_dtype),
@@ -202,12 +203,12 @@ class Extension:
         return drained if samples and first else None
 
 
-def v2_truncates(config: Any) -> bool:
-    """Whether the V2 runner of this worker truncates its drafts: its patches are active, and can act."""
-    from vllm_patches.patches.v2_draft_truncation import truncates
+def v2_truncates(config: Any, speculator: Any) -> bool:
+    """Whether the V2 runner of this worker truncates its drafts: the patches of its speculator are active and act."""
+    from vllm_patches.patches.v2_draft_truncation import row, truncates
 
-    active = {row.id for row in status() if row.state == ACTIVE}
-    return truncates(config) and {"v2-draft-truncation", "v2-sampling-states"} <= active
+    active = {found.id for found in status() if found.state == ACTIVE}
+    return truncates(config) and {row(speculator), "v2-sampling-states"} <= active
 
 
 def usable_context(config: Any) -> int:

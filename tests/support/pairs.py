@@ -27,7 +27,8 @@ def write_tokenizer(path: Path, vocab: int = tiny.VOCAB) -> Path:
 def write_pair(root: Path, kind: str) -> tuple[str, str]:
     """Target and drafter as `--target` and `--draft` take them, written below `root`.
 
-    `kind`: eagle, eagle3, eagle3-cut (knows 20 of the 24 tokens), draft_model, medusa, mlp, mtp or ngram.
+    `kind`: eagle, eagle3, eagle3-cut (knows 20 of the 24 tokens), draft_model, medusa, mlp, mtp, ngram, or one of those
+    that draft a block at once: dflash, dflash-causal, dflash-cut, dflash2, dspark, dspark-cut.
     """
     target = root / "target"
     if not (target / "tokenizer.json").exists():
@@ -41,6 +42,13 @@ def write_pair(root: Path, kind: str) -> tuple[str, str]:
         write_tokenizer(tiny.write_draft_model(drafter, target))
     elif kind == "medusa":
         tiny.write_medusa(drafter, target)
+    elif kind in ("dflash", "dflash-causal", "dflash-cut"):
+        vocab = 20 if kind == "dflash-cut" else tiny.VOCAB
+        tiny.write_dflash(drafter, target, draft_vocab=vocab, causal=kind == "dflash-causal")
+    elif kind == "dflash2":
+        tiny.write_dflash2(drafter, target)
+    elif kind in ("dspark", "dspark-cut"):
+        tiny.write_dspark(drafter, target, draft_vocab=20 if kind == "dspark-cut" else tiny.VOCAB)
     elif kind == "eagle":
         tiny.write_eagle(drafter, target)
     elif kind == "mtp":

@@ -207,6 +207,88 @@ def write_mtp(path: Path, target: Path, *, seed: int = 4) -> Path:
     return _write(path, drafter, config)
 
 
+def write_dflash(path: Path, target: Path, *, draft_vocab: int = VOCAB, causal: bool = False, seed: int = 6) -> Path:
+    """Write a DFlash drafter for the checkpoint in `target`: all drafts at once, from masks in the newest token's wake.
+
+    Two Qwen3 layers over keys and values of the target's hidden states; embeddings are the target's. With `draft_vocab`
+    below the target's vocabulary it proposes only the last `draft_vocab` token ids.
+    """
+    return _write(path, *_dflash(target, draft_vocab, causal, seed))
+
+
+def write_dflash2(path: Path, target: Path, *, top_k: int = 8, rank: int = 8, seed: int = 7) -> Path:
+    """Write a DFlash 2 drafter: DFlash with convolutions over the block, and drafts chosen one after the other among
+    the `top_k` likeliest of each position."""
+    weights, config = _dflash(target, VOCAB, False, seed)
+    draw = torch.Generator().manual_seed(seed)
+    taps, group = 3, 16
+    for layer in range(config["num_hidden_layers"]):
+        for place in ("attention_conv", "mlp_conv"):
+            own = torch.zeros(2, taps, HIDDEN)
+            own[:, 0] = 1.0  # a position's own stream, and a little of those before it
+            prefix = f"layers.{layer}.{place}."
+            weights[prefix + "base_kernel"] = own + 0.1 * torch.randn(own.shape, generator=draw)
+            weights[prefix + "kernel_projection.weight"] = _normal(
+                draw, 2 * taps * (HIDDEN // group), HIDDEN, scale=0.1 * HIDDEN**-0.5
+            )
+    weights |= {
+        "candidate_selector.predecessor_codebook": _normal(draw, VOCAB, rank, scale=1.0),
+        "candidate_selector.successor_codebook": _normal(draw, VOCAB, rank, scale=0.5),
+        "candidate_selector.hidden_projection.weight": _normal(draw, rank, HIDDEN, scale=HIDDEN**-0.5),
+    }
+    config["architectures"] = ["DFlash2DraftModel"]
+    config["dflash_config"] |= {
+        "conv_kernel_size": taps,
+        "conv_group_size": group,
+        "selector_rank": rank,
+        "selector_top_k": top_k,
+    }
+    return _write(path, weights, config)
+
+
+def write_dspark(path: Path, target: Path, *, draft_vocab: int = VOCAB, rank: int = 8, seed: int = 8) -> Path:
+    """Write a DSpark drafter: DFlash's layers, and a bias on each draft's logits by the draft before it."""
+    weights, config = _dflash(target, draft_vocab, False, seed)
+    draw = torch.Generator().manual_seed(seed)
+    weights |= {
+        "markov_head.markov_w1.weight": _normal(draw, VOCAB, rank, scale=1.0),
+        "markov_head.markov_w2.weight": _normal(draw, draft_vocab, rank, scale=rank**-0.5),
+    }
+    if draft_vocab < VOCAB:
+        weights["lm_head.weight"] = load(target)["lm_head.weight"][VOCAB - draft_vocab :].clone()
+    config |= {"architectures": ["Qwen3DSparkModel"], "markov_rank": rank, "block_size": 7}
+    return _write(path, weights, config)
+
+
+def _dflash(target: Path, draft_vocab: int, causal: bool, seed: int) -> tuple[Weights, dict[str, Any]]:
+    """Weights and configuration that DFlash drafters share. The last token id is the mask."""
+    draw = torch.Generator().manual_seed(seed)
+    weights: Weights = {}
+    for layer in range(2):
+        prefix = f"layers.{layer}."
+        weights |= _decoder_layer(draw, prefix, HIDDEN)
+        weights |= {f"{prefix}self_attn.{name}_norm.weight": torch.ones(HEAD_DIM) for name in "qk"}
+    weights |= {
+        "fc.weight": _normal(draw, HIDDEN, 3 * HIDDEN, scale=(3 * HIDDEN) ** -0.5),
+        "hidden_norm.weight": torch.ones(HIDDEN),
+        "norm.weight": torch.ones(HIDDEN),
+    }
+    vocab = len(load(target)["lm_head.weight"])
+    if cut := vocab - draft_vocab:
+        weights["d2t"] = torch.full((draft_vocab,), cut)  # target id - draft id
+        weights["lm_head.weight"] = load(target)["lm_head.weight"][cut:].clone()
+    config = _llama_config(vocab, 2, "DFlashDraftModel") | {
+        "model_type": "qwen3",
+        "draft_vocab_size": draft_vocab,
+        "dflash_config": {
+            "mask_token_id": vocab - 1,
+            "target_layer_ids": [layer - 1 for layer in AUX_LAYERS],
+            "causal": causal,
+        },
+    }
+    return weights, config
+
+
 def write_tokenizer(path: Path, vocab: int = VOCAB) -> Path:
     """Give the checkpoint in `path` a tokenizer: ids 0 and 1 are <s> and </s>, then one letter each from "a" on."""
     words = ["<s>", "</s>", *map(chr, range(ord("a"), ord("a") + vocab - 2))]

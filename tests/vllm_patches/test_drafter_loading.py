@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,19 @@ def test_a_layer_that_was_replaced_after_loading_is_not_missed(monkeypatch: pyte
     model.fc = torch.nn.Linear(8, 6)  # the target's own
     gc.collect()
     assert unfilled(model) == []
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_mask_embedding_is_missed_only_where_the_drafter_reads_one(
+    monkeypatch: pytest.MonkeyPatch, brought: bool
+) -> None:
+    """vLLM's DFlash drafters have room for one, and read it if the checkpoint brings it."""
+    monkeypatch.setattr(Drafter, "mask_embedding", torch.nn.Parameter(torch.zeros(6)), raising=False)
+    monkeypatch.setattr(Drafter, "has_separate_mask_embedding", brought, raising=False)
+    model = load(monkeypatch, **WHOLE)
+    loading.LAST.shares["mask_embedding"] = 1.0
+    loading.LAST.owners["mask_embedding"] = weakref.ref(model)
+    assert unfilled(model) == (["mask_embedding"] if brought else [])
 
 
 def test_biases_and_the_mask_of_the_draft_vocabulary_are_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:

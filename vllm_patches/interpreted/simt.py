@@ -677,6 +677,8 @@ class Frame:
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.names = names
+        self.entered = machine.active
+        """The lanes of the call: no other one sees its names."""
         self.returned: Any = False
         self.result: Any = None
 
@@ -739,7 +741,8 @@ class Frame:
             raise Unsupported(f"assignment to {type(target).__name__}")
         before = self.names.get(target.id)
         # Programs that do not come here keep theirs, unless it is another kind of block, which is not used any more.
-        if machine.active is not None and target.id in self.names and dimensions(before) == dimensions(value):
+        partly = machine.active is not self.entered and machine.active is not None
+        if partly and target.id in self.names and dimensions(before) == dimensions(value):
             value = select(machine.active, value, before)
         self.names[target.id] = value
 

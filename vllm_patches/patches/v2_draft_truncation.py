@@ -54,6 +54,14 @@ def truncates(config: Any) -> bool:
     return draft_truncation(config) and bool(config.model_config.enforce_eager)
 
 
+def row(speculator: Any) -> str:
+    """The ledger row that truncates the drafts of this speculator of vLLM's; "" where none does."""
+    if hasattr(getattr(speculator, "model", None), "sample_sequential"):
+        return ""  # its model draws with a kernel of its own (vLLM 0.33, MLA DSpark)
+    drawn_by = {"_sample_logits": "v2-dspark-truncation", "candidate_sampler": "v2-candidate-truncation"}
+    return next((found for name, found in drawn_by.items() if hasattr(speculator, name)), "v2-draft-truncation")
+
+
 def any_truncated(requests: Any) -> bool:
     """Whether some request has a top-k or top-p, or one that was at its place did; known to the host."""
     return requests is not None and bool(

@@ -73,6 +73,24 @@ def odd_bits(words: Any, out: Any) -> None:
 
 
 @simt.jit
+def halved(x: Any) -> Any:
+    """A number of 32 bits without sign, whatever came in."""
+    x = x.to(tl.uint32)
+    return x >> 1
+
+
+@simt.jit
+def odd_halved(numbers: Any, out: Any) -> None:
+    """Odd programs halve their number by a function that narrows its argument."""
+    row = tl.program_id(0)
+    number = tl.load(numbers + row)
+    half = number
+    if row % 2 == 1:
+        half = halved(number).to(tl.int64)
+    tl.store(out + row, half)
+
+
+@simt.jit
 def scaled(x: Any, out: Any, by: Any, size: Any) -> None:
     """Each element times a number, rounded as the memory is."""
     place = tl.arange(0, 8)
@@ -130,6 +148,13 @@ def test_memory_of_any_precision_is_read_and_rounded_as_torch_does(dtype: torch.
     halves = torch.tensor([1.00390625, 1.01171875, torch.nan])  # each between two of bfloat16
     scaled[(1,)](halves, out := torch.zeros(3).to(dtype), 1, 3)
     assert torch.equal(out.nan_to_num(7), halves.to(dtype).nan_to_num(7))
+
+
+def test_a_function_called_in_some_programs_only_may_give_its_arguments_another_type() -> None:
+    numbers = torch.tensor([-2, -2, 6, 2**32 + 6])
+    out = torch.zeros(4, dtype=torch.int64)
+    odd_halved[(4,)](numbers, out)
+    assert out.tolist() == [-2, (2**32 - 2) // 2, 6, 3]
 
 
 def test_a_pointer_may_be_moved_in_some_programs_only() -> None:
