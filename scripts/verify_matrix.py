@@ -67,6 +67,8 @@ V2_VERSIONS = (
     *("medusa T=1, V2", "mlp T=1, V2", "dflash T=1, V2", "dspark T=1, V2"),
 )
 """The same for versions from V2_FIRST on."""
+V2_LATER = {"0.33": "xpress"}
+"""Drafters that vLLM has from a version on. XPress drafts argmaxes: as released, its q is that of nothing."""
 V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp", "dflash", "dflash2", "dspark")
 HEADS = ("medusa", "mlp")
 """They have three heads, and vLLM's V2 runner has no drafter for them."""
@@ -198,7 +200,13 @@ def versions(directory: str) -> list[Row]:
     (package,) = Path(directory).glob("vllm*.dist-info")
     version = package.name.removesuffix(".dist-info").split("-")[1].split("+")[0]
     wanted = VERSIONS + (V2_VERSIONS if Version(version) >= V2_FIRST else ())
-    return [replace(row, name=f"{row.name}, vLLM {version}", vllm=directory) for row in plan() if row.name in wanted]
+    rows = [row for row in plan() if row.name in wanted]
+    for first, draft in V2_LATER.items():
+        if Version(version) >= Version(first):
+            options = ("--temp", "1", "--batch", V2_BATCH, *own_k(draft), "--runner", "v2")
+            rows.append(Row(f"{draft} T=1, drafts greedy, V2", draft, (*options, "--drafting", "greedy"), v2=True))
+            rows.append(Row(f"stock {draft} T=1, V2", draft, options, False, v2=True))
+    return [replace(row, name=f"{row.name}, vLLM {version}", vllm=directory) for row in rows]
 
 
 def own_k(draft: str) -> tuple[str, ...]:

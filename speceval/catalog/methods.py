@@ -132,7 +132,7 @@ _ROWS = (
     DraftingMethod(
         "dflash",
         "DFlash",
-        architectures=("*dflash*", "lilicorrdraftmodel", "museglimmerassistantmodel"),
+        architectures=("*dflash*", "lilicorrdraftmodel", "museglimmerassistantmodel", "*xpress*"),
         path_part="dflash",
         speculators_types=("dflash", "dflash2"),
     ),

@@ -47,6 +47,7 @@ SPECULATORS = {
         ({**SPECULATORS, "speculators_model_type": "peagle"}, "d", "eagle3"),
         ({**SPECULATORS, "speculators_model_type": "dflash2"}, "d", "dflash"),
         ({"architectures": ["DFlashDraftModel"], "model_type": "qwen3"}, "d", "dflash"),
+        ({"architectures": ["Qwen3XPressModel"], "model_type": "qwen3", "draft_vocab_size": 9}, "d", "dflash"),
         ({"architectures": ["Qwen3DSparkModel"], "model_type": "qwen3"}, "d", "dspark"),
         ({"architectures": ["MedusaModel"], "model_type": "medusa", "num_heads": 4}, "d", "medusa"),
         ({"medusa_num_heads": 5, "medusa_num_layers": 1}, "d", "medusa"),

@@ -80,6 +80,7 @@ def test_an_engine_starts_whatever_this_process_has_imported(monkeypatch: pytest
             "prompt_lookup_maxx: Unexpected keyword argument",
         ),
         ("1 validation error for C\n  Value error, no such K [type=value_error, input=3]", "no such K"),
+        (f"X is not supported. Supported: dict_keys({['Architecture'] * 40})", "X is not supported. Supported: […]"),
         ("one\ntwo\nthree", "one"),
         (
             "Failed to instantiate custom proposer class 'a.Medusa': ./head: its vocabulary is 3.5, not 4. "
@@ -303,4 +304,6 @@ def test_an_engine_tells_of_the_patches_of_its_own_model_runner() -> None:
 
     assert own("V1", "eagle3") == own("V1", "medusa") == {row.id for row in LEDGER if row.runner != "V2"}
     assert own("V2", "eagle3") == {"cpu-rotary", "v2-draft-truncation", "v2-sampling-states"}
+    assert own("V2", "dspark") == own("V2", "eagle3") | {"v2-dspark-truncation"}
+    assert own("V2", "dflash") == own("V2", "eagle3") | {"v2-candidate-truncation"}
     assert own("V2", "medusa") == own("V2", "mlp_speculator") == own("V2", "eagle3") | {"v2-heads", "v2-custom-class"}

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.long]
 
 SAMPLES = 1500
 """What so few continuations tell: the tests of each row see a q or a token that is not the verifier's at once."""
-BLOCKS = {"dflash-causal": 4, "dflash-cut": 4, "dflash2": 4, "dspark": 4, "dspark-cut": 4}
+BLOCKS = {"dflash-causal": 4, "dflash-cut": 4, "dflash2": 4, "lilicorr": 4, "dspark": 4, "dspark-cut": 4}
 KINDS = {"eagle": 4, "eagle3-cut": 4, "ngram": 4, "medusa": 3, "mlp": 3} | BLOCKS
 """Kind of drafter -> K."""
 ENGINE = ("dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_batched_tokens=2560")

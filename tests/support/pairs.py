@@ -28,7 +28,7 @@ def write_pair(root: Path, kind: str) -> tuple[str, str]:
     """Target and drafter as `--target` and `--draft` take them, written below `root`.
 
     `kind`: eagle, eagle3, eagle3-cut (knows 20 of the 24 tokens), draft_model, medusa, mlp, mtp, ngram, or one of those
-    that draft a block at once: dflash, dflash-causal, dflash-cut, dflash2, dspark, dspark-cut.
+    that draft a block at once: dflash, dflash-causal, dflash-cut, dflash2, lilicorr, xpress (K=4), dspark, dspark-cut.
     """
     target = root / "target"
     if not (target / "tokenizer.json").exists():
@@ -47,6 +47,10 @@ def write_pair(root: Path, kind: str) -> tuple[str, str]:
         tiny.write_dflash(drafter, target, draft_vocab=vocab, causal=kind == "dflash-causal")
     elif kind == "dflash2":
         tiny.write_dflash2(drafter, target)
+    elif kind == "lilicorr":
+        tiny.write_lilicorr(drafter, target)
+    elif kind == "xpress":
+        tiny.write_xpress(drafter, target)
     elif kind in ("dspark", "dspark-cut"):
         tiny.write_dspark(drafter, target, draft_vocab=20 if kind == "dspark-cut" else tiny.VOCAB)
     elif kind == "eagle":

@@ -260,6 +260,78 @@ def write_dspark(path: Path, target: Path, *, draft_vocab: int = VOCAB, rank: in
     return _write(path, weights, config)
 
 
+def write_lilicorr(path: Path, target: Path, *, top_k: int = 8, block: int = 8, seed: int = 9) -> Path:
+    """Write a LiLiCorr drafter: DFlash's layers, and a small transformer over the `top_k` likeliest tokens of each
+    position, whose vectors score what may follow what."""
+    weights, config = _dflash(target, VOCAB, False, seed)
+    draw = torch.Generator().manual_seed(seed)
+    factor, features = 16, 5
+    linears = {
+        "pass_hidden_proj": (HIDDEN, HIDDEN),
+        "context_proj": (HIDDEN, HIDDEN),
+        "feature_mlp.up_proj": (HIDDEN, features),
+        "feature_mlp.down_proj": (HIDDEN, HIDDEN),
+        "layers.0.attn.out_proj": (HIDDEN, HIDDEN),
+        "layers.0.mlp.up_proj": (MLP, HIDDEN),
+        "layers.0.mlp.down_proj": (HIDDEN, MLP),
+        "factor_input_proj": (HIDDEN, 3 * HIDDEN),
+        "out_head": (factor, HIDDEN),
+        "in_head": (factor, HIDDEN),
+        "anchor_out_head": (factor, HIDDEN),
+    }
+    head: Weights = {}
+    for name, shape in linears.items():
+        head |= {f"{name}.weight": _normal(draw, *shape, scale=shape[1] ** -0.5), f"{name}.bias": torch.zeros(shape[0])}
+    head |= {
+        f"{name}_norm.weight": torch.ones(HIDDEN) for name in ("layers.0.attn", "layers.0.mlp", "output", "anchor")
+    }
+    head |= {
+        "feature_norm.weight": torch.ones(features),
+        "feature_norm.bias": torch.zeros(features),
+        "layers.0.attn.in_proj_weight": _normal(draw, 3 * HIDDEN, HIDDEN, scale=HIDDEN**-0.5),
+        "layers.0.attn.in_proj_bias": torch.zeros(3 * HIDDEN),
+        "slot_embedding": 0.1 * torch.randn(1, 1, block - 1, 1, HIDDEN, generator=draw),
+        "rank_embedding": 0.1 * torch.randn(1, 1, 1, top_k, HIDDEN, generator=draw),
+        "relative_slot_bias": _normal(draw, HEADS, 2 * block - 1, scale=0.1),
+        "same_slot_bias": torch.zeros(HEADS),
+    }
+    weights |= {f"lilicorr.{name}": tensor for name, tensor in head.items()}
+    config["architectures"] = ["LiLiCorrDraftModel"]
+    config["dflash_config"] |= {
+        "block_size": block,
+        "lilicorr_hidden_size": HIDDEN,
+        "lilicorr_candidate_topk": top_k,
+        "lilicorr_num_heads": HEADS,
+        "lilicorr_num_layers": 1,
+        "lilicorr_mlp_ratio": 2.0,
+        "lilicorr_factor_dim": factor,
+        "lilicorr_vector_eps": 1e-6,
+        "lilicorr_logit_scale": 3.0,
+    }
+    return _write(path, weights, config)
+
+
+def write_xpress(path: Path, target: Path, *, rank: int = 16, block: int = 5, seed: int = 10) -> Path:
+    """Write an XPress drafter (vLLM 0.33) for K = `block` - 1: DFlash's layers, and passes that refine the argmaxes."""
+    weights, config = _dflash(target, VOCAB, False, seed)
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {
+        "w1": (VOCAB, rank),
+        "down_h": (rank, HIDDEN),
+        "down_g": (rank, HIDDEN),
+        "in_proj": (rank, 3 * rank),
+        "mlp.gate_proj": (32, rank),
+        "mlp.up_proj": (32, rank),
+        "mlp.down_proj": (rank, 32),
+        "w2": (VOCAB, rank),
+    }
+    weights |= {f"xpress_head.{n}.weight": _normal(draw, *s, scale=s[1] ** -0.5) for n, s in shapes.items()}
+    weights["xpress_head.mix.L"] = 0.1 * torch.randn(rank, block, block, generator=draw)
+    config |= {"architectures": ["Qwen3XPressModel"], "xpress_block_size": block, "xpress_rank": rank}
+    config |= {"xpress_mlp_hidden": 32, "xpress_topc": 8, "xpress_num_passes": 3}
+    return _write(path, weights, config)
+
+
 def _dflash(target: Path, draft_vocab: int, causal: bool, seed: int) -> tuple[Weights, dict[str, Any]]:
     """Weights and configuration that DFlash drafters share. The last token id is the mask."""
     draw = torch.Generator().manual_seed(seed)

@@ -18,11 +18,20 @@ PROMPTS = [[3, 7, 11, 5], [2, 9], [4, 4, 20], [13]]
 WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {
     "dflash": ("dflash", tiny.write_dflash),
     "dflash2": ("dflash", tiny.write_dflash2),
+    "lilicorr": ("dflash", tiny.write_lilicorr),
     "dspark": ("dspark", tiny.write_dspark),
 }
 """Name -> vLLM's method, what writes a checkpoint."""
-ROWS = {"dspark": "v2-dspark-truncation", "dflash2": "v2-candidate-truncation", "dflash": "v2-draft-truncation"}
+ROWS = {
+    "dflash": "v2-draft-truncation",
+    "dflash2": "v2-candidate-truncation",
+    "lilicorr": "v2-candidate-truncation",
+    "dspark": "v2-dspark-truncation",
+}
 """Which row truncates whose drafts."""
+
+
+LONG = pytest.mark.long
 
 
 def both(values: torch.Tensor) -> SimpleNamespace:
@@ -115,14 +124,16 @@ class TestLive:
 
         return result
 
-    @pytest.mark.parametrize("name", ["dflash2", "dspark"])
+    @pytest.mark.parametrize(
+        "name", ["dflash2", "dspark", *(pytest.param(one, marks=LONG) for one in ("dflash", "lilicorr"))]
+    )
     def test_with_one_token_left_of_q_equal_requests_have_equal_steps(
         self, results: Callable[..., list[Any]], name: str
     ) -> None:
         """Only the drafts could differ: at top-k 1 the target's tokens cannot."""
-        found = dict(zip(("dflash2", "dspark"), results("dflash2", "dspark"), strict=True))  # side by side
-        assert variants(found[name]) == {1}
-        (kernels,) = found[name]["kernels"]
+        found = results(name, *({"dflash2", "dspark"} - {name}))[0]  # two side by side
+        assert variants(found) == {1}
+        (kernels,) = found["kernels"]
         assert kernels["fallen_back"] == {} and kernels["strays"] == 0
         assert "_prepare_dflash_inputs_kernel" in kernels["launches"]
 

@@ -19,10 +19,11 @@ BOUND = frozenset(patch.id for patch in LEDGER if patch.methods)
 def concerns(patch: str, runner: str, method: str) -> bool:
     """Whether a row of the ledger is about what this model runner, "V1" or "V2", does in a run: none has a grammar.
 
-    `method` is the drafting method: what is there for drafters of ours (`vllm_patches.drafters`) concerns no others.
+    `method` is the drafting method: what V2 has for others concerns none (of V1 all rows are recorded always).
     """
-    rows = (row for row in LEDGER if row.id == patch and (row.methods != (TRANSPORT,) or method in HEADS))
-    return any(row.runner in (ANY, runner) and not row.grammar for row in rows)
+    methods = {method, TRANSPORT} if method in HEADS else {method}
+    rows = (row for row in LEDGER if row.id == patch and not row.grammar and row.runner in (ANY, runner))
+    return any(row.runner != "V2" or not row.methods or methods & {*row.methods} for row in rows)
 
 
 def as_state(status: vllm_patches.PatchStatus) -> PatchState:

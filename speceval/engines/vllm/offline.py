@@ -461,6 +461,8 @@ def _check_parts(arguments: dict[str, Any]) -> None:
 
 _OF_OURS = re.compile(r"Failed to instantiate custom proposer class '[^']*': (.*)\. The class constructor .*")
 """What vLLM says around an error of a drafter that is ours (`vllm_patches.drafters`), which is the whole reason."""
+_LONG_LIST = re.compile(r"(dict_keys\()?\[[^\[\]]{200,}\]\)?")
+"""All that vLLM would have taken: hundreds of architectures, say."""
 
 
 def _why(error: Exception) -> str:
@@ -474,4 +476,4 @@ def _reason(error: BaseException) -> str:
     if not telling and len(lines) > 2 and "validation error" in lines[0]:
         telling = [f"{lines[1]}: {lines[2]}"]  # a field, then what is wrong with it
     reason = (telling or lines or [type(error).__name__])[0].removeprefix("Value error, ").split(" [type=")[0]
-    return _OF_OURS.sub(r"\1", reason)
+    return _LONG_LIST.sub("[…]", _OF_OURS.sub(r"\1", reason))
