@@ -58,10 +58,10 @@ def same(prompt: list[int], requests: int, **params: Any) -> dict[str, Any]:
 
 
 def replayed(prompt: list[int]) -> dict[str, Any]:
-    """A run whose requests have a text of 20 tokens, every second one also top-k and top-p; the last one has none."""
-    texts = [[(3 * i + 5 * j) % 24 for j in range(20)] for i in range(16)]
+    """A run whose requests have a text of 10 tokens, every second one also top-k and top-p; the last one has none."""
+    texts = [[(3 * i + 5 * j) % 24 for j in range(10)] for i in range(16)]
     asked = [{}, {"top_k": 8, "top_p": 0.9}]
-    params = [{"temperature": 1.0, "max_tokens": 20, "extra_args": {TEXT: text}} for text in texts]
+    params = [{"temperature": 1.0, "max_tokens": 10, "extra_args": {TEXT: text}} for text in texts]
     params = [given | asked[i % 2] for i, given in enumerate(params)]
     params[-1].pop("extra_args")
     return {"prompts": [prompt] * len(params), "params": params}
@@ -76,7 +76,7 @@ def check_heard(result: dict[str, Any], prompt: list[int]) -> None:
     """Of a V2 job that is `heard`, whose last run is `replayed`: each request said its text, one token a step, and no
     code of ours waited for the device in a step. (On a CPU alone the largest top-k is read, to sort less.)"""
     texts, run = [given["extra_args"][TEXT] for given in replayed(prompt)["params"][:-1]], result["runs"][-1]
-    assert run["tokens"][:-1] == texts and len(run["tokens"][-1]) == 20
+    assert run["tokens"][:-1] == texts and len(run["tokens"][-1]) == 10
     assert all(set(accepted) <= {0} for accepted in run["accepted"][:-1])
     assert [line for line in result["reads"] if line != CPU_ALONE] == []
 
