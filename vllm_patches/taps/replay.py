@@ -267,16 +267,26 @@ def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) 
     return found.masked_fill(tokens == NO_TOKEN, torch.nan)
 
 
+def draws_by_itself(speculator: Any) -> bool:
+    """Whether V2's speculator samples drafts that depend on each other elsewhere than in `sample_draft`: DSpark,
+    DFlash 2 and LiLiCorr do."""
+    own = any(hasattr(speculator, name) for name in ("_sample_logits", "_score_candidates"))
+    return own and speculator.draft_logits is not None
+
+
 def start(runner: Any) -> Replay:
     """A listener that replays every request which names a text from now on, until it is closed.
 
-    Raises `NotImplementedError` for a V1 runner with async scheduling and a V2 runner with CUDA graphs.
+    Raises `NotImplementedError` for a V1 runner with async scheduling, and for a V2 runner with CUDA graphs or with a
+    drafter whose sampled drafts cannot be set.
     """
     config = runner.vllm_config
     if config.use_v2_model_runner and not config.model_config.enforce_eager:
         raise NotImplementedError("replay on the V2 runner needs --engine-arg enforce_eager=true; or --runner v1")
     if not config.use_v2_model_runner and runner.use_async_scheduling:
         raise NotImplementedError("replay on the V1 runner needs --engine-arg async_scheduling=false")
+    if config.use_v2_model_runner and draws_by_itself(runner.speculator):
+        raise NotImplementedError("replay cannot set the drafts of a drafter that draws by itself: --drafting greedy")
     replay = ReplayV2(runner) if config.use_v2_model_runner else Replay(runner)
     replay.open()
     return replay

@@ -166,6 +166,19 @@ def test_runners_that_cannot_replay_are_refused_with_the_mend(
         replay.start(runner(vllm_config=config, use_async_scheduling=asynchronous))
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_drafter_whose_draws_cannot_be_set_is_refused_unless_it_draws_nothing(sampled: bool) -> None:
+    """DSpark's next draft depends on the one before: along its own drafts, not the text, it would be measured."""
+    live = RunnerV2()
+    live.speculator._sample_logits = live.speculator.sample_draft  # type: ignore[attr-defined]
+    if not sampled:
+        live.speculator.draft_logits = None  # type: ignore[assignment]
+        assert isinstance(replay.start(live), replay.ReplayV2)
+        return
+    with pytest.raises(NotImplementedError, match="draws by itself: --drafting greedy"):
+        replay.start(live)
+
+
 class Speculator:
     """It drafts 7."""
 
