@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from types import SimpleNamespace
@@ -103,6 +104,22 @@ def test_after_the_other_runner_an_engine_gets_a_process_of_its_own(
     assert environment().items() >= model_runner.APART.items() and (runner == "v2") == config.HAS_TRITON
     restore()
     assert environment() == {} and (runner == "v1") == config.HAS_TRITON
+
+
+def test_nor_is_v2_refused_where_triton_came_to_compile_before_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer, say: vLLM has decided nothing yet, and would decide that it has none."""
+
+    def prepare() -> None:
+        raise RuntimeError("Triton was imported to compile")
+
+    config = SimpleNamespace(HAS_TRITON=False)
+    monkeypatch.delitem(sys.modules, "vllm.config.vllm", raising=False)
+    monkeypatch.setattr(importlib, "import_module", {"vllm.config.vllm": config}.get)
+    monkeypatch.setattr(interpreted, "prepare", prepare)
+    restore = model_runner.choose("v2", "0.32.0")
+    assert environment().items() >= model_runner.APART.items() and config.HAS_TRITON
+    restore()
+    assert environment() == {} and not config.HAS_TRITON
 
 
 def test_vllm_s_own_switch_on_a_cpu_is_answered_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

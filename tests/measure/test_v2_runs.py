@@ -147,3 +147,13 @@ def test_a_run_on_v2_stops_when_tau_is_known(tmp_path: Path) -> None:
     (suite,) = run.meta.stopping.suites.values()
     assert suite.outcome == "target reached" and 0 < suite.conversations < len(rows)
     assert len(run.turns) == suite.conversations
+
+
+@pytest.mark.long
+def test_verify_draws_without_speculation_first_and_then_on_v2(tmp_path: Path) -> None:
+    """Where the target's law is not computed: its prompts are encoded before any engine, which brings Triton along."""
+    request = ("verify", "--target", "zoo", "--draft", "lk-eagle3", "--runner", "v2", "--reference", "two-sample")
+    process = speceval(tmp_path / "log", *request, "--samples", "100", "--n-tokens", "6", "--out", str(tmp_path / "v"))
+    assert process.wait(timeout=600) == 2, (tmp_path / "log").read_text()[-4000:]  # a hundred are too few, and said so
+    report = json.loads((tmp_path / "v" / "verify.json").read_text())
+    assert report["engine"]["runner"] == "V2" and report["failed"] == 0 and report["rows_tested"]

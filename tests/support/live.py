@@ -4,6 +4,7 @@ A job is {"llm": arguments of vllm.LLM, "runs": [...]}; a run is {"prompts": tok
 arguments of vllm.SamplingParams, or a list of them, one for each request}; its "keep": true keeps the prefix cache.
 The result has "worker" (patch statuses there), "kernels" (`worker.ask_kernels`), "preemptions" and "runs": by request
 the tokens and, of each verify step, the accepted and drafted counts; and `counts`, the worker's counters over the run.
+A job's "taps" listen to all its runs; "reads" has what of ours waited for the device in an engine step (`reads.Watch`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scipy import stats
 
 from speceval.exactness.law import Fit, fit
 from vllm_patches import interpreted
+from vllm_patches.state import TEXT
 
 DEFAULTS = {
     "skip_tokenizer_init": True,
@@ -38,6 +40,7 @@ DEFAULTS = {
 }
 
 
+CPU_ALONE = "patches/v1_draft_sampling.py truncate: __int__"
 V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", **interpreted.ENVIRONMENT}
 """A job's "env" for the V2 runner on a CPU."""
 
@@ -52,6 +55,30 @@ def llm_arguments(target: Path, drafter: Path | None, method: str, k: int = 3, *
 def same(prompt: list[int], requests: int, **params: Any) -> dict[str, Any]:
     """A run of equal requests."""
     return {"prompts": [prompt] * requests, "params": {"temperature": 1.0, "max_tokens": 3} | params}
+
+
+def replayed(prompt: list[int]) -> dict[str, Any]:
+    """A run whose requests have a text of 10 tokens, every second one also top-k and top-p; the last one has none."""
+    texts = [[(3 * i + 5 * j) % 24 for j in range(10)] for i in range(16)]
+    asked = [{}, {"top_k": 8, "top_p": 0.9}]
+    params = [{"temperature": 1.0, "max_tokens": 10, "extra_args": {TEXT: text}} for text in texts]
+    params = [given | asked[i % 2] for i, given in enumerate(params)]
+    params[-1].pop("extra_args")
+    return {"prompts": [prompt] * len(params), "params": params}
+
+
+def heard(job: dict[str, Any]) -> dict[str, Any]:
+    """The job with every listener there is."""
+    return job | {"taps": ["overlap", "evidence", "replay", "count"]}
+
+
+def check_heard(result: dict[str, Any], prompt: list[int]) -> None:
+    """Of a V2 job that is `heard`, whose last run is `replayed`: each request said its text, one token a step, and no
+    code of ours waited for the device in a step. (On a CPU alone the largest top-k is read, to sort less.)"""
+    texts, run = [given["extra_args"][TEXT] for given in replayed(prompt)["params"][:-1]], result["runs"][-1]
+    assert run["tokens"][:-1] == texts and len(run["tokens"][-1]) == 10
+    assert all(set(accepted) <= {0} for accepted in run["accepted"][:-1])
+    assert [line for line in result["reads"] if line != CPU_ALONE] == []
 
 
 def engines(root: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -130,22 +157,26 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     interpreted.prepare()  # of a job whose "env" is V2
     if job.get("ahead"):
         schedule_ahead()
+    from reads import Watch  # type: ignore[import-not-found]
     from vllm import LLM
 
-    from vllm_patches.worker import ask, ask_kernels
+    from vllm_patches.worker import ask, ask_kernels, start_tap
 
-    llm = LLM(**job["llm"])
-    runs = [generate(llm, run) for run in job["runs"]]
+    llm, watch = LLM(**job["llm"]), Watch()
+    for tap in job.get("taps", ()):
+        assert (reason := start_tap(llm, tap)) == "", reason
+    runs = [generate(llm, run, watch) for run in job["runs"]]
     preemptions = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
     return {
         "worker": [asdict(row) for row in ask(llm)],
         "kernels": ask_kernels(llm),
         "runs": runs,
+        "reads": sorted(watch.seen),
         "preemptions": preemptions,
     }
 
 
-def generate(llm: Any, run: dict[str, Any]) -> dict[str, Any]:
+def generate(llm: Any, run: dict[str, Any], watch: Any) -> dict[str, Any]:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -163,7 +194,9 @@ def generate(llm: Any, run: dict[str, Any]) -> dict[str, Any]:
     prompts = [{"prompt_token_ids": prompt} for prompt in run["prompts"]]
     given = run["params"]
     params = [parameters(each) for each in given] if isinstance(given, list) else parameters(given)
-    outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
+    with watch:
+        answers = llm.generate(prompts, params, use_tqdm=False)
+    outputs = [request.outputs[0] for request in answers]
     steps = [output.spec_decode_metrics for output in outputs]
     return {
         "tokens": [list(output.token_ids) for output in outputs],

@@ -87,7 +87,7 @@ class TestLive:
     @pytest.fixture(scope="class")
     def results(self, root: Path) -> Callable[[str], Any]:
         llm = live.llm_arguments(root / "target", root / "drafter", "eagle3", max_num_batched_tokens=2560)
-        job = {"llm": llm, "runs": [live.same(PROMPT, REQUESTS, **ASKED)]}
+        job = live.heard({"llm": llm, "runs": [live.same(PROMPT, REQUESTS, **ASKED), live.replayed(PROMPT)]})
         skipped = {"SPECEVAL_PATCHES_SKIP": "v2-draft-truncation"}
         jobs = {"patched": job | {"env": live.V2}, "stock": job | {"env": live.V2 | skipped}}
         done: dict[str, Any] = {}
@@ -125,3 +125,4 @@ class TestLive:
         print(engine, fit.p, p)
         assert fit.p > ALPHA
         assert p[engine == "patched"] > ALPHA > p[engine != "patched"]
+        live.check_heard(result, PROMPT)

@@ -70,10 +70,13 @@ class TestLive:
             live.same(PROMPT, 1500),
             live.same(PROMPT, 700, **SMALL),
             {"prompts": [PROMPT] * 50, "params": [{"temperature": float(i % 2), "max_tokens": 20} for i in range(50)]},
+            live.replayed(PROMPT),
         ]
         arguments = live.llm_arguments(root / "target", root / "medusa", "medusa", max_num_batched_tokens=2560)
         jobs = {
-            method: {"llm": arguments | engine_arguments(method, str(root / method), 3), "runs": runs, "env": live.V2}
+            method: live.heard(
+                {"llm": arguments | engine_arguments(method, str(root / method), 3), "runs": runs, "env": live.V2}
+            )
             for method in DRAFTERS
         }
         return live.engines(root / "jobs", jobs)
@@ -108,3 +111,9 @@ class TestLive:
         (kernels,) = results[method]["kernels"]
         assert kernels["fallen_back"] == {} and kernels["strays"] == 0
         assert {"_rejection_kernel", "_gumbel_sample_kernel", "_resample_kernel"} <= kernels["launches"].keys()
+
+    @pytest.mark.parametrize("method", DRAFTERS)
+    def test_replayed_requests_say_their_texts_and_nothing_of_ours_waits_for_the_device(
+        self, results: dict[str, Any], method: str
+    ) -> None:
+        live.check_heard(results[method], PROMPT)

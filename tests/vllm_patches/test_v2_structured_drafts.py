@@ -95,7 +95,8 @@ class TestLive:
         llm = live.llm_arguments(*models, "eagle3", skip_tokenizer_init=False, max_num_batched_tokens=2560)
         params = [{"temperature": 1.0, "max_tokens": 3} | (tiny.LETTERS if i % 2 else {}) for i in range(4000)]
         skip = {} if patched else {"SPECEVAL_PATCHES_SKIP": "v2-grammar-drafts,v2-grammar-cut"}
-        job = {"llm": llm, "runs": [{"prompts": [PROMPT] * len(params), "params": params}], "ahead": ahead}
+        runs = [{"prompts": [PROMPT] * len(params), "params": params}, live.replayed(PROMPT)]
+        job = live.heard({"llm": llm, "runs": runs, "ahead": ahead})
         result = live.engines(tmp_path, {"engine": job | {"env": live.V2 | skip}})["engine"]
         assert "error" not in result, result.get("error")
         run, target, drafter = result["runs"][0], *map(tiny.load, models)
@@ -109,3 +110,4 @@ class TestLive:
             assert (fit.p > ALPHA) == (patched or not grammar)
             assert not patched or min(p for _, p in rates) > ALPHA
         assert result["kernels"][0]["strays"] == 0 and result["kernels"][0]["fallen_back"] == {}
+        live.check_heard(result, PROMPT)

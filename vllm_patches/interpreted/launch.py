@@ -119,14 +119,14 @@ class Interpreted(simt.Kernel):
         if name in RECORD.fallen_back:
             self.triton_kernel[grid](*args, **kwargs)
             return
-        tensors = [item for item in (*args, *kwargs.values()) if hasattr(item, "untyped_storage")]
+        tensors = [item for item in (*args, *kwargs.values()) if hasattr(item, "untyped_storage")] if self.check else []
         before = [tensor.clone() for tensor in tensors]
         try:
             self._in_lockstep(grid, args, kwargs)
         except Exception as error:  # whatever of Triton's language it does not know
             RECORD.fallen_back[name] = f"{type(error).__name__}: {error}"
             logger.warning("%s runs in Triton's interpreter, which is slow: %s", name, RECORD.fallen_back[name])
-            _restore(tensors, before)
+            simt.machine.take_back()
             self.triton_kernel[grid](*args, **kwargs)
             return
         if self.check:

@@ -341,6 +341,8 @@ class Machine:
         """Lanes that execute the current statement, [lanes, 1]; None means all."""
         self.strays = 0
         """Loads and stores outside their tensor so far, over all launches: reads gave 0, writes were dropped."""
+        self.written: list[tuple[Array, Array, Array]] = []
+        """Of each store of the launch, in turn: memory, places, and what was there."""
 
     @contextmanager
     def only(self, condition: Any) -> Iterator[bool]:
@@ -352,6 +354,16 @@ class Machine:
             yield bool(np.any(condition)) and (self.active is None or bool(self.active.any()))
         finally:
             self.active = before
+
+    def keep(self, memory: Array, offset: Array) -> None:
+        """These places are about to be written."""
+        self.written.append((memory, offset, memory[offset]))
+
+    def take_back(self) -> None:
+        """Put all that the launch has written back as it was."""
+        while self.written:
+            memory, offset, before = self.written.pop()
+            memory[offset] = before
 
     def narrow(self, *masks: Any) -> Any:
         """Active lanes and all the given masks."""
@@ -388,13 +400,16 @@ def store(address: Pointer | Address, value: Any, mask: Any = True, **hints: Any
     if isinstance(address, Address):
         offset, raw, live, _ = np.broadcast_arrays(offset, raw, live, address.base)
         for here, memory in address.memory(live, offset):
+            machine.keep(memory, offset[here])
             memory[offset[here]] = raw[here].astype(memory.dtype)
         return
     offset, raw, live = np.broadcast_arrays(offset, raw, live)
     inside = (offset >= 0) & (offset < address.memory.size)
     machine.strays += int((live & ~inside).sum())
     taken = live & inside
-    address.write(offset[taken], raw[taken])
+    places = offset[taken]
+    machine.keep(address.memory, places)
+    address.write(places, raw[taken])
 
 
 def _atomic(operation: Any) -> Callable[..., None]:
@@ -408,6 +423,7 @@ def _atomic(operation: Any) -> Callable[..., None]:
         inside = (offset >= 0) & (offset < address.memory.size)
         machine.strays += int((live & ~inside).sum())
         taken = live & inside
+        machine.keep(address.memory, offset[taken])
         operation.at(address.memory, offset[taken], raw[taken].astype(address.memory.dtype))
 
     return apply
@@ -659,6 +675,7 @@ class Kernel:
             kwargs = {name: value for name, value in kwargs.items() if name in self.arg_names}
             shape = grid(kwargs) if callable(grid) else grid
             machine.grid = (*shape, *(1,) * (3 - len(shape)))
+            machine.written = []
             ids = np.indices(machine.grid).reshape(3, -1, 1).astype(np.int32)
             machine.program_ids = list(ids)
             if ids.shape[1]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vllm_patches.methods import DETERMINISTIC
 from vllm_patches.taps.counters import ONE_HOT, PADDED, WITH_Q
-from vllm_patches.taps.tap import Step
+from vllm_patches.taps.tap import Step, put, starts
 
 
 class Count:
@@ -23,8 +23,7 @@ class Count:
         """Count each request of the step that has drafts."""
         if len(step.drafts) == 0:
             return
-        counts = torch.tensor([count for count in step.counts if count])
-        first = (counts.cumsum(0) - counts).to(step.drafts.device, non_blocking=True)
+        first = put(starts(step.counts), step.drafts.device)
         padded = step.drafts[first] < 0
         self._add(PADDED, padded.sum())
         if self._samples_drafts and step.greedy is not True:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm_patches.pieces import pieces
 from vllm_patches.taps.overlap import measure
 from vllm_patches.taps.recorder import Recorder
-from vllm_patches.taps.tap import Step, Told
+from vllm_patches.taps.tap import Step, Told, put
 
 MEASURED = ("ratio", "alpha", "spread", "favoured", "favoured_mass", "pull", "pull_mean", "pull_spread")
 """What `measure_rows` says of a row."""
@@ -39,7 +39,7 @@ class Evidence:
         return lambda emitted: self._add(step, p, emitted)
 
     def _add(self, step: Step, p: Tensor, emitted: Tensor) -> None:
-        counts = torch.tensor(step.counts).to(p.device, non_blocking=True)
+        counts = put(step.counts, p.device)
         owner = torch.repeat_interleave(counts, output_size=sum(step.counts))
         place = torch.arange(len(owner), device=p.device) - (counts.cumsum(0) - counts)[owner]
         token, number = emitted[owner, place], (emitted >= 0).sum(-1)[owner]

@@ -15,14 +15,16 @@ At temperature 0 all drafts are certain. A place where nothing was drafted has n
 of the text it is of, so that such steps can be told apart though none accepts anything.
 
 Both runners; V1 with synchronous scheduling and the patches that draft and keep q (`ledger`), V2 with eager steps: in a
-CUDA graph of the drafter no draft could be set.
+CUDA graph of the drafter no draft could be set. Neither waits for the device: V1's runner has told the host how many
+tokens are out, V2's keeps that on the device, where the texts are laid beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,11 +33,60 @@ from vllm_patches.patches import v1_draft_sampling
 from vllm_patches.pieces import softmax_pieces
 from vllm_patches.state import TEXT
 from vllm_patches.taps.recorder import Recorder
-from vllm_patches.taps.tap import Step
+from vllm_patches.taps.tap import Step, put, starts
 
 NO_TOKEN = -1
-Standing = tuple[list[int], int]
-"""A request's text, and how many tokens are out."""
+
+
+class Standing(Protocol):
+    """Where some requests [B] stand in their texts."""
+
+    def due(self, counts: Sequence[int], ahead: int = 0) -> Tensor:
+        """The texts' next tokens [sum(counts)], so many of each request, after those that are `ahead`.
+
+        NO_TOKEN past the text and for a request without one.
+        """
+
+    def places(self, counts: Sequence[int]) -> Tensor:
+        """How many tokens of its request are out [sum(counts)]."""
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """As the host knows it: the texts, and how many tokens of each are out."""
+
+    texts: list[list[int]]
+    out: list[int]
+    device: torch.device
+
+    def due(self, counts: Sequence[int], ahead: int = 0) -> Tensor:
+        standing = zip(self.texts, self.out, counts, strict=False)
+        places = [(text, out + ahead + j) for text, out, count in standing for j in range(count)]
+        return put([text[place] if place < len(text) else NO_TOKEN for text, place in places], self.device)
+
+    def places(self, counts: Sequence[int]) -> Tensor:
+        return put([out for out, count in zip(self.out, counts, strict=False) for _ in range(count)], self.device)
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """The same on the device: a table of texts, which of its rows the requests have [B], what is out of them [B]."""
+
+    table: Tensor
+    rows: Tensor
+    out: Tensor
+
+    def due(self, counts: Sequence[int], ahead: int = 0) -> Tensor:
+        owner = self._owners(counts)
+        place = self.out[owner] + ahead + put([j for count in counts for j in range(count)], owner.device)
+        last = self.table.shape[1] - 1
+        return self.table[self.rows[owner], place.clamp(max=last)].masked_fill(place > last, NO_TOKEN)
+
+    def places(self, counts: Sequence[int]) -> Tensor:
+        return self.out[self._owners(counts)]
+
+    def _owners(self, counts: Sequence[int]) -> Tensor:
+        return put([owner for owner, count in enumerate(counts) for _ in range(count)], self.rows.device)
 
 
 class Replay:
@@ -44,6 +95,7 @@ class Replay:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._drafted = 0
+        self._requests = 0
         self._recorder = Recorder()
 
     def open(self) -> None:
@@ -64,32 +116,23 @@ class Replay:
         self._runner._sample = self._sample
         v1_draft_sampling.choose = None
 
-    def texts(self, names: Sequence[str]) -> list[Standing]:
-        """For each of the requests `names` its text ([] for a request without one) and how many tokens are out."""
-        found = []
-        for name in names:
-            request = self._runner.requests[name]
-            text = (request.sampling_params.extra_args or {}).get(TEXT, [])
-            found.append((text, len(request.output_token_ids)))
-        return found
+    def standing(self, names: Sequence[str], device: torch.device) -> Standing:
+        """Where the requests `names` stand now."""
+        requests = [self._runner.requests[name] for name in names]
+        texts = [(request.sampling_params.extra_args or {}).get(TEXT, []) for request in requests]
+        return OnHost(texts, [len(request.output_token_ids) for request in requests], device)
 
     def hear(self, step: Step) -> None:
         """Record kept, place and `of_law` [5, R] of all drafts. Before the verifier runs: it may work in place.
 
         place: tokens that are out when the step begins, the same for all its drafts.
         """
-        standing = list(zip(self.texts(step.names), step.counts, strict=False))
-        due = [
-            text[out + j] if out + j < len(text) else NO_TOKEN for (text, out), count in standing for j in range(count)
-        ]
-        due_tokens = torch.tensor(due, device=step.drafts.device)
-        logits = step.logits[:]
-        chances = kept(due_tokens, step.drafts, logits, None if step.q is None else step.q[:])
-        places = torch.tensor([out for (_, out), count in standing for _ in range(count)]).to(chances)
-        first = [j == 0 for count in step.counts for j in range(count)]
-        starting = torch.tensor(first, device=due_tokens.device, dtype=torch.bool) & (due_tokens != NO_TOKEN)
-        law = of_law(due_tokens, logits, starting.nonzero()[:, 0], step.greedy)
-        self._recorder.add(step.names, step.counts, torch.cat([torch.stack([chances, places]), law.to(chances)]))
+        standing, logits = self.standing(step.names, step.drafts.device), step.logits[:]
+        due = standing.due(step.counts)
+        chances = kept(due, step.drafts, logits, None if step.q is None else step.q[:])
+        law = of_law(due, logits, put(starts(step.counts), due.device), step.greedy)
+        places = standing.places(step.counts).to(chances.dtype)
+        self._recorder.add(step.names, step.counts, torch.cat([torch.stack([chances, places]), law.to(chances.dtype)]))
 
     def drain(self) -> dict[str, Any]:
         """`Recorder.drain`: kinds kept, place, p, rank, spread."""
@@ -97,43 +140,41 @@ class Replay:
 
     def emit(self, sampled: Tensor) -> None:
         """Put each text's next token in place of what was sampled, in place: [B, 1 or K + 1], -1 for nothing."""
-        self._texts, self._drafted = self.texts(self._runner.input_batch.req_ids), 0
-        for row, (text, out) in enumerate(self._texts[: len(sampled)]):
-            if out < len(text):
-                sampled[row] = NO_TOKEN
-                sampled[row, 0] = text[out]
+        due = self._next(self._runner.input_batch.req_ids, sampled.device)[: len(sampled)]
+        forced = due != NO_TOKEN
+        sampled.masked_fill_(forced[:, None], NO_TOKEN)
+        sampled[:, 0] = torch.where(forced, due.to(sampled.dtype), sampled[:, 0])
+
+    def _next(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """What each of the requests emits now [B]; what they draft, from now on, follows it."""
+        self._standing, self._requests, self._drafted = self.standing(names, device), len(names), 0
+        return self._standing.due([1] * len(names))
 
     def draft(self, drafts: Tensor) -> Tensor:
         """The text's tokens in place of the drafts [B * n] of the next n positions, where the text goes on."""
-        each = len(drafts) // len(self._texts)
-        start, self._drafted = self._drafted, self._drafted + each
-        due = [
-            text[place] if (place := out + 1 + start + j) < len(text) else NO_TOKEN
-            for text, out in self._texts
-            for j in range(each)
-        ]
-        forced = torch.tensor(due, device=drafts.device, dtype=drafts.dtype)
-        return torch.where(forced == NO_TOKEN, drafts, forced)
+        each = len(drafts) // self._requests
+        due = self._standing.due([each] * self._requests, 1 + self._drafted).to(drafts.dtype)
+        self._drafted += each
+        return torch.where(due == NO_TOKEN, drafts, due)
 
 
 class ReplayV2(Replay):
-    """The same on the V2 runner, whose batch and counts of tokens are on the device: they are read back each step."""
+    """The same on the V2 runner, which names a request by its place in its states and counts tokens on the device."""
 
     def open(self) -> None:
         """Stand where requests come in, where tokens are chosen and where drafts are drawn."""
-        runner, self._given, self._out = self._runner, dict[str, list[int]](), dict[str, int]()
+        runner = self._runner
+        places, device = runner.req_states.max_num_reqs, runner.req_states.device
+        self._table = torch.full((places, 1), NO_TOKEN, device=device)
+        self._prompts = torch.zeros(places, dtype=torch.int64, device=device)
         add, sample = runner.add_requests, runner.sample
 
         @wraps(add)
         def add_requests(scheduler_output: Any) -> None:
-            for name in scheduler_output.finished_req_ids:
-                self._given.pop(name, None)
-                self._out.pop(name, None)
-            for new in scheduler_output.scheduled_new_reqs:
-                self._given[new.req_id] = (new.sampling_params.extra_args or {}).get(TEXT, [])
-                # One that was preempted comes again, and reads what was out like a prompt.
-                self._out[new.req_id] = len(new.prefill_token_ids) - new.prompt_len
             add(scheduler_output)
+            for new in scheduler_output.scheduled_new_reqs:
+                text = (new.sampling_params.extra_args or {}).get(TEXT, [])
+                self.come(runner.req_states.req_id_to_index[new.req_id], text, new.prompt_len)
 
         @wraps(sample)
         def sampled(hidden_states: Tensor, input_batch: Any, *args: Any) -> Any:
@@ -158,8 +199,22 @@ class ReplayV2(Replay):
             delattr(owner, name)
         vars(self._runner.speculator).pop("sample_draft", None)
 
-    def texts(self, names: Sequence[str]) -> list[Standing]:
-        return [(self._given.get(name, []), self._out.get(name, 0)) for name in names]
+    def come(self, place: int, text: Sequence[int], prompt: int) -> None:
+        """A request has this place in vLLM's states from now on, also one that was preempted and is there again.
+
+        `text` is to follow its `prompt` tokens.
+        """
+        if (more := len(text) - self._table.shape[1]) > 0:
+            grown = self._table.new_full((len(self._table), max(more, self._table.shape[1])), NO_TOKEN)
+            self._table = torch.cat([self._table, grown], dim=1)
+        self._table[place] = NO_TOKEN
+        self._table[place, : len(text)] = put(list(text), self._table.device)
+        self._prompts[place] = prompt
+
+    def standing(self, names: Sequence[str], device: torch.device) -> Standing:
+        states = self._runner.req_states
+        rows = put([states.req_id_to_index[name] for name in names], device)
+        return OnDevice(self._table, rows, states.total_len.gpu[rows].long() - self._prompts[rows])
 
     def emit_v2(self, batch: Any, sampled: Tensor, number: Tensor, rejected: Tensor) -> None:
         """Put each text's next token in place of what was sampled, in place.
@@ -167,13 +222,12 @@ class ReplayV2(Replay):
         `sampled` [B, 1 or K + 1], of which `number` [B] count (0: a chunk of a prompt) and after which `rejected` [B]
         drafts are taken back.
         """
-        self._texts, self._drafted = self.texts(batch.req_ids), 0
-        tokens, drafts = number.tolist(), (batch.cu_num_logits_np[1:] - batch.cu_num_logits_np[:-1] - 1).tolist()
-        for row, (text, out) in enumerate(self._texts):
-            if tokens[row] and out < len(text):
-                sampled[row, 0], number[row], rejected[row] = text[out], 1, drafts[row]
-                tokens[row] = 1
-            self._out[batch.req_ids[row]] = out + tokens[row]
+        due = self._next(batch.req_ids, sampled.device)
+        forced = (due != NO_TOKEN) & (number > 0)
+        drafts = put((batch.cu_num_logits_np[1:] - batch.cu_num_logits_np[:-1] - 1).tolist(), sampled.device)
+        sampled[:, 0] = torch.where(forced, due.to(sampled.dtype), sampled[:, 0])
+        number.masked_fill_(forced, 1)
+        rejected.copy_(torch.where(forced, drafts.to(rejected.dtype), rejected))
 
 
 def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
@@ -192,7 +246,7 @@ def kept(tokens: Tensor, drafts: Tensor, logits: Tensor, q: Tensor | None) -> Te
 
 
 def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) -> Tensor:
-    """p, rank and spread [3, R] of the `tokens` [R] of those `rows`, NaN elsewhere.
+    """p, rank and spread [3, R] of the `tokens` [R] of those `rows`, NaN elsewhere and past the text.
 
     p is the chance that the target, `logits` [R, V], gives the token. rank is the mass of all likelier tokens and half
     the mass of those as likely: of a token that was drawn from p it has mean 1/2, and its variance is at most spread =
@@ -205,24 +259,34 @@ def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) 
         cold = certain[own][:, None]
         p = torch.where(cold, p == p.amax(1, keepdim=True), p)
         p = p / p.sum(1, keepdim=True)
-        at = p.gather(1, tokens[own].long()[:, None])
+        at = p.gather(1, tokens[own].clamp(min=0).long()[:, None])
         rank = p.mul(p > at).sum(1) + p.mul(p == at).sum(1) / 2
         found[:, own] = torch.stack(
             [at[:, 0], rank, ((1 - p.pow(3).sum(1, dtype=torch.float64)).clamp(min=0) / 12).to(p)]
         )
-    return found
+    return found.masked_fill(tokens == NO_TOKEN, torch.nan)
+
+
+def draws_by_itself(speculator: Any) -> bool:
+    """Whether V2's speculator samples drafts that depend on each other elsewhere than in `sample_draft`: DSpark,
+    DFlash 2 and LiLiCorr do."""
+    own = any(hasattr(speculator, name) for name in ("_sample_logits", "_score_candidates"))
+    return own and speculator.draft_logits is not None
 
 
 def start(runner: Any) -> Replay:
     """A listener that replays every request which names a text from now on, until it is closed.
 
-    Raises `NotImplementedError` for a V1 runner with async scheduling and a V2 runner with CUDA graphs.
+    Raises `NotImplementedError` for a V1 runner with async scheduling, and for a V2 runner with CUDA graphs or with a
+    drafter whose sampled drafts cannot be set.
     """
     config = runner.vllm_config
     if config.use_v2_model_runner and not config.model_config.enforce_eager:
         raise NotImplementedError("replay on the V2 runner needs --engine-arg enforce_eager=true; or --runner v1")
     if not config.use_v2_model_runner and runner.use_async_scheduling:
         raise NotImplementedError("replay on the V1 runner needs --engine-arg async_scheduling=false")
+    if config.use_v2_model_runner and draws_by_itself(runner.speculator):
+        raise NotImplementedError("replay cannot set the drafts of a drafter that draws by itself: --drafting greedy")
     replay = ReplayV2(runner) if config.use_v2_model_runner else Replay(runner)
     replay.open()
     return replay

@@ -5,7 +5,8 @@ vLLM's own way, the method `extract_hidden_states` with its connector, copies th
 leaves no room for a look at what it wrote. This is a hook on the loaded model: the normed last state is what its
 forward pass returns, the residual stream after inner layers what models that EAGLE-3 drafters exist for return too.
 
-V1 runner, eager mode: a compiled model would not see that other layers are wanted.
+V1 runner, eager mode: a compiled model would not see that other layers are wanted. Each pass waits until its states
+are on the host, where they must go in any case: texts are read once, and nothing is timed while they are.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +63,17 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """Undo whatever else was set up to listen."""
+
+
+def put(values: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers that the host knows, on the device; nobody waits for them to get there."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def starts(counts: Sequence[int]) -> list[int]:
+    """Of R = sum(counts) drafts, which are the first of their request."""
+    ends = list(accumulate(counts, initial=0))
+    return [start for start, count in zip(ends, counts, strict=False) if count]
 
 
 class Tap:
@@ -162,8 +174,8 @@ def _wrap_v1(tap: Tap, runner: Any) -> None:
         drafts, counts, _, _, q, logits, _, sampling = args[:8]
         greedy: Tensor | bool = sampling.all_greedy
         if not sampling.all_greedy and not sampling.all_random:
-            each = torch.tensor(counts, device=logits.device)
-            greedy = (sampling.temperature < GREEDY_BELOW).repeat_interleave(each)
+            cold = sampling.temperature < GREEDY_BELOW
+            greedy = cold.repeat_interleave(put(counts, logits.device), output_size=sum(counts))
         step = Step(runner.input_batch.req_ids[: len(counts)].copy(), list(counts), drafts, logits, q, greedy)
         return tap.verify(step, lambda: verifier(*args, **kwargs), lambda output: output)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from speceval.errors import UserError
 from speceval.protocol import Runner
@@ -16,6 +18,8 @@ CHOICE = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's own switch; unset: it chooses itself."""
 CPU_VERSIONS = ">=0.32"
 """Versions of vLLM whose V2 runner has a CPU path (PEP 440)."""
+CONFIG = "vllm.config.vllm"
+"""Refuses the V2 runner where its process has no Triton."""
 APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """What gives an engine a process of its own that takes over nothing of this one."""
 
@@ -47,7 +51,7 @@ def choose(runner: Runner | None, version: str) -> Callable[[], None]:
     """
     wanted = environment(runner, version)
     before = {name: os.environ.get(name) for name in (*wanted, *APART)}
-    config = sys.modules.get("vllm.config.vllm")
+    config: Any = sys.modules.get(CONFIG)
     has_triton = getattr(config, "HAS_TRITON", None)
 
     def restore() -> None:
@@ -68,8 +72,10 @@ def choose(runner: Runner | None, version: str) -> Callable[[], None]:
         raise
     if apart:
         os.environ.update(APART)
-        if config is not None:  # this process checks the configuration, and the engine's has it
-            vars(config)["HAS_TRITON"] = interprets
+        if config is None:  # Triton came with something else, to compile, before vLLM
+            config = importlib.import_module(CONFIG)
+            has_triton = config.HAS_TRITON
+        vars(config)["HAS_TRITON"] = interprets  # this process checks the configuration, and the engine's has it
     if envs := sys.modules.get("vllm.envs"):
         envs.disable_envs_cache()  # an engine that ran before has frozen what it saw
     return restore

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.reads import NobodyWaits
 
 from vllm_patches.state import TEXT
 from vllm_patches.taps import replay
@@ -165,75 +166,156 @@ def test_runners_that_cannot_replay_are_refused_with_the_mend(
         replay.start(runner(vllm_config=config, use_async_scheduling=asynchronous))
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_drafter_whose_draws_cannot_be_set_is_refused_unless_it_draws_nothing(sampled: bool) -> None:
+    """DSpark's next draft depends on the one before: along its own drafts, not the text, it would be measured."""
+    live = RunnerV2()
+    live.speculator._sample_logits = live.speculator.sample_draft  # type: ignore[attr-defined]
+    if not sampled:
+        live.speculator.draft_logits = None  # type: ignore[assignment]
+        assert isinstance(replay.start(live), replay.ReplayV2)
+        return
+    with pytest.raises(NotImplementedError, match="draws by itself: --drafting greedy"):
+        replay.start(live)
+
+
 class Speculator:
     """It drafts 7."""
 
     draft_logits = torch.zeros(1)
 
+    def __init__(self, device: str) -> None:
+        self._device = device
+
     def sample_draft(self) -> torch.Tensor:
-        return torch.tensor([7, 7, 7])
+        return torch.tensor([7, 7, 7]).to(self._device)
 
 
 class RunnerV2:
-    """As much of vLLM's V2 runner as replay touches: it samples 9 and 8 everywhere."""
+    """As much of vLLM's V2 runner as replay touches: it samples 9 and 8 everywhere, and counts what is out."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         model = SimpleNamespace(enforce_eager=True)
         self.vllm_config = SimpleNamespace(use_v2_model_runner=True, model_config=model)
-        self.speculator = Speculator()
+        self.speculator = Speculator(device)
+        self.req_states = SimpleNamespace(
+            max_num_reqs=5,
+            device=torch.device(device),
+            req_id_to_index={},
+            total_len=SimpleNamespace(gpu=torch.zeros(5, dtype=torch.int32, device=device)),
+        )
         self.added: list[str] = []
 
     def add_requests(self, scheduled: Any) -> None:
-        self.added += [new.req_id for new in scheduled.scheduled_new_reqs]
+        """A request gets the last place that is free, as in vLLM; one that is there again another one."""
+        places = self.req_states.req_id_to_index
+        for new in scheduled.scheduled_new_reqs:
+            places.pop(new.req_id, None)
+            places[new.req_id] = max(set(range(5)) - set(places.values()))
+            self.req_states.total_len.gpu[places[new.req_id]] = len(new.prefill_token_ids)
+            self.added.append(new.req_id)
+
+    def come(self, given: dict[str, Any], out: int = 0) -> None:
+        """Requests come in with a prompt of three tokens and their texts (None: without), of which some are out."""
+        new = [
+            SimpleNamespace(
+                req_id=name,
+                sampling_params=SimpleNamespace(extra_args=text and {TEXT: text}),
+                prompt_len=3,
+                prefill_token_ids=[1] * (3 + out),
+            )
+            for name, text in given.items()
+        ]
+        self.add_requests(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set()))
 
     def sample(self, hidden_states: Any, batch: Any, grammar: Any) -> Any:
-        number = torch.tensor(batch.numbers)
-        rejected = torch.from_numpy(np.diff(batch.cu_num_logits_np)) - number
-        return SimpleNamespace(sampled_token_ids=torch.tensor([[9, 8, 8]] * len(number))), number, rejected
+        device = self.req_states.device
+        number = torch.tensor(batch.numbers, dtype=torch.int32).to(device)
+        rejected = torch.from_numpy(np.diff(batch.cu_num_logits_np)).to(device) - number
+        return SimpleNamespace(sampled_token_ids=torch.tensor([[9, 8, 8]] * len(number)).to(device)), number, rejected
+
+    def step(self, names: str, drafts: int, *numbers: int) -> tuple[torch.Tensor, ...]:
+        """Tokens, how many count, how many are taken back, and two drafts of each, of one step of the requests."""
+        starts = np.arange(len(names) + 1) * (drafts + 1)
+        batch = SimpleNamespace(req_ids=list(names), cu_num_logits_np=starts, numbers=list(numbers))
+        output, number, rejected = self.sample(None, batch, None)
+        rows = [self.req_states.req_id_to_index[name] for name in names]
+        self.req_states.total_len.gpu[rows] += number  # as vLLM does before it drafts
+        return output.sampled_token_ids, number, rejected, *(self.speculator.sample_draft() for _ in range(2))
 
 
 def test_on_the_v2_runner_each_step_emits_the_texts_next_token_and_takes_all_drafts_back() -> None:
     live = RunnerV2()
     given = {"a": [10, 11, 12, 13], "b": None, "c": [20, 21]}
-
-    def come(names: str, out: int = 0, gone: str = "") -> None:
-        """Requests with a prompt of three tokens come in, of whose texts some tokens are out; others are done."""
-        new = [
-            SimpleNamespace(
-                req_id=name,
-                sampling_params=SimpleNamespace(extra_args=(text := given[name]) and {TEXT: text}),
-                prompt_len=3,
-                prefill_token_ids=[1] * (3 + out),
-            )
-            for name in names
-        ]
-        live.add_requests(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(gone)))
-
     replaying = replay.start(live)
-    come("abc")
+    live.come(given)
+
+    def due(names: str) -> list[int]:
+        return replaying.standing(list(names), torch.device("cpu")).due([1] * len(names)).tolist()
 
     def step(drafts: int, *numbers: int) -> tuple[list[Any], list[list[int]]]:
-        starts = np.arange(4) * (drafts + 1)
-        batch = SimpleNamespace(req_ids=list(given), cu_num_logits_np=starts, numbers=list(numbers))
-        output, number, rejected = live.sample(None, batch, None)
-        kept_tokens = [row[:n] for row, n in zip(output.sampled_token_ids.tolist(), number.tolist(), strict=True)]
-        return [kept_tokens, rejected.tolist()], [live.speculator.sample_draft().tolist() for _ in range(2)]
+        tokens, number, rejected, *own = live.step("abc", drafts, *numbers)
+        kept_tokens = [row[:n] for row, n in zip(tokens.tolist(), number.tolist(), strict=True)]
+        return [kept_tokens, rejected.tolist()], [drawn.tolist() for drawn in own]
 
     # The prompt of c is not done: it emits nothing, and stands where it stood.
     assert step(0, 1, 1, 0) == ([[[10], [9], []], [0, 0, 1]], [[11, 7, 21], [12, 7, 7]])
-    assert replaying.texts(list(given)) == [(given["a"], 1), ([], 1), (given["c"], 0)]
+    assert due("abc") == [11, NO_TOKEN, 20]
     assert step(2, 3, 2, 1)[0] == [[[11], [9, 8], [20]], [2, 1, 2]]
-    come("a", out=2)  # preempted, and there again
+    live.come({"a": given["a"]}, out=2)  # preempted, and there again, at another place
     emitted, drafts = step(2, 3, 1, 3)
     assert emitted == [[[12], [9], [21]], [2, 2, 2]] and drafts == [[13, 7, 7], [7, 7, 7]]
     assert step(2, 3, 1, 3)[0][0] == [[13], [9], [9, 8, 8]]  # the text of c is over
-    come("a", out=1)  # two of its steps were thrown away
-    assert replaying.texts("a") == [(given["a"], 1)]
-    come("", gone="ac")
-    assert replaying.texts(list(given)) == [([], 0), ([], 5), ([], 0)]
+    live.come({"a": given["a"]}, out=1)  # two of its steps were thrown away
+    assert due("abc") == [11, NO_TOKEN, NO_TOKEN]
+    live.come({"c": None, "d": [*range(30, 40)]})  # a text longer than all before it; c has no text any more
+    assert due("abcd") == [11, NO_TOKEN, NO_TOKEN, 30]
     replaying.close()
     assert step(2, 3, 1, 3) == ([[[9, 8, 8], [9], [9, 8, 8]], [0, 2, 0]], [[7, 7, 7]] * 2)
-    assert live.added == ["a", "b", "c", "a", "a"]
+    assert live.added == ["a", "b", "c", "a", "a", "c", "d"]
+
+
+def test_on_the_v2_runner_each_draft_is_held_against_the_token_due_in_its_place_too() -> None:
+    """The same numbers as on V1, for the same texts and tokens that are out."""
+    live = RunnerV2()
+    on_v2, on_v1 = replay.start(live), Replay(runner(*TEXTS))
+    for number, (text, out) in enumerate(TEXTS):
+        live.come({f"r{number}": text}, out)
+    generator = torch.Generator().manual_seed(2)
+    counts = [3, 2, 3, 0]
+    logits, q = torch.randn(8, 40, generator=generator), torch.rand(8, 40, generator=generator).softmax(-1)
+    step = Step(["r0", "r1", "r2", "r3"], counts, torch.zeros(8, dtype=torch.int32), logits, q, False)
+    for replaying in (on_v1, on_v2):
+        replaying.hear(step)
+    assert on_v1.drain() == on_v2.drain()
+
+
+def test_nothing_is_read_back_from_the_device_while_texts_are_replayed_on_the_v2_runner() -> None:
+    """On the device "meta", which has no values, whatever the host wanted to read would raise."""
+    live = RunnerV2("meta")
+    with NobodyWaits():
+        replaying = replay.start(live)
+        live.come({"a": [10, 11, 12, 13], "b": None, "c": [20, 21]})
+        tokens = live.step("abc", 0, 1, 1, 0)
+        mixed = (True, torch.zeros(5, dtype=torch.bool).to("meta"), False)
+        for greedy in mixed:
+            replaying.hear(meta_step(["a", "b", "c"], [3, 0, 2], greedy))
+        assert all(tensor.device.type == "meta" for tensor in (*tokens, *live.step("abc", 2, 3, 2, 1)))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        replaying.drain()
+
+
+def test_nor_on_the_v1_runner_which_has_told_the_host_what_is_out() -> None:
+    replaying = Replay(runner(*TEXTS))
+    with NobodyWaits():
+        replaying.hear(meta_step(["r0", "r1", "r2", "r3"], [3, 2, 0, 0], False))
+        replaying.emit(torch.zeros(4, 4, dtype=torch.int32).to("meta"))
+        assert replaying.draft(torch.zeros(4, dtype=torch.int32).to("meta")).device.type == "meta"
+
+
+def meta_step(names: list[str], counts: list[int], greedy: Any) -> Step:
+    drafts, table = torch.zeros(5, dtype=torch.int32).to("meta"), torch.rand(5, 40).to("meta")
+    return Step(names, counts, drafts, table, table.clone(), greedy)
 
 
 def test_started_it_replaces_what_is_sampled_and_drafted_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stand_ins import Batch, v1_runner, v2_runner
+from support.reads import NobodyWaits
 
 from vllm_patches import pieces
 from vllm_patches.patches import v2_draft_truncation, v2_grammar_drafts
@@ -45,12 +46,14 @@ def with_count(probabilistic: bool = True, method: str = "eagle3") -> count.Coun
 
 
 def test_nothing_is_read_back_from_the_device_while_a_step_is_recorded() -> None:
-    """On the device "meta", which has no values, whatever the host wanted to read would raise."""
+    """On the device "meta", which has no values, whatever the host wanted to read would raise. Replay has its own
+    test."""
     mixed = step(cooled(Batch([3, 0, 1, 2], seed=1), 0), "meta")
     listeners: list[Any] = [overlap.Overlap(), with_count(), evidence.Evidence()]
-    for listener in listeners:
-        if told := listener.hear(mixed):
-            told(torch.zeros(4, 4, dtype=torch.int64, device="meta"))
+    with NobodyWaits():
+        for listener in listeners:
+            if told := listener.hear(mixed):
+                told(torch.zeros(4, 4, dtype=torch.int64, device="meta"))
     for listener in listeners:
         with pytest.raises((RuntimeError, NotImplementedError)):
             listener.drain()
@@ -63,8 +66,9 @@ def test_nothing_is_read_back_while_drafts_are_truncated_or_held_against_a_gramm
     asked = SimpleNamespace(top_k=SimpleNamespace(gpu=torch.ones(4, dtype=torch.int32, **there)))
     asked.top_p = SimpleNamespace(gpu=torch.ones(4, **there))
     rows = torch.zeros(3, dtype=torch.int32, **there)
-    kept = v2_draft_truncation.truncated(torch.ones(3, 6, **there), rows, torch.ones(4, **there), asked)
-    gone = v2_grammar_drafts.excluded(torch.ones(3, 6, **there), rows)
+    with NobodyWaits():
+        kept = v2_draft_truncation.truncated(torch.ones(3, 6, **there), rows, torch.ones(4, **there), asked)
+        gone = v2_grammar_drafts.excluded(torch.ones(3, 6, **there), rows)
     assert (kept.device.type, kept.shape, gone.device.type, gone.shape) == ("meta", (3, 6), "meta", (3,))
 
 
