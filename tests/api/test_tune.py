@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +129,39 @@ def test_the_engine_of_the_target_alone_says_in_one_line_what_ails_it(tmp_path: 
         alone.steps(1)
     assert ended.value.__cause__ is not None  # so that the log stays
     alone.close()
+
+
+BUSY = """
+from pathlib import Path
+from speceval.measure.beside import Beside
+from speceval.measure.job import prepare
+asked = dict(target="zoo", draft="kl-eagle3", k=1, temperature=1, suite_names=["demo"], engine="simulated")
+alone = Beside(prepare(out=Path({out!r}), **asked), Path({out!r}, "log"))
+print(alone._process.pid, flush=True)
+alone.answers(100_000)
+"""
+
+
+def test_a_killed_command_leaves_no_engine_of_the_target_alone_behind(tmp_path: Path) -> None:
+    """It is in the middle of something that takes minutes."""
+    command = [sys.executable, "-c", BUSY.format(out=str(tmp_path))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        child = int(killed.stdout.readline())
+        time.sleep(0.5)
+        killed.kill()
+    deadline = time.monotonic() + 10
+    while _runs(child):
+        assert time.monotonic() < deadline, os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
