@@ -190,6 +190,21 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says:
     assert "\n" not in str(done.exception)
 
 
+@pytest.mark.parametrize("where", ["speceval.measure.tune.measure", "speceval.api.tuning._confirm"])
+def test_ctrl_c_is_answered_with_what_the_same_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    command = ["tune", "--target", "zoo", "--engine", "simulated", "--draft", "kl-eagle3", "--batch", "1", "--k", "2"]
+    command += ["--max-tokens", "8", "--bursts", "3", "--answers", "8", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and not (tmp_path / "tune.json").exists()
+    assert done.stderr.splitlines()[-1] == "interrupted: tune keeps no timings; the same command starts again"
+
+
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     command = ["tune", "--target", "zoo", "--engine", "simulated", "--draft", "kl-eagle3", "--batch", "1", "--k", "2"]
     command += ["--max-tokens", "8", "--bursts", "3", "--answers", "8", "--no-confirm", "--out", str(tmp_path)]
