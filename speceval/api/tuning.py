@@ -131,7 +131,7 @@ def tune(
     if plot is not None:
         from speceval.show import tuning as shown
 
-        plots.save(shown.heat_map(rates), Path(plot))
+        plots.save(shown.heat_map(rates, measured.device, measured.runner), Path(plot))
     if progress:
         for path in (directory / bursting.RESULT, *([] if plot is None else [Path(plot)])):
             wrote(path)

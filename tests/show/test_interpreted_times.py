@@ -6,13 +6,15 @@ import dataclasses
 import io
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from support.records import FACTS, MACHINE
 from support.table_runs import constant, write_run
 
 from speceval.estimate import comparison
-from speceval.show import notes
+from speceval.estimate.tuning import ALONE, Error, Rate, Setting
+from speceval.show import notes, tuning
 from speceval.show.comparison import comparison_tables
 from speceval.show.layouts import build
 from speceval.show.report import build as page
@@ -71,3 +73,12 @@ def test_compare_says_it_of_speed_ups_alone(tmp_path: Path, runner: str, says: b
 @pytest.mark.parametrize(("runner", "says"), [("V2", True), ("V1", False)])
 def test_the_report_says_it(tmp_path: Path, runner: str, says: bool) -> None:
     assert (SAYS in page.render(page.gather([timed_run(tmp_path / "run", runner)]))) == says
+
+
+@pytest.mark.parametrize(("runner", "says"), [("V2", True), ("V1", False)])
+def test_the_heat_map_of_tune_says_it(runner: str, says: bool) -> None:
+    rates = [
+        Rate(setting, 1, 10.0, 9.0, 11.0, (speed, speed - 0.1, speed + 0.1), 1.5, 20.0, Error(()), pd.Series())
+        for setting, speed in ((Setting("kl-eagle3", 2), 0.9), (ALONE, 1.0))
+    ]
+    assert (SAYS in tuning.heat_map(rates, "cpu", runner).axes[0].get_title()) == says
