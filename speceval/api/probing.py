@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 from speceval.api.words import errors_by_parameter
 from speceval.engines.server.client import STANDS_ALONE, Client
-from speceval.engines.server.probe import Seen, look
+from speceval.engines.server.probe import Seen, look, runner_of
 
 
 @errors_by_parameter()
@@ -21,10 +22,11 @@ def probe(url: str, *, dialect: str | None = None, model: str | None = None, api
 
     Returns:
         What was found: `dialect`, `version`, `evidence` ("steps", "histogram", "requests", "totals", "nothing"),
-        `missing`, `notes`, and all of it as `as_json()`.
+        `missing`, `notes`, `runner` ("V1", "V2", None: not told), and all of it as `as_json()`.
 
     Raises:
         UserError: nothing answers there, or not like a server of that kind.
     """
     with closing(Client(url, key_variable=api_key_env, mend=STANDS_ALONE)) as client:
-        return look(client, model, dialect)
+        seen = look(client, model, dialect)
+        return replace(seen, runner=runner_of(client)) if seen.workers else seen

@@ -40,8 +40,10 @@ class Serving:
         words += ["--k", str(spec.k), "--temp", f"{spec.temperature:g}", "--batch", str(spec.batch)]
         if spec.temperature > 0 and spec.drafting == "greedy":
             words += ["--drafting", "greedy"]
-        for flag, value, default in (("--method", spec.method, None), ("--rejection", spec.rejection, "standard")):
+        changed = (("--method", spec.method, None), ("--rejection", spec.rejection, "standard"))
+        for flag, value, default in (*changed, ("--runner", spec.runner, None)):
             words += [] if value == default else [flag, str(value)]
+        words += ["--trust-remote-code"] * spec.trust_remote_code
         return shlex.join(words)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from speceval.measure.launch import fetch
 from speceval.measure.output import output_to, terminal
 from speceval.measure.start import order
 from speceval.store.schema import versioned
-from speceval.terminal import wrote
+from speceval.terminal import say, wrote
 
 MOST_K = 8
 """Where no K is asked for."""
@@ -115,32 +116,41 @@ def tune(
 
         plots.require_format(Path(plot))
     jobs = _jobs(target, drafts, ks, asked)
-    if not progress:
-        measured = bursting.measure(jobs, batches, bursts, answers, output_to, beside=beside)
-    else:
-        with terminal() as console:
-            done = 0
-
-            def started(setting: Setting) -> None:
-                nonlocal done
-                name = "the target alone" if setting == ALONE else f"{setting.draft} K={setting.k}"
-                console.print(f"[{min(done, len(jobs))}/{len(jobs)}] {name}", markup=False, highlight=False)
-                done += 1
-
+    try:
+        with _told(len(jobs)) if progress else nullcontext(lambda _: None) as started:
             measured = bursting.measure(jobs, batches, bursts, answers, output_to, started, beside)
-    rates = tuning.rates(measured)
-    content = _content(target, temperature, measured, rates, jobs)
-    if confirm:
-        _confirm(content, rates, jobs)
+        rates = tuning.rates(measured)
+        content = _content(target, temperature, measured, rates, jobs)
+        if confirm:
+            _confirm(content, rates, jobs)
+    except KeyboardInterrupt:
+        if progress:
+            say("interrupted: tune keeps no timings; the same command starts again")
+        raise
     write_whole(directory / bursting.RESULT, _text(versioned("tune", content)))
     if plot is not None:
         from speceval.show import tuning as shown
 
-        plots.save(shown.heat_map(rates), Path(plot))
+        plots.save(shown.heat_map(rates, measured.device, measured.runner), Path(plot))
     if progress:
         for path in (directory / bursting.RESULT, *([] if plot is None else [Path(plot)])):
             wrote(path)
     return Tuning(rates, content)
+
+
+@contextmanager
+def _told(number: int) -> Iterator[Callable[[Setting], None]]:
+    """Says on standard error which of so many settings is begun."""
+    with terminal() as console:
+        done = 0
+
+        def started(setting: Setting) -> None:
+            nonlocal done
+            name = "the target alone" if setting == ALONE else f"{setting.draft} K={setting.k}"
+            console.print(f"[{min(done, number)}/{number}] {name}", markup=False, highlight=False)
+            done += 1
+
+        yield started
 
 
 def _jobs(target: str, drafts: Sequence[str], ks: Sequence[int], asked: dict[str, Any]) -> dict[Setting, Job]:

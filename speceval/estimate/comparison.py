@@ -146,6 +146,7 @@ def _facts(number: int, run: StoredRun) -> dict[str, Any]:
         "run": str(run.directory),
         **run.meta.spec.model_dump(mode="json", include=names),
         "status": run.meta.status,
+        **run.meta.fingerprint.engine.model_dump(include={"device", "runner"}),
         "replay": replay.is_replay(run),
         "problems": run.meta.problems,
     }

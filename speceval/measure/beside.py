@@ -6,7 +6,9 @@ Engines of one process share vLLM's state, and one that is closed would take the
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -155,8 +157,19 @@ class _Alone:
         self._stream.drain()
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, which a killed one cannot ask for: what is under way may
+    take minutes, and holds the device's memory.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(job: Job, pipe: Connection, log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     with output_to(log):
         try:
             engine = engines.open(order(job).alone())

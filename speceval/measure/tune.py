@@ -83,7 +83,7 @@ def measure(
         if not together:
             _visit(found, alone, batches, bursts)
             alone.close()
-        with closing(Kept()) as kept, log(engine_log):
+        with log(engine_log), closing(Kept()) as kept:  # an engine says a last word when it is closed
             for setting in sorted(jobs, key=lambda setting: -setting.k):
                 started(setting)
                 asked = {s.k: job for s, job in jobs.items() if s.draft == setting.draft}

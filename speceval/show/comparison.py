@@ -11,6 +11,7 @@ from rich.text import Text
 from speceval.estimate.statistics import COVERS
 from speceval.fitting import Fitting
 from speceval.show.cells import plus_minus
+from speceval.show.notes import INTERPRETED, interpreted
 from speceval.show.tables import LOAD
 
 LEVEL = 0.05
@@ -115,6 +116,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
         )
     for compared_speed in found["speedups"]:
         notes += _speedup_notes(compared_speed)
+    notes += _interpreted_notes(found)
     notes += [f"ALLOWED TO DIFFER: {line}" for line in found["allowed"]]
     warned: dict[str, list[str]] = {}
     for row in compared:
@@ -138,6 +140,14 @@ def _speedup_notes(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     return notes + ([f"run {found['run']}: {found['refused']}."] if found["refused"] else [])
+
+
+def _interpreted_notes(found: dict[str, Any]) -> list[str]:
+    """Of runs whose times are compared above and are none of vLLM's."""
+    if not any(row["rows"] for row in found["speedups"]) and not any(row.get("load") for row in found["comparisons"]):
+        return []
+    numbers = [run["number"] for run in found["runs"] if interpreted(run["device"], run["runner"])]
+    return [f"times of run {number}: {INTERPRETED}." for number in numbers]
 
 
 def _load_notes(row: dict[str, Any], where: str) -> list[str]:

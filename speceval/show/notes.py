@@ -28,12 +28,19 @@ def interpreted(device: str | None, runner: str | None) -> bool:
     return device == "cpu" and runner == "V2"
 
 
+def interpreted_in(meta: RunMeta) -> bool:
+    """Whether a run's times say nothing of vLLM."""
+    engine = meta.fingerprint.engine
+    return interpreted(engine.device, engine.runner)
+
+
 def of_load(found: dict[str, Any] | None) -> list[str]:
     """What a reader must know of a run's times, and its throughput."""
     if found is None:
         return []
     arrivals = "each as soon as there is room" if found["rate"] == "inf" else f"{found['rate']:g} a second, at random"
     lines = [f"load: conversations begin {arrivals}; at most {found['max_concurrency']} requests at once."]
+    lines += [f"load: {INTERPRETED}."] * found["interpreted"]
     whole = found["throughput"]
     if whole is None:
         return [*lines, "throughput: not told, the run was interrupted."]
@@ -62,8 +69,7 @@ def speed(meta: RunMeta) -> str:
         return ""
     engines = meta.engine_seconds / seconds
     each = "" if engines < SEVERAL else f" on each of {engines:.1f} engines"
-    engine = meta.fingerprint.engine
-    slow = f"; {INTERPRETED}" * interpreted(engine.device, engine.runner)
+    slow = f"; {INTERPRETED}" * interpreted_in(meta)
     return f"{tokens / seconds:,.0f} tokens a second, {meta.spec.batch} requests at once{each}{slow}"
 
 
@@ -94,10 +100,9 @@ def of_run(run: StoredRun, shown: dict[str, Any]) -> list[str]:
             "speed-up: tokens per second over the target's alone, in turns on this machine; its interval's unit: "
             "a block of conversations."
         )
-        engine = run.meta.fingerprint.engine
-        if interpreted(engine.device, engine.runner):
+        if interpreted_in(run.meta):
             notes.append(f"speed-up: {INTERPRETED}.")
-        elif engine.device == "cpu":
+        elif run.meta.fingerprint.engine.device == "cpu":
             notes.append(
                 "speed-up: a CPU has little idle time for drafts to fill: the best K is small there (`speceval tune` "
                 "finds it), and the gain shrinks with the batch."

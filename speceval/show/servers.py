@@ -19,6 +19,8 @@ def table(seen: dict[str, Any]) -> RenderableType:
     rows.add_row("evidence", f"{seen['evidence']}: {seen['gives']}")
     if seen["workers"]:
         rows.add_row("workers", WORKERS)
+    if seen["runner"]:
+        rows.add_row("runner", seen["runner"])
     if seen["totals"]:
         rows.add_row("totals", "on its metrics page: others' traffic is noticed; `speceval watch`")
     for name, value in seen["told"].items():

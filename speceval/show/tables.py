@@ -79,6 +79,7 @@ def load_of(run: StoredRun) -> dict[str, Any] | None:
         "rate": run.meta.spec.rate,
         "max_concurrency": most,
         "throughput": load.throughput(run.turns, seconds, most) if whole else None,
+        "interpreted": notes.interpreted_in(run.meta),
         "suites": {name: load.summarise(run.suite(name)[1]) for name in run.suites},
     }
 

@@ -82,9 +82,9 @@ def _source(source: dict[str, Any]) -> str:
     return f"{source['how']}, {source['tokens']:,} tokens, {source['steps']:,} verify steps"
 
 
-def heat_map(rates: Sequence[Rate]) -> Figure:
+def heat_map(rates: Sequence[Rate], device: str | None = None, runner: str | None = None) -> Figure:
     """Speed of every drafter and K over the target alone, by batch size: blue is faster, red slower, * as good as the
-    best of its batch size.
+    best of its batch size. `device`, `runner`: of the engines.
     """
     batches = sorted({rate.batch for rate in rates})
     settings = [setting for setting in _settings(rates) if setting != ALONE]
@@ -97,7 +97,8 @@ def heat_map(rates: Sequence[Rate]) -> Figure:
     axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     axis.set_yticks(range(len(settings)), [f"{setting.draft} K={setting.k}" for setting in settings])
     axis.set_xlabel("batch")
-    axis.set_title("* as good as the best of its batch size", fontsize=8)
+    title = ["* as good as the best of its batch size", *[INTERPRETED] * interpreted(device, runner)]
+    axis.set_title("\n".join(title), fontsize=8)
     for row, setting in enumerate(settings):
         for column, batch in enumerate(batches):
             mark = "*" if by[setting, batch].as_good else ""

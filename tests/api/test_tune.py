@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +131,39 @@ def test_the_engine_of_the_target_alone_says_in_one_line_what_ails_it(tmp_path: 
     alone.close()
 
 
+BUSY = """
+from pathlib import Path
+from speceval.measure.beside import Beside
+from speceval.measure.job import prepare
+asked = dict(target="zoo", draft="kl-eagle3", k=1, temperature=1, suite_names=["demo"], engine="simulated")
+alone = Beside(prepare(out=Path({out!r}), **asked), Path({out!r}, "log"))
+print(alone._process.pid, flush=True)
+alone.answers(100_000)
+"""
+
+
+def test_a_killed_command_leaves_no_engine_of_the_target_alone_behind(tmp_path: Path) -> None:
+    """It is in the middle of something that takes minutes."""
+    command = [sys.executable, "-c", BUSY.format(out=str(tmp_path))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        child = int(killed.stdout.readline())
+        time.sleep(0.5)
+        killed.kill()
+    deadline = time.monotonic() + 10
+    while _runs(child):
+        assert time.monotonic() < deadline, os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -150,6 +188,21 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says:
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, UserError) and says in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+@pytest.mark.parametrize("where", ["speceval.measure.tune.measure", "speceval.api.tuning._confirm"])
+def test_ctrl_c_is_answered_with_what_the_same_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    command = ["tune", "--target", "zoo", "--engine", "simulated", "--draft", "kl-eagle3", "--batch", "1", "--k", "2"]
+    command += ["--max-tokens", "8", "--bursts", "3", "--answers", "8", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and not (tmp_path / "tune.json").exists()
+    assert done.stderr.splitlines()[-1] == "interrupted: tune keeps no timings; the same command starts again"
 
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:

@@ -155,6 +155,18 @@ def test_probe_names_the_flag_that_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "says"), [({"runner": "V2"}, "V2"), ({"runner": "V1"}, "V1"), ({"runner": 7}, None)]
+)
+def test_probe_tells_the_runner_that_the_workers_have(settings: dict[str, Any], says: str | None) -> None:
+    with StandIn(active(), **settings) as server:
+        shown, told = command("probe", server.url).output, speceval.probe(server.url)
+    assert told.runner == told.as_json()["runner"] == says
+    assert ("runner" in shown) == (says is not None) and (says or "") in shown
+    with StandIn(active(), closed=WORKERLESS, **settings) as server:
+        assert speceval.probe(server.url).runner is None
+
+
+@pytest.mark.parametrize(
     "information", ["VllmConfig(…)", {"speculative_config": "…"}, {"speculative_config": None}, None]
 )
 def test_whatever_a_server_says_of_itself_it_can_be_probed(information: Any) -> None:

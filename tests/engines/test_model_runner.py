@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from types import SimpleNamespace
@@ -84,6 +85,16 @@ def test_where_v2_cannot_run_one_line_says_so_and_nothing_stays_set(
     with pytest.raises(UserError, match=line):
         model_runner.choose("v2", version)
     assert environment() == {}
+
+
+def test_without_triton_nothing_is_started_for_v2_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server is told by its environment alone: it would end minutes later, with an error of its own."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--runner v2: on a CPU it takes the package triton"):
+        model_runner.environment("v2", "0.32.0")
+    model_runner.environment("v1", "0.32.0")
+    monkeypatch.setattr(model_runner, "device", lambda: "cuda")
+    model_runner.environment("v2", "0.32.0")
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2"])

@@ -23,11 +23,20 @@ from speceval.store import read_run
 SCRIPT = Path(served.__file__)
 
 
+LOW_LIMIT = (
+    "(APIServer pid=1) WARNING 11-26 20:04:02 [system_utils.py:255] Found ulimit of 20000 and failed to automatically "
+    "increase. This can cause fd limit errors like `OSError: [Errno 24] Too many open files`. Consider increasing"
+)
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
         (["(pid=1) ValueError: no K", "RuntimeError: Engine core initialization failed."], "ValueError: no K"),
         (["api_server.py: error: unrecognized arguments: --x"], "api_server.py: error: unrecognized arguments: --x"),
+        ([LOW_LIMIT, "ValueError: block is biased"], "ValueError: block is biased"),
+        ([LOW_LIMIT[len("(APIServer pid=1) ") :]], "it ended with exit code 3, and its log says why"),
+        (["(pid=1) ERROR 11-26 20:04:02 [core.py:1] OSError: no file"], "OSError: no file"),
         (["INFO loading"], "it ended with exit code 3, and its log says why"),
     ],
 )  # fmt: skip

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from test_offline import ORDER
 from typer.testing import CliRunner
 
 from speceval import cli
+from speceval.api.serving import Serving
 from speceval.engines.vllm import serving, start
 from speceval.errors import UserError
+from speceval.protocol import RunSpec
 from vllm_patches.worker import EXTENSION
 
 RUN = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1")
@@ -47,3 +52,24 @@ def test_every_argument_of_an_engine_becomes_a_flag() -> None:
 def test_flags_that_exclude_each_other_are_one_line(words: tuple[str, ...], says: str) -> None:
     done = CliRunner().invoke(cli.app, [*RUN, *words])
     assert isinstance(done.exception, UserError) and str(done.exception).startswith(says), done.output
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, ()),
+        ({"runner": "v2"}, ("--runner", "v2")),
+        ({"trust_remote_code": True}, ("--trust-remote-code",)),
+        ({"method": "eagle3", "drafting": "greedy"}, ("--drafting", "greedy", "--method", "eagle3")),
+    ],
+)
+def test_the_command_that_measures_a_server_asks_for_what_was_started(
+    asked: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    spec = RunSpec(
+        **{"target": "t", "draft": "d", "k": 3, "temperature": 1, "drafting": "probabilistic", "suites": ("demo",)}
+        | asked
+    )
+    command = Serving("http://127.0.0.1:1", "t", Path("log"), spec, SimpleNamespace()).command()  # type: ignore[arg-type]
+    usual = "speceval run --url http://127.0.0.1:1 --target t --draft d --k 3 --temp 1 --batch 32"
+    assert command == " ".join((usual, *words))

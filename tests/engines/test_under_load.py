@@ -169,7 +169,7 @@ def test_load_is_read_beside_tau_in_tables_and_comparisons(server: StandIn, tmp_
 def test_it_is_said_that_requests_which_run_together_delay_each_other(concurrency: float, says: bool) -> None:
     rates = dict.fromkeys(("request_throughput", "output_throughput", "total_token_throughput"), INTERVAL)
     whole = {**rates, "concurrency": concurrency, "held": 0, "begun": 24, "waited_ms": 0.0}
-    lines = notes.of_load({"rate": "inf", "max_concurrency": 8, "throughput": whole})
+    lines = notes.of_load({"rate": "inf", "max_concurrency": 8, "throughput": whole, "interpreted": False})
     assert any("delay each other" in line for line in lines) == says
 
 

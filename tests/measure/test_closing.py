@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import speceval
 from speceval.engines.simulated import SimulatedEngine
 from speceval.errors import UserError
 from speceval.exactness import run as verification
@@ -118,3 +120,21 @@ def test_a_second_engine_that_does_not_start_leaves_the_first_one_closed(
     with pytest.raises(UserError):
         list(timing.time_blocks(job(tmp_path), [1]))
     assert [engine._closed for engine in opened] == [True]
+
+
+@pytest.mark.parametrize("what", ["sweep", "tune"])
+def test_an_engine_s_last_words_are_in_its_log(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM in a process of its own tells how it is stopped, when the last run has long been printed."""
+    monkeypatch.setattr(SimulatedEngine, "close", lambda self: print("shutdown: complete", flush=True))
+    if what == "sweep":
+        common = {"target": "zoo", "suites": ["demo"], "engine": "simulated", "max_tokens": 8, "limit": 2}
+        content = {"name": "s", "common": common, "axes": {"draft": ["kl-eagle3", "lk-eagle3"], "temperature": [1]}}
+        (tmp_path / "s.yaml").write_text(json.dumps(content))
+        speceval.sweep(tmp_path / "s.yaml", out=tmp_path / "out")
+    else:
+        asked = {"engine": "simulated", "max_tokens": 8, "confirm": False, "bursts": 3, "answers": 2}
+        speceval.tune("zoo", ["kl-eagle3"], batches=(1,), ks=(2,), out=tmp_path / "out", **asked)
+    assert "shutdown" not in "".join(capfd.readouterr())
+    assert any("shutdown: complete" in log.read_text() for log in (tmp_path / "out").rglob("engine.log"))

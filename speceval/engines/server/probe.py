@@ -57,6 +57,8 @@ class Seen:
     missing: list[tuple[str, str]] = field(default_factory=list)
     """What it does not tell, and the flag that would make it."""
     notes: list[str] = field(default_factory=list)
+    runner: str | None = None
+    """vLLM's model runner, "V1" or "V2", where its workers were asked (`runner_of`)."""
 
     @property
     def rule(self) -> str | None:
@@ -80,6 +82,7 @@ class Seen:
             "evidence": self.evidence,
             "gives": GIVES[self.evidence],
             "workers": self.workers,
+            "runner": self.runner,
             "totals": self.totals,
             "context": self.context,
             "told": self.told,
@@ -236,6 +239,15 @@ def _workers(client: Client) -> bool:
         answer = client.post("/collective_rpc", {"method": "patch_status", "args": []})
         return isinstance(answer["results"][0], list)
     return False
+
+
+def runner_of(client: Client) -> str | None:
+    """The model runner of vLLM's workers, with our extension; None where they do not tell."""
+    with suppress(UserError, KeyError, TypeError, IndexError):
+        answer = client.post("/collective_rpc", {"method": "engine_settings", "args": []})
+        told = answer["results"][0]["runner"]
+        return told if told in ("V1", "V2") else None
+    return None
 
 
 def _version(row: Dialect, pages: dict[str, Any], listed: Any) -> str | None:

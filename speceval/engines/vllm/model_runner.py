@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ CPU_VERSIONS = ">=0.32"
 """Versions of vLLM whose V2 runner has a CPU path (PEP 440)."""
 CONFIG = "vllm.config.vllm"
 """Refuses the V2 runner where its process has no Triton."""
+WITHOUT_TRITON = "--runner v2: on a CPU it takes the package triton: pip install 'triton>=3.9,<4'"
 APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """What gives an engine a process of its own that takes over nothing of this one."""
 
@@ -39,6 +41,8 @@ def environment(runner: Runner | None, version: str) -> dict[str, str]:
     if runner == "v2" and device() == "cpu":
         if not within(CPU_VERSIONS, version):
             raise UserError(f"--runner v2: vLLM {version} runs it on a GPU only; on a CPU it takes vLLM {CPU_VERSIONS}")
+        if importlib.util.find_spec("triton") is None:
+            raise UserError(WITHOUT_TRITON)
         wanted |= {name: os.environ.get(name, value) for name, value in interpreted.ENVIRONMENT.items()}
     return wanted
 
@@ -90,7 +94,7 @@ def _settled_otherwise(interprets: bool) -> bool:
     try:
         interpreted.prepare()
     except ImportError:
-        raise UserError("--runner v2: on a CPU it takes the package triton: pip install 'triton>=3.9,<4'") from None
+        raise UserError(WITHOUT_TRITON) from None
     except RuntimeError:
         return True
     return False

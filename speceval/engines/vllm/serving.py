@@ -39,6 +39,8 @@ ENVIRONMENT = {
 _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """The server is on this machine, to which no proxy leads."""
 _TELLING = re.compile(r"\b(?:\w+Error|\w+Exception): .+|^\S*(?:api_server|entry)\S*: error: .+")
+_REMARK = re.compile(r"(?:^|\) )(?:DEBUG|INFO|WARNING) \d\d-\d\d ")
+"""Of vLLM's log, what is no error: it warns of a low `ulimit -n` with the OSError that could come of it."""
 _WRAPPERS = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|See root cause")
 
 
@@ -142,7 +144,8 @@ def answers(url: str) -> bool:
 
 def reason(lines: list[str], code: int) -> str:
     """Why a server ended, from its last lines: the first error that is not about another one."""
-    told = [match[0] for line in lines if (match := _TELLING.search(line)) and not _WRAPPERS.search(line)]
+    heard = [line for line in lines if not _REMARK.search(line) and not _WRAPPERS.search(line)]
+    told = [match[0] for line in heard if (match := _TELLING.search(line))]
     return " ".join(told[0].split())[:300] if told else f"it ended with exit code {code}, and its log says why"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from speceval.errors import UserError
 from speceval.measure import launch
 from speceval.measure.job import Job, against, stored
 from speceval.measure.kept import How, Kept
-from speceval.measure.output import Watch
+from speceval.measure.output import Watch, output_to
 from speceval.measure.replicas.launch import Log, run_all
 from speceval.measure.replicas.on_ray import Cluster
 from speceval.measure.sweep.cells import Cell, Sweep
 from speceval.store import StoredRun, read_run
+
+LOG = "engine.log"
+"""Of a run, in its directory."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def execute(
     does, and the same call goes on. Raises `UserError` where an engine cannot run at all.
     """
     _get_ready(sweep)
-    with closing(Kept()) as kept:
+    with _quietly_closed() as (kept, logs):
         for number, cell in enumerate(sweep.cells):
             before = dict(kept.how)
             try:
@@ -57,14 +60,28 @@ def execute(
                 known = stored(job)
                 if known is None or not known.complete:
                     job = replace(job, command=command)
+                    logs.append(job.directory / LOG)
                     known = launch.run(job, watch(number, cell), log, kept.use)
                 how = next((name for name, count in kept.how.items() if count > before[name]), None)
                 yield Outcome(cell, known, how=how)
             except UserError as error:
                 yield Outcome(cell, None, str(error))
             except Exception as error:
-                _note(cell.job.directory / "engine.log")
+                _note(cell.job.directory / LOG)
                 yield Outcome(cell, None, f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _quietly_closed() -> Iterator[tuple[Kept, list[Path]]]:
+    """What keeps an engine, and the logs of the runs that it was given to: to the last of them goes what it says when
+    it is closed.
+    """
+    kept, logs = Kept(), list[Path]()
+    try:
+        yield kept, logs
+    finally:
+        with output_to(logs[-1]) if logs and logs[-1].is_file() else nullcontext():
+            kept.close()
 
 
 def execute_on(

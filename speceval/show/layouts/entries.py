@@ -16,6 +16,7 @@ from speceval.estimate.statistics import cluster_warnings
 from speceval.private import without_places
 from speceval.protocol import differing
 from speceval.show import published
+from speceval.show.notes import INTERPRETED, interpreted_in
 from speceval.show.published import Figure
 from speceval.show.tables import grade_note, suite_summary
 from speceval.store import StoredRun, directories
@@ -59,6 +60,11 @@ class Entry:
     def measured(self) -> bool:
         """Whether it comes from a run."""
         return self.run is not None
+
+    @property
+    def times_notes(self) -> tuple[str, ...]:
+        """What a reader must know of its times."""
+        return (f"{INTERPRETED}.",) if self.run is not None and interpreted_in(self.run.meta) else ()
 
     @property
     def usual_drafting(self) -> bool:

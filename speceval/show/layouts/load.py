@@ -76,7 +76,7 @@ def _cells(entry: Entry, found: dict[str, Any] | None) -> tuple[Cell, ...]:
 
     suite = found["suites"][entry.name] if found else None
     whole = found["throughput"] if found else None
-    rate = Cell("", notes=(NO_TIMES,)) if spec.rate is None else Cell(f"{float(spec.rate):g}")
+    rate = Cell("", notes=(NO_TIMES,)) if spec.rate is None else Cell(f"{float(spec.rate):g}", notes=entry.times_notes)
     return (
         *(Cell(text) for text in (entry.suite, str(entry.k), f"{entry.temperature:g}")),
         rate,

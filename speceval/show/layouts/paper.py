@@ -200,9 +200,8 @@ def _speedup(entry: Entry) -> Cell:
     interval = entry.speedup
     if interval["value"] is None:
         return NONE
-    return Cell(
-        plus_minus(dict(interval), DECIMALS), number(entry.facts, "speedup", interval, batch=entry.speedup_batch)
-    )
+    facts = number(entry.facts, "speedup", interval, batch=entry.speedup_batch)
+    return Cell(plus_minus(dict(interval), DECIMALS), facts, notes=entry.times_notes)
 
 
 def _mean(row: Sequence[Entry]) -> Cell:

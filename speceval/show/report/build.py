@@ -19,6 +19,7 @@ from speceval.protocol import flatten
 from speceval.show.cells import plus_minus, z_value
 from speceval.show.comparison import signed
 from speceval.show.labels import labels
+from speceval.show.notes import INTERPRETED, interpreted_in
 from speceval.show.plots import style
 from speceval.show.report import along, differences, samples, verification
 from speceval.show.report.audits import Audit, audit
@@ -236,7 +237,10 @@ def _of_run(one: Shown, alone: bool) -> list[Statement]:
     # Of several runs the differences are the result; each one's tau stands above them.
     taus = [_tau(one, column) for column, found in zip(one.columns, measured, strict=True) if alone or not found]
     forced = [FORCED] if one.run.meta.spec.rejection == "synthetic" else []
-    return [*forced, *taus, *_books(one.run), *_agreement(one), _verified(one), _audited(one.audits)]
+    times = [Statement("look", f"Speed-up: {INTERPRETED}.")] * bool(
+        one.run.meta.speedup and interpreted_in(one.run.meta)
+    )
+    return [*forced, *taus, *times, *_books(one.run), *_agreement(one), _verified(one), _audited(one.audits)]
 
 
 def _of_replay(one: Shown, alone: bool) -> list[Statement]:
