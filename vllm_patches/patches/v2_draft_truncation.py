@@ -17,6 +17,8 @@ from vllm_patches.patches.v1_draft_sampling import GREEDY_BELOW, truncate
 from vllm_patches.patches.v2_sampling_states import states
 from vllm_patches.settings import draft_truncation
 
+ROW = "v2-draft-truncation"
+
 
 def replace(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`DraftModelSpeculator.sample_draft` whose draft logits are truncated on the way."""
@@ -55,11 +57,14 @@ def truncates(config: Any) -> bool:
 
 
 def row(speculator: Any) -> str:
-    """The ledger row that truncates the drafts of this speculator of vLLM's; "" where none does."""
+    """The ledger row that truncates the drafts of this speculator of vLLM's; "" where none does.
+
+    ROW if it draws in `sample_draft`, each draft by itself.
+    """
     if hasattr(getattr(speculator, "model", None), "sample_sequential"):
         return ""  # its model draws with a kernel of its own (vLLM 0.33, MLA DSpark)
     drawn_by = {"_sample_logits": "v2-dspark-truncation", "candidate_sampler": "v2-candidate-truncation"}
-    return next((found for name, found in drawn_by.items() if hasattr(speculator, name)), "v2-draft-truncation")
+    return next((found for name, found in drawn_by.items() if hasattr(speculator, name)), ROW)
 
 
 def any_truncated(requests: Any) -> bool:

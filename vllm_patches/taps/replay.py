@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vllm_patches.patches import v1_draft_sampling
+from vllm_patches.patches import v1_draft_sampling, v2_draft_truncation
 from vllm_patches.pieces import softmax_pieces
 from vllm_patches.state import TEXT
 from vllm_patches.taps.recorder import Recorder
@@ -268,10 +268,8 @@ def of_law(tokens: Tensor, logits: Tensor, rows: Tensor, greedy: Tensor | bool) 
 
 
 def draws_by_itself(speculator: Any) -> bool:
-    """Whether V2's speculator samples drafts that depend on each other elsewhere than in `sample_draft`: DSpark,
-    DFlash 2 and LiLiCorr do."""
-    own = any(hasattr(speculator, name) for name in ("_sample_logits", "_score_candidates"))
-    return own and speculator.draft_logits is not None
+    """Whether V2's speculator samples drafts elsewhere than in `sample_draft`: each depends on the one before."""
+    return v2_draft_truncation.row(speculator) != v2_draft_truncation.ROW and speculator.draft_logits is not None
 
 
 def start(runner: Any) -> Replay:
