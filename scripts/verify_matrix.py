@@ -67,8 +67,6 @@ V2_VERSIONS = (
     *("medusa T=1, V2", "mlp T=1, V2", "dflash T=1, V2", "dspark T=1, V2"),
 )
 """The same for versions from V2_FIRST on."""
-V2_LATER = {"0.33": "xpress"}
-"""Drafters that vLLM has from a version on. XPress drafts argmaxes: as released, its q is that of nothing."""
 V2_METHODS = ("eagle3", "draft_model", "mtp", "medusa", "mlp", "dflash", "dflash2", "dspark")
 HEADS = ("medusa", "mlp")
 """They have three heads, and vLLM's V2 runner has no drafter for them."""
@@ -111,6 +109,8 @@ V2_DESIGN = (
 """Method, temperature, K and words: any two values of two of these meet in a row, where vLLM lets them."""
 V2_FIRST = Version("0.32")
 """The first vLLM whose V2 runner starts on a CPU."""
+V2_LATER = Version("0.33")
+"""The first with `later_rows`."""
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,19 @@ def versions(directory: str) -> list[Row]:
     version = package.name.removesuffix(".dist-info").split("-")[1].split("+")[0]
     wanted = VERSIONS + (V2_VERSIONS if Version(version) >= V2_FIRST else ())
     rows = [row for row in plan() if row.name in wanted]
-    for first, draft in V2_LATER.items():
-        if Version(version) >= Version(first):
-            options = ("--temp", "1", "--batch", V2_BATCH, *own_k(draft), "--runner", "v2")
-            rows.append(Row(f"{draft} T=1, drafts greedy, V2", draft, (*options, "--drafting", "greedy"), v2=True))
-            rows.append(Row(f"stock {draft} T=1, V2", draft, options, False, v2=True))
+    rows += later_rows() if Version(version) >= V2_LATER else []
     return [replace(row, name=f"{row.name}, vLLM {version}", vllm=directory) for row in rows]
+
+
+def later_rows() -> list[Row]:
+    """Those of what vLLM has, or has right, from V2_LATER on: block verification, and XPress drafters, which draft
+    argmaxes and as released are verified by a q that nobody wrote."""
+    options = ("--temp", "1", "--batch", V2_BATCH, "--k", "4", "--runner", "v2")
+    return [
+        Row("eagle3 T=1, block verification, V2", "eagle3", (*options, "--rejection", "block"), v2=True),
+        Row("xpress T=1, drafts greedy, V2", "xpress", (*options, "--drafting", "greedy"), v2=True),
+        Row("stock xpress T=1, V2", "xpress", options, False, v2=True),
+    ]
 
 
 def own_k(draft: str) -> tuple[str, ...]:
