@@ -59,7 +59,7 @@ class Extension:
             "draft_sample_method": getattr(speculative, "draft_sample_method", None),
             "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
             "draft_truncation": draft_truncation(config)
-            and (not config.use_v2_model_runner or v2_truncates(config, self.model_runner.speculator)),  # type: ignore[attr-defined]
+            and (not config.use_v2_model_runner or v2_truncates(config, self._speculator())),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": model.quantization,
             "kv_cache_dtype": str(cache.cache_dtype),
@@ -73,6 +73,9 @@ class Extension:
             "pipeline_parallel": parallel.pipeline_parallel_size,
             "data_parallel": parallel.data_parallel_size,
         }
+
+    def _speculator(self) -> Any:
+        return getattr(getattr(self, "model_runner", None), "speculator", None)
 
     def drafter_loading(self) -> dict[str, Any]:
         """What this worker's vLLM made of the drafter's checkpoint (`loading.report`)."""

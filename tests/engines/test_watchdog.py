@@ -31,3 +31,10 @@ def test_a_question_that_vllm_asks_while_it_starts_is_answered_when_the_engine_d
     client.resources.engine_dead = True
     with pytest.raises(EngineDeadError):
         answer.result(timeout=30)
+
+
+def test_a_worker_that_misses_another_tells_of_a_dead_engine_and_no_other_error_does() -> None:
+    gone = "Worker failed with error '[pair.cc:537] Read error [127.0.0.1]:5026: Connection reset by peer. GLHF!', see"
+    assert watchdog.of_a_dead_engine(RuntimeError(gone))
+    assert not watchdog.of_a_dead_engine(RuntimeError("Worker failed with error 'no such K'"))
+    assert not watchdog.of_a_dead_engine(RuntimeError("the hub: Connection reset by peer"))

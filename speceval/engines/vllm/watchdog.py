@@ -6,6 +6,7 @@ as dead, but nobody wakes the caller that waits for its next output, or for the 
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import weakref
@@ -65,5 +66,9 @@ def wake(client: Any) -> None:
 
 
 def of_a_dead_engine(error: Exception) -> bool:
-    """Whether an error tells of a process that is gone: what waited for a worker's answer was "cancelled"."""
-    return type(error).__name__ == "EngineDeadError" or str(error).strip().endswith("cancelled")
+    """Whether an error tells of a process that is gone: what waited for a worker's answer was "cancelled", or another
+    worker was the first to notice.
+    """
+    told = str(error).strip()
+    alone = told.startswith("Worker failed") and re.search("Connection (reset|closed) by peer", told)
+    return type(error).__name__ == "EngineDeadError" or told.endswith("cancelled") or bool(alone)
