@@ -254,8 +254,6 @@ def write_dspark(path: Path, target: Path, *, draft_vocab: int = VOCAB, rank: in
         "markov_head.markov_w1.weight": _normal(draw, VOCAB, rank, scale=1.0),
         "markov_head.markov_w2.weight": _normal(draw, draft_vocab, rank, scale=rank**-0.5),
     }
-    if draft_vocab < VOCAB:
-        weights["lm_head.weight"] = load(target)["lm_head.weight"][VOCAB - draft_vocab :].clone()
     config |= {"architectures": ["Qwen3DSparkModel"], "markov_rank": rank, "block_size": 7}
     return _write(path, weights, config)
 
