@@ -19,6 +19,7 @@ LACKS = {"no cat": lambda: True, "no dog": lambda: False}
 def pytest_configure(config):
     config.pluginmanager.register(skips.Watch(skips.read(LISTED), LACKS))
 """
+WHOLE_FILE = CONFTEST.replace("test_them.py::test_cat", "test_them.py")
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_each_case_of_a_listed_test_may_be_skipped(session) -> None:
     assert session(case).ret == 0
 
 
+def test_a_listed_file_covers_all_its_tests_and_no_other_reason(session, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(WHOLE_FILE)
+    assert session(skipping("kitten", "no cat")).ret == 0
+    assert session(skipping("kitten", "tired")).ret == pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("cat", "tired"), ("cat", "no dog"), ("dog", "no dog")],
@@ -98,8 +105,9 @@ def test_the_list_names_tests_that_exist_and_reasons_that_are_known() -> None:
     expected = skips.read(skips.EXPECTED.read_text())
     assert len(expected) > 10 and set(expected.values()) <= set(machine.LACKS)
     for test in expected:
-        file, name = test.split("::")
-        assert re.search(rf"^ *def {name}\(", (machine.ROOT / file).read_text(), re.MULTILINE), test
+        file, _, name = test.partition("::")
+        beginning = rf"^ *def {name}\(" if name else "^def test_"
+        assert re.search(beginning, (machine.ROOT / file).read_text(), re.MULTILINE), test
 
 
 def test_this_session_is_watched(pytestconfig: pytest.Config) -> None:

@@ -1,7 +1,7 @@
 """Green means run: where CI=true, a test that is skipped without leave fails the session. Elsewhere it is a warning.
 
-`expected_skips.txt` gives leave: tests under the reason for which they may be skipped. The reason must hold on this
-machine, so that one machine's lack excuses no other.
+`expected_skips.txt` gives leave: tests, or whole files, under the reason for which they may be skipped. The reason must
+hold on this machine, so that one machine's lack excuses no other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EXPECTED = Path(__file__).with_name("expected_skips.txt")
 
 
 def read(text: str) -> dict[str, str]:
-    """Test id without parameters -> reason; a line "[reason]" stands before its tests, "#" begins a comment."""
+    """Test id without parameters, or a file -> reason; "[reason]" stands before its tests, "#" begins a comment."""
     expected, reason = {}, ""
     for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
         if line.startswith("["):
@@ -52,7 +52,7 @@ class Watch:
 
     def allows(self, test: str, why: str) -> bool:
         """Whether the test may be skipped for this reason on this machine."""
-        reason = self.expected.get(test.partition("[")[0])
+        reason = self.expected.get(test.partition("[")[0], self.expected.get(test.partition("::")[0]))
         return reason is not None and why.startswith(reason) and self.lacks[reason]()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
