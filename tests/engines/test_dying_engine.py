@@ -17,7 +17,7 @@ from support.pairs import PROMPTS, write_pair
 
 from speceval.store import read_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.long]
 
 SECONDS = 60
 """vLLM gives its other processes about ten of an idle machine to end."""
@@ -81,10 +81,7 @@ def start(root: Path, multiprocessing: str, workers: str) -> tuple[subprocess.Po
     return run, journal
 
 
-OTHERS = "the engine's own process", "a worker behind it"
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in OTHERS)) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_a_process_that_dies_ends_the_run_with_one_line_and_the_same_command_resumes(tmp_path: Path, case: str) -> None:
     multiprocessing, workers, choice = CASES[case]
     run, journal = start(tmp_path, multiprocessing, workers)

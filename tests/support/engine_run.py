@@ -14,7 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vllm import LLM, SamplingParams
+from speceval.engines.vllm.offline import uncollected
+
+with uncollected():
+    from vllm import LLM, SamplingParams
 
 from vllm_patches import status
 from vllm_patches.worker import EXTENSION, ask

@@ -1,5 +1,7 @@
 """Run vLLM engines on tiny checkpoints, each in a process of its own and several side by side.
 
+The processes are forked from one that has imported vLLM, which takes longer than most jobs.
+
 A job is {"llm": arguments of vllm.LLM, "runs": [...]}; a run is {"prompts": token ids of each request, "params":
 arguments of vllm.SamplingParams, or a list of them, one for each request}; its "keep": true keeps the prefix cache.
 The result has "worker" (patch statuses there), "kernels" (`worker.ask_kernels`), "preemptions" and "runs": by request
@@ -9,17 +11,21 @@ A job's "taps" listen to all its runs; "reads" has what of ours waited for the d
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from scipy import stats
 
+from speceval.engines.vllm.offline import uncollected
 from speceval.exactness.law import Fit, fit
 from vllm_patches import interpreted
 from vllm_patches.state import TEXT
@@ -43,6 +49,13 @@ DEFAULTS = {
 CPU_ALONE = "patches/v1_draft_sampling.py truncate: __int__"
 V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", **interpreted.ENVIRONMENT}
 """A job's "env" for the V2 runner on a CPU."""
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 def llm_arguments(target: Path, drafter: Path | None, method: str, k: int = 3, **changes: Any) -> dict[str, Any]:
@@ -82,40 +95,37 @@ def check_heard(result: dict[str, Any], prompt: list[int]) -> None:
 
 
 def engines(root: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Run the jobs, one a core; a job's "env" is added to its environment. {"error": log} for one that failed."""
+    """Run the jobs, one a core; a job's "env" is added to its environment. {"error": log} for one that failed.
 
-    def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
-        with start(root / name, job) as process:
-            try:
-                return finish(root / name, process)
-            finally:
-                process.kill()
+    All jobs are of one model runner.
+    """
+    folders = [write(root / name, job) for name, job in jobs.items()]
+    runners = [{name: value for name, value in job.get("env", {}).items() if name in V2} for job in jobs.values()]
+    assert all(runner == runners[0] for runner in runners)
+    environment = os.environ | ENVIRONMENT | runners[0]
+    command = [sys.executable, __file__, *map(str, folders)]
+    with (
+        (root / "log").open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            assert process.wait(timeout=600 * len(jobs)) == 0, (root / "log").read_text()[-4000:]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return dict(zip(jobs, map(read, folders), strict=True))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(jobs, pool.map(run, jobs, jobs.values()), strict=True))
 
-
-def start(folder: Path, job: dict[str, Any]) -> subprocess.Popen[bytes]:
+def write(folder: Path, job: dict[str, Any]) -> Path:
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(job))
-    environment = os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
-    command = [sys.executable, __file__, folder / "job.json", folder / "result.json"]
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, env=environment | job.get("env", {}), stdout=log, stderr=subprocess.STDOUT)
+    return folder
 
 
-def finish(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    code, log = process.wait(timeout=600), (folder / "log").read_text()
-    if code:
-        return {"error": log}
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result | {"log": log}
+def read(folder: Path) -> dict[str, Any]:
+    """The result that a job's process left."""
+    log, result = (folder / "log").read_text(), folder / "result.json"
+    return json.loads(result.read_text()) | {"log": log} if result.exists() else {"error": log}
 
 
 # ------------------------------------------------------------------------------------------------ reading a run
@@ -154,7 +164,6 @@ def schedule_ahead() -> None:
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    interpreted.prepare()  # of a job whose "env" is V2
     if job.get("ahead"):
         schedule_ahead()
     from reads import Watch  # type: ignore[import-not-found]
@@ -206,6 +215,42 @@ def generate(llm: Any, run: dict[str, Any], watch: Any) -> dict[str, Any]:
     }
 
 
+def run_all(folders: list[Path]) -> None:
+    """A process for each folder's job, as many at a time as there are cores."""
+    interpreted.prepare()  # of jobs whose "env" is V2
+    with uncollected():
+        from vllm import LLM  # noqa: F401
+        from vllm.v1.worker import cpu_model_runner  # noqa: F401
+    gc.freeze()  # vLLM makes ten collections as an engine starts, and each would look at all of its modules
+    running, waiting = 0, folders
+    while waiting or running:
+        if waiting and running < (os.cpu_count() or 1):
+            folder, *waiting = waiting
+            running += 1
+            if os.fork() == 0:
+                run_forked(folder)
+        else:
+            os.wait()
+            running -= 1
+
+
+def run_forked(folder: Path) -> NoReturn:
+    """In a process that was forked for it: no result.json if the job fails."""
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    job = json.loads((folder / "job.json").read_text())
+    os.environ |= job.get("env", {})
+    try:
+        result = json.dumps(run_job(job))
+        (folder / "part").write_text(result)
+        (folder / "part").rename(folder / "result.json")
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    source, destination = map(Path, sys.argv[1:])
-    destination.write_text(json.dumps(run_job(json.loads(source.read_text()))))
+    run_all([Path(folder) for folder in sys.argv[1:]])
