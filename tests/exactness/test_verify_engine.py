@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import live
 from support.pairs import PROMPTS, write_pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "",
+ENVIRONMENT = live.ENVIRONMENT | {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
 }
 ENGINE_ARGS = ("dtype=float32", "enforce_eager=true", "max_model_len=256")

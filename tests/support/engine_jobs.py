@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from support import live
+
 PROMPT = [3, 7, 11, 5]
 TEMPERATURES = [1.0, 0.7]
 
@@ -31,15 +33,8 @@ def start(
         "temperatures": TEMPERATURES,
     }
     (folder / "job.json").write_text(json.dumps(job))
-    environment = os.environ | {
-        "SPECEVAL_PATCHES": patches,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        # One unbound thread each: threads that wait for each other on shared cores are several times slower.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
+    asked = {"SPECEVAL_PATCHES": patches, "VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing}
+    environment = os.environ | live.ENVIRONMENT | asked
     script = Path(__file__).with_name("engine_run.py")
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(

@@ -26,6 +26,7 @@ import numpy as np
 from scipy import stats
 
 from speceval.engines.vllm.offline import uncollected
+from speceval.engines.vllm.start import ZOO_ENVIRONMENT
 from speceval.exactness.law import Fit, fit
 from vllm_patches import interpreted
 from vllm_patches.state import TEXT
@@ -49,13 +50,8 @@ DEFAULTS = {
 CPU_ALONE = "patches/v1_draft_sampling.py truncate: __int__"
 V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", **interpreted.ENVIRONMENT}
 """A job's "env" for the V2 runner on a CPU."""
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "",
-}
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONDONTWRITEBYTECODE": "", **ZOO_ENVIRONMENT}
+"""Of every tiny engine: in its caller's process, on one unbound thread."""
 
 
 def llm_arguments(target: Path, drafter: Path | None, method: str, k: int = 3, **changes: Any) -> dict[str, Any]:
